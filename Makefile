@@ -1,0 +1,25 @@
+# Makes the environment .venv where it is missing or older than pyproject.toml. PYTHON may name any Python >= 3.11.
+PYTHON ?= python3
+
+.PHONY: demo test lint slow
+
+demo: .venv/ready
+	.venv/bin/python jobs/search.py --config jobs/recipes/demo.yaml --storage runs --name demo --overwrite
+
+test: .venv/ready
+	.venv/bin/python -m pytest -m "not slow"
+
+slow: .venv/ready
+	.venv/bin/python -m pytest -m slow
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("mnist_ray needs Python 3.11 or newer; name one as make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@

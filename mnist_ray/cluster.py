@@ -1,0 +1,222 @@
+"""The Ray cluster that a job runs on: found or started, what it can hold, and jobs within it."""
+
+import contextlib
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.storage import RunStorage
+
+ROOT = Path(__file__).resolve().parent.parent  # where jobs/ lies
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that this process is connected to."""
+
+    dashboard: str | None  # URL of the job server
+    started_here: bool
+    runtime_env: Mapping[str, Any]  # of this process's own job
+
+
+def quiet_ray() -> None:
+    """Ray's environment variables that must be set before it is imported: no noise, nothing sent, no needless files."""
+    for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # everything is on storage at every moment: an interrupt can end at once
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are not what --resume reads
+        "TUNE_WARN_THRESHOLD_S": "10",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM, which `ray job stop` sends, is a KeyboardInterrupt as Ctrl-C is."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def running() -> bool:
+    """Whether this process would join a cluster that is there already."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return canonicalize_bootstrap_address(None) is not None
+    except ConnectionError as error:
+        raise SettingsError(f"RAY_ADDRESS: no cluster answers there: {error}") from error
+
+
+@contextlib.contextmanager
+def connected(verbose: bool) -> Iterator[Cluster]:
+    """Joins the cluster at RAY_ADDRESS or on this machine; where there is none, starts one with its job server on loopback and, at the
+    end, stops it and removes its session folder."""
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": verbose}
+    if not verbose:
+        options["logging_level"] = "ERROR"
+    started_here = not running()
+    folder = None
+    if started_here:
+        # Of its own, so that all of it can be removed; short, as Unix sockets below it allow 107 characters.
+        folder = tempfile.mkdtemp(prefix="mray-")
+        if "RAY_AUTH_MODE" not in os.environ:
+            token = Path(folder) / "auth_token"
+            token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
+            token.chmod(0o600)
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+    try:
+        try:
+            context = ray.init(**options)
+        except (ConnectionError, RuntimeError) as error:
+            raise WorkError(f"Ray cannot be {'started' if started_here else 'joined'}: {str(error).splitlines()[0]}") from error
+        url = context.dashboard_url
+        yield Cluster(f"http://{url}" if url else None, started_here, dict(ray.get_runtime_context().runtime_env))
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- resources
+
+
+def machine_resources() -> dict[str, float]:
+    """CPUs and GPUs of this machine, where no Ray has counted them yet."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.utils import get_num_cpus
+
+    return {"CPU": get_num_cpus(), "GPU": get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()}
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscaler_maximum() -> dict[str, float]:
+    """The most that an autoscaler may bring; empty where there is none."""
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config() or {}
+
+
+def check_fits(cpus: float, gpus: float, each: list[dict[str, float]], maximum: Mapping[str, float]) -> None:
+    """SettingsError where no node, nor what an autoscaler may bring, holds one trial of so many CPUs and GPUs."""
+    for flag, key, wanted in (("--cpus-per-trial", "CPU", cpus), ("--gpus-per-trial", "GPU", gpus)):
+        most = max([node.get(key, 0) for node in each] + [maximum.get(key, 0)])
+        if wanted > most:
+            raise SettingsError(f"{flag}: {wanted:g} wanted, but no node has more than {most:g} {key}s; allowed is at most {most:g}")
+
+
+def capacity(cpus: float, gpus: float, each: list[dict[str, float]], maximum: Mapping[str, float]) -> int:
+    """How many trials of so many CPUs and GPUs run at a time, on the living nodes or on all that an autoscaler may bring."""
+
+    def hold(node: Mapping[str, float]) -> int:
+        by_cpu = node.get("CPU", 0) / cpus
+        # A GPU's fractions cannot be added up across GPUs: 0.4 fits twice into each, whatever their number.
+        by_gpu = math.inf if not gpus else node.get("GPU", 0) * (1 // gpus) if gpus < 1 else node.get("GPU", 0) / gpus
+        return int(min(by_cpu, by_gpu))
+
+    return max(1, sum(map(hold, each)), hold(maximum))
+
+
+def check_shared_storage(storage: RunStorage) -> None:
+    """SettingsError where a node of the cluster does not see the files that this process writes."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2:
+        return
+    # Beside the run, not in it: nothing may be left behind where the storage is refused.
+    name, token = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
+    storage.write_bytes(name, token)
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def sees(uri: str) -> bool:
+        try:
+            return RunStorage(uri).read_bytes(name) == token
+        except (OSError, WorkError):
+            return False
+
+    try:
+        results = ray.get(
+            [sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote(storage.uri) for n in alive]
+        )
+    finally:
+        storage.delete(name)
+    if not all(results):
+        raise SettingsError(
+            f"--storage: {storage.uri} is not seen by {results.count(False)} of {len(alive)} nodes; "
+            "expected a shared file system or an object store as s3://bucket/path"
+        )
+
+
+# ---- jobs
+
+
+def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> str:
+    """Runs a script of jobs/ as a Ray job of its own, in the runtime environment of this one, printing its log as it grows.
+
+    Returns the job's id. Raises WorkError where it does not succeed. When this process is interrupted the job is stopped too.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    if cluster.dashboard is None:
+        raise WorkError("the cluster has no job server (dashboard), which the fine-tuning is submitted to; start Ray with ray[default]")
+    try:
+        client = JobSubmissionClient(cluster.dashboard)
+    except (ConnectionError, RuntimeError) as error:
+        raise WorkError(f"the job server at {cluster.dashboard} does not answer: {str(error).splitlines()[0]}") from error
+    runtime_env = dict(cluster.runtime_env)
+    # With a shipped working directory the job finds its script there, and `python` is the runtime environment's.
+    shipped = "working_dir" in runtime_env
+    command = ["python", f"jobs/{script}"] if shipped else [sys.executable, str(ROOT / "jobs" / script)]
+    job = client.submit_job(
+        entrypoint=shlex.join(command + arguments), runtime_env=runtime_env, submission_id=f"finetune-{uuid.uuid4().hex[:12]}"
+    )
+    printed = 0
+    finished = False
+    try:
+        while True:
+            status = client.get_job_status(job)
+            log = client.get_job_logs(job)
+            sys.stdout.write(log[printed:])
+            sys.stdout.flush()
+            printed = len(log)
+            if status.is_terminal():
+                finished = True
+                break
+            time.sleep(0.3)
+    finally:
+        if not finished:
+            client.stop_job(job)
+    if status != JobStatus.SUCCEEDED:
+        message = client.get_job_info(job).message or ""
+        raise WorkError(f"the job {job} ({script}) ended as {status.value}: {message.splitlines()[0] if message else 'see its log'}")
+    return job
+

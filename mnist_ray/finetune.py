@@ -1,0 +1,270 @@
+"""A run's best checkpoint -> fine-tune stages -> verified ONNX, published. A plain function; `jobs/finetune.py` calls it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_ray import cluster, data
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.settings import INTERRUPTED, FinetuneSettings
+from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
+from mnist_ray.storage import RunStorage, publish
+
+VERIFIED_ON = 1000  # real images on which the file is compared with torch
+RESTARTS = 3  # of the work when its worker or node dies; it goes on from its last epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the task is told besides the data."""
+
+    run: str
+    name: str
+    dataset: str
+    recipe: Recipe
+    onnx: bytes | None
+    cpus: float
+    gpus: float
+    precision: str
+
+
+def finetune(settings: FinetuneSettings) -> int:
+    """Runs the stages in a Ray task, so that the node this runs on needs no GPU. Returns the exit code."""
+    cluster.quiet_ray()
+    storage = RunStorage(settings.run)
+    if not storage.exists("run.json"):
+        raise SettingsError(f"--run: there is no run at {settings.run}")
+    run = storage.read_json("run.json")
+    searched = run["settings"]
+    if settings.onnx is None and not storage.exists("best/model.safetensors"):
+        raise SettingsError(f"--run: {settings.run} has no best checkpoint yet; expected a run whose search has finished a trial")
+    recipe = read_stages(settings.stages or searched["stages"])
+    data_dir = settings.data_dir or searched["data_dir"]
+    data.check(searched["dataset"], data_dir)
+    onnx = _read_onnx(settings.onnx) if settings.onnx else None
+    try:
+        with cluster.interruptible(), cluster.connected(settings.verbose):
+            train_part = data.load(searched["dataset"], "train", data_dir)
+            if train_part.sha256 != run["data"]["sha256"]:
+                raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")
+            test_part = data.load(searched["dataset"], "test", data_dir)
+            train, val = data.split(
+                train_part.labels,
+                val_images=searched["val_images"] or data.default_val_images(searched["dataset"]),
+                train_images=searched["train_images"],
+                seed=searched["seed"],
+            )
+            each = cluster.nodes()
+            gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
+            cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
+            cluster.check_fits(cpus, gpus, each, cluster.autoscaler_maximum())
+            work = Work(
+                settings.run, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"]
+            )
+            manifest = _in_task(work, train_part, test_part, train, val)
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: python jobs/finetune.py --run {settings.run}", flush=True)
+        return INTERRUPTED
+    storage.write_json("run.json", {**run, "state": "done", "end": datetime.now(UTC).isoformat(timespec="seconds")})
+    n, right = manifest["test_images"], round(manifest["test_accuracy"] * manifest["test_images"])
+    low, high = manifest["test_accuracy_interval"]
+    model = storage.join("model.onnx")
+    print(
+        f"test accuracy {right}/{n} = {right / n:.2%} ({n - right} errors; 95 % interval {low:.2%} to {high:.2%}), "
+        f"{manifest['n_parameters']:,} parameters\nmodel: {model}\n"
+        f"next: python jobs/predict.py '{model}' your-digit.png · python jobs/evaluate.py '{model}'",
+        flush=True,
+    )
+    return 0
+
+
+def _read_onnx(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"--onnx: {path} cannot be read: {error.strerror}") from error
+
+
+def _in_task(work: Work, train_part: data.Images, test_part: data.Images, train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
+    """Runs the chain on a node that has the resources, printing its lines; returns the manifest."""
+    import ray
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
+    arrays = [ray.put(a) for a in (train_part.images, train_part.labels, train, val, test_part.images, test_part.labels)]
+    task = ray.remote(num_cpus=work.cpus, num_gpus=work.gpus, max_retries=0)(run_chain)
+    for restart in range(RESTARTS + 1):
+        try:
+            result: str | dict[str, Any] = ""
+            for reference in task.remote(work, test_part.classes, *arrays):
+                result = ray.get(reference)
+                if isinstance(result, str):
+                    print(result, flush=True)
+            if isinstance(result, str):
+                raise WorkError("the fine-tuning ended without a model")
+            return result
+        except RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            if isinstance(error.cause, SettingsError | WorkError | OSError):
+                raise WorkError(str(error.cause)) from error
+            raise cause from error
+        except (WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
+            if restart == RESTARTS:
+                raise WorkError(f"the fine-tuning's worker died {restart + 1} times: {str(error).splitlines()[0]}") from error
+            print(f"the worker died; going on from its last epoch (restart {restart + 1} of {RESTARTS})", flush=True)
+    raise AssertionError("unreachable")
+
+
+def run_chain(
+    work: Work,
+    classes: tuple[str, ...],
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: np.ndarray,
+    val: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+) -> Iterator[str | dict[str, Any]]:
+    """Yields log lines and, last, the manifest of the published model.
+
+    images uint8 [n, C, H, W] and labels int64 [n] of the training part, train and val indices into it; test_images and test_labels are
+    touched only after the last stage has ended, through ONNX files.
+    """
+    import warnings
+
+    import torch
+
+    from mnist_ray import checkpoint, models, onnx_model
+    from mnist_ray.training import load_network, use_threads
+
+    use_threads(work.cpus)
+    device = torch.device("cuda" if work.gpus else "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # read-only views of shared memory, never written to
+        tensors = [torch.from_numpy(a).to(device) for a in (images, labels, train, val)]
+    storage = RunStorage(work.run)
+
+    if work.onnx is not None:
+        start, hp = onnx_model.rebuild(work.onnx, "--onnx")
+        begins: dict[str, Any] = {"step": "onnx", "sha256": hashlib.sha256(work.onnx).hexdigest(), "val_accuracy": None}
+    else:
+        start, story = load_network(storage.read_bytes("best/model.safetensors"), storage.join("best/model.safetensors"))
+        hp = story["hyperparameters"]
+        begins = {"step": "search", "trial": story["number"], **{k: story["row"][k] for k in ("epoch", "val_loss", "val_accuracy")}}
+    weights = start.state_dict() if work.recipe.start == "best" else None
+    yield f"fine-tuning {work.run}: {len(work.recipe.stages)} stages of recipe {work.recipe.name} on {device.type}"
+    yield from train_stages(work.recipe, hp, weights, storage, *tensors, precision=work.precision)
+
+    # The chain has ended: what it ships is exported and verified, and only then the test set is looked at, once, step by step.
+    lineage, steps = [begins], [start]
+    for number, stage in enumerate(work.recipe.stages, start=work.recipe.first_number):
+        name = f"{stage_folder(number)}/model.safetensors"
+        model, stage_story = load_network(storage.read_bytes(name), storage.join(name))
+        steps.append(model)
+        tensors_of, _ = checkpoint.unpack(storage.read_bytes(name), storage.join(name))
+        lineage.append({"step": f"stage-{number}", **dataclasses.asdict(stage), "weights_sha256": checkpoint.digest(tensors_of)})
+    measured_on_validation = work.recipe.train_on == "train"
+    if measured_on_validation:
+        for entry, number in zip(lineage[1:], range(work.recipe.first_number, len(steps)), strict=False):
+            entry["val_accuracy"] = _last_val_accuracy(storage, number)
+    # Where the stages saw all training images, the search's checkpoint is the last whose validation accuracy means anything.
+    val_accuracy = lineage[-1 if measured_on_validation else 0].get("val_accuracy")
+    metadata = {"dataset": work.dataset, "run": work.name, "val_accuracy": json.dumps(val_accuracy), "classes": json.dumps(list(classes))}
+    sample = images[val[:VERIFIED_ON]] if len(val) >= VERIFIED_ON else images[:VERIFIED_ON]
+    files = []
+    for model, entry in zip(steps, lineage, strict=True):
+        files.append(onnx_model.export(model, hp, metadata))
+        difference = onnx_model.verify(files[-1], model, sample)
+        evaluation = onnx_model.Session(files[-1], entry["step"]).evaluate(test_images, test_labels)
+        entry["test_accuracy"] = evaluation.accuracy
+        yield f"{entry['step']}: test accuracy {evaluation.accuracy:.4f} ({evaluation.n - evaluation.right} errors in {evaluation.n})"
+    final = files[-1]
+    manifest = {
+        "file": "model.onnx",
+        "sha256": hashlib.sha256(final).hexdigest(),
+        "n_parameters": models.n_parameters(steps[-1]),
+        "val_accuracy": val_accuracy,
+        "test_accuracy": evaluation.accuracy,
+        "test_images": evaluation.n,
+        "test_errors": evaluation.n - evaluation.right,
+        "test_accuracy_interval": onnx_model.confidence_interval(evaluation.right, evaluation.n),
+        "max_difference_from_torch": difference,
+        "verified_on_images": len(sample),
+        "latency_ms": onnx_model.Session(final, "model.onnx", threads=1).latency_ms(test_images[0]),
+        "dataset": work.dataset,
+        "classes": list(classes),
+        "run": work.name,
+        "recipe": work.recipe.name,
+        "train_on": work.recipe.train_on,
+        "lineage": lineage,
+    }
+    publish(storage, {"model.onnx": final, "README.md": model_card(manifest, hp).encode()}, manifest)
+    yield manifest
+
+
+def _last_val_accuracy(storage: RunStorage, number: int) -> float:
+    import io
+
+    import pyarrow.parquet as pq
+
+    curve = pq.read_table(io.BytesIO(storage.read_bytes(f"{stage_folder(number)}/curve.parquet")))
+    return curve["val_accuracy"][-1].as_py()
+
+
+def model_card(manifest: dict[str, Any], hp: dict[str, Any]) -> str:
+    """The model's README after Hugging Face's conventions: YAML header, use, training, evaluation, limits."""
+    low, high = manifest["test_accuracy_interval"]
+    dataset, n = manifest["dataset"], manifest["test_images"]
+    header = "\n".join(
+        [
+            "---", "library_name: onnx", "pipeline_tag: image-classification", f"datasets: [{dataset}]", "metrics: [accuracy]",
+            "model-index:", f"  - name: {manifest['run']}", "    results:", "      - task: {type: image-classification}",
+            f"        dataset: {{name: {dataset}, type: {dataset}, split: test}}",
+            f"        metrics: [{{type: accuracy, value: {manifest['test_accuracy']}}}]", "---",
+        ]
+    )  # fmt: skip
+    steps = "\n".join(
+        f"| {e['step']} | {_or_dash(e.get('epochs'))} | {_or_dash(e.get('lr'))} | {_or_dash(e.get('val_accuracy'))} | {e['test_accuracy']:.4f} |"
+        for e in manifest["lineage"]
+    )
+    shape = f"[batch, {hp['in_channels']}, {hp['image_size'][0]}, {hp['image_size'][1]}]"
+    return f"""{header}
+
+# {manifest["run"]}
+
+A classifier of {dataset} images with {manifest["n_parameters"]:,} parameters, found, trained and verified by mnist_ray.
+
+## Use
+
+`model.onnx` takes `input`, float32 {shape}, pixels in [0, 1] (bright on black; normalisation is inside), and gives `output`, float32
+logits [batch, {len(manifest["classes"])}] of the classes {", ".join(manifest["classes"])}.
+
+## Evaluation
+
+Accuracy on the {n:,} test images: **{manifest["test_accuracy"]:.2%}** ({manifest["test_errors"]} errors; 95 % Wilson interval
+{low:.2%} to {high:.2%}), measured once, after training had ended, through this file. Largest difference of the logits from torch on
+{manifest["verified_on_images"]} images: {manifest["max_difference_from_torch"]:.1e}, all predictions the same.
+
+## Training
+
+| step | epochs | learning rate | validation accuracy | test accuracy |
+|---|---|---|---|---|
+{steps}
+
+The search and every choice saw training images only. The stages of recipe `{manifest["recipe"]}` trained on
+{"all training images" if manifest["train_on"] == "all" else "the training part"}; no augmentation.
+
+## Limits
+
+Trained on {dataset} alone: pictures of another kind, or prepared in another way, are answered with a class all the same. The test set is
+small: differences of less than {(high - low) / 2:.2%} between models mean little.
+"""
+
+
+def _or_dash(value: Any) -> str:
+    return "–" if value is None else f"{value:g}"

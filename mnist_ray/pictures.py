@@ -1,0 +1,203 @@
+"""People's own pictures -> what the network sees, as MNIST was made (LeCun et al. 1998): a bright digit on black, fitted into 20 x 20
+pixels, antialiased, its centre of mass in the middle of 28 x 28.
+
+The definition is one small ONNX graph, so that a web page (onnxruntime-web) and predict.py see the same pixels. The functions below are
+Python only in their looks: onnxscript translates their text into the graph.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnxscript import FLOAT, INT64, UINT8, script
+from onnxscript import opset20 as op
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnist_ray.errors import SettingsError
+
+MAX_PIXELS = 50_000_000
+COARSE = 128  # longest side of the picture in which the ink is looked for
+WINDOW = 49  # of the background, at that size: wider than any stroke
+
+
+@script()
+def over_white(picture: UINT8) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, h, w] in [0, 1], where it is transparent white."""
+    pixels = op.Unsqueeze(op.Transpose(op.Cast(picture, to=1) / 255.0, perm=[2, 0, 1]), [0])
+    alpha = pixels[:, 3:4, :, :]
+    return pixels[:, 0:3, :, :] * alpha + (1.0 - alpha)
+
+
+@script()
+def median(values: FLOAT) -> FLOAT:
+    """Upper median of a flat tensor."""
+    largest, _ = op.TopK(values, op.Reshape(op.Size(values) / 2 + 1, [1]))
+    return op.ReduceMin(largest, keepdims=0)
+
+
+@script()
+def border(image: FLOAT) -> FLOAT:
+    """The outermost pixels of [1, 1, h, w], flat."""
+    rows = op.Concat(image[:, :, 0, :], image[:, :, -1, :], axis=2)
+    columns = op.Concat(image[:, :, :, 0], image[:, :, :, -1], axis=2)
+    return op.Reshape(op.Concat(rows, columns, axis=2), [-1])
+
+
+@script()
+def fitted_size(image: FLOAT, longest: INT64) -> INT64:
+    """[1, 1, h, w] -> the size [2] of the same shape whose longer side is `longest`, no side less than 1."""
+    size = op.Cast(op.Shape(image, start=2), to=1)
+    scale = op.Cast(longest, to=1) / op.ReduceMax(size)
+    return op.Cast(op.Max(op.Floor(size * scale + 0.5), 1.0), to=7)
+
+
+@script()
+def resized(image: FLOAT, size: INT64) -> FLOAT:
+    """[1, c, h, w] -> [1, c, *size], each new pixel the weighted mean of all the old ones it covers."""
+    channels = op.Shape(image, start=0, end=2)
+    return op.Resize(image, None, None, op.Concat(channels, size, axis=0), mode="linear", antialias=1)
+
+
+@script()
+def smallest_around(image: FLOAT) -> FLOAT:
+    """The minimum in a WINDOW x WINDOW square around each pixel."""
+    across = op.MaxPool(-image, kernel_shape=[1, WINDOW], pads=[0, WINDOW // 2, 0, WINDOW // 2])
+    return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
+
+
+@script()
+def ink_of(image: FLOAT) -> FLOAT:
+    """[1, 1, h, w], digit bright -> the same less its background and noise, 0 where there is no ink.
+
+    The background is the morphological opening, which follows shadows and light fall-off but no stroke; the noise is six median
+    absolute deviations of the border, which are 0 in a clean picture.
+    """
+    raised = image + smallest_around(-smallest_around(image))
+    edge = border(raised)
+    level = median(edge)
+    noise = median(op.Abs(edge - level))
+    return op.Relu(raised - (level + 6.0 * noise))
+
+
+@script()
+def extent(has_ink: FLOAT) -> INT64:
+    """float32 [n], 1 where there is ink -> int64 [2]: the first such place and the one after the last ([0, n], where there is none)."""
+    n = op.Size(has_ink)
+    place = op.Range(0, n, 1)
+    inside = has_ink > 0.0
+    first = op.ReduceMin(op.Where(inside, place, n), keepdims=1)
+    end = op.ReduceMax(op.Where(inside, place + 1, 0), keepdims=1)
+    nothing = first == n
+    return op.Concat(op.Where(nothing, 0, first), op.Where(nothing, n, end), axis=0)
+
+
+@script()
+def box_of(ink: FLOAT) -> INT64:
+    """[1, 1, h, w] -> the box around the ink, [[top, left], [bottom, right]]; all of it, where there is none."""
+    clear = op.Cast(ink > 0.1 * op.ReduceMax(ink), to=1)
+    rows = extent(op.Reshape(op.ReduceMax(clear, [3]), [-1]))
+    columns = extent(op.Reshape(op.ReduceMax(clear, [2]), [-1]))
+    return op.Transpose(op.Concat(op.Unsqueeze(rows, [0]), op.Unsqueeze(columns, [0]), axis=0))
+
+
+@script()
+def cropped(image: FLOAT, box: INT64) -> FLOAT:
+    """The part of [1, c, h, w] within the box."""
+    return op.Slice(image, box[0], box[1], [2, 3])
+
+
+@script()
+def at_most(image: FLOAT, longest: INT64) -> FLOAT:
+    """The image, made smaller where a side is longer than `longest`."""
+    size = op.Shape(image, start=2)
+    return resized(image, op.Where(op.ReduceMax(size) > longest, fitted_size(image, longest), size))
+
+
+@script()
+def luminance(picture: UINT8) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 1, h, w] in [0, 1], or 1 - alpha where only the transparency draws something."""
+    weights = op.Constant(value_floats=[0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow converts to "L"
+    grey = op.ReduceSum(over_white(picture) * op.Reshape(weights, [1, 3, 1, 1]), [1])
+    alpha = op.Unsqueeze(op.Cast(picture[:, :, 3], to=1) / 255.0, [0, 1])
+    return op.Where(op.ReduceMax(grey) - op.ReduceMin(grey) < 0.02, 1.0 - alpha, grey)
+
+
+@script()
+def bright_digit(grey: FLOAT) -> FLOAT:
+    """The picture turned, where needed, so that its ink is brighter than its background (the border's median).
+
+    The fifth power lets the few strong differences, which are ink, outvote the many weak ones, which are light and shadow.
+    """
+    coarse = at_most(grey, COARSE)
+    difference = coarse - median(border(coarse))
+    return grey * op.Sign(op.ReduceSum(op.Pow(difference, 5.0)))
+
+
+@script()
+def zoomed(bright: FLOAT) -> FLOAT:
+    """The surroundings of the ink: its box with a margin of a fifth, within the picture."""
+    coarse = at_most(bright, COARSE)
+    box = op.Cast(box_of(ink_of(coarse)), to=1)
+    margin = 1.0 + 0.2 * op.ReduceMax(box[1] - box[0])
+    size = op.Cast(op.Shape(bright, start=2), to=1)
+    scale = size / op.Cast(op.Shape(coarse, start=2), to=1)
+    start = op.Max(op.Floor((box[0] - margin) * scale), 0.0)
+    end = op.Min(op.Ceil((box[1] + margin) * scale), size)
+    around = op.Concat(op.Unsqueeze(start, [0]), op.Unsqueeze(end, [0]), axis=0)
+    return at_most(cropped(bright, op.Cast(around, to=7)), COARSE)
+
+
+@script()
+def centre(profile: FLOAT) -> FLOAT:
+    """Centre of mass of a flat tensor, as an index."""
+    index = op.Cast(op.Range(0, op.Size(profile), 1), to=1)
+    return op.ReduceSum(profile * index, keepdims=1) / op.Max(op.ReduceSum(profile, keepdims=1), 1e-6)
+
+
+@script()
+def centred(image: FLOAT, size: INT64) -> FLOAT:
+    """[1, 1, h, w] on black of `size`, its centre of mass as near the middle as whole pixels bring it."""
+    across = centre(op.Reshape(op.ReduceSum(image, [2]), [-1]))
+    down = centre(op.Reshape(op.ReduceSum(image, [3]), [-1]))
+    shift = op.Floor(op.Cast(size, to=1) / 2.0 - op.Concat(down, across, axis=0) + 0.5)
+    room = size - op.Shape(image, start=2)
+    before = op.Min(op.Max(op.Cast(shift, to=7), 0), room)
+    none = op.Constant(value_ints=[0, 0])
+    return op.Pad(image, op.Concat(none, before, none, room - before, axis=0))
+
+
+@script()
+def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels; all zero where nothing is drawn."""
+    ink = ink_of(zoomed(bright_digit(luminance(picture))))
+    ink = cropped(ink, box_of(ink))
+    ink = resized(ink, fitted_size(ink, box))
+    peak = op.ReduceMax(ink)
+    return centred(op.Where(peak > 0.05, ink / op.Max(peak, 0.05), 0.0), size)
+
+
+@script()
+def colours(picture: UINT8, size: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, *size] in [0, 1]."""
+    return resized(over_white(picture), size)
+
+
+def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
+    """An ONNX file: `picture` uint8 [height, width, 4] (RGBA) of any size -> `image` float32 [1, channels, *size] in [0, 1].
+
+    One channel: a digit, dark on light or light on dark, becomes bright on black as in MNIST. Three: the picture is resized, no more.
+    Standard operators of opset 20 only.
+    """
+    if channels not in (1, 3):
+        raise SettingsError(f"pictures: a model of {channels} channels is not supported; expected 1 (grey) or 3 (RGB)")
+    height, width = size
+    inner = digit if channels == 1 else colours
+    constants = [helper.make_tensor("size", TensorProto.INT64, [2], [height, width])]
+    if channels == 1:
+        constants.append(helper.make_tensor("box", TensorProto.INT64, [], [round(min(size) * 20 / 28)]))
+    proto = inner.to_model_proto()
+    del proto.graph.input[:]
+    proto.graph.input.append(helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 4]))
+    proto.graph.initializer.extend(constants)
+    ...

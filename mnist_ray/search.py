@@ -1,0 +1,393 @@
+"""The search as a plain function: settings in, a run's directory out. `jobs/search.py` calls it."""
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mnist_ray import cluster, data, records, spaces
+from mnist_ray.errors import MnistRayError, SettingsError, WorkError
+from mnist_ray.records import Records
+from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved
+from mnist_ray.storage import RunStorage, check_writable, open_run
+
+# What may be given anew when a run goes on: how much and on what it runs, not what it is.
+CHANGEABLE = {
+    "config", "resume", "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages",
+    "data_dir", "storage", "verbose", "dry_run", "overwrite",
+}  # fmt: skip
+
+SAVE_EVERY = 5.0  # seconds between writings of the tables while trials finish; the study itself is always up to date
+
+
+def search(settings: SearchSettings) -> int:
+    """Runs the search, then the fine-tuning as a second job. Returns the exit code; raises MnistRayError for what a person caused."""
+    check_search(settings)
+    cluster.quiet_ray()
+    data.check(settings.dataset, settings.data_dir)
+    space = _space(settings)
+    if settings.dry_run:
+        return _dry_run(settings, space)
+    name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    storage = open_run(settings.storage, name)
+    check_writable(settings.storage)
+    previous = _previous(settings, storage)
+    if settings.finetune:
+        from mnist_ray.stages import read_stages
+
+        read_stages(settings.stages)  # a misspelt file is found now, not after the search
+    if not cluster.running():
+        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources()], {})
+    try:
+        with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster:
+            cluster.check_shared_storage(RunStorage(settings.storage))
+            return _Run(settings, name, storage, previous, space).run(ray_cluster)
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
+        return INTERRUPTED
+
+
+def _resume_command(settings: SearchSettings, name: str) -> str:
+    return f"python jobs/search.py --storage {settings.storage} --name {name} --resume"
+
+
+# ---- before anything starts
+
+
+def _space(settings: SearchSettings) -> Callable[..., dict[str, Any]]:
+    found = spaces.find(settings.space)
+    return functools.partial(found, **spaces.options(found, settings.space, key_values(settings.space_args, "--space-args")))
+
+
+def _previous(settings: SearchSettings, storage: RunStorage) -> dict[str, Any] | None:
+    """run.json of the run of that name, where it is to be gone on with. Raises SettingsError where name and flags disagree."""
+    if not storage.exists("run.json"):
+        if settings.resume:
+            raise SettingsError(f"--resume: there is no run at {storage.uri}")
+        return None
+    if settings.overwrite:
+        return None
+    if not settings.resume:
+        raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
+    try:
+        run = storage.read_json("run.json")
+        before = run["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"--resume: {storage.join('run.json')} is damaged: {error!r}") from error
+    return run
+
+
+def resumed_settings(given: SearchSettings, before: dict[str, Any]) -> SearchSettings:
+    """The settings of a run that goes on: those of run.json, with what may change taken from the command line.
+
+    Raises SettingsError where another value was given for what may not change.
+    """
+    from dataclasses import replace
+
+    defaults = resolved(SearchSettings())
+    now = resolved(given)
+    take: dict[str, Any] = {}
+    for key, value in before.items():
+        was_given = key in now and now[key] != defaults[key]
+        if key in CHANGEABLE or key == "name":
+            if not was_given and key not in ("resume", "overwrite", "dry_run", "config", "verbose", "storage", "name"):
+                take[key] = value
+        elif was_given and now[key] != value:
+            flag = "--" + key.replace("_", "-")
+            raise SettingsError(f"{flag}: the run has {value!r}, and {now[key]!r} was given; --resume takes it from run.json")
+        elif key in now:
+            take[key] = value
+    take = {k: tuple(v) if isinstance(v, list) else v for k, v in take.items()}
+    return replace(given, **take)
+
+
+def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]]) -> int:
+    """Prints the settings and the first suggestions, without Ray, storage or the images themselves."""
+    import optuna
+    import yaml
+
+    from mnist_ray.optuna_search import make_sampler
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shape = data_shape(data.load(settings.dataset, "train", settings.data_dir))
+    print(yaml.safe_dump(resolved(settings), sort_keys=False), end="")
+    study = optuna.create_study(sampler=make_sampler(settings.sampler, settings.seed))
+    for number in range(min(3, settings.trials)):
+        print(f"suggestion {number}: {json.dumps(space(study.ask(), shape))}")
+    return 0
+
+
+def data_shape(images: data.Images) -> spaces.DataShape:
+    """What a space is told of a data set."""
+    channels, height, width = images.shape
+    return spaces.DataShape(channels, (height, width), len(images.classes), images.mean, images.std)
+
+
+# ---- the run
+
+
+class _Run:
+    """One run on a cluster: the objects that its parts share."""
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        name: str,
+        storage: RunStorage,
+        previous: dict[str, Any] | None,
+        space: Callable[..., dict[str, Any]],
+    ) -> None:
+        if previous:
+            settings = resumed_settings(settings, previous["settings"])
+            space = _space(settings)
+        self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
+        self.records = Records(settings.metric, settings.trials)
+        self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
+        self.saved_at = -SAVE_EVERY
+        self.best_kept: tuple[int, int] | None = None  # number and epoch of what lies in best/
+
+    def run(self, ray_cluster: cluster.Cluster) -> int:
+        s = self.settings
+        each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
+        cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
+        slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
+        images = data.load(s.dataset, "train", s.data_dir)
+        train, val = data.split(
+            images.labels, val_images=s.val_images or data.default_val_images(s.dataset), train_images=s.train_images, seed=s.seed
+        )
+        self._claim(images, len(train), len(val))
+        try:
+            with self._study() as (study, journal):
+                self._search(study, journal, images, train, val, min(slots, s.trials))
+            self._summary()
+            if s.finetune:
+                cluster.submit_and_follow(ray_cluster, "finetune.py", ["--run", self.storage.uri, *(["--verbose"] if s.verbose else [])])
+        except KeyboardInterrupt:
+            self._state("interrupted")
+            raise
+        except MnistRayError:
+            self._state("failed")
+            raise
+        if not s.finetune:
+            self._state("searched")
+            print(f"best checkpoint: {self.storage.join('best')}\nnext: python jobs/finetune.py --run {self.storage.uri}", flush=True)
+        return 0
+
+    def _claim(self, images: data.Images, n_train: int, n_val: int) -> None:
+        """Writes run.json; of two searches that start with one name at the same moment, one gets it."""
+        s = self.settings
+        if self.previous:
+            if self.previous["data"]["sha256"] != images.sha256:
+                raise SettingsError(f"--dataset: the images are not those that the run at {self.storage.uri} began with (SHA-256 differs)")
+            self.description = {**self.previous, "settings": {**resolved(s), "name": self.name}, "state": "searching"}
+            self.storage.write_json("run.json", self.description)
+            return
+        if s.overwrite:
+            self.storage.delete("")
+        self.description = {
+            "name": self.name,
+            "state": "searching",
+            "settings": {**resolved(s), "name": self.name},
+            "seed": s.seed,
+            "command": " ".join(sys.argv),
+            "versions": {p: version(p) for p in ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")},
+            "python": platform.python_version(),
+            "git_commit": _git_commit(),
+            "data": {"name": images.name, "sha256": images.sha256, "train": n_train, "val": n_val, "classes": list(images.classes)},
+            "machine": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+            "start": _now(),
+            "end": None,
+        }
+        if not self.storage.create_exclusive("run.json", json.dumps(self.description, indent=1).encode()):
+            raise SettingsError(f"--name: another search has just taken the name at {self.storage.uri}; give another")
+
+    def _state(self, state: str) -> None:
+        self.description |= {"state": state, "end": _now()}
+        self.storage.write_json("run.json", self.description)
+
+    @contextlib.contextmanager
+    def _study(self) -> Iterator[tuple[Any, Path | None]]:
+        """The run's study, and the local journal file that must be uploaded, if there is one."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        from mnist_ray.optuna_search import make_sampler, open_study
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        s = self.settings
+        sampler = make_sampler(s.sampler, s.seed)
+        study_name = s.study_name or self.name
+        if s.study:
+            yield open_study(optuna.storages.get_storage(s.study), study_name, s.metric, sampler), None
+            return
+        with tempfile.TemporaryDirectory(prefix="mray-study-") as folder:
+            local = self.storage.local_path
+            path = (local or Path(folder)) / "study.journal"
+            if local is None and self.storage.exists("study.journal"):
+                path.write_bytes(self.storage.read_bytes("study.journal"))
+            journal = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+            yield open_study(journal, study_name, s.metric, sampler), path if local is None else None
+
+    def _search(self, study: Any, journal: Path | None, images: data.Images, train: Any, val: Any, slots: int) -> None:
+        from ray import tune
+
+        from mnist_ray import schedulers
+        from mnist_ray.optuna_search import StudySearch, close_interrupted, make_sampler, read_trials
+        from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
+
+        s = self.settings
+        self.journal = journal
+        if self.previous:
+            # The same seed again would suggest again what was suggested at the start.
+            study.sampler = make_sampler(s.sampler, s.seed + len(study.get_trials(deepcopy=False)))
+        continued, retried, past = [], [], {}
+        for frozen, record in read_trials(study, self.name):
+            past[record.number] = dict(frozen.intermediate_values)
+            if record.state == "RUNNING" and self.storage.exists(f"{checkpoint_folder(record.number)}/latest.safetensors"):
+                continued.append(frozen)
+                record.rows = {}  # the checkpoint has them all
+            elif record.state == "RUNNING":
+                close_interrupted(study, frozen, record)
+                retried.append(frozen.params)
+            self.records.add(record)
+            if record.state != "RUNNING":
+                self.unswept.add(record.number)
+        self.records.resumed()
+        if self.previous:
+            print(f"resuming {self.storage.uri}: {self.records.settled()} of {s.trials} trials are done, {len(continued)} go on", flush=True)
+        else:
+            print(f"run {self.storage.uri}: {s.trials} trials, {slots} at a time", flush=True)
+        if not s.study:
+            print(f"watch it: optuna-dashboard {journal or self.storage.join('study.journal')}", flush=True)
+
+        search_alg = StudySearch(
+            study,
+            functools.partial(self.space, data=data_shape(images)),
+            self.records,
+            run=self.name,
+            max_epochs=s.max_epochs,
+            on_settled=self._settled,
+            continued=continued,
+            retried=retried,
+        )
+        context = TrialContext(self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial)
+        trainable = tune.with_parameters(
+            TrainTrial, context=context, images=images.images, labels=images.labels, train=train, val=val
+        )
+        remaining = s.trials - self.records.settled()
+        if remaining > 0:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, {"cpu": s.cpus_per_trial, "gpu": s.gpus_per_trial}),
+                tune_config=tune.TuneConfig(
+                    metric=s.metric,
+                    mode=search_alg.mode,
+                    search_alg=search_alg,
+                    scheduler=schedulers.make(s, past),
+                    num_samples=remaining,
+                    max_concurrent_trials=slots,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=self.storage.uri,
+                    stop=schedulers.Ending(search_alg, duration(s.time_budget, "--time-budget")),
+                    failure_config=tune.FailureConfig(max_failures=8),
+                    verbose=1 if s.verbose else 0,
+                ),
+            )
+            tuner.fit()
+        if search_alg.storage_error:
+            raise WorkError(f"storage failed: {search_alg.storage_error}; when it works again: {_resume_command(s, self.name)}")
+        self._save()
+        if self.records.best is None:
+            reasons = sorted({r.reason for r in self.records.trials.values()})
+            raise WorkError(f"no trial of {len(self.records.trials)} succeeded: {'; '.join(reasons)[:400]}")
+
+    # ---- while it runs
+
+    def _settled(self, number: int) -> None:
+        """After the study knows of a trial's end: a log line, the best kept, losers' checkpoints removed, the tables written."""
+        print(self.records.line(number), flush=True)
+        self.unswept.add(number)
+        if time.monotonic() - self.saved_at >= SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        """Brings the run's directory up to date."""
+        from mnist_ray.trial import checkpoint_folder
+
+        self._keep_best()
+        holder = self.records.best[0] if self.records.best else None
+        for number in list(self.unswept):
+            if number != holder or (self.best_kept and self.best_kept[0] == number):
+                self.storage.delete(checkpoint_folder(number))
+                self.unswept.discard(number)
+        self.storage.write_bytes("trials.parquet", records.parquet(self.records.trials_table()))
+        self.storage.write_bytes("history.parquet", records.parquet(self.records.history_table()))
+        if self.journal is not None:
+            self.storage.write_bytes("study.journal", self.journal.read_bytes())
+        self.saved_at = time.monotonic()
+
+    def _keep_best(self) -> None:
+        """Copies the best epoch's files from its trial's folder to best/."""
+        from mnist_ray.trial import checkpoint_folder
+
+        if self.records.best is None:
+            return
+        number, row = self.records.best
+        if self.best_kept == (number, row["epoch"]):
+            return
+        folder = checkpoint_folder(number)
+        if self.previous and not self.storage.exists(f"{folder}/best.safetensors"):
+            return  # kept before the interruption
+        self.storage.write_bytes("best/optimizer.safetensors", self.storage.read_bytes(f"{folder}/optimizer.safetensors"))
+        self.storage.write_bytes("best/model.safetensors", self.storage.read_bytes(f"{folder}/best.safetensors"))
+        self.best_kept = (number, row["epoch"])
+
+    def _summary(self) -> None:
+        states = [r.state for r in self.records.trials.values()]
+        failed = {}
+        for r in self.records.trials.values():
+            if r.state == "FAIL":
+                failed[r.reason] = failed.get(r.reason, 0) + 1
+        print(
+            f"{len(states)} trials: {states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
+            + "".join(f"\n  {n} × {reason}" for reason, n in failed.items())
+        )
+        header = ["trial", "state", "epoch", "val_accuracy", "val_loss", "parameters", "settings"]
+        lines = [
+            [r.number, r.state, row["epoch"], f"{row['val_accuracy']:.4f}", f"{row['val_loss']:.4f}", r.n_parameters, _short(r.params)]
+            for r, row in self.records.top(5)
+        ]
+        print(records.table_text(header, lines), flush=True)
+
+
+def _short(params: dict[str, Any]) -> str:
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, with "+" where files differ from it; None where there is no checkout."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=cluster.ROOT, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()

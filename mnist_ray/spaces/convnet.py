@@ -1,0 +1,45 @@
+"""The default space: a convolutional network and how it is trained.
+
+Blocks x layers x width x kernel size, the activation and its place, the pooling and its place, dropout and its place, and the
+optimisation. The ranges are wide enough for a search to matter and leave out what cannot win at this image size.
+"""
+
+from typing import Any
+
+import optuna
+
+from mnist_ray.spaces import DataShape
+
+
+def convnet(trial: optuna.Trial, data: DataShape, min_width: int = 16, max_width: int = 32) -> dict[str, Any]:
+    """Hyperparameters of `models.convnet` and of its training.
+
+    Options: `min_width`, `max_width`: channels of the first block, in steps of 16 (the next blocks double them).
+    """
+    # Each block halves the image: three take 28x28 to 3x3.
+    most_blocks = max(1, min(3, min(data.image_size).bit_length() - 2))
+    optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
+    return {
+        "model": "convnet",
+        **data.hyperparameters(),
+        "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
+        "layers_per_block": trial.suggest_int("layers_per_block", 1, 2),
+        "width": trial.suggest_int("width", min_width, max_width, step=16),
+        "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
+        "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
+        "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
+        "pooling": trial.suggest_categorical("pooling", ["max", "avg", "conv"]),
+        "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
+        "dropout_place": trial.suggest_categorical("dropout_place", ["head", "block", "layer"]),
+        "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
+        "optimizer": optimizer,
+        # A good rate depends on the optimiser by two orders of magnitude, so each has its own parameter.
+        "lr": trial.suggest_float("lr_sgd", 1e-2, 3e-1, log=True)
+        if optimizer == "sgd"
+        else trial.suggest_float("lr_adamw", 3e-4, 1e-2, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+        "label_smoothing": trial.suggest_float("label_smoothing", 0.0, 0.15, step=0.05),
+        "schedule": trial.suggest_categorical("schedule", ["one_cycle", "cosine"]),
+        "ema": 0.998,
+    }

@@ -1,0 +1,175 @@
+"""The fine-tune stages: what a recipe file says, and the training that follows it, resumable after every epoch."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import read_yaml
+from mnist_ray.storage import RunStorage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECIPES = Path(__file__).resolve().parent.parent / "jobs" / "recipes"
+BUILT_IN = ("default", "seed")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+SCHEDULES = ("constant", "cosine", "one_cycle", "linear")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. What is given here replaces the trial's value; a stage begins with a fresh optimiser."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    optimizer: str
+    seed: int
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    dropout: float | None = None  # None keeps the network's own
+
+    def hyperparameters(self, hp: Mapping[str, Any]) -> dict[str, Any]:
+        """The network's dict with this stage's training in it."""
+        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("epochs", "seed") and v is not None}
+        return {**hp, "l1": 0.0, **own}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in their order. start: "best", the search's checkpoint, or "random"; train_on: "all" images or the "train" part."""
+
+    name: str
+    start: str
+    train_on: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def first_number(self) -> int:
+        """A first stage from random weights is the full training, not a fine-tuning: it is stage 0."""
+        return 0 if self.start == "random" else 1
+
+
+def read_stages(name: str) -> Recipe:
+    """The recipe `default`, `seed`, or of a YAML file. Raises SettingsError naming file and key."""
+    path = str(RECIPES / f"stages-{name}.yaml") if name in BUILT_IN else name
+    if name not in BUILT_IN and not Path(name).is_file():
+        raise SettingsError(f"--stages: {name!r} is neither {' nor '.join(BUILT_IN)} nor a file")
+    values = read_yaml(path)
+    unknown = set(values) - {"start", "train_on", "stages"}
+    if unknown:
+        raise SettingsError(f"{path}: unknown key {sorted(unknown)[0]!r}; allowed are start, train_on, stages")
+    for key, allowed in (("start", ("best", "random")), ("train_on", ("all", "train"))):
+        if values.get(key, allowed[0]) not in allowed:
+            raise SettingsError(f"{path}: {key} is {values[key]!r}; allowed are {', '.join(allowed)}")
+    rows = values.get("stages")
+    if not isinstance(rows, list) or not rows:
+        raise SettingsError(f"{path}: `stages` must be a list of at least one stage")
+    stages = tuple(_stage(row, f"{path}: stage {i}") for i, row in enumerate(rows, start=1))
+    return Recipe(Path(name).stem, values.get("start", "best"), values.get("train_on", "all"), stages)
+
+
+def _stage(row: Any, where: str) -> Stage:
+    fields = {f.name: f for f in dataclasses.fields(Stage)}
+    if not isinstance(row, dict):
+        raise SettingsError(f"{where}: expected `key: value` pairs, found {type(row).__name__}")
+    for key, value in row.items():
+        if key not in fields:
+            raise SettingsError(f"{where}: unknown key {key!r}; allowed are {', '.join(fields)}")
+        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(key)
+        if choices is not None:
+            if value not in choices:
+                raise SettingsError(f"{where}: {key} is {value!r}; allowed are {', '.join(choices)}")
+            continue
+        whole = key in ("epochs", "batch_size", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise SettingsError(f"{where}: {key} is {value!r}; expected a{' whole' if whole else ''} number")
+        low = {"epochs": 1, "batch_size": 1}.get(key, 0)
+        high = {"label_smoothing": 1, "ema": 1, "dropout": 1}.get(key, math.inf)
+        if not (low <= value and (value < high)):
+            raise SettingsError(f"{where}: {key} is {value!r}; expected at least {low}" + (f" and less than {high}" if high < math.inf else ""))
+    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in row]
+    if missing:
+        raise SettingsError(f"{where}: {missing[0]!r} is missing")
+    return Stage(**row)
+
+
+def stage_folder(number: int) -> str:
+    """A stage's folder below the run's directory."""
+    return f"finetune/stage-{number}"
+
+
+def train_stages(
+    recipe: Recipe,
+    hp: Mapping[str, Any],
+    weights: "Mapping[str, Tensor] | None",
+    storage: RunStorage,
+    images: "Tensor",
+    labels: "Tensor",
+    train: "Tensor",
+    val: "Tensor",
+    precision: str,
+) -> Iterator[str]:
+    """Trains the stages one after the other, yielding a log line an epoch; each leaves its `model.safetensors` and its curve.
+
+    images uint8 [n, C, H, W], labels, train and val (indices) int64, all on the device to train on. A stage that is done (the same
+    stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
+    """
+    import pyarrow as pa
+
+    from mnist_ray import checkpoint, records
+    from mnist_ray.training import Trainer
+
+    everything = recipe.train_on == "all"
+    for number, stage in enumerate(recipe.stages, start=recipe.first_number):
+        folder = stage_folder(number)
+        begins_with = checkpoint.digest(weights) if weights else "random"
+        # What the result depends on: a checkpoint of another story is not gone on with.
+        story = {"stage": dataclasses.asdict(stage), "train_on": recipe.train_on, "begins_with": begins_with}
+        done = _read(storage, f"{folder}/model.safetensors", story)
+        if done is not None:
+            weights = checkpoint.unpack(done, storage.join(folder))[0]
+            yield f"stage {number}: done already"
+            continue
+        trainer = Trainer(
+            stage.hyperparameters(hp), epochs=stage.epochs, seed=stage.seed, device=images.device, precision=precision, weights=weights
+        )
+        state = _read(storage, f"{folder}/training.safetensors", story)
+        if state is not None:
+            trainer.load_state(state, storage.join(folder))
+            yield f"stage {number}: going on after epoch {trainer.epoch}"
+        while trainer.epoch < stage.epochs:
+            # With all images trained on, an accuracy on some of them would mean nothing: it stays NaN.
+            row = trainer.run_epoch(images, labels, None if everything else train, None if everything else val)
+            storage.write_bytes(f"{folder}/training.safetensors", trainer.state_bytes(story))
+            yield _line(number, stage, row)
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.weights().items()}
+        table = pa.table({name: pa.array([row[name] for row in trainer.rows], kind) for name, kind in records.HISTORY.items()})
+        storage.write_bytes(f"{folder}/curve.parquet", records.parquet(table))
+        storage.write_bytes(f"{folder}/model.safetensors", trainer.weights_bytes(story))
+        storage.delete(f"{folder}/training.safetensors")
+
+
+def _read(storage: RunStorage, name: str, story: Mapping[str, Any]) -> bytes | None:
+    """The checkpoint of that name if it is there and tells that story."""
+    from mnist_ray import checkpoint
+
+    if not storage.exists(name):
+        return None
+    data = storage.read_bytes(name)
+    found = checkpoint.unpack(data, storage.join(name))[1]
+    return data if all(found.get(key) == value for key, value in story.items()) else None
+
+
+def _line(number: int, stage: Stage, row: Mapping[str, float]) -> str:
+    val = "" if math.isnan(row["val_loss"]) else f" val_loss={row['val_loss']:.4f} val_accuracy={row['val_accuracy']:.4f}"
+    return (
+        f"stage {number} epoch {row['epoch']}/{stage.epochs} train_loss={row['train_loss']:.4f} "
+        f"train_accuracy={row['train_accuracy']:.4f}{val} images/s={row['images_per_second']:.0f}"
+    )

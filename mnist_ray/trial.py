@@ -1,0 +1,166 @@
+"""The Tune trainable around training.py: one step is one epoch.
+
+A trial keeps its checkpoints itself, in its folder of the run: `latest.safetensors` to go on from and `best.safetensors` of its best epoch.
+Whoever starts it again, Tune after a worker's death or `--resume` after the driver's, passes the same number and finds them there:
+one way back for all of them. (Tune's own restore unpickles, and cannot continue a trial in a new experiment.)
+"""
+
+import math
+import platform
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray import tune
+
+from mnist_ray.errors import WorkError
+from mnist_ray.records import rank
+from mnist_ray.storage import RunStorage
+
+if TYPE_CHECKING:
+    from mnist_ray.training import Trainer
+
+NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
+
+
+def checkpoint_folder(number: int) -> str:
+    """A trial's folder below the run's directory."""
+    return f"tune/checkpoints/{number:05d}"
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a run share, besides the data."""
+
+    run: str
+    metric: str
+    max_epochs: int
+    seed: int
+    precision: str
+    cpus: float
+    gpus: float
+
+
+class TrainTrial(tune.Trainable):
+    """Trains one network, reporting every epoch. An error of the network or its values ends the trial, not the search."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        context: TrialContext | None = None,
+        images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        train: np.ndarray | None = None,
+        val: np.ndarray | None = None,
+    ) -> None:
+        """images uint8 [n, C, H, W] and labels int64 [n] come zero-copy from the object store; train and val are indices into them."""
+        # Imported here: the driver, which only names this class, starts seconds earlier without torch.
+        import torch
+
+        from mnist_ray.training import use_threads
+
+        assert context is not None
+        self.context = context
+        self.storage = RunStorage(context.run)
+        use_threads(context.cpus)
+        self.device = torch.device("cuda" if context.gpus else "cpu")
+        with warnings.catch_warnings():
+            # The arrays are read-only views of shared memory, and nothing here writes to them.
+            warnings.simplefilter("ignore", UserWarning)
+            self.data = [torch.from_numpy(a).to(self.device) for a in (images, labels, train, val)]
+        self.writer = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self.number: int = config[NUMBER]
+        self.hp = {key: value for key, value in config.items() if key != NUMBER}
+        self.trainer: Trainer | None = None
+        self.unreported = False
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serves the next trial in the same process, which has torch and the data already."""
+        self._flush()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._flush()
+        self.writer.shutdown()
+
+    def step(self) -> dict[str, Any]:
+        """One epoch's row, plus `n_parameters`, `node`, and `done` after the last.
+
+        Where the trial cannot go on the row is NaN and `reason` says why; `storage_error` where the fault is the storage's: then the
+        whole search must stop, as no trial's checkpoint could be kept.
+        """
+        try:
+            return self._epoch()
+        except (WorkError, OSError) as error:
+            return _ended(storage_error=str(error) or repr(error))
+        except Exception as error:  # whatever a network or its values raise is this trial's result
+            return _ended(reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500])
+
+    def _epoch(self) -> dict[str, Any]:
+        from mnist_ray.models import n_parameters
+
+        if self.trainer is None:
+            self._load()
+        trainer = self.trainer
+        assert trainer is not None
+        result: dict[str, Any] = {}
+        if self.unreported:
+            # The checkpoint's own epoch may have been lost on its way to the driver: report it again, and all before it.
+            result["rows"] = trainer.rows
+            row = trainer.rows[-1]
+            self.unreported = False
+        else:
+            row = trainer.run_epoch(*self.data)
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
+                return _ended(reason=f"the loss is not finite at epoch {row['epoch']}")
+            self._save(row)
+        return {
+            **row,
+            **result,
+            "n_parameters": n_parameters(trainer.model),
+            "node": platform.node(),
+            "done": trainer.epoch >= trainer.epochs,
+        }
+
+    def _load(self) -> None:
+        from mnist_ray.training import Trainer
+
+        context = self.context
+        self.trainer = Trainer(
+            self.hp, epochs=context.max_epochs, seed=context.seed, device=self.device, precision=context.precision
+        )
+        name = f"{checkpoint_folder(self.number)}/latest.safetensors"
+        if self.storage.exists(name):
+            self.trainer.load_state(self.storage.read_bytes(name), self.storage.join(name))
+            self.unreported = True
+
+    def _save(self, row: Mapping[str, Any]) -> None:
+        """Keeps the state; the best weights before the epoch is reported (a reported best has its file), the rest beside the training."""
+        assert self.trainer is not None
+        self._flush()
+        folder = checkpoint_folder(self.number)
+        story = {"number": self.number, "row": dict(row)}
+        state = self.trainer.state_bytes(story)
+        if max(self.trainer.rows, key=lambda r: rank(r, self.context.metric)) is row:
+            self.storage.write_bytes(f"{folder}/optimizer.safetensors", state)
+            self.storage.write_bytes(f"{folder}/best.safetensors", self.trainer.weights_bytes(story))
+        self.pending = self.writer.submit(self.storage.write_bytes, f"{folder}/latest.safetensors", state)
+
+    def _flush(self) -> None:
+        """Waits for the write under way; raises what it raised."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _ended(**why: str) -> dict[str, Any]:
+    """The last result of a trial that cannot go on."""
+    return {"val_accuracy": math.nan, "val_loss": math.nan, "epoch": 0, "done": True, **why}
