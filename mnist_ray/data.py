@@ -1,7 +1,7 @@
 """Data sets as plain arrays: uint8 images, int64 labels, a digest, and one split by seed and class.
 
-`mnist`, `fashion-mnist`, `kmnist` and `cifar10` lie in the folders that torchvision uses under one root (`--data-dir`).
-They are read with NumPy, because importing torch costs seconds at the start of every job; torchvision only downloads.
+`mnist`, `fashion-mnist`, `kmnist` and `cifar10` lie in torchvision's folders under one root (`--data-dir`). They
+are read with NumPy, because importing torch costs seconds at the start of every job; torchvision only downloads.
 `digits` is inside scikit-learn and needs no file.
 """
 
@@ -13,13 +13,12 @@ import io
 import logging
 import os
 import pickle
-import shutil
 import socket
 import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class Images:
     part: str
     """`train` or `test`."""
     images: np.ndarray
-    """uint8 `[n, C, H, W]`."""
+    """uint8 `[n, C, H, W]`, bright on dark; may be read-only."""
     labels: np.ndarray
     """int64 `[n]`, each in `0 .. len(classes) - 1`."""
     classes: tuple[str, ...]
@@ -79,8 +78,8 @@ _FASHION = (
 _KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# Mean and standard deviation: MNIST's and digits' are computed from the training part here (the tests repeat it);
-# the other three are the figures in common use for those sets.
+# Mean and standard deviation: MNIST's and digits' are computed from the training part (the tests repeat it); the
+# other three are the figures in common use for those sets.
 _SOURCES = {
     "mnist": _Source("MNIST", "MNIST/raw", _DIGITS, (0.1307,), (0.3081,)),
     "fashion-mnist": _Source("FashionMNIST", "FashionMNIST/raw", _FASHION, (0.2860,), (0.3530,)),
@@ -137,27 +136,26 @@ def load(name: str, part: str, data_dir: str | None = None, *, download: bool = 
         return _checked(name, part, _resolve(name)(part, data_dir))
     _known(name)
     if name == "digits":
-        images, labels, classes, mean, std = *_digits(part), _DIGITS, (0.1578,), (0.2933,)
-    else:
-        source, root = _SOURCES[name], _root(data_dir)
-        if _missing(name, root, part):
-            _obtain(name, root, data_dir, download=download)
-        folder = root / source.folder
-        images, labels = _read_cifar(folder, part) if name == "cifar10" else _read_idx(name, folder, part)
-        classes, mean, std = source.classes, source.mean, source.std
-    if labels.min() < 0 or labels.max() >= len(classes):
+        images, labels = _digits(part)
+        return Images(name, part, images, labels, _DIGITS, (0.1578,), (0.2933,), digest(images, labels))
+    source, root = _SOURCES[name], _root(data_dir)
+    if _missing(name, root, part):
+        _obtain(name, root, data_dir, download=download)
+    folder = root / source.folder
+    images, labels = _read_cifar(folder, part) if name == "cifar10" else _read_idx(name, folder, part)
+    if labels.min() < 0 or labels.max() >= len(source.classes):
         raise SettingsError(
-            f"--data-dir: labels of {name} {part} lie in {labels.min()}..{labels.max()}, "
-            f"allowed are 0..{len(classes) - 1}"
+            f"--data-dir: labels of {part} in {folder} lie in {labels.min()}..{labels.max()}, "
+            f"allowed are 0..{len(source.classes) - 1}"
         )
-    return Images(name, part, images, labels, classes, mean, std, digest(images, labels))
+    return Images(name, part, images, labels, source.classes, source.mean, source.std, digest(images, labels))
 
 
 def check(name: str, data_dir: str | None) -> None:
     """Find out before anything starts whether `load` will work; costs milliseconds and does not import torch.
 
-    Looks at names, sizes and headers, not at every byte (`load` does). Only where files are missing and may be fetched
-    (the directory exists or is the default) it downloads them, which imports torchvision.
+    Looks at names, sizes and headers, not at every byte (`load` does). Only where files are missing from a directory
+    that exists, or from the default one, it tries to download them, which imports torchvision.
 
     Raises:
         SettingsError: names `--dataset` or `--data-dir`.
@@ -184,8 +182,8 @@ def check(name: str, data_dir: str | None) -> None:
 def default_val_images(name: str, data_dir: str | None = None) -> int:
     """Images to hold out for validation when nothing is said.
 
-    5,000 for the four large sets, 15 % of the training part of `digits`, a tenth of a data set of one's own (which is
-    loaded for it; at least one image a class).
+    5,000 for the four large sets, 15 % of the training part of `digits`, a tenth of a data set of one's own (which
+    is loaded for it), at least one image a class.
     """
     if ":" in name:
         own = load(name, "train", data_dir)
@@ -215,9 +213,10 @@ def split(
     """
     from sklearn.model_selection import train_test_split
 
-    n, classes, smallest = len(labels), len(np.unique(labels)), np.unique(labels, return_counts=True)[1].min()
-    if smallest < 2:
-        raise SettingsError(f"--dataset: a class has {smallest} training image, a split needs 2 of each class")
+    counts = np.unique(labels, return_counts=True)[1]
+    n, classes = len(labels), len(counts)
+    if counts.min() < 2:
+        raise SettingsError("--dataset: a class has a single training image, a split needs two of each class")
     if not classes <= val_images <= n - classes:
         raise SettingsError(
             f"--val-images {val_images}: allowed are {classes} to {n - classes} "
@@ -231,21 +230,22 @@ def split(
                 f"--train-images {train_images}: allowed are {classes} to {len(rest)} "
                 f"({n} images less {val_images} for validation, at least one of each of {classes} classes)"
             )
-        # Leaving out fewer images than there are classes, or from a class of one, scikit-learn cannot stratify.
-        enough = len(rest) - train_images >= classes and np.unique(labels[rest], return_counts=True)[1].min() > 1
+        # scikit-learn cannot leave out, in proportion, fewer images than there are classes, or part of a single one.
+        left = np.bincount(labels[rest])
+        exact = len(rest) - train_images >= classes and left[left > 0].min() > 1
         train, _ = train_test_split(
-            rest, train_size=train_images, stratify=labels[rest] if enough else None, random_state=seed
+            rest, train_size=train_images, stratify=labels[rest] if exact else None, random_state=seed
         )
     for flag, indices in (("--val-images", val), ("--train-images", train)):
         if len(np.unique(labels[indices])) < classes:
-            raise SettingsError(f"{flag}: {len(indices)} images leave a class of this data set without any; take more")
+            raise SettingsError(f"{flag}: {len(indices)} images leave a class without any; take more")
     return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of the images' bytes followed by the labels' as little-endian int64, both in C order."""
-    sha = hashlib.sha256(np.ascontiguousarray(images))
-    sha.update(np.ascontiguousarray(labels, dtype="<i8"))
+    """SHA-256, in hexadecimal, of the images' bytes and then the labels' (little-endian int64), in C order."""
+    sha = hashlib.sha256(np.ascontiguousarray(images).data)
+    sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return sha.hexdigest()
 
 
@@ -254,7 +254,8 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 def _known(name: str) -> None:
     if name not in DATASETS:
-        raise SettingsError(f"--dataset {name}: unknown; allowed are {', '.join(DATASETS)} or module:attribute")
+        allowed = f"{', '.join(DATASETS)} or module:attribute of your own"
+        raise SettingsError(f"--dataset {name}: unknown; allowed are {allowed}")
 
 
 def _root(data_dir: str | None) -> Path:
@@ -269,8 +270,12 @@ def _files(name: str, part: str) -> list[str]:
 
 def _missing(name: str, root: Path, part: str) -> list[str]:
     folder = root / _SOURCES[name].folder
+    endings = ("",) if name == "cifar10" else ("", ".gz")
+    # os.path, not Path.is_file: a folder that may not be read counts as missing instead of raising
     return [
-        file for file in _files(name, part) if not (folder / file).is_file() and not (folder / f"{file}.gz").is_file()
+        file
+        for file in _files(name, part)
+        if not any(os.path.isfile(folder / f"{file}{ending}") for ending in endings)
     ]
 
 
@@ -282,7 +287,6 @@ def _resolve(name: str) -> Callable[[str, str | None], Images]:
     try:
         found = getattr(importlib.import_module(module_name), attribute, None)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # A module that exists but lacks one of its own imports is reported by the same line: it names what is missing.
         raise SettingsError(f"--dataset {name}: cannot import {module_name!r}: {error}") from error
     if not callable(found):
         raise SettingsError(f"--dataset {name}: {module_name} has no function {attribute!r}")
@@ -290,7 +294,7 @@ def _resolve(name: str) -> Callable[[str, str | None], Images]:
 
 
 def _checked(name: str, part: str, data: object) -> Images:
-    """What a user's own function returned, with its digest, or a SettingsError saying what is wrong with it."""
+    """What a user's own function returned, with its digest, or a SettingsError that says what is wrong."""
 
     def wrong(what: str) -> SettingsError:
         return SettingsError(f"--dataset {name}: {what}")
@@ -299,11 +303,14 @@ def _checked(name: str, part: str, data: object) -> Images:
         raise wrong(f"must return mnist_ray.data.Images, returned {type(data).__name__}")
     images, labels = data.images, data.labels
     for field, array, dtype, dims in (("images", images, "uint8", 4), ("labels", labels, "int64", 1)):
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dims:
-            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise wrong(f"{field} must be a {dtype} array of {dims} dimension(s), found {found}")
+        if not isinstance(array, np.ndarray):
+            raise wrong(f"{field} must be a NumPy array, found {type(array).__name__}")
+        if array.dtype != dtype or array.ndim != dims:
+            raise wrong(f"{field} must be {dtype} of {dims} dimension(s), found {array.dtype} {array.shape}")
     if len(images) != len(labels) or not len(labels):
-        raise wrong(f"{len(images)} images and {len(labels)} labels in {part}: both must be the same, and not 0")
+        raise wrong(
+            f"{part} has {len(images)} images and {len(labels)} labels; allowed is one label an image"
+        )
     if labels.min() < 0 or labels.max() >= len(data.classes):
         raise wrong(f"labels lie in {labels.min()}..{labels.max()}, allowed are 0..{len(data.classes) - 1}")
     if len(data.mean) != data.shape[0] or len(data.std) != data.shape[0] or min(data.std) <= 0:
@@ -321,23 +328,24 @@ def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> N
     if named and not root.is_dir():
         reason = "no such directory (make it to have them downloaded into it)"
     elif not download:
-        reason = "and downloading is off"
+        reason = "downloading is off"
     else:
         try:
             _download(name, root)
             return
         except (RuntimeError, OSError, EOFError, zlib.error, http.client.HTTPException) as error:
             cause = " ".join(str(error).split())
-            reason = f"and they cannot be downloaded ({cause[:200] or type(error).__name__})"
+            reason = f"they cannot be downloaded ({cause[:200] or type(error).__name__})"
+    folder = _SOURCES[name].folder
     missing = [file for part in PARTS for file in _missing(name, root, part)]
     raise SettingsError(
-        f"--data-dir: {name} is not in {root / _SOURCES[name].folder}: missing {', '.join(missing)}; {reason}; "
-        "name the directory that holds it by --data-dir or MNIST_RAY_DATA"
+        f"--data-dir: {name} is not in {root / folder}: missing {', '.join(missing)}; {reason}; "
+        f"name the directory that holds {folder} by --data-dir or MNIST_RAY_DATA"
     )
 
 
 def _download(name: str, root: Path) -> None:
-    """Fetch all files of a data set through torchvision, which checks their MD5; they appear whole or not at all."""
+    """Fetch a data set through torchvision, which checks each MD5; files appear whole or not at all."""
     import torchvision
 
     source = _SOURCES[name]
@@ -364,8 +372,9 @@ def _made(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        if new:
-            shutil.rmtree(new[-1], ignore_errors=True)
+        for path in new:
+            with suppress(OSError):  # by now another process may keep files there
+                path.rmdir()
         raise
 
 
@@ -391,15 +400,16 @@ def _idx_header(path: Path, kind: str) -> tuple[int, ...]:
     except (OSError, EOFError, zlib.error) as error:
         raise SettingsError(f"--data-dir: cannot read {path}: {error}") from error
     if header[:4] != _IDX_MAGIC[kind] or len(header) < 4 + 4 * dims:
+        begins, right = header[:4].hex(), _IDX_MAGIC[kind].hex()
         raise SettingsError(
-            f"--data-dir: {path} is no IDX file of {kind}: it begins {header[:4].hex()}, not {_IDX_MAGIC[kind].hex()}"
+            f"--data-dir: {path} is no IDX file of {kind}: it begins {begins!r}, not {right!r}"
         )
     shape = tuple(int(count) for count in np.frombuffer(header, ">u4", offset=4))
     expected = len(header) + int(np.prod(shape, dtype=np.int64))
     if size != expected or 0 in shape:
+        counts = "×".join(map(str, shape))
         raise SettingsError(
-            f"--data-dir: {path} is truncated or damaged: {size:,} bytes, its header ({'×'.join(map(str, shape))}) "
-            f"means {expected:,}"
+            f"--data-dir: {path} is truncated or damaged: {size:,} bytes, its header ({counts}) means {expected:,}"
         )
     return shape
 
@@ -414,15 +424,15 @@ def _read_idx(name: str, folder: Path, part: str) -> tuple[np.ndarray, np.ndarra
         except (OSError, EOFError, zlib.error) as error:
             raise SettingsError(f"--data-dir: cannot read {path}: {error}") from error
         if name == "mnist":
-            found, expected = hashlib.sha256(content).hexdigest(), _MNIST_SHA256[path.name.removesuffix(".gz")]
-            if found != expected:
+            found, right = hashlib.sha256(content).hexdigest(), _MNIST_SHA256[path.name.removesuffix(".gz")]
+            if found != right:
                 raise SettingsError(
-                    f"--data-dir: {path} is not MNIST's file: SHA-256 of its content {found}, expected {expected}"
+                    f"--data-dir: {path} is not MNIST's file: SHA-256 of its content is {found}, expected {right}"
                 )
         arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
     images, labels = arrays
     if len(images) != len(labels):
-        raise SettingsError(f"--data-dir: {folder} has {len(images)} images but {len(labels)} labels in {part}")
+        raise SettingsError(f"--data-dir: {part} in {folder} has {len(images)} images, {len(labels)} labels")
     return images[:, None], labels.astype(np.int64)
 
 
@@ -450,10 +460,14 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
 
 
 def _check_pickle_end(path: Path) -> None:
-    with path.open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-        if file.read(1) != pickle.STOP:
-            raise SettingsError(f"--data-dir: {path} is truncated: it does not end as a pickle does")
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            end = file.read(1)
+    except OSError as error:
+        raise SettingsError(f"--data-dir: cannot read {path}: {error}") from error
+    if end != pickle.STOP:
+        raise SettingsError(f"--data-dir: {path} is truncated: it does not end as a pickle does")
 
 
 def _read_cifar(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -465,16 +479,15 @@ def _read_cifar(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
             content = path.read_bytes()
             batch = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
             rows, targets = batch["data"], np.asarray(batch["labels"], np.int64)
-            if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072 or targets.shape != rows.shape[:1]:
+            if rows.dtype != np.uint8 or not len(rows) or rows.shape != (len(targets), 3072):
                 raise ValueError(f"its arrays are {rows.dtype} {rows.shape} and {targets.shape}")
-        # A damaged pickle fails in as many ways as it has opcodes.
-        except Exception as error:
+        except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
             raise SettingsError(f"--data-dir: {path} is not a CIFAR-10 batch: {error}") from error
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != expected:
-            if len(rows) == _CIFAR_BATCH:
-                raise SettingsError(f"--data-dir: {path} is not the published file: MD5 {found}, expected {expected}")
-            log.warning("%s is not the published file: %d images, MD5 %s", path, len(rows), found)
+        if found != expected and len(rows) == _CIFAR_BATCH:
+            raise SettingsError(f"--data-dir: {path} is damaged: MD5 {found}, expected {expected}")
+        if found != expected:  # a smaller stand-in, as tests write them: nothing in it can be executed
+            log.warning("%s is not the published file: it has %d images, MD5 %s", path, len(rows), found)
         images.append(rows)
         labels.append(targets)
     return np.concatenate(images).reshape(-1, 3, 32, 32), np.concatenate(labels)
@@ -486,8 +499,8 @@ def _read_cifar(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 digits of 8×8 pixels, laid out as MNIST: 20×20 within 28×28, centred by mass.
 
-    MNIST's layout: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998,
-    section III.A. The test part is the same whatever the seed of the run.
+    MNIST's layout: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition",
+    1998, section III.A. The test part is the same whatever the seed of the run.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -508,7 +521,8 @@ def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
 def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:
     """Place images on black squares so that their centre of mass lies at pixel (size / 2, size / 2).
 
-    They move by whole pixels and stay inside, as MNIST's did: its own centres of mass lie within half a pixel of (14, 14).
+    They move by whole pixels and stay inside, as MNIST's did: its centres of mass lie within 0.52 pixels of (14, 14)
+    in either direction.
 
     Args:
         images: uint8 `[n, h, w]`, bright on black, `h` and `w` at most `size`.

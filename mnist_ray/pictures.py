@@ -5,11 +5,11 @@ The definition is one small ONNX graph, so that a web page (onnxruntime-web) and
 Python only in their looks: onnxscript translates their text into the graph.
 """
 
-from pathlib import Path
-
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
+from onnx.inliner import inline_local_functions
 from onnxscript import FLOAT, INT64, UINT8, script
 from onnxscript import opset20 as op
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -191,13 +191,50 @@ def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
     """
     if channels not in (1, 3):
         raise SettingsError(f"pictures: a model of {channels} channels is not supported; expected 1 (grey) or 3 (RGB)")
-    height, width = size
-    inner = digit if channels == 1 else colours
-    constants = [helper.make_tensor("size", TensorProto.INT64, [2], [height, width])]
+    definition = digit if channels == 1 else colours
+    proto = inline_local_functions(definition.to_model_proto())
+    graph = proto.graph
+    given = {"size": helper.make_tensor("size", TensorProto.INT64, [2], size)}
     if channels == 1:
-        constants.append(helper.make_tensor("box", TensorProto.INT64, [], [round(min(size) * 20 / 28)]))
-    proto = inner.to_model_proto()
-    del proto.graph.input[:]
-    proto.graph.input.append(helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 4]))
-    proto.graph.initializer.extend(constants)
-    ...
+        given["box"] = helper.make_tensor("box", TensorProto.INT64, [], [round(min(size) * 20 / 28)])
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 4]))
+    graph.initializer.extend(given.values())
+    graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["image"]))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *size]))
+    proto.producer_name, proto.producer_version = "mnist_ray", ""
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+class Preprocessor:
+    """The graph in onnxruntime."""
+
+    def __init__(self, size: tuple[int, int], channels: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(preprocessing_graph(size, channels), options)
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
+        return self._session.run(None, {"picture": picture})[0]
+
+
+def read_picture(path: str) -> np.ndarray:
+    """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
+
+    Raises SettingsError where the file is missing, is no picture that Pillow reads, or has more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise SettingsError(f"{path}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed")
+            return np.array(ImageOps.exif_transpose(picture).convert("RGBA"))
+    except UnidentifiedImageError as error:
+        raise SettingsError(f"{path} is not a picture; expected PNG, JPEG or another format that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        raise SettingsError(f"{path}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
