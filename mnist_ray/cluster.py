@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -56,22 +57,24 @@ def interruptible() -> Iterator[None]:
 
 
 def running() -> bool:
-    """Whether this process would join a cluster that is there already."""
-    from ray._private.services import canonicalize_bootstrap_address
-
+    """Whether there is a cluster to join: at RAY_ADDRESS, or the one that `ray start` noted down on this machine and that answers."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return address != "local"
+    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
     try:
-        return canonicalize_bootstrap_address(None) is not None
-    except ConnectionError as error:
-        raise SettingsError(f"RAY_ADDRESS: no cluster answers there: {error}") from error
+        host, _, port = note.read_text().strip().rpartition(":")
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
 def connected(verbose: bool) -> Iterator[Cluster]:
     """Joins the cluster at RAY_ADDRESS or on this machine; where there is none, starts one with its job server on loopback and, at the
     end, stops it and removes its session folder."""
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": verbose}
+    options: dict[str, Any] = {"log_to_driver": verbose, "address": "auto"}
     if not verbose:
         options["logging_level"] = "ERROR"
     started_here = not running()
@@ -86,6 +89,8 @@ def connected(verbose: bool) -> Iterator[Cluster]:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+    import ray  # not before: it reads the token's place when it is imported
+
     try:
         try:
             context = ray.init(**options)
@@ -102,12 +107,14 @@ def connected(verbose: bool) -> Iterator[Cluster]:
 # ---- resources
 
 
-def machine_resources() -> dict[str, float]:
-    """CPUs and GPUs of this machine, where no Ray has counted them yet."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-    from ray._private.utils import get_num_cpus
+def machine_resources(gpus: bool) -> dict[str, float]:
+    """CPUs of this machine and, if asked for, its GPUs, before any Ray has counted them (it must not be imported yet)."""
+    resources = {"CPU": float(len(os.sched_getaffinity(0)))}
+    if gpus:
+        import torch
 
-    return {"CPU": get_num_cpus(), "GPU": get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()}
+        resources["GPU"] = float(torch.cuda.device_count())
+    return resources
 
 
 def nodes() -> list[dict[str, float]]:

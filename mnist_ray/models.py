@@ -1,11 +1,10 @@
 """A flat dict of hyperparameters -> nn.Module: a pure function, so that the dict alone rebuilds the network anywhere.
 
-Every network takes float images [batch, C, H, W] with pixels in [0, 1] and returns logits [batch, classes]; normalisation by the data
-set's mean and standard deviation is its first layer. The dict names its family in `model` and carries what the data set decides:
-`in_channels`, `image_size` (height, width), `classes`, `mean` and `std` (one value a channel).
+Every network takes float images [batch, C, H, W] with pixels in [0, 1] and returns logits [batch, classes]; normalisation by the
+data set's mean and standard deviation is its first layer. The dict names its family in `model` and carries what the data set
+decides: `in_channels`, `image_size` (height, width), `classes`, `mean` and `std` (one value a channel).
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.options import load
 
 Hyperparameters = Mapping[str, Any]
 
 
 class Normalize(nn.Module):
     """(x - mean) / std a channel, for images [batch, C, H, W]. Not trained; part of the exported graph."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -30,84 +33,171 @@ class Normalize(nn.Module):
         return (images - self.mean) * self.scale
 
 
-def activation(hp: Hyperparameters, slope: float = 0.01) -> nn.Module:
-    """The activation that hp["activation"] names; `slope` is LeakyReLU's below zero."""
+def choose(hp: Hyperparameters, key: str, kinds: Mapping[str, Any]) -> Any:
+    """kinds[hp[key]]; SettingsError where the value is none of them."""
+    if hp[key] not in kinds:
+        raise SettingsError(f"hyperparameter {key} is {hp[key]!r}: expected one of {', '.join(kinds)}")
+    return kinds[hp[key]]
+
+
+def activation(hp: Hyperparameters) -> nn.Module:
+    """The activation that hp["activation"] names."""
     kinds: dict[str, Callable[[], nn.Module]] = {
         "relu": lambda: nn.ReLU(inplace=True),
-        "leaky_relu": lambda: nn.LeakyReLU(slope, inplace=True),
+        "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
         "gelu": nn.GELU,
         "silu": lambda: nn.SiLU(),
         "elu": lambda: nn.ELU(),
     }
-    return kinds[hp["activation"]]()
+    return choose(hp, "activation", kinds)()
 
 
-def dropout(hp: Hyperparameters, kind: type[nn.Module]) -> nn.Module:
-    """Dropout of hp["dropout"]. A place without dropout keeps its place, so that the weights' names do not depend on the rate."""
-    return kind(hp["dropout"]) if hp["dropout"] else nn.Identity()
+def dropout(rate: float, kind: type[nn.Module] = nn.Dropout) -> nn.Module:
+    """Dropout. A place without dropout keeps its place, so that the weights' names do not depend on the rate."""
+    return kind(rate) if rate else nn.Identity()
 
 
-def pooling(kind: str, channels: int) -> nn.Module:
-    """Halves height and width: "max", "avg", or "conv" (a learnt 3x3 convolution of stride 2; Springenberg et al. 2015)."""
-    if kind == "conv":
-        return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-    return nn.MaxPool2d(2) if kind == "max" else nn.AvgPool2d(2)
+def pooling(hp: Hyperparameters, channels: int) -> nn.Module:
+    """Halves height and width: hp["pooling"] is "max", "avg", or "conv" (a learnt 3x3 of stride 2; Springenberg et al. 2015)."""
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "max": lambda: nn.MaxPool2d(2),
+        "avg": lambda: nn.AvgPool2d(2),
+        "conv": lambda: nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+    }
+    return choose(hp, "pooling", kinds)()
+
+
+# Where a layer has dropout among [normalisation, activation] (or the other way round); None: it has none.
+LAYER_DROPOUT = {"head": None, "block": None, "layer_first": 0, "layer_between": 1, "layer": 2}
 
 
 def convnet(hp: Hyperparameters) -> nn.Module:
-    """Blocks of "same" convolutions, the width doubling from block to block, each block ending in a pooling; one linear layer on top.
+    """Blocks of "same" convolutions, the width doubling from block to block, each block ending in a pooling; then linear layers.
 
     Keys: `blocks`, `layers_per_block`, `width` (of the first block), `kernel_size` (of the first block; 3 after it, where 5 costs
     most and brings least), `activation`, `activation_position` ("after_norm" or "before_norm"),
     `pooling` ("max", "avg", "conv"), `pool_position` ("end": after the block's last activation; "conv": straight after
-    its last convolution, where the rest of the layer then costs a quarter), `dropout`, `dropout_place` ("head", "block", "layer").
+    its last convolution, where the rest of the layer then costs a quarter), `dropout`, `dropout_place` ("head": before each
+    linear layer; "block": after each block; or in every layer: "layer_first", straight after the convolution, "layer_between",
+    between normalisation and activation, "layer", after both), and optionally `fc` (the widths of hidden linear layers).
     """
+    # BatchNorm has its own shift, so the convolution needs a bias only where the activation comes between them.
+    norm_first = choose(hp, "activation_position", {"after_norm": True, "before_norm": False})
+    pool_at_end = choose(hp, "pool_position", {"end": True, "conv": False})
+    place, rate = choose(hp, "dropout_place", LAYER_DROPOUT), hp["dropout"]
+
+    def finish(norm: nn.Module, drop: type[nn.Module]) -> list[nn.Module]:
+        """What comes after the convolution or the linear map of a layer."""
+        modules = [norm, activation(hp)] if norm_first else [activation(hp), norm]
+        if place is not None:
+            modules.insert(place, dropout(rate, drop))
+        return modules
+
+    def before_linear() -> list[nn.Module]:
+        return [dropout(rate)] if hp["dropout_place"] == "head" else []
+
     layers: list[nn.Module] = []
     channels = hp["in_channels"]
     for block in range(hp["blocks"]):
         width, kernel = hp["width"] * 2**block, hp["kernel_size"] if block == 0 else 3
         for layer in range(hp["layers_per_block"]):
             last = layer == hp["layers_per_block"] - 1
-            # BatchNorm has its own shift, so the convolution needs a bias only where the activation comes between them.
-            norm_first = hp["activation_position"] == "after_norm"
             layers.append(nn.Conv2d(channels, width, kernel, padding="same", bias=not norm_first))
-            if last and hp["pool_position"] == "conv":
-                layers.append(pooling(hp["pooling"], width))
-            pair = [nn.BatchNorm2d(width), activation(hp)]
-            layers += pair if norm_first else pair[::-1]
-            if hp["dropout_place"] == "layer":
-                layers.append(dropout(hp, nn.Dropout2d))
-            if last and hp["pool_position"] == "end":
-                layers.append(pooling(hp["pooling"], width))
+            if last and not pool_at_end:
+                layers.append(pooling(hp, width))
+            layers += finish(nn.BatchNorm2d(width), nn.Dropout2d)
+            if last and pool_at_end:
+                layers.append(pooling(hp, width))
             channels = width
         if hp["dropout_place"] == "block":
-            layers.append(dropout(hp, nn.Dropout2d))
+            layers.append(dropout(rate, nn.Dropout2d))
+    layers += [nn.Flatten(), *before_linear()]
+    return with_linear(
+        hp, layers, hp.get("fc", []), lambda i, width: [*finish(nn.BatchNorm1d(width), nn.Dropout), *before_linear()]
+    )
+
+
+def optunanet(hp: Hyperparameters) -> nn.Module:
+    """The seed documents' skeleton (systems S1 to S3): layers of convolution, LeakyReLU, pooling (every second) and BatchNorm.
+
+    Keys: `filters`, `kernels` and `slopes` (LeakyReLU's below zero), one value for each convolution; `fc`: the widths of the
+    hidden linear layers; `dropout` after each of those.
+    """
+    layers: list[nn.Module] = []
+    channels = hp["in_channels"]
+    for i, (width, kernel, slope) in enumerate(zip(hp["filters"], hp["kernels"], hp["slopes"], strict=True), start=1):
+        layers += [nn.Conv2d(channels, width, kernel, padding="same"), nn.LeakyReLU(slope, inplace=True)]
+        if i % 2 == 0:
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.BatchNorm2d(width))
+        channels = width
     layers.append(nn.Flatten())
-    if hp["dropout_place"] == "head":
-        layers.append(dropout(hp, nn.Dropout))
-    return with_classifier(hp, layers)
+    return with_linear(hp, layers, hp["fc"], lambda i, width: [nn.LeakyReLU(inplace=True), dropout(hp["dropout"])])
 
 
-def with_classifier(hp: Hyperparameters, layers: list[nn.Module]) -> nn.Module:
-    """Normalize, `layers` (ending flat), and a linear layer whose input size is measured by one forward pass without gradients."""
+def vgg(hp: Hyperparameters) -> nn.Module:
+    """A small VGG (Simonyan & Zisserman 2015) with BatchNorm: 64 channels, doubling a block to at most 512 (system S5).
+
+    Keys: `block_layers`: how many 3x3 convolutions each block has; `fc`: the widths of the hidden linear layers.
+    """
+    layers: list[nn.Module] = []
+    channels = hp["in_channels"]
+    for block, convolutions in enumerate(hp["block_layers"]):
+        width = min(64 * 2**block, 512)
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width, 3, padding="same", bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return with_linear(hp, [*layers, nn.Flatten()], hp["fc"], lambda i, width: [nn.BatchNorm1d(width), nn.ReLU(inplace=True)])
+
+
+def mlp(hp: Hyperparameters) -> nn.Module:
+    """Linear layers with ReLU and dropout (system S7). Keys: `units` and `dropouts`, one value for each hidden layer."""
+    return with_linear(hp, [nn.Flatten()], hp["units"], lambda i, width: [nn.ReLU(inplace=True), dropout(hp["dropouts"][i])])
+
+
+def cnn(hp: Hyperparameters) -> nn.Module:
+    """Two 3x3 convolutions of 32 and 64 channels, each with ReLU and pooling, and two linear layers (system S9).
+
+    Keys: `conv_dropout` (whole channels, after the second convolution), `fc_units`, `fc_dropout` (after the first linear layer).
+    """
+    layers: list[nn.Module] = []
+    for channels, width in ((hp["in_channels"], 32), (32, 64)):
+        layers += [nn.Conv2d(channels, width, 3, padding="same"), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    layers += [dropout(hp["conv_dropout"], nn.Dropout2d), nn.Flatten()]
+    return with_linear(hp, layers, [hp["fc_units"]], lambda i, width: [nn.ReLU(inplace=True), dropout(hp["fc_dropout"])])
+
+
+def with_linear(
+    hp: Hyperparameters, layers: list[nn.Module], widths: Sequence[int], after: Callable[[int, int], list[nn.Module]]
+) -> nn.Module:
+    """Normalize, `layers` (ending flat), a linear layer of each width followed by `after(index, width)`, and one for the logits.
+
+    The flat size is measured by one forward pass without gradients.
+    """
     body = nn.Sequential(Normalize(hp["mean"], hp["std"]), *layers)
-    height, width = hp["image_size"]
-    training, body = body.training, body.eval()
     with torch.no_grad():
-        features = body(torch.zeros(1, hp["in_channels"], height, width)).shape[1]
-    body.train(training)
-    body.append(nn.Linear(features, hp["classes"]))
-    return body
+        features = body.eval()(torch.zeros(1, hp["in_channels"], *hp["image_size"])).shape[1]
+    for i, width in enumerate(widths):
+        body.extend([nn.Linear(features, width), *after(i, width)])
+        features = width
+    return body.append(nn.Linear(features, hp["classes"])).train()
 
 
-FAMILIES: dict[str, Callable[[Hyperparameters], nn.Module]] = {"convnet": convnet}
+FAMILIES: dict[str, Callable[[Hyperparameters], nn.Module]] = {
+    "convnet": convnet,
+    "optunanet": optunanet,
+    "vgg": vgg,
+    "mlp": mlp,
+    "cnn": cnn,
+}
 
 
 def build(hp: Hyperparameters) -> nn.Module:
     """The network that the hyperparameters describe, with fresh random weights from torch's global generator.
 
     `hp["model"]` is one of FAMILIES or "module:function" for a user's own function of the dict.
-    Raises SettingsError where the family is unknown or the dict lacks one of its keys.
+    Raises SettingsError where the family is unknown, or the dict lacks one of its keys or has an unknown name under one.
     """
     name = hp.get("model")
     try:
@@ -118,15 +208,7 @@ def build(hp: Hyperparameters) -> nn.Module:
 
 def resolve(name: Any) -> Callable[[Hyperparameters], nn.Module]:
     """The builder of a family by its name or dotted path."""
-    if name in FAMILIES:
-        return FAMILIES[name]
-    module, _, attribute = str(name).partition(":")
-    if not attribute:
-        raise SettingsError(f"model {name!r} is unknown: expected one of {', '.join(FAMILIES)} or module:function")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"model {name!r} cannot be imported: {error}") from error
+    return FAMILIES[name] if name in FAMILIES else load(str(name), "model", FAMILIES)
 
 
 def n_parameters(model: nn.Module) -> int:

@@ -66,18 +66,18 @@ def smallest_around(image: FLOAT) -> FLOAT:
     return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
 
 
-@script()
+@script(default_opset=op)
 def ink_of(image: FLOAT) -> FLOAT:
-    """[1, 1, h, w], digit bright -> the same less its background and noise, 0 where there is no ink.
-
-    The background is the morphological opening, which follows shadows and light fall-off but no stroke; the noise is six median
-    absolute deviations of the border, which are 0 in a clean picture.
-    """
+    """[1, 1, h, w], digit bright -> the same less its background: the morphological opening, which follows shadows and light
+    fall-off but no stroke; then less what the border keeps."""
     raised = image + smallest_around(-smallest_around(image))
-    edge = border(raised)
-    level = median(edge)
-    noise = median(op.Abs(edge - level))
-    return op.Relu(raised - (level + 6.0 * noise))
+    return raised - median(border(raised))
+
+
+@script()
+def noise_of(ink: FLOAT) -> FLOAT:
+    """The border's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture."""
+    return median(op.Abs(border(ink)))
 
 
 @script()
@@ -93,9 +93,10 @@ def extent(has_ink: FLOAT) -> INT64:
 
 
 @script()
-def box_of(ink: FLOAT) -> INT64:
-    """[1, 1, h, w] -> the box around the ink, [[top, left], [bottom, right]]; all of it, where there is none."""
-    clear = op.Cast(ink > 0.1 * op.ReduceMax(ink), to=1)
+def box_of(ink: FLOAT, share: FLOAT) -> INT64:
+    """[1, 1, h, w] -> the box around what is above this share of the strongest ink, and above the noise: [[top, left], [bottom, right]];
+    all of the image, where nothing is."""
+    clear = op.Cast(ink > op.Max(share * op.ReduceMax(ink, keepdims=0), 6.0 * noise_of(ink)), to=1)
     rows = extent(op.Reshape(op.ReduceMax(clear, [3]), [-1]))
     columns = extent(op.Reshape(op.ReduceMax(clear, [2]), [-1]))
     return op.Transpose(op.Concat(op.Unsqueeze(rows, [0]), op.Unsqueeze(columns, [0]), axis=0))
@@ -130,7 +131,7 @@ def bright_digit(grey: FLOAT) -> FLOAT:
     The fifth power lets the few strong differences, which are ink, outvote the many weak ones, which are light and shadow.
     """
     coarse = at_most(grey, COARSE)
-    difference = coarse - median(border(coarse))
+    difference = coarse - op.AveragePool(coarse, kernel_shape=[97, 97], pads=[48, 48, 48, 48])
     return grey * op.Sign(op.ReduceSum(op.Pow(difference, 5.0)))
 
 
@@ -138,7 +139,7 @@ def bright_digit(grey: FLOAT) -> FLOAT:
 def zoomed(bright: FLOAT) -> FLOAT:
     """The surroundings of the ink: its box with a margin of a fifth, within the picture."""
     coarse = at_most(bright, COARSE)
-    box = op.Cast(box_of(ink_of(coarse)), to=1)
+    box = op.Cast(box_of(ink_of(coarse), 0.3), to=1)
     margin = 1.0 + 0.2 * op.ReduceMax(box[1] - box[0])
     size = op.Cast(op.Shape(bright, start=2), to=1)
     scale = size / op.Cast(op.Shape(coarse, start=2), to=1)
@@ -171,8 +172,9 @@ def centred(image: FLOAT, size: INT64) -> FLOAT:
 def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
     """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels; all zero where nothing is drawn."""
     ink = ink_of(zoomed(bright_digit(luminance(picture))))
-    ink = cropped(ink, box_of(ink))
-    ink = resized(ink, fitted_size(ink, box))
+    floor = 3.0 * noise_of(ink)
+    ink = cropped(ink, box_of(ink, 0.1))
+    ink = op.Relu(resized(ink, fitted_size(ink, box)) - floor)
     peak = op.ReduceMax(ink)
     return centred(op.Where(peak > 0.05, ink / op.Max(peak, 0.05), 0.0), size)
 

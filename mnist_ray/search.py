@@ -47,7 +47,7 @@ def search(settings: SearchSettings) -> int:
 
         read_stages(settings.stages)  # a misspelt file is found now, not after the search
     if not cluster.running():
-        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources()], {})
+        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources(settings.gpus_per_trial > 0)], {})
     try:
         with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster:
             cluster.check_shared_storage(RunStorage(settings.storage))
@@ -297,12 +297,15 @@ class _Run:
                     num_samples=remaining,
                     max_concurrent_trials=slots,
                     reuse_actors=True,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=self.storage.uri,
                     stop=schedulers.Ending(search_alg, duration(s.time_budget, "--time-budget")),
                     failure_config=tune.FailureConfig(max_failures=8),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own (see trial.py)
                     verbose=1 if s.verbose else 0,
                 ),
             )
@@ -371,6 +374,11 @@ class _Run:
             for r, row in self.records.top(5)
         ]
         print(records.table_text(header, lines), flush=True)
+
+
+def _trial_name(trial: Any) -> str:
+    """The number that a trial has everywhere else, in place of all its settings."""
+    return f"trial-{trial.config['number']:05d}"
 
 
 def _short(params: dict[str, Any]) -> str:

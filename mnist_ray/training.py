@@ -42,12 +42,18 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
+def step(progress: float) -> float:
+    """A tenth for the last sixth: over six epochs this is torch's StepLR(5, gamma=0.1)."""
+    return 1.0 if progress < 5 / 6 else 0.1
+
+
 # The learning rate's factor as a function of progress in [0, 1]: stateless, so that a checkpoint needs only the step's number.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": constant,
     "cosine": cosine,
     "one_cycle": one_cycle,
     "linear": linear,
+    "step": step,
 }
 
 

@@ -8,22 +8,36 @@ from typing import Any
 
 import optuna
 
+from mnist_ray.errors import SettingsError
 from mnist_ray.spaces import DataShape
 
 
-def convnet(trial: optuna.Trial, data: DataShape, min_width: int = 16, max_width: int = 32) -> dict[str, Any]:
+def convnet(
+    trial: optuna.Trial,
+    data: DataShape,
+    min_width: int = 16,
+    max_width: int = 32,
+    max_layers: int = 2,
+    max_fc: int = 0,
+    l1: bool = False,
+) -> dict[str, Any]:
     """Hyperparameters of `models.convnet` and of its training.
 
     Options: `min_width`, `max_width`: channels of the first block, in steps of 16 (the next blocks double them).
+    `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
+    (`weight_decay` is L2). The last two are off by default: a wider space costs trials.
     """
+    for option, value, least in (("min_width", min_width, 1), ("max_width", max_width, min_width), ("max_layers", max_layers, 1)):
+        if value < least:
+            raise SettingsError(f"--space-args: {option}={value} is too small; expected at least {least}")
     # Each block halves the image: three take 28x28 to 3x3.
-    most_blocks = max(1, min(3, min(data.image_size).bit_length() - 2))
+    most_blocks = max(1, min(3, data.most_halvings() - 1))
     optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
-    return {
+    hp: dict[str, Any] = {
         "model": "convnet",
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
-        "layers_per_block": trial.suggest_int("layers_per_block", 1, 2),
+        "layers_per_block": trial.suggest_int("layers_per_block", 1, max_layers),
         "width": trial.suggest_int("width", min_width, max_width, step=16),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
@@ -43,3 +57,9 @@ def convnet(trial: optuna.Trial, data: DataShape, min_width: int = 16, max_width
         "schedule": trial.suggest_categorical("schedule", ["one_cycle", "cosine"]),
         "ema": 0.998,
     }
+    if max_fc:
+        hidden = trial.suggest_int("fc_layers", 0, max_fc)
+        hp["fc"] = [trial.suggest_categorical("fc_width", [64, 128, 256])] * hidden if hidden else []
+    if l1:
+        hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
+    return hp

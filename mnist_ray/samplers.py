@@ -1,0 +1,106 @@
+"""Optuna's samplers by name, each with a seed, and whether the grid has been walked to its end."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.options import arguments, load
+
+
+class Grid(optuna.samplers.BruteForceSampler):
+    """Every point of a finite define-by-run tree once, in random order."""
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if isinstance(param_distribution, FloatDistribution) and param_distribution.step is None:
+            raise SettingsError(f"--sampler: grid cannot walk {param_name!r}, which is continuous; give its range a step")
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
+
+
+# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar: trials
+# that are running repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
+TPE: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True, "warn_independent_sampling": False}
+SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
+    "tpe": (optuna.samplers.TPESampler, TPE),
+    # Most trials are stopped early: without them it would learn from the few that were not.
+    "cmaes": (optuna.samplers.CmaEsSampler, {"consider_pruned_trials": True, "warn_independent_sampling": False}),
+    "gp": (optuna.samplers.GPSampler, {"warn_independent_sampling": False}),
+    # Without scrambling every seed gives the same sequence.
+    "qmc": (optuna.samplers.QMCSampler, {"scramble": True, "warn_independent_sampling": False}),
+    "random": (optuna.samplers.RandomSampler, {}),
+    "grid": (Grid, {}),
+    "nsga2": (optuna.samplers.NSGAIISampler, {}),
+}
+MODELLESS = ("cmaes", "gp")  # have no model of categories or of parameters that only some trials have: TPE suggests those
+
+
+def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) -> BaseSampler:
+    """The sampler that --sampler names: one of SAMPLERS, or "module:Class" for a user's own, given the seed where it takes one.
+
+    args: --sampler-args, options of the sampler's constructor as text.
+    Raises SettingsError naming the flag. CMA-ES keeps its state in the study as a pickle, which it loads from there: it is for studies
+    that only trusted people write to.
+    """
+    if name in SAMPLERS:
+        factory, options = SAMPLERS[name]
+    else:
+        factory, options = load(name, "--sampler", SAMPLERS), {}
+    try:
+        options = {**options, **arguments(factory, args or {}, "--sampler-args", f"sampler {name!r}", reserved=("seed",))}
+        if "seed" in inspect.signature(factory).parameters:
+            options["seed"] = seed % 2**32  # what NumPy's generators take
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if name in MODELLESS:
+                options["independent_sampler"] = optuna.samplers.TPESampler(**TPE, seed=options["seed"])
+            sampler = factory(**options)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"--sampler: {name!r} cannot be made with {dict(args or {})}: {error}") from error
+    if not isinstance(sampler, BaseSampler):
+        raise SettingsError(f"--sampler: {name!r} is a {type(sampler).__name__}; expected an optuna.samplers.BaseSampler")
+    return sampler
+
+
+def exhausted(study: optuna.Study) -> bool:
+    """Whether the study's grid has no point left that is neither done nor under way; of other samplers never.
+
+    To be asked before each `study.ask()`: past the end of its grid the sampler would suggest points again.
+    """
+    if not isinstance(study.sampler, Grid):
+        return False
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+    return _walked([t for t in study.get_trials(deepcopy=False, states=states) if t.params], 0)
+
+
+def _walked(trials: list[FrozenTrial], depth: int) -> bool:
+    """Whether trials that agree in their first `depth` parameters have taken every way on from there."""
+    deeper = [t for t in trials if len(t.params) > depth]
+    if not deeper:
+        return bool(trials)  # a point of the tree, and somebody was there
+    name, distribution = list(deeper[0].distributions.items())[depth]
+    low, step, size = _grid(distribution)
+    ways: list[list[FrozenTrial]] = [[] for _ in range(size)]
+    for t in deeper:
+        ways[round((distribution.to_internal_repr(t.params[name]) - low) / step)].append(t)
+    return all(_walked(way, depth + 1) for way in ways)
+
+
+def _grid(distribution: BaseDistribution) -> tuple[float, float, int]:
+    """Lowest value, step and number of values, in Optuna's internal representation (of a category its index)."""
+    if isinstance(distribution, CategoricalDistribution):
+        return 0, 1, len(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    step = distribution.step
+    assert step is not None  # Grid refuses it
+    return distribution.low, step, round((distribution.high - distribution.low) / step) + 1

@@ -1,0 +1,22 @@
+"""S9, the CNN search of the seed documents: two convolutions and two linear layers; units, two dropouts, and the optimisation."""
+
+from typing import Any
+
+import optuna
+
+from mnist_ray.spaces import DataShape
+
+
+def cnn(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
+    """Hyperparameters of `models.cnn`; SGD is without momentum, torch's default."""
+    return {
+        "model": "cnn",
+        **data.hyperparameters(),
+        "conv_dropout": trial.suggest_float("conv_dropout", 0.0, 0.5, step=0.1),
+        "fc_units": trial.suggest_int("fc_units", 32, 256, step=32),
+        "fc_dropout": trial.suggest_float("fc_dropout", 0.0, 0.3, step=0.1),
+        "batch_size": trial.suggest_int("batch_size", 64, 256, step=64),
+        "optimizer": trial.suggest_categorical("optimizer", ["adam", "rmsprop", "sgd"]),
+        "lr": trial.suggest_float("lr", 1e-4, 1e-1, log=True),
+        "momentum": 0.0,
+    }
