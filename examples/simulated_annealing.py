@@ -30,23 +30,20 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}  # every parameter is drawn on its own, so branches of a define-by-run space need no care
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         return {}
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        here: Any = self.current.params.get(param_name) if self.current else None
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         d = param_distribution
+        point = self.current.params if self.current else {}
+        known, here = param_name in point, point.get(param_name)
         if isinstance(d, CategoricalDistribution):
-            stay = here in d.choices and self.random.random() >= REACH
+            stay = known and here in d.choices and self.random.random() >= REACH
             return here if stay else self.random.choice(d.choices)
         assert isinstance(d, IntDistribution | FloatDistribution)
         scale, unscale = (math.log, math.exp) if d.log else (float, float)
         low, high = scale(d.low), scale(d.high)
-        if here is not None:
+        if known:
             here = min(max(here, d.low), d.high)
             width = REACH * (high - low)
             if d.step:  # a tenth of few steps would be none

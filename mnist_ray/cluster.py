@@ -226,4 +226,3 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
         message = client.get_job_info(job).message or ""
         raise WorkError(f"the job {job} ({script}) ended as {status.value}: {message.splitlines()[0] if message else 'see its log'}")
     return job
-

@@ -145,8 +145,7 @@ def load(name: str, part: str, data_dir: str | None = None, *, download: bool = 
     images, labels = _read_cifar(folder, part) if name == "cifar10" else _read_idx(name, folder, part)
     if labels.min() < 0 or labels.max() >= len(source.classes):
         raise SettingsError(
-            f"--data-dir: labels of {part} in {folder} lie in {labels.min()}..{labels.max()}, "
-            f"allowed are 0..{len(source.classes) - 1}"
+            f"--data-dir: labels of {part} in {folder} lie in {labels.min()}..{labels.max()}, allowed are 0..{len(source.classes) - 1}"
         )
     return Images(name, part, images, labels, source.classes, source.mean, source.std, digest(images, labels))
 
@@ -192,9 +191,7 @@ def default_val_images(name: str, data_dir: str | None = None) -> int:
     return 215 if name == "digits" else 5000
 
 
-def split(
-    labels: np.ndarray, *, val_images: int, train_images: int | None = None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def split(labels: np.ndarray, *, val_images: int, train_images: int | None = None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide a training part into training and validation images, in the classes' proportions.
 
     The validation images depend on `labels`, `val_images` and `seed` alone, so runs on subsets share them.
@@ -233,9 +230,7 @@ def split(
         # scikit-learn cannot leave out, in proportion, fewer images than there are classes, or part of a single one.
         left = np.bincount(labels[rest])
         exact = len(rest) - train_images >= classes and left[left > 0].min() > 1
-        train, _ = train_test_split(
-            rest, train_size=train_images, stratify=labels[rest] if exact else None, random_state=seed
-        )
+        train, _ = train_test_split(rest, train_size=train_images, stratify=labels[rest] if exact else None, random_state=seed)
     for flag, indices in (("--val-images", val), ("--train-images", train)):
         if len(np.unique(labels[indices])) < classes:
             raise SettingsError(f"{flag}: {len(indices)} images leave a class without any; take more")
@@ -272,11 +267,7 @@ def _missing(name: str, root: Path, part: str) -> list[str]:
     folder = root / _SOURCES[name].folder
     endings = ("",) if name == "cifar10" else ("", ".gz")
     # os.path, not Path.is_file: a folder that may not be read counts as missing instead of raising
-    return [
-        file
-        for file in _files(name, part)
-        if not any(os.path.isfile(folder / f"{file}{ending}") for ending in endings)
-    ]
+    return [file for file in _files(name, part) if not any(os.path.isfile(folder / f"{file}{ending}") for ending in endings)]
 
 
 def _resolve(name: str) -> Callable[[str, str | None], Images]:
@@ -308,9 +299,7 @@ def _checked(name: str, part: str, data: object) -> Images:
         if array.dtype != dtype or array.ndim != dims:
             raise wrong(f"{field} must be {dtype} of {dims} dimension(s), found {array.dtype} {array.shape}")
     if len(images) != len(labels) or not len(labels):
-        raise wrong(
-            f"{part} has {len(images)} images and {len(labels)} labels; allowed is one label an image"
-        )
+        raise wrong(f"{part} has {len(images)} images and {len(labels)} labels; allowed is one label an image")
     if labels.min() < 0 or labels.max() >= len(data.classes):
         raise wrong(f"labels lie in {labels.min()}..{labels.max()}, allowed are 0..{len(data.classes) - 1}")
     if len(data.mean) != data.shape[0] or len(data.std) != data.shape[0] or min(data.std) <= 0:
@@ -401,16 +390,12 @@ def _idx_header(path: Path, kind: str) -> tuple[int, ...]:
         raise SettingsError(f"--data-dir: cannot read {path}: {error}") from error
     if header[:4] != _IDX_MAGIC[kind] or len(header) < 4 + 4 * dims:
         begins, right = header[:4].hex(), _IDX_MAGIC[kind].hex()
-        raise SettingsError(
-            f"--data-dir: {path} is no IDX file of {kind}: it begins {begins!r}, not {right!r}"
-        )
+        raise SettingsError(f"--data-dir: {path} is no IDX file of {kind}: it begins {begins!r}, not {right!r}")
     shape = tuple(int(count) for count in np.frombuffer(header, ">u4", offset=4))
     expected = len(header) + int(np.prod(shape, dtype=np.int64))
     if size != expected or 0 in shape:
         counts = "×".join(map(str, shape))
-        raise SettingsError(
-            f"--data-dir: {path} is truncated or damaged: {size:,} bytes, its header ({counts}) means {expected:,}"
-        )
+        raise SettingsError(f"--data-dir: {path} is truncated or damaged: {size:,} bytes, its header ({counts}) means {expected:,}")
     return shape
 
 
@@ -426,9 +411,7 @@ def _read_idx(name: str, folder: Path, part: str) -> tuple[np.ndarray, np.ndarra
         if name == "mnist":
             found, right = hashlib.sha256(content).hexdigest(), _MNIST_SHA256[path.name.removesuffix(".gz")]
             if found != right:
-                raise SettingsError(
-                    f"--data-dir: {path} is not MNIST's file: SHA-256 of its content is {found}, expected {right}"
-                )
+                raise SettingsError(f"--data-dir: {path} is not MNIST's file: SHA-256 of its content is {found}, expected {right}")
         arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
     images, labels = arrays
     if len(images) != len(labels):
@@ -511,9 +494,7 @@ def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
     # Pillow scales bytes in whole numbers, so that the digest is the same on every machine.
     scaled = np.stack([np.asarray(Image.fromarray(one).resize((20, 20), Image.Resampling.BICUBIC)) for one in small])
     images, labels = centre_by_mass(scaled)[:, None], bunch.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=_DIGITS_TEST_IMAGES, stratify=labels, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=_DIGITS_TEST_IMAGES, stratify=labels, random_state=0)
     chosen = np.sort(train if part == "train" else test)
     return images[chosen], labels[chosen]
 

@@ -56,7 +56,7 @@ def finetune(settings: FinetuneSettings) -> int:
             test_part = data.load(searched["dataset"], "test", data_dir)
             train, val = data.split(
                 train_part.labels,
-                val_images=searched["val_images"] or data.default_val_images(searched["dataset"]),
+                val_images=searched["val_images"] or data.default_val_images(searched["dataset"], data_dir),
                 train_images=searched["train_images"],
                 seed=searched["seed"],
             )
@@ -64,9 +64,7 @@ def finetune(settings: FinetuneSettings) -> int:
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
             cluster.check_fits(cpus, gpus, each, cluster.autoscaler_maximum())
-            work = Work(
-                settings.run, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"]
-            )
+            work = Work(settings.run, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"])
             manifest = _in_task(work, train_part, test_part, train, val)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: python jobs/finetune.py --run {settings.run}", flush=True)
@@ -158,16 +156,15 @@ def run_chain(
         begins = {"step": "search", "trial": story["number"], **{k: story["row"][k] for k in ("epoch", "val_loss", "val_accuracy")}}
     weights = start.state_dict() if work.recipe.start == "best" else None
     yield f"fine-tuning {work.run}: {len(work.recipe.stages)} stages of recipe {work.recipe.name} on {device.type}"
-    yield from train_stages(work.recipe, hp, weights, storage, *tensors, precision=work.precision)
+    yield from train_stages(work.recipe, hp, weights, storage, tensors, work.precision)
 
     # The chain has ended: what it ships is exported and verified, and only then the test set is looked at, once, step by step.
     lineage, steps = [begins], [start]
     for number, stage in enumerate(work.recipe.stages, start=work.recipe.first_number):
         name = f"{stage_folder(number)}/model.safetensors"
-        model, stage_story = load_network(storage.read_bytes(name), storage.join(name))
+        model, _ = load_network(storage.read_bytes(name), storage.join(name))
         steps.append(model)
-        tensors_of, _ = checkpoint.unpack(storage.read_bytes(name), storage.join(name))
-        lineage.append({"step": f"stage-{number}", **dataclasses.asdict(stage), "weights_sha256": checkpoint.digest(tensors_of)})
+        lineage.append({"step": f"stage-{number}", **dataclasses.asdict(stage), "weights_sha256": checkpoint.digest(model.state_dict())})
     measured_on_validation = work.recipe.train_on == "train"
     if measured_on_validation:
         for entry, number in zip(lineage[1:], range(work.recipe.first_number, len(steps)), strict=False):
@@ -228,10 +225,8 @@ def model_card(manifest: dict[str, Any], hp: dict[str, Any]) -> str:
             f"        metrics: [{{type: accuracy, value: {manifest['test_accuracy']}}}]", "---",
         ]
     )  # fmt: skip
-    steps = "\n".join(
-        f"| {e['step']} | {_or_dash(e.get('epochs'))} | {_or_dash(e.get('lr'))} | {_or_dash(e.get('val_accuracy'))} | {e['test_accuracy']:.4f} |"
-        for e in manifest["lineage"]
-    )
+    columns = ("step", "epochs", "lr", "val_accuracy", "test_accuracy")
+    steps = "\n".join(f"| {' | '.join(_or_dash(entry.get(c)) for c in columns)} |" for entry in manifest["lineage"])
     shape = f"[batch, {hp['in_channels']}, {hp['image_size'][0]}, {hp['image_size'][1]}]"
     return f"""{header}
 
@@ -267,4 +262,4 @@ small: differences of less than {(high - low) / 2:.2%} between models mean littl
 
 
 def _or_dash(value: Any) -> str:
-    return "–" if value is None else f"{value:g}"
+    return "–" if value is None else value if isinstance(value, str) else f"{value:g}"

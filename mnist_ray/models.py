@@ -112,9 +112,7 @@ def convnet(hp: Hyperparameters) -> nn.Module:
         if hp["dropout_place"] == "block":
             layers.append(dropout(rate, nn.Dropout2d))
     layers += [nn.Flatten(), *before_linear()]
-    return with_linear(
-        hp, layers, hp.get("fc", []), lambda i, width: [*finish(nn.BatchNorm1d(width), nn.Dropout), *before_linear()]
-    )
+    return with_linear(hp, layers, hp.get("fc", []), lambda i, width: [*finish(nn.BatchNorm1d(width), nn.Dropout), *before_linear()])
 
 
 def optunanet(hp: Hyperparameters) -> nn.Module:

@@ -55,7 +55,7 @@ def arguments(
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:
-    """The type that text is converted to: of the annotation ("int | None" is int), else of the default; None where neither is plain."""
+    """The type to convert to: the annotation's ("int | None" is int), else the default's; None where neither is plain."""
     annotation = parameter.annotation
     name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kind = KINDS.get(name.split(" | ")[0])

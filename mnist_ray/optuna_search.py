@@ -7,7 +7,7 @@ Here a stopped trial is PRUNED with all its intermediate values, a failed one FA
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -16,26 +16,16 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, rows_from
+from mnist_ray.samplers import exhausted
 from mnist_ray.trial import NUMBER
 
 RUN = "mnist_ray:run"  # user attribute of every trial: the run that it belongs to (several may share a study)
 SUMMARY = "mnist_ray:summary"  # user attribute of every settled trial: Record.summary()
 
 
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that --sampler names."""
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    # Optuna 5 turns these on by default, 4.9 does not. group: each branch of a define-by-run space has its own model;
-    # constant_liar: trials that are running repel the next suggestion, or parallel ones would be near copies.
-    return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed, warn_independent_sampling=False)
-
-
-def open_study(
-    storage: optuna.storages.BaseStorage, name: str, metric: str, sampler: optuna.samplers.BaseSampler
-) -> optuna.Study:
+def open_study(storage: optuna.storages.BaseStorage, name: str, metric: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     """The study of that name, made if there is none. Raises SettingsError where it optimises the other way."""
-    direction = "minimize" if metric == "val_loss" else "maximize"
+    direction: Literal["minimize", "maximize"] = "minimize" if metric == "val_loss" else "maximize"
     study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True, direction=direction)
     if study.direction.name.lower() != direction:
         raise SettingsError(f"--metric: {metric} is to {direction}, but study {name!r} is there already to {study.direction.name.lower()}")
@@ -92,7 +82,7 @@ class StudySearch(OptunaSearch):
             frozen = self.continued.pop(0)
             trial = optuna.Trial(study, frozen._trial_id)  # a running trial gives its stored values again
             self._steps[trial.number] = set(frozen.intermediate_values)
-        elif len(self.records.trials) - self._tried_again() >= self.records.total:
+        elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
             return Searcher.FINISHED
         else:
             if self.retried:

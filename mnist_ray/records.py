@@ -56,10 +56,7 @@ class Record:
             "reason": self.reason,
             "n_parameters": self.n_parameters,
             "node": self.node,
-            "rows": [
-                {k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))}
-                for row in self.rows.values()
-            ],
+            "rows": [{k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))} for row in self.rows.values()],
         }
 
 
@@ -91,9 +88,7 @@ class Records:
             self._consider(record, row)
 
     def _consider(self, record: Record, row: Row) -> None:
-        if math.isfinite(row["val_loss"]) and (
-            self.best is None or rank(row, self.metric) > rank(self.best[1], self.metric)
-        ):
+        if math.isfinite(row["val_loss"]) and (self.best is None or rank(row, self.metric) > rank(self.best[1], self.metric)):
             self.best = (record.number, row)
 
     def settled(self) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,7 @@ from mnist_ray.options import arguments, load
 class Grid(optuna.samplers.BruteForceSampler):
     """Every point of a finite define-by-run tree once, in random order."""
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         if isinstance(param_distribution, FloatDistribution) and param_distribution.step is None:
             raise SettingsError(f"--sampler: grid cannot walk {param_name!r}, which is continuous; give its range a step")
         return super().sample_independent(study, trial, param_name, param_distribution)
@@ -28,29 +27,29 @@ class Grid(optuna.samplers.BruteForceSampler):
         """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
 
 
-# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar: trials
-# that are running repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
-TPE: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True, "warn_independent_sampling": False}
+# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar: running
+# trials repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
+TPE: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (optuna.samplers.TPESampler, TPE),
     # Most trials are stopped early: without them it would learn from the few that were not.
-    "cmaes": (optuna.samplers.CmaEsSampler, {"consider_pruned_trials": True, "warn_independent_sampling": False}),
-    "gp": (optuna.samplers.GPSampler, {"warn_independent_sampling": False}),
+    "cmaes": (optuna.samplers.CmaEsSampler, {"consider_pruned_trials": True}),
+    "gp": (optuna.samplers.GPSampler, {}),
     # Without scrambling every seed gives the same sequence.
-    "qmc": (optuna.samplers.QMCSampler, {"scramble": True, "warn_independent_sampling": False}),
+    "qmc": (optuna.samplers.QMCSampler, {"scramble": True}),
     "random": (optuna.samplers.RandomSampler, {}),
     "grid": (Grid, {}),
     "nsga2": (optuna.samplers.NSGAIISampler, {}),
 }
-MODELLESS = ("cmaes", "gp")  # have no model of categories or of parameters that only some trials have: TPE suggests those
+PARTIAL = ("cmaes", "gp")  # have no model of parameters that only some trials have (cmaes: of categories); TPE suggests those
 
 
 def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) -> BaseSampler:
     """The sampler that --sampler names: one of SAMPLERS, or "module:Class" for a user's own, given the seed where it takes one.
 
     args: --sampler-args, options of the sampler's constructor as text.
-    Raises SettingsError naming the flag. CMA-ES keeps its state in the study as a pickle, which it loads from there: it is for studies
-    that only trusted people write to.
+    Raises SettingsError naming the flag. CMA-ES keeps its state in the study as a pickle and loads it from there: it is for
+    studies that only trusted people write to.
     """
     if name in SAMPLERS:
         factory, options = SAMPLERS[name]
@@ -62,7 +61,7 @@ def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) ->
             options["seed"] = seed % 2**32  # what NumPy's generators take
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if name in MODELLESS:
+            if name in PARTIAL:
                 options["independent_sampler"] = optuna.samplers.TPESampler(**TPE, seed=options["seed"])
             sampler = factory(**options)
     except (TypeError, ValueError) as error:
@@ -90,10 +89,11 @@ def _walked(trials: list[FrozenTrial], depth: int) -> bool:
         return bool(trials)  # a point of the tree, and somebody was there
     name, distribution = list(deeper[0].distributions.items())[depth]
     low, step, size = _grid(distribution)
-    ways: list[list[FrozenTrial]] = [[] for _ in range(size)]
+    ways: dict[int, list[FrozenTrial]] = defaultdict(list)
     for t in deeper:
-        ways[round((distribution.to_internal_repr(t.params[name]) - low) / step)].append(t)
-    return all(_walked(way, depth + 1) for way in ways)
+        if name in t.params:
+            ways[round((distribution.to_internal_repr(t.params[name]) - low) / step)].append(t)
+    return all(_walked(ways[i], depth + 1) for i in range(size))
 
 
 def _grid(distribution: BaseDistribution) -> tuple[float, float, int]:

@@ -1,6 +1,7 @@
 """The search as a plain function: settings in, a run's directory out. `jobs/search.py` calls it."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -21,11 +22,9 @@ from mnist_ray.records import Records
 from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
+ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}  # of one command, not of the run
 # What may be given anew when a run goes on: how much and on what it runs, not what it is.
-CHANGEABLE = {
-    "config", "resume", "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages",
-    "data_dir", "storage", "verbose", "dry_run", "overwrite",
-}  # fmt: skip
+CHANGEABLE = ONE_TIME | {"trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages", "data_dir"}
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables while trials finish; the study itself is always up to date
 
@@ -36,6 +35,7 @@ def search(settings: SearchSettings) -> int:
     cluster.quiet_ray()
     data.check(settings.dataset, settings.data_dir)
     space = _space(settings)
+    _sampler(settings)
     if settings.dry_run:
         return _dry_run(settings, space)
     name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -69,6 +69,13 @@ def _space(settings: SearchSettings) -> Callable[..., dict[str, Any]]:
     return functools.partial(found, **spaces.options(found, settings.space, key_values(settings.space_args, "--space-args")))
 
 
+def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
+    """The sampler; asked: how many trials the study has already (the same seed would suggest the first ones again)."""
+    from mnist_ray.samplers import make_sampler
+
+    return make_sampler(settings.sampler, settings.seed + asked, key_values(settings.sampler_args, "--sampler-args"))
+
+
 def _previous(settings: SearchSettings, storage: RunStorage) -> dict[str, Any] | None:
     """run.json of the run of that name, where it is to be gone on with. Raises SettingsError where name and flags disagree."""
     if not storage.exists("run.json"):
@@ -81,34 +88,27 @@ def _previous(settings: SearchSettings, storage: RunStorage) -> dict[str, Any] |
         raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
     try:
         run = storage.read_json("run.json")
-        before = run["settings"]
+        run["settings"], run["data"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"--resume: {storage.join('run.json')} is damaged: {error!r}") from error
     return run
 
 
-def resumed_settings(given: SearchSettings, before: dict[str, Any]) -> SearchSettings:
-    """The settings of a run that goes on: those of run.json, with what may change taken from the command line.
+def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSettings:
+    """The settings of a run that goes on: those of run.json, with what may change (CHANGEABLE) taken from the command line.
 
     Raises SettingsError where another value was given for what may not change.
     """
-    from dataclasses import replace
-
-    defaults = resolved(SearchSettings())
-    now = resolved(given)
-    take: dict[str, Any] = {}
-    for key, value in before.items():
-        was_given = key in now and now[key] != defaults[key]
-        if key in CHANGEABLE or key == "name":
-            if not was_given and key not in ("resume", "overwrite", "dry_run", "config", "verbose", "storage", "name"):
-                take[key] = value
-        elif was_given and now[key] != value:
-            flag = "--" + key.replace("_", "-")
-            raise SettingsError(f"{flag}: the run has {value!r}, and {now[key]!r} was given; --resume takes it from run.json")
-        elif key in now:
-            take[key] = value
-    take = {k: tuple(v) if isinstance(v, list) else v for k, v in take.items()}
-    return replace(given, **take)
+    values = resolved(now)
+    for key in sorted(now.given - CHANGEABLE):
+        if values[key] != before.get(key):
+            raise SettingsError(f"--{key.replace('_', '-')}: {values[key]!r} was given, but the run has {before.get(key)!r}, which stays")
+    kept: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in before.items()
+        if key in values and key not in now.given | ONE_TIME
+    }
+    return dataclasses.replace(now, **kept)
 
 
 def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]]) -> int:
@@ -116,12 +116,10 @@ def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]]) -> 
     import optuna
     import yaml
 
-    from mnist_ray.optuna_search import make_sampler
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     shape = data_shape(data.load(settings.dataset, "train", settings.data_dir))
     print(yaml.safe_dump(resolved(settings), sort_keys=False), end="")
-    study = optuna.create_study(sampler=make_sampler(settings.sampler, settings.seed))
+    study = optuna.create_study(sampler=_sampler(settings))
     for number in range(min(3, settings.trials)):
         print(f"suggestion {number}: {json.dumps(space(study.ask(), shape))}")
     return 0
@@ -163,7 +161,10 @@ class _Run:
         slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         images = data.load(s.dataset, "train", s.data_dir)
         train, val = data.split(
-            images.labels, val_images=s.val_images or data.default_val_images(s.dataset), train_images=s.train_images, seed=s.seed
+            images.labels,
+            val_images=s.val_images or data.default_val_images(s.dataset, s.data_dir),
+            train_images=s.train_images,
+            seed=s.seed,
         )
         self._claim(images, len(train), len(val))
         try:
@@ -222,11 +223,11 @@ class _Run:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-        from mnist_ray.optuna_search import make_sampler, open_study
+        from mnist_ray.optuna_search import open_study
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         s = self.settings
-        sampler = make_sampler(s.sampler, s.seed)
+        sampler = _sampler(s)
         study_name = s.study_name or self.name
         if s.study:
             yield open_study(optuna.storages.get_storage(s.study), study_name, s.metric, sampler), None
@@ -243,14 +244,13 @@ class _Run:
         from ray import tune
 
         from mnist_ray import schedulers
-        from mnist_ray.optuna_search import StudySearch, close_interrupted, make_sampler, read_trials
+        from mnist_ray.optuna_search import StudySearch, close_interrupted, read_trials
         from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
         self.journal = journal
         if self.previous:
-            # The same seed again would suggest again what was suggested at the start.
-            study.sampler = make_sampler(s.sampler, s.seed + len(study.get_trials(deepcopy=False)))
+            study.sampler = _sampler(s, asked=len(study.get_trials(deepcopy=False)))
         continued, retried, past = [], [], {}
         for frozen, record in read_trials(study, self.name):
             past[record.number] = dict(frozen.intermediate_values)
@@ -265,7 +265,9 @@ class _Run:
                 self.unswept.add(record.number)
         self.records.resumed()
         if self.previous:
-            print(f"resuming {self.storage.uri}: {self.records.settled()} of {s.trials} trials are done, {len(continued)} go on", flush=True)
+            print(
+                f"resuming {self.storage.uri}: {self.records.settled()} of {s.trials} trials are done, {len(continued)} go on", flush=True
+            )
         else:
             print(f"run {self.storage.uri}: {s.trials} trials, {slots} at a time", flush=True)
         if not s.study:
@@ -282,9 +284,7 @@ class _Run:
             retried=retried,
         )
         context = TrialContext(self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial)
-        trainable = tune.with_parameters(
-            TrainTrial, context=context, images=images.images, labels=images.labels, train=train, val=val
-        )
+        trainable = tune.with_parameters(TrainTrial, context=context, images=images.images, labels=images.labels, train=train, val=val)
         remaining = s.trials - self.records.settled()
         if remaining > 0:
             tuner = tune.Tuner(
@@ -360,7 +360,7 @@ class _Run:
 
     def _summary(self) -> None:
         states = [r.state for r in self.records.trials.values()]
-        failed = {}
+        failed: dict[str, int] = {}
         for r in self.records.trials.values():
             if r.state == "FAIL":
                 failed[r.reason] = failed.get(r.reason, 0) + 1

@@ -63,7 +63,9 @@ class SearchSettings:
     reduction_factor: float = 3
     """ASHA keeps one in so many at each rung."""
     sampler: str = "tpe"
-    """Optuna's sampler: tpe or random."""
+    """Optuna's sampler: tpe, cmaes, gp, qmc, random, grid, nsga2, or module:Class for your own."""
+    sampler_args: tuple[str, ...] = ()
+    """The sampler's own options, as KEY=VALUE."""
     seed: int = 0
     """Fixes the split, the suggestions and the weights."""
     cpus_per_trial: float = 1
@@ -96,6 +98,8 @@ class SearchSettings:
     """Print the resolved settings and the first suggestions, and do nothing."""
     verbose: bool = False
     """Ray's own messages too."""
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """Which of these were given by flag or file, set by parse: --resume compares them with the run's."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,21 @@ def parse(cls: type[T], argv: Sequence[str] | None = None) -> T:
     argv = list(sys.argv[1:] if argv is None else argv)
     settings = _tyro(cls, argv)
     config = getattr(settings, "config", None)
-    if config is None:
-        return settings
-    from_file = _tyro(cls, yaml_as_flags(cls, config), where=f"{config}: ")
-    return _tyro(cls, argv, default=from_file)
+    flags: list[str] = []
+    if config is not None:
+        flags = yaml_as_flags(cls, config)
+        from_file = _tyro(cls, flags, where=f"{config}: ")
+        settings = _tyro(cls, argv, default=from_file)
+    if isinstance(settings, SearchSettings):
+        words = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in flags + argv}
+        return dataclasses.replace(settings, given=frozenset(words & set(resolved(settings))))  # type: ignore[return-value]
+    return settings
 
 
 def yaml_as_flags(cls: type, path: str) -> list[str]:
     """A YAML file of options as the flags that mean the same, so that file and command line are checked by the same rules."""
     values = read_yaml(path)
-    known = {f.name for f in dataclasses.fields(cls) if f.name not in ("config", "resume", "overwrite", "dry_run")}
+    known = {f.name for f in dataclasses.fields(cls) if f.name not in ("config", "resume", "overwrite", "dry_run", "given")}
     flags: list[str] = []
     for key, value in values.items():
         if key not in known:
@@ -190,7 +199,7 @@ def _first_message(framed: str) -> str:
     lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
     message: list[str] = []
     for line in lines[1:]:
-        if not line and message or line.startswith(("For full helptext", "Argument helptext")):
+        if (not line and message) or line.startswith(("For full helptext", "Argument helptext")):
             break
         message.append(line)
     hints = [line.split()[0] for line in lines if line.startswith("--")]
@@ -269,10 +278,9 @@ def check_search(s: SearchSettings) -> None:
         raise SettingsError("--resume needs --name: the run to go on with")
     duration(s.time_budget, "--time-budget")
     key_values(s.space_args, "--space-args")
-    if s.sampler not in ("tpe", "random"):
-        raise SettingsError(f"--sampler: {s.sampler!r} is unknown; expected tpe or random")
+    key_values(s.sampler_args, "--sampler-args")
 
 
 def resolved(settings: Any) -> dict[str, Any]:
     """Settings as a dict that JSON and YAML can hold."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k != "given"}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,9 @@ def _stage(row: Any, where: str) -> Stage:
         low = {"epochs": 1, "batch_size": 1}.get(key, 0)
         high = {"label_smoothing": 1, "ema": 1, "dropout": 1}.get(key, math.inf)
         if not (low <= value and (value < high)):
-            raise SettingsError(f"{where}: {key} is {value!r}; expected at least {low}" + (f" and less than {high}" if high < math.inf else ""))
+            raise SettingsError(
+                f"{where}: {key} is {value!r}; expected at least {low}" + (f" and less than {high}" if high < math.inf else "")
+            )
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in row]
     if missing:
         raise SettingsError(f"{where}: {missing[0]!r} is missing")
@@ -110,15 +112,12 @@ def train_stages(
     hp: Mapping[str, Any],
     weights: "Mapping[str, Tensor] | None",
     storage: RunStorage,
-    images: "Tensor",
-    labels: "Tensor",
-    train: "Tensor",
-    val: "Tensor",
+    data: "Sequence[Tensor]",
     precision: str,
 ) -> Iterator[str]:
     """Trains the stages one after the other, yielding a log line an epoch; each leaves its `model.safetensors` and its curve.
 
-    images uint8 [n, C, H, W], labels, train and val (indices) int64, all on the device to train on. A stage that is done (the same
+    data: images uint8 [n, C, H, W], labels int64 [n], and the int64 indices of the training and validation part. A stage that is done (the same
     stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
     """
     import pyarrow as pa
@@ -126,6 +125,7 @@ def train_stages(
     from mnist_ray import checkpoint, records
     from mnist_ray.training import Trainer
 
+    images, labels, train, val = data
     everything = recipe.train_on == "all"
     for number, stage in enumerate(recipe.stages, start=recipe.first_number):
         folder = stage_folder(number)

@@ -292,5 +292,3 @@ def load_network(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
 def use_threads(cpus: float) -> None:
     """As many threads as CPUs are assigned: more of them only fight over the cores of the other trials."""
     torch.set_num_threads(max(1, min(int(cpus), os.cpu_count() or 1)))
-
-

@@ -134,9 +134,7 @@ class TrainTrial(tune.Trainable):
         from mnist_ray.training import Trainer
 
         context = self.context
-        self.trainer = Trainer(
-            self.hp, epochs=context.max_epochs, seed=context.seed, device=self.device, precision=context.precision
-        )
+        self.trainer = Trainer(self.hp, epochs=context.max_epochs, seed=context.seed, device=self.device, precision=context.precision)
         name = f"{checkpoint_folder(self.number)}/latest.safetensors"
         if self.storage.exists(name):
             self.trainer.load_state(self.storage.read_bytes(name), self.storage.join(name))

@@ -97,8 +97,11 @@ def too_wide(address: str) -> bool:
 
 
 def ssh_open(config: Config) -> list[str]:
-    found = [f"{name}: without SecurityGroupIds Ray opens SSH to the world"
-             for name, node in node_types(config) if not node["node_config"].get("SecurityGroupIds")]
+    found = [
+        f"{name}: without SecurityGroupIds Ray opens SSH to the world"
+        for name, node in node_types(config)
+        if not node["node_config"].get("SecurityGroupIds")
+    ]
     for rule in config["provider"].get("security_group", {}).get("IpPermissions", []):
         ranges = [r["CidrIp"] for r in rule.get("IpRanges", [])] + [r["CidrIpv6"] for r in rule.get("Ipv6Ranges", [])]
         found += [f"ingress from {address}" for address in ranges if too_wide(address)]
@@ -127,15 +130,16 @@ def token_off(config: Config) -> list[str]:
 
 
 def on_demand(config: Config) -> list[str]:
-    return [f"{name}: GPU machine that is not on the spot market" for name, node in node_types(config)
-            if node["resources"].get("GPU")
-            and node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") != "spot"]
+    return [
+        f"{name}: GPU machine that is not on the spot market"
+        for name, node in node_types(config)
+        if node["resources"].get("GPU") and node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") != "spot"
+    ]
 
 
 def head_works(config: Config) -> list[str]:
     head = config["available_node_types"][config["head_node_type"]]
-    found = [f"the head offers {kind}: {head['resources'].get(kind)}" for kind in ("CPU", "GPU")
-             if head["resources"].get(kind) != 0]
+    found = [f"the head offers {kind}: {head['resources'].get(kind)}" for kind in ("CPU", "GPU") if head["resources"].get(kind) != 0]
     if re.match(r"[gp]\d", head["node_config"]["InstanceType"]):
         found.append("the head is a GPU machine")
     return found
@@ -189,7 +193,8 @@ def not_installed(config: Config) -> list[str]:
 def ships_too_much(config: Config) -> list[str]:
     missing = {".git", ".venv", "data", "runs"} - set(config["rsync_exclude"])
     return [f"rsync takes {name}" for name in sorted(missing)] + (
-        [] if config["rsync_filter"] == [".gitignore"] else ["rsync takes what git ignores"])
+        [] if config["rsync_filter"] == [".gitignore"] else ["rsync takes what git ignores"]
+    )
 
 
 def unknown_to_ec2(config: Config) -> list[str]:
@@ -298,8 +303,7 @@ def test_ray_leaves_the_firewall_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_p
         for _, node in node_types(config):
             node["node_config"]["SecurityGroupIds"] = [group]
         done = ray_aws.bootstrap_aws(prepared(config))
-        assert {node["node_config"]["IamInstanceProfile"]["Name"] for _, node in node_types(done)} == {
-            "mnist-ray-head", "mnist-ray-worker"}
+        assert {node["node_config"]["IamInstanceProfile"]["Name"] for _, node in node_types(done)} == {"mnist-ray-head", "mnist-ray-worker"}
         assert sources() == {"203.0.113.7/32"}
 
         for _, node in node_types(config):
@@ -331,17 +335,37 @@ def test_no_secret_in(path: Path) -> None:
     assert secrets(path.read_text()) == []
 
 
-@pytest.mark.parametrize("text", [
-    "aws_secret_access_key: x", "key: " + "AKIA" + "A" * 16, "-----BEGIN RSA " + "PRIVATE KEY-----", "ab" * 32,
-    "password: hunter2", "RAY_AUTH_TOKEN=abc", "s3://key:word@bucket/runs",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aws_secret_access_key: x",
+        "key: " + "AKIA" + "A" * 16,
+        "-----BEGIN RSA " + "PRIVATE KEY-----",
+        "ab" * 32,
+        "password: hunter2",
+        "RAY_AUTH_TOKEN=abc",
+        "s3://key:word@bucket/runs",
+    ],
+)
 def test_a_secret_is_seen(text: str) -> None:
     assert secrets(f"env:\n    {text}\n")
 
 
 # In cluster.yaml `resources` are Ray's bookkeeping, on one line; in kuberay.yaml they are machines, on several.
-BILLED = ("InstanceType", "MarketType", "VolumeSize", "max_workers", "min_workers", "idle_timeout_minutes", "resources",
-          "minReplicas", "maxReplicas", "ttlSecondsAfterFinished", "activeDeadlineSeconds", "idleTimeoutSeconds")
+BILLED = (
+    "InstanceType",
+    "MarketType",
+    "VolumeSize",
+    "max_workers",
+    "min_workers",
+    "idle_timeout_minutes",
+    "resources",
+    "minReplicas",
+    "maxReplicas",
+    "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds",
+    "idleTimeoutSeconds",
+)
 
 
 def unmarked(text: str) -> list[str]:
@@ -403,31 +427,82 @@ STRINGS = dict[str, str]
 FIELDS: dict[str, dict[str, Any]] = {
     "RayJob": {"apiVersion": str, "kind": str, "metadata": dict, "spec": "RayJobSpec"},
     "RayJobSpec": {
-        "activeDeadlineSeconds": int, "backoffLimit": int, "rayClusterSpec": "RayClusterSpec", "submitterPodTemplate": dict,
-        "metadata": dict, "clusterSelector": STRINGS, "submitterConfig": dict, "managedBy": str, "deletionStrategy": dict,
-        "entrypoint": str, "runtimeEnvYAML": str, "jobId": str, "submissionMode": str, "entrypointResources": str,
-        "entrypointNumCpus": float, "entrypointNumGpus": float, "ttlSecondsAfterFinished": int,
-        "preRunningDeadlineSeconds": int, "shutdownAfterJobFinishes": bool, "suspend": bool,
+        "activeDeadlineSeconds": int,
+        "backoffLimit": int,
+        "rayClusterSpec": "RayClusterSpec",
+        "submitterPodTemplate": dict,
+        "metadata": dict,
+        "clusterSelector": STRINGS,
+        "submitterConfig": dict,
+        "managedBy": str,
+        "deletionStrategy": dict,
+        "entrypoint": str,
+        "runtimeEnvYAML": str,
+        "jobId": str,
+        "submissionMode": str,
+        "entrypointResources": str,
+        "entrypointNumCpus": float,
+        "entrypointNumGpus": float,
+        "ttlSecondsAfterFinished": int,
+        "preRunningDeadlineSeconds": int,
+        "shutdownAfterJobFinishes": bool,
+        "suspend": bool,
     },
     "RayClusterSpec": {
-        "upgradeStrategy": dict, "authOptions": "AuthOptions", "suspend": bool, "managedBy": str,
-        "autoscalerOptions": "AutoscalerOptions", "headServiceAnnotations": STRINGS, "enableInTreeAutoscaling": bool,
-        "gcsFaultToleranceOptions": dict, "historyServerOptions": dict, "networkPolicy": dict, "tlsOptions": dict,
-        "headGroupSpec": "HeadGroupSpec", "rayVersion": str, "workerGroupSpecs": "WorkerGroupSpec",
+        "upgradeStrategy": dict,
+        "authOptions": "AuthOptions",
+        "suspend": bool,
+        "managedBy": str,
+        "autoscalerOptions": "AutoscalerOptions",
+        "headServiceAnnotations": STRINGS,
+        "enableInTreeAutoscaling": bool,
+        "gcsFaultToleranceOptions": dict,
+        "historyServerOptions": dict,
+        "networkPolicy": dict,
+        "tlsOptions": dict,
+        "headGroupSpec": "HeadGroupSpec",
+        "rayVersion": str,
+        "workerGroupSpecs": "WorkerGroupSpec",
     },
     "AuthOptions": {"enableK8sTokenAuth": bool, "secretName": str, "mode": str},
     "AutoscalerOptions": {
-        "resources": dict, "image": str, "imagePullPolicy": str, "securityContext": dict, "idleTimeoutSeconds": int,
-        "upscalingMode": str, "version": str, "env": list, "envFrom": list, "volumeMounts": list, "command": list, "args": list,
+        "resources": dict,
+        "image": str,
+        "imagePullPolicy": str,
+        "securityContext": dict,
+        "idleTimeoutSeconds": int,
+        "upscalingMode": str,
+        "version": str,
+        "env": list,
+        "envFrom": list,
+        "volumeMounts": list,
+        "command": list,
+        "args": list,
     },
     "HeadGroupSpec": {
-        "template": "PodTemplateSpec", "headService": dict, "enableIngress": bool, "ingressOptions": dict, "resources": STRINGS,
-        "labels": STRINGS, "rayStartParams": STRINGS, "serviceType": str,
+        "template": "PodTemplateSpec",
+        "headService": dict,
+        "enableIngress": bool,
+        "ingressOptions": dict,
+        "resources": STRINGS,
+        "labels": STRINGS,
+        "rayStartParams": STRINGS,
+        "serviceType": str,
     },
     "WorkerGroupSpec": {
-        "suspend": bool, "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "idleTimeoutSeconds": int,
-        "priority": int, "resources": STRINGS, "labels": STRINGS, "rayStartParams": STRINGS, "template": "PodTemplateSpec",
-        "scaleStrategy": dict, "numOfHosts": int,
+        "suspend": bool,
+        "groupName": str,
+        "replicas": int,
+        "minReplicas": int,
+        "maxReplicas": int,
+        "idleTimeoutSeconds": int,
+        "priority": int,
+        "resources": STRINGS,
+        "labels": STRINGS,
+        "rayStartParams": STRINGS,
+        "template": "PodTemplateSpec",
+        "scaleStrategy": dict,
+        "numOfHosts": int,
     },
     "PodTemplateSpec": {"metadata": dict, "spec": "PodSpec"},
     "PodSpec": {"serviceAccountName": str, "nodeSelector": STRINGS, "tolerations": "Toleration", "containers": "Container"},
@@ -437,9 +512,13 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 # Fields without a default in KubeRay's Go types, and those that a RayJob with a cluster of its own cannot do without.
 REQUIRED = {
-    "RayJob": {"apiVersion", "kind", "metadata", "spec"}, "RayJobSpec": {"entrypoint", "rayClusterSpec"},
-    "RayClusterSpec": {"headGroupSpec", "rayVersion"}, "HeadGroupSpec": {"template"},
-    "WorkerGroupSpec": {"groupName", "template"}, "PodTemplateSpec": {"spec"}, "PodSpec": {"containers"},
+    "RayJob": {"apiVersion", "kind", "metadata", "spec"},
+    "RayJobSpec": {"entrypoint", "rayClusterSpec"},
+    "RayClusterSpec": {"headGroupSpec", "rayVersion"},
+    "HeadGroupSpec": {"template"},
+    "WorkerGroupSpec": {"groupName", "template"},
+    "PodTemplateSpec": {"spec"},
+    "PodSpec": {"containers"},
     "Container": {"name", "image"},
 }
 
@@ -485,8 +564,9 @@ def kube_head_works(manifest: Config) -> list[str]:
 
 def kube_runs_on(manifest: Config) -> list[str]:
     spec = manifest["spec"]
-    found = [f"{g['groupName']}: {key} {g.get(key)}" for g in groups(manifest)[1:] for key in ("replicas", "minReplicas")
-             if g.get(key) != 0]
+    found = [
+        f"{g['groupName']}: {key} {g.get(key)}" for g in groups(manifest)[1:] for key in ("replicas", "minReplicas") if g.get(key) != 0
+    ]
     found += [f"{g['groupName']}: no maxReplicas" for g in groups(manifest)[1:] if not g.get("maxReplicas")]
     found += ["the cluster outlives its job"] * (spec.get("shutdownAfterJobFinishes") is not True)
     found += ["no ttlSecondsAfterFinished"] * ("ttlSecondsAfterFinished" not in spec)
@@ -495,14 +575,18 @@ def kube_runs_on(manifest: Config) -> list[str]:
 
 
 def kube_no_gpu(manifest: Config) -> list[str]:
-    return [f"{g['groupName']}: no GPU in limits" for g in groups(manifest)[1:]
-            if not g["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("nvidia.com/gpu")]
+    return [
+        f"{g['groupName']}: no GPU in limits"
+        for g in groups(manifest)[1:]
+        if not g["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
+    ]
 
 
 def kube_exposed(manifest: Config) -> list[str]:
     head = groups(manifest)[0]
     return [f"serviceType {head.get('serviceType')}"] * (head.get("serviceType") != "ClusterIP") + (
-        ["an ingress"] * bool(head.get("enableIngress")))
+        ["an ingress"] * bool(head.get("enableIngress"))
+    )
 
 
 def kube_no_role(manifest: Config) -> list[str]:

@@ -66,7 +66,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: 
         ("--cpus-per-trial 0", "--cpus-per-trial"),
         ("--time-budget soon", "--time-budget"),
         ("--space-args width", "--space-args"),
-        ("--sampler best", "--sampler"),
+        ("--sampler-args a", "--sampler-args"),
         ("--resume", "--resume"),
         ("--resume --overwrite --name a", "--overwrite"),
         ("--seed -1", "--seed"),
