@@ -35,16 +35,16 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         d = param_distribution
-        point = self.current.params if self.current else {}
-        known, here = param_name in point, point.get(param_name)
+        point: dict[str, Any] = self.current.params if self.current else {}
+        known = param_name in point
         if isinstance(d, CategoricalDistribution):
-            stay = known and here in d.choices and self.random.random() >= REACH
-            return here if stay else self.random.choice(d.choices)
+            stay = known and point[param_name] in d.choices and self.random.random() >= REACH
+            return point[param_name] if stay else self.random.choice(d.choices)
         assert isinstance(d, IntDistribution | FloatDistribution)
         scale, unscale = (math.log, math.exp) if d.log else (float, float)
         low, high = scale(d.low), scale(d.high)
         if known:
-            here = min(max(here, d.low), d.high)
+            here = min(max(point[param_name], d.low), d.high)
             width = REACH * (high - low)
             if d.step:  # a tenth of few steps would be none
                 width = max(width, scale(here + d.step) - scale(here))

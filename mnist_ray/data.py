@@ -16,6 +16,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -314,7 +315,7 @@ def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> N
     """Download what is missing, or say in one line what is missing and how to give it."""
     # A directory that was named but is not there is more likely a slip of the pen than a wish for a download.
     named = bool(data_dir or os.environ.get("MNIST_RAY_DATA"))
-    if named and not root.is_dir():
+    if named and not os.path.isdir(root):
         reason = "no such directory (make it to have them downloaded into it)"
     elif not download:
         reason = "downloading is off"
@@ -323,8 +324,8 @@ def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> N
             _download(name, root)
             return
         except (RuntimeError, OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-            cause = " ".join(str(error).split())
-            reason = f"they cannot be downloaded ({cause[:200] or type(error).__name__})"
+            cause = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
+            reason = f"they cannot be downloaded ({cause})"
     folder = _SOURCES[name].folder
     missing = [file for part in PARTS for file in _missing(name, root, part)]
     raise SettingsError(
@@ -431,6 +432,8 @@ class _ArraysOnly(pickle.Unpickler):
             return getattr(np, name)
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return np.empty(0).__reduce__()[0]
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":  # protocol 5
+            return np.empty(0).__reduce_ex__(5)[0]
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
             return _latin1_bytes
         raise pickle.UnpicklingError(f"it names {module}.{name}")

@@ -49,7 +49,7 @@ def finetune(settings: FinetuneSettings) -> int:
     data.check(searched["dataset"], data_dir)
     onnx = _read_onnx(settings.onnx) if settings.onnx else None
     try:
-        with cluster.interruptible(), cluster.connected(settings.verbose):
+        with cluster.interruptible(), cluster.connected(settings.verbose), cluster.interruptible():
             train_part = data.load(searched["dataset"], "train", data_dir)
             if train_part.sha256 != run["data"]["sha256"]:
                 raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")

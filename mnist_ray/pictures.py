@@ -131,7 +131,9 @@ def bright_digit(grey: FLOAT) -> FLOAT:
     The fifth power lets the few strong differences, which are ink, outvote the many weak ones, which are light and shadow.
     """
     coarse = at_most(grey, COARSE)
-    difference = coarse - op.AveragePool(coarse, kernel_shape=[97, 97], pads=[48, 48, 48, 48])
+    across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, WINDOW // 2, 0, WINDOW // 2])
+    around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
+    difference = coarse - 0.5 * (around + median(border(coarse)))
     return grey * op.Sign(op.ReduceSum(op.Pow(difference, 5.0)))
 
 

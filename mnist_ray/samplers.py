@@ -27,8 +27,8 @@ class Grid(optuna.samplers.BruteForceSampler):
         """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
 
 
-# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar: running
-# trials repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
+# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar:
+# running trials repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
 TPE: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (optuna.samplers.TPESampler, TPE),

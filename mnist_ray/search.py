@@ -33,15 +33,20 @@ def search(settings: SearchSettings) -> int:
     """Runs the search, then the fine-tuning as a second job. Returns the exit code; raises MnistRayError for what a person caused."""
     check_search(settings)
     cluster.quiet_ray()
+    name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    storage = open_run(settings.storage, name)
+    previous = _previous(storage) if settings.resume else None
+    if previous:
+        settings = resumed_settings(settings, previous["settings"])
+        check_search(settings)
     data.check(settings.dataset, settings.data_dir)
     space = _space(settings)
     _sampler(settings)
     if settings.dry_run:
         return _dry_run(settings, space)
-    name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    storage = open_run(settings.storage, name)
     check_writable(settings.storage)
-    previous = _previous(settings, storage)
+    if not (settings.resume or settings.overwrite) and storage.exists("run.json"):
+        raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
     if settings.finetune:
         from mnist_ray.stages import read_stages
 
@@ -49,7 +54,8 @@ def search(settings: SearchSettings) -> int:
     if not cluster.running():
         cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources(settings.gpus_per_trial > 0)], {})
     try:
-        with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster:
+        # Twice: joining the cluster puts Ray's own handler in the place of the first.
+        with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster, cluster.interruptible():
             cluster.check_shared_storage(RunStorage(settings.storage))
             return _Run(settings, name, storage, previous, space).run(ray_cluster)
     except KeyboardInterrupt:
@@ -76,16 +82,10 @@ def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
     return make_sampler(settings.sampler, settings.seed + asked, key_values(settings.sampler_args, "--sampler-args"))
 
 
-def _previous(settings: SearchSettings, storage: RunStorage) -> dict[str, Any] | None:
-    """run.json of the run of that name, where it is to be gone on with. Raises SettingsError where name and flags disagree."""
+def _previous(storage: RunStorage) -> dict[str, Any]:
+    """run.json of the run that is to be gone on with."""
     if not storage.exists("run.json"):
-        if settings.resume:
-            raise SettingsError(f"--resume: there is no run at {storage.uri}")
-        return None
-    if settings.overwrite:
-        return None
-    if not settings.resume:
-        raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
+        raise SettingsError(f"--resume: there is no run at {storage.uri}")
     try:
         run = storage.read_json("run.json")
         run["settings"], run["data"]["sha256"]
@@ -145,9 +145,6 @@ class _Run:
         previous: dict[str, Any] | None,
         space: Callable[..., dict[str, Any]],
     ) -> None:
-        if previous:
-            settings = resumed_settings(settings, previous["settings"])
-            space = _space(settings)
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
         self.records = Records(settings.metric, settings.trials)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there

@@ -370,8 +370,8 @@ def refuse_credentials(uri: str) -> None:
 def publish(storage: RunStorage, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
     """Write the files of a model, then `model.json`, which names one of them (`file`) and its digest (`sha256`).
 
-    Until `model.json` is in place, `read_verified` gives the model before, or none: never a mixture. `sha256` is filled
-    in when it is missing.
+    Until `model.json` is in place, `read_verified` gives the model before or an error, never a mixture. `sha256` is
+    filled in when it is missing.
     """
     name = manifest["file"]
     sha256 = hashlib.sha256(files[name]).hexdigest()

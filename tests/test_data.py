@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -206,7 +207,7 @@ def test_truncated_files_are_found_without_reading_them(keep: int, packed: bool,
     file = tmp_path / "MNIST/raw" / f"t10k-images-idx3-ubyte{'.gz' if packed else ''}"
     file.write_bytes(file.read_bytes()[:keep])
     for find in (lambda: check("mnist", str(tmp_path)), lambda: load("mnist", "test", str(tmp_path))):
-        with pytest.raises(SettingsError, match="--data-dir: .*t10k-images-idx3-ubyte") as caught:
+        with pytest.raises(SettingsError, match=r"--data-dir: .*t10k-images-idx3-ubyte") as caught:
             find()
         assert "\n" not in str(caught.value)
 
@@ -246,6 +247,21 @@ def test_cifar_files(protocol: int, tmp_path: Path, caplog: pytest.LogCaptureFix
     assert len(train.mean) == len(train.std) == 3
     assert "data_batch_1 is not the published file" in caplog.text
     assert len(load("cifar10", "test", str(tmp_path)).labels) == 10
+
+
+def test_a_batch_written_by_python_2_as_the_published_ones(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    row = bytes(range(256)) * 12
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01M\x00\x0c\x86"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + row + b"tb"
+    )
+    pickled = b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x07eu."
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickled)
+    check("cifar10", str(tmp_path))
+    test = load("cifar10", "test", str(tmp_path))
+    assert test.images.tobytes() == row
+    assert test.labels.tolist() == [7]
 
 
 class Hostile:
@@ -298,7 +314,7 @@ def test_damaged_cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     content = file.read_bytes()
     monkeypatch.setattr(data, "_CIFAR_BATCH", 10)  # as if the stand-ins were of the published size
-    with pytest.raises(SettingsError, match="test_batch is damaged: MD5 [0-9a-f]{32}, expected 40351d587109b95175f43aff81a1287e"):
+    with pytest.raises(SettingsError, match=r"test_batch is damaged: MD5 [0-9a-f]{32}, expected 40351d587109b95175f43aff81a1287e"):
         load("cifar10", "test", str(tmp_path))
     for keep in (0, 100, -1):
         file.write_bytes(content[:keep])
@@ -328,7 +344,7 @@ def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
 def test_without_a_network_one_line_and_nothing_left(name: str, tmp_path: Path, unreachable: None) -> None:
     began = time.monotonic()
     for directory in (str(tmp_path), None):
-        with pytest.raises(SettingsError, match="--data-dir: .* missing .*they cannot be downloaded .*Network is unreachable") as caught:
+        with pytest.raises(SettingsError, match=r"--data-dir: .* missing .*cannot be downloaded .*Network is unreachable") as caught:
             load(name, "train", directory)
         assert "\n" not in str(caught.value)
         with pytest.raises(SettingsError, match="they cannot be downloaded"):
@@ -351,11 +367,13 @@ def test_a_download_is_moved_into_place_whole(tmp_path: Path, monkeypatch: pytes
     class KMNIST:
         def __init__(self, root: str, download: bool) -> None:
             assert download
+            assert socket.getdefaulttimeout()  # torchvision itself would wait for ever
             write_idx(Path(root), "kmnist")
 
     monkeypatch.setattr(torchvision.datasets, "KMNIST", KMNIST)
     root = tmp_path / "home/.cache/mnist_ray"
     assert len(load("kmnist", "train").labels) == 60
+    assert socket.getdefaulttimeout() is None
     assert sorted(path.name for path in root.iterdir()) == ["KMNIST"]
     assert len(list((root / "KMNIST/raw").iterdir())) == 4
     check("kmnist", None)
