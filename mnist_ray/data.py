@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,13 @@ def split(labels: np.ndarray, *, val_images: int, train_images: int | None = Non
         if len(np.unique(labels[indices])) < classes:
             raise SettingsError(f"{flag}: {len(indices)} images leave a class without any; take more")
     return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
+
+
+def load_split(settings: SearchSettings) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The training part that a search is told to use, and the indices (int64) of its training and validation images."""
+    part = load(settings.dataset, "train", settings.data_dir)
+    val_images = settings.val_images or default_val_images(settings.dataset, settings.data_dir)
+    return part, *split(part.labels, val_images=val_images, train_images=settings.train_images, seed=settings.seed)
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 
 from mnist_ray import cluster, data
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.settings import INTERRUPTED, FinetuneSettings
+from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings
 from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
 from mnist_ray.storage import RunStorage, publish
 
 VERIFIED_ON = 1000  # real images on which the file is compared with torch
+SPLIT = ("dataset", "train_images", "val_images", "seed")  # the settings of a search that decide its split
 RESTARTS = 3  # of the work when its worker or node dies; it goes on from its last epoch
 
 
@@ -46,20 +47,13 @@ def finetune(settings: FinetuneSettings) -> int:
         raise SettingsError(f"--run: {settings.run} has no best checkpoint yet; expected a run whose search has finished a trial")
     recipe = read_stages(settings.stages or searched["stages"])
     data_dir = settings.data_dir or searched["data_dir"]
-    data.check(searched["dataset"], data_dir)
+    train_part, train, val = data.load_split(SearchSettings(**{k: v for k, v in searched.items() if k in SPLIT} | {"data_dir": data_dir}))
+    if train_part.sha256 != run["data"]["sha256"]:
+        raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")
+    test_part = data.load(searched["dataset"], "test", data_dir)
     onnx = _read_onnx(settings.onnx) if settings.onnx else None
     try:
         with cluster.interruptible(), cluster.connected(settings.verbose), cluster.interruptible():
-            train_part = data.load(searched["dataset"], "train", data_dir)
-            if train_part.sha256 != run["data"]["sha256"]:
-                raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")
-            test_part = data.load(searched["dataset"], "test", data_dir)
-            train, val = data.split(
-                train_part.labels,
-                val_images=searched["val_images"] or data.default_val_images(searched["dataset"], data_dir),
-                train_images=searched["train_images"],
-                seed=searched["seed"],
-            )
             each = cluster.nodes()
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))

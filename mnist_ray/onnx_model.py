@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import posixpath
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from mnist_ray import models
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.storage import RunStorage, read_verified
 
 OPSET = 20  # the first with Gelu; onnxruntime-web runs it
 CANNOT_RUN = (
@@ -148,6 +150,24 @@ def weights_digest(proto: onnx.ModelProto) -> str:
 
 
 # ---- reading
+
+
+def read(where: str) -> bytes:
+    """The bytes of a model: `where` is an ONNX file or a run's directory, local or on storage (s3://…).
+
+    A file that a `model.json` beside it names is checked against it. Raises SettingsError where there is none, CorruptFileError where it
+    is not what `model.json` describes.
+    """
+    path, mark, query = where.partition("?") if "://" in where else (where, "", "")
+    folder, name = posixpath.split(path) if path.endswith(".onnx") else (path, "")
+    storage = RunStorage((folder or ".") + mark + query)
+    try:
+        manifest = storage.read_json("model.json") if name and storage.exists("model.json") else None
+        if not name or (isinstance(manifest, dict) and manifest.get("file") == name):
+            return read_verified(storage)[1]
+        return storage.read_bytes(name)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise SettingsError(f"{where}: no model lies there; expected an ONNX file or the directory of a run that has ended") from error
 
 
 def load_verified(data: bytes, source: str) -> onnx.ModelProto:

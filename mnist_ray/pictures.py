@@ -17,16 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mnist_ray.errors import SettingsError
 
 MAX_PIXELS = 50_000_000
+LARGEST = 2048  # longest side of the picture that is worked on
 COARSE = 128  # longest side of the picture in which the ink is looked for
 WINDOW = 49  # of the background, at that size: wider than any stroke
-
-
-@script()
-def over_white(picture: UINT8) -> FLOAT:
-    """uint8 [h, w, 4] -> float32 [1, 3, h, w] in [0, 1], where it is transparent white."""
-    pixels = op.Unsqueeze(op.Transpose(op.Cast(picture, to=1) / 255.0, perm=[2, 0, 1]), [0])
-    alpha = pixels[:, 3:4, :, :]
-    return pixels[:, 0:3, :, :] * alpha + (1.0 - alpha)
 
 
 @script()
@@ -57,6 +50,34 @@ def resized(image: FLOAT, size: INT64) -> FLOAT:
     """[1, c, h, w] -> [1, c, *size], each new pixel the weighted mean of all the old ones it covers."""
     channels = op.Shape(image, start=0, end=2)
     return op.Resize(image, None, None, op.Concat(channels, size, axis=0), mode="linear", antialias=1)
+
+
+@script()
+def at_most(image: FLOAT, longest: INT64) -> FLOAT:
+    """The image, made smaller where a side is longer than `longest`."""
+    size = op.Shape(image, start=2)
+    return resized(image, op.Where(op.ReduceMax(size) > longest, fitted_size(image, longest), size))
+
+
+@script()
+def channels_of(picture: UINT8) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 4, h, w] in [0, 1]; a photo of many megapixels is made smaller first, to save memory."""
+    return op.Cast(at_most(op.Unsqueeze(op.Transpose(picture, perm=[2, 0, 1]), [0]), LARGEST), to=1) / 255.0
+
+
+@script(default_opset=op)
+def over_white(rgba: FLOAT) -> FLOAT:
+    """[1, 4, h, w] -> [1, 3, h, w], where it is transparent white."""
+    alpha = rgba[:, 3:4, :, :]
+    return rgba[:, 0:3, :, :] * alpha + (1.0 - alpha)
+
+
+@script()
+def luminance(rgba: FLOAT) -> FLOAT:
+    """[1, 4, h, w] -> [1, 1, h, w]; where only the transparency draws something, 1 - alpha."""
+    weights = op.Constant(value_floats=[0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow converts to "L"
+    grey = op.ReduceSum(over_white(rgba) * op.Reshape(weights, [1, 3, 1, 1]), [1])
+    return op.Where(op.ReduceMax(grey) - op.ReduceMin(grey) < 0.02, 1.0 - rgba[:, 3:4, :, :], grey)
 
 
 @script()
@@ -109,32 +130,17 @@ def cropped(image: FLOAT, box: INT64) -> FLOAT:
 
 
 @script()
-def at_most(image: FLOAT, longest: INT64) -> FLOAT:
-    """The image, made smaller where a side is longer than `longest`."""
-    size = op.Shape(image, start=2)
-    return resized(image, op.Where(op.ReduceMax(size) > longest, fitted_size(image, longest), size))
-
-
-@script()
-def luminance(picture: UINT8) -> FLOAT:
-    """uint8 [h, w, 4] -> float32 [1, 1, h, w] in [0, 1], or 1 - alpha where only the transparency draws something."""
-    weights = op.Constant(value_floats=[0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow converts to "L"
-    grey = op.ReduceSum(over_white(picture) * op.Reshape(weights, [1, 3, 1, 1]), [1])
-    alpha = op.Unsqueeze(op.Cast(picture[:, :, 3], to=1) / 255.0, [0, 1])
-    return op.Where(op.ReduceMax(grey) - op.ReduceMin(grey) < 0.02, 1.0 - alpha, grey)
-
-
-@script()
 def bright_digit(grey: FLOAT) -> FLOAT:
-    """The picture turned, where needed, so that its ink is brighter than its background (the border's median).
+    """The picture turned, where needed, so that its ink is brighter than its background.
 
-    The fifth power lets the few strong differences, which are ink, outvote the many weak ones, which are light and shadow.
+    The background is taken between the border's median, sure where the digit fills the picture, and the local mean, sure where the light
+    falls off. The ninth power lets few strong differences, which are ink, outvote many weak ones, which are light and shadow.
     """
     coarse = at_most(grey, COARSE)
     across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, WINDOW // 2, 0, WINDOW // 2])
     around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
     difference = coarse - 0.5 * (around + median(border(coarse)))
-    return grey * op.Sign(op.ReduceSum(op.Pow(difference, 5.0)))
+    return grey * op.Sign(op.ReduceSum(op.Pow(difference, 9.0)))
 
 
 @script()
@@ -173,7 +179,7 @@ def centred(image: FLOAT, size: INT64) -> FLOAT:
 @script()
 def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
     """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels; all zero where nothing is drawn."""
-    ink = ink_of(zoomed(bright_digit(luminance(picture))))
+    ink = ink_of(zoomed(bright_digit(luminance(channels_of(picture)))))
     floor = 3.0 * noise_of(ink)
     ink = cropped(ink, box_of(ink, 0.1))
     ink = op.Relu(resized(ink, fitted_size(ink, box)) - floor)
@@ -184,7 +190,7 @@ def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
 @script()
 def colours(picture: UINT8, size: INT64) -> FLOAT:
     """uint8 [h, w, 4] -> float32 [1, 3, *size] in [0, 1]."""
-    return resized(over_white(picture), size)
+    return resized(over_white(channels_of(picture)), size)
 
 
 def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
@@ -206,6 +212,8 @@ def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
     graph.initializer.extend(given.values())
     graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["image"]))
     graph.output[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *size]))
+    for opset in [opset for opset in proto.opset_import if opset.domain]:
+        proto.opset_import.remove(opset)  # onnxscript's name for the functions that are inlined now
     proto.producer_name, proto.producer_version = "mnist_ray", ""
     onnx.checker.check_model(proto)
     return proto.SerializeToString(deterministic=True)

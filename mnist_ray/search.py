@@ -39,11 +39,13 @@ def search(settings: SearchSettings) -> int:
     if previous:
         settings = resumed_settings(settings, previous["settings"])
         check_search(settings)
-    data.check(settings.dataset, settings.data_dir)
+    images_and_split = data.load_split(settings)
+    if previous and previous["data"]["sha256"] != images_and_split[0].sha256:
+        raise SettingsError(f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)")
     space = _space(settings)
     _sampler(settings)
     if settings.dry_run:
-        return _dry_run(settings, space)
+        return _dry_run(settings, space, data_shape(images_and_split[0]))
     check_writable(settings.storage)
     if not (settings.resume or settings.overwrite) and storage.exists("run.json"):
         raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
@@ -57,7 +59,7 @@ def search(settings: SearchSettings) -> int:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster, cluster.interruptible():
             cluster.check_shared_storage(RunStorage(settings.storage))
-            return _Run(settings, name, storage, previous, space).run(ray_cluster)
+            return _Run(settings, name, storage, previous, space, images_and_split).run(ray_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
         return INTERRUPTED
@@ -111,13 +113,12 @@ def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSetti
     return dataclasses.replace(now, **kept)
 
 
-def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]]) -> int:
-    """Prints the settings and the first suggestions, without Ray, storage or the images themselves."""
+def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]], shape: spaces.DataShape) -> int:
+    """Prints the settings and the first suggestions, without Ray or storage."""
     import optuna
     import yaml
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    shape = data_shape(data.load(settings.dataset, "train", settings.data_dir))
     print(yaml.safe_dump(resolved(settings), sort_keys=False), end="")
     study = optuna.create_study(sampler=_sampler(settings))
     for number in range(min(3, settings.trials)):
@@ -144,8 +145,10 @@ class _Run:
         storage: RunStorage,
         previous: dict[str, Any] | None,
         space: Callable[..., dict[str, Any]],
+        images_and_split: tuple[data.Images, Any, Any],
     ) -> None:
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
+        self.data = images_and_split
         self.records = Records(settings.metric, settings.trials)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
         self.saved_at = -SAVE_EVERY
@@ -156,17 +159,10 @@ class _Run:
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
         cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
-        images = data.load(s.dataset, "train", s.data_dir)
-        train, val = data.split(
-            images.labels,
-            val_images=s.val_images or data.default_val_images(s.dataset, s.data_dir),
-            train_images=s.train_images,
-            seed=s.seed,
-        )
-        self._claim(images, len(train), len(val))
+        self._claim()
         try:
             with self._study() as (study, journal):
-                self._search(study, journal, images, train, val, min(slots, s.trials))
+                self._search(study, journal, min(slots, s.trials))
             self._summary()
             if s.finetune:
                 cluster.submit_and_follow(ray_cluster, "finetune.py", ["--run", self.storage.uri, *(["--verbose"] if s.verbose else [])])
@@ -181,12 +177,11 @@ class _Run:
             print(f"best checkpoint: {self.storage.join('best')}\nnext: python jobs/finetune.py --run {self.storage.uri}", flush=True)
         return 0
 
-    def _claim(self, images: data.Images, n_train: int, n_val: int) -> None:
+    def _claim(self) -> None:
         """Writes run.json; of two searches that start with one name at the same moment, one gets it."""
         s = self.settings
+        images, train, val = self.data
         if self.previous:
-            if self.previous["data"]["sha256"] != images.sha256:
-                raise SettingsError(f"--dataset: the images are not those that the run at {self.storage.uri} began with (SHA-256 differs)")
             self.description = {**self.previous, "settings": {**resolved(s), "name": self.name}, "state": "searching"}
             self.storage.write_json("run.json", self.description)
             return
@@ -201,7 +196,7 @@ class _Run:
             "versions": {p: version(p) for p in ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")},
             "python": platform.python_version(),
             "git_commit": _git_commit(),
-            "data": {"name": images.name, "sha256": images.sha256, "train": n_train, "val": n_val, "classes": list(images.classes)},
+            "data": {"name": images.name, "sha256": images.sha256, "train": len(train), "val": len(val), "classes": list(images.classes)},
             "machine": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
             "start": _now(),
             "end": None,
@@ -237,7 +232,7 @@ class _Run:
             journal = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
             yield open_study(journal, study_name, s.metric, sampler), path if local is None else None
 
-    def _search(self, study: Any, journal: Path | None, images: data.Images, train: Any, val: Any, slots: int) -> None:
+    def _search(self, study: Any, journal: Path | None, slots: int) -> None:
         from ray import tune
 
         from mnist_ray import schedulers
@@ -245,6 +240,7 @@ class _Run:
         from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
+        images, train, val = self.data
         self.journal = journal
         if self.previous:
             study.sampler = _sampler(s, asked=len(study.get_trials(deepcopy=False)))

@@ -1,13 +1,16 @@
 """What several test files share: an S3 server of its own on loopback."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,54 @@ def _make_bucket(url: str, server: subprocess.Popen) -> None:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A `ray start --head` of the tests' own on loopback with token authentication: the environment that reaches it."""
+    # Short, because Unix sockets below it allow 107 characters.
+    folder = tempfile.mkdtemp(prefix="mrt-")
+    token = tmp_path_factory.mktemp("auth") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    port, dashboard = free_port(), free_port()
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1",
+        f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+        f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0",
+    ]  # fmt: skip
+    start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    with log.open("w") as out:
+        head = subprocess.Popen(command, env=start_env, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        _wait_for_jobs(f"http://127.0.0.1:{dashboard}/api/version", token.read_text(), head, log)
+        yield env
+    finally:
+        head.terminate()
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            head.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_jobs(url: str, token: str, head: subprocess.Popen, log: Path) -> None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except OSError:
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(log.read_text()) from None
+            time.sleep(0.3)

@@ -1,0 +1,146 @@
+"""The stages: what a recipe file may say, and that a stopped chain ends with the weights of one that was not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_ray import models, stages
+from mnist_ray.errors import SettingsError
+from mnist_ray.stages import Recipe, Stage, read_stages, stage_folder, train_stages
+from mnist_ray.storage import RunStorage
+
+HP = {
+    "model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 2, "mean": [0.5], "std": [0.5],
+    "blocks": 1, "layers_per_block": 1, "width": 4, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm",
+    "pooling": "max", "pool_position": "end", "dropout": 0.1, "dropout_place": "head", "batch_size": 8, "optimizer": "adam", "lr": 0.01,
+}  # fmt: skip
+STAGES = (
+    Stage(epochs=2, batch_size=8, lr=0.05, weight_decay=1e-4, optimizer="sgd", seed=1, schedule="one_cycle", ema=0.9),
+    Stage(epochs=1, batch_size=16, lr=0.01, weight_decay=0, optimizer="adam", seed=2, dropout=0),
+    Stage(epochs=2, batch_size=16, lr=0.001, weight_decay=0, optimizer="rmsprop", seed=3),
+)
+RECIPE = Recipe("test", "best", "train", STAGES)
+
+
+@pytest.fixture
+def data() -> list[torch.Tensor]:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = (images.float().mean((1, 2, 3)) > 127).long()
+    return [images, labels, torch.arange(90), torch.arange(90, 120)]
+
+
+@pytest.fixture
+def start() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return models.build(HP).state_dict()
+
+
+def run(folder: Path, data: list[torch.Tensor], start: dict, recipe: Recipe = RECIPE, lines: int | None = None) -> list[str]:
+    """The chain's lines; stopped before the line after `lines`, as a kill would."""
+    seen = []
+    for line in train_stages(recipe, HP, start, RunStorage(str(folder)), data, "fp32"):
+        seen.append(line)
+        if lines is not None and len(seen) == lines:
+            break
+    return seen
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    storage = RunStorage(str(folder))
+    return {name: storage.read_bytes(name) for name in storage.list() if name.endswith(".safetensors")}
+
+
+def test_each_stage_leaves_its_model_and_curve(tmp_path: Path, data: list, start: dict) -> None:
+    lines = run(tmp_path, data, start)
+    assert len(lines) == 5
+    assert "val_accuracy" in lines[0]
+    names = RunStorage(str(tmp_path)).list()
+    assert sorted(names) == [f"{stage_folder(n)}/{f}" for n in (1, 2, 3) for f in ("curve.parquet", "model.safetensors")]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3, 4])
+def test_a_stopped_chain_ends_with_the_same_bytes(tmp_path: Path, data: list, start: dict, stopped_after: int) -> None:
+    run(tmp_path / "whole", data, start)
+    run(tmp_path / "cut", data, start, lines=stopped_after)
+    again = run(tmp_path / "cut", data, start)
+    assert len([line for line in again if "epoch " in line and "/" in line]) == 5 - stopped_after
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, data: list, start: dict) -> None:
+    run(tmp_path, data, start)
+    assert run(tmp_path, data, start) == [f"stage {n}: done already" for n in (1, 2, 3)]
+
+
+def test_another_stage_or_start_is_done_anew(tmp_path: Path, data: list, start: dict) -> None:
+    run(tmp_path, data, start)
+    other = Recipe("test", "best", "train", (STAGES[0], STAGES[2], STAGES[1]))
+    lines = run(tmp_path, data, start, other)
+    assert lines[0] == "stage 1: done already"
+    assert not any("done" in line for line in lines[1:])
+    moved = {name: tensor + 0.01 if tensor.is_floating_point() else tensor for name, tensor in start.items()}
+    assert "done" not in run(tmp_path, data, moved)[0]
+
+
+def test_all_images_leave_no_validation_figure(tmp_path: Path, data: list, start: dict) -> None:
+    lines = run(tmp_path, data, start, Recipe("test", "best", "all", STAGES[:1]))
+    assert not any("val_" in line for line in lines)
+
+
+def test_the_seed_recipe_is_the_documents_table() -> None:
+    recipe = read_stages("seed")
+    assert (recipe.start, recipe.train_on, recipe.first_number) == ("random", "all", 0)
+    table = [(s.epochs, s.batch_size, s.lr, s.weight_decay, s.seed, s.optimizer, s.schedule) for s in recipe.stages]
+    assert table == [
+        (10, 64, 1e-3, 1e-4, 10, "adam", "constant"),
+        (10, 128, 1e-4, 0, 10, "adam", "constant"),
+        (2, 128, 1e-5, 1e-3, 10, "adam", "constant"),
+        (1, 256, 5e-7, 1e-5, 0, "adam", "constant"),
+    ]
+    assert [s.dropout for s in recipe.stages] == [None, 0, 0, 0]
+
+
+def test_the_default_recipe_has_three_stages() -> None:
+    recipe = read_stages("default")
+    assert (len(recipe.stages), recipe.first_number) == (3, 1)
+
+
+GOOD = "stages:\n  - {epochs: 1, batch_size: 8, lr: 0.1, weight_decay: 0, optimizer: sgd, seed: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (GOOD.replace("epochs", "epoch"), "'epoch'"),
+        (GOOD.replace("sgd", "lion"), "optimizer"),
+        (GOOD.replace("epochs: 1", "epochs: 0"), "epochs"),
+        (GOOD.replace("lr: 0.1", "lr: fast"), "lr"),
+        (GOOD.replace(", seed: 1", ""), "'seed'"),
+        (GOOD + "begin: best\n", "'begin'"),
+        (GOOD + "start: middle\n", "start"),
+        ("stages: []\n", "stages"),
+        ("stages: [1]\n", "stage 1"),
+        (GOOD.replace("seed: 1", "seed: 1, dropout: 1.5"), "dropout"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read_stages(str(file))
+    assert str(file) in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(SettingsError, match="--stages: 'other'"):
+        read_stages("other")
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD)
+    assert read_stages(str(file)) == Recipe("mine", "best", "all", (stages.Stage(1, 8, 0.1, 0, "sgd", 1),))
