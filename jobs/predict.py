@@ -7,8 +7,9 @@ Prints one line a file: its name, the class and its probability.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
@@ -18,9 +19,9 @@ from mnist_ray.settings import main
 class PredictSettings:
     """Class and probability of each picture."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """An ONNX file or a run's directory, local or s3://…"""
-    pictures: Positional[tuple[str, ...]]
+    pictures: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE ...")]
     """PNG, JPEG or other picture files, one digit each."""
 
 
@@ -36,9 +37,8 @@ def run(settings: PredictSettings) -> None:
     channels, height, width = session.image_shape
     preprocess = Preprocessor((height, width), channels)
     names = json.loads(session.metadata.get("classes", "null"))
-    pictures = [read_picture(path) for path in settings.pictures]  # a wrong name is found before the first line is printed
-    for path, picture in zip(settings.pictures, pictures, strict=True):
-        image = preprocess(picture)
+    for path in settings.pictures:
+        image = preprocess(read_picture(path))
         if channels == 1 and not image.any():
             print(f"{path}  -  nothing drawn")
             continue

@@ -10,27 +10,26 @@ import copy
 import hashlib
 import json
 import logging
-import math
+import os
 import posixpath
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
-from scipy.stats import binomtest
-from torch import Tensor, nn
 
-from mnist_ray import models
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.storage import RunStorage, read_verified
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn  # imported where it is used: whoever only runs a file need not wait for torch
 
 OPSET = 20  # the first with Gelu; onnxruntime-web runs it
 CANNOT_RUN = (
@@ -46,15 +45,17 @@ TOLERANCE = 1e-4  # largest difference between torch's and onnxruntime's logits
 # ---- writing
 
 
-def export(model: nn.Module, hp: Mapping[str, Any] | Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
+def export(model: "nn.Module", hp: Mapping[str, Any] | Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
     """The bytes of an ONNX file: equal weights and metadata give equal bytes, in whatever process and folder.
 
     model: maps float32 [batch, C, H, W] in [0, 1] to logits [batch, classes]; it is copied, not changed.
     hp: its hyperparameters (a committee: one dict for each network). They go into the file's metadata, as `metadata` does.
     """
+    import torch
+
     first = hp if isinstance(hp, Mapping) else hp[0]
     height, width = first["image_size"]
-    network = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    network = _on_cpu(model)
     # Two images, because torch.export takes a dimension of 1 for a constant.
     proto = _traced(network, torch.zeros(2, first["in_channels"], height, width))
     _strip(proto)
@@ -68,25 +69,23 @@ def export(model: nn.Module, hp: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     return proto.SerializeToString(deterministic=True)
 
 
-class Committee(nn.Module):
-    """Several networks as one: float32 [batch, C, H, W] -> log of their mean probability, [batch, classes]."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        log_probabilities = torch.stack([network(images).log_softmax(1) for network in self.networks])
-        return log_probabilities.logsumexp(0) - math.log(len(self.networks))
-
-
-def export_committee(networks: Sequence[nn.Module], hps: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
+def export_committee(networks: Sequence["nn.Module"], hps: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
     """The networks, each with its hyperparameters, as one file; verify it against Committee(networks)."""
+    from mnist_ray.committee import Committee
+
     return export(Committee(networks), hps, metadata)
 
 
-def _traced(network: nn.Module, example: Tensor) -> onnx.ModelProto:
-    from onnxscript.rewriter import rewrite  # with the exporter: a second that readers of a file need not wait
+def _on_cpu(model: "nn.Module") -> "nn.Module":
+    """A copy for inference on the CPU, its weights in the plain order."""
+    import torch
+
+    return copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _traced(network: "nn.Module", example: "Tensor") -> onnx.ModelProto:
+    import torch
+    from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule
 
     with _silence("torch.onnx", "onnxscript", "onnx_ir"):
@@ -102,6 +101,7 @@ def _traced(network: nn.Module, example: Tensor) -> onnx.ModelProto:
             optimize=False,
             verbose=False,
         )
+        assert program is not None  # is only where it writes a file itself
         # The one simplification that leaves every weight alone: a flatten is one node instead of five.
         return rewrite(program.model_proto, [materialize_reshape_shape_rule])
 
@@ -159,7 +159,7 @@ def read(where: str) -> bytes:
     is not what `model.json` describes.
     """
     path, mark, query = where.partition("?") if "://" in where else (where, "", "")
-    folder, name = posixpath.split(path) if path.endswith(".onnx") else (path, "")
+    folder, name = posixpath.split(path) if path.endswith(".onnx") or os.path.isfile(path) else (path, "")
     storage = RunStorage((folder or ".") + mark + query)
     try:
         manifest = storage.read_json("model.json") if name and storage.exists("model.json") else None
@@ -195,20 +195,22 @@ def metadata(proto: onnx.ModelProto) -> dict[str, str]:
     return {pair.key: pair.value for pair in proto.metadata_props}
 
 
-def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
+def verify(data: bytes, model: "nn.Module", images: np.ndarray) -> float:
     """Largest absolute difference between onnxruntime's and torch's logits on images uint8 [n, C, H, W], in fp32 on the CPU.
 
     The whole batch and a single image both go through the file, so that a batch size frozen by the exporter is found. Raises WorkError
     where the difference is above TOLERANCE. Below it a prediction can differ only where the two best logits are closer than twice
     the difference: a tie as far as fp32 can tell.
     """
+    import torch
+
     proto = load_verified(data, "the exported model")
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise WorkError(f"the exported model is not valid: {_first_line(error)}") from error
     session = Session(data, "the exported model")
-    network = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    network = _on_cpu(model)
     with torch.inference_mode():
         expected = torch.cat([network(part) for part in torch.from_numpy(_pixels(images)).split(256)]).numpy()
     difference = max(
@@ -223,12 +225,16 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
     return difference
 
 
-def rebuild(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
+def rebuild(data: bytes, source: str) -> tuple["nn.Module", dict[str, Any]]:
     """The network that a file of ours was exported from, in evaluation mode, and its hyperparameters.
 
     Raises SettingsError where the file is not ours, is a committee, or names a network outside this package: a file from elsewhere
     must not choose what code runs here.
     """
+    import torch
+
+    from mnist_ray import models
+
     proto = load_verified(data, source)
     try:
         hp = json.loads(metadata(proto)["hyperparameters"])
@@ -332,6 +338,8 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 def confidence_interval(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval (1927) of an accuracy of `right` among n, which stays in [0, 1] close to 100 % too."""
+    from scipy.stats import binomtest  # takes a second to import
+
     interval = binomtest(right, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

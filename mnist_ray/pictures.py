@@ -5,18 +5,29 @@ The definition is one small ONNX graph, so that a web page (onnxruntime-web) and
 Python only in their looks: onnxscript translates their text into the graph.
 """
 
+import warnings
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from onnx.inliner import inline_local_functions
-from onnxscript import FLOAT, INT64, UINT8, script
-from onnxscript import opset20 as op
+from onnxscript import opset20, script
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_ray.errors import SettingsError
 
+if TYPE_CHECKING:
+    FLOAT: TypeAlias = Any  # the arithmetic below is ONNX's, not Python's
+    INT64: TypeAlias = Any
+    UINT8: TypeAlias = Any
+else:
+    from onnxscript import FLOAT, INT64, UINT8
+
+op: Any = opset20
 MAX_PIXELS = 50_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none that starts another program, as EPS does
 LARGEST = 2048  # longest side of the picture that is worked on
 COARSE = 128  # longest side of the picture in which the ink is looked for
 WINDOW = 49  # of the background, at that size: wider than any stroke
@@ -236,16 +247,22 @@ class Preprocessor:
 def read_picture(path: str) -> np.ndarray:
     """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
 
-    Raises SettingsError where the file is missing, is no picture that Pillow reads, or has more than MAX_PIXELS.
+    Raises SettingsError where the file is missing, is no picture of these FORMATS, or has more than MAX_PIXELS.
     """
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below Pillow's
+            picture = Image.open(path, formats=FORMATS)
+        with picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise SettingsError(f"{path}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGBA"))
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            return np.array(picture.convert("RGBA"))
     except UnidentifiedImageError as error:
-        raise SettingsError(f"{path} is not a picture; expected PNG, JPEG or another format that Pillow reads") from error
+        raise SettingsError(f"{path} is not a picture; expected one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise SettingsError(f"{path}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -134,12 +134,25 @@ def test_a_stopped_search_goes_on(ray_head: dict[str, str], tmp_path: Path, how:
 
 def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken_space.py").write_text(
-        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return {'model': 'broken_space:build', 'optimizer': 'sgd', 'lr': 1}\n"
+        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return {'model': 'broken_space:build'}\n"
         "def build(hp):\n    raise RuntimeError('no such network')\n"
     )
     env = {**ray_head, "PYTHONPATH": str(tmp_path)}
     code, output = finish(
-        search(env, *SMALL[:2], "--space", "broken_space:space", "--trials", "2", "--max-epochs", "1", "--storage", str(tmp_path), "--name", "f")
+        search(
+            env,
+            *SMALL[:2],
+            "--space",
+            "broken_space:space",
+            "--trials",
+            "2",
+            "--max-epochs",
+            "1",
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "f",
+        )
     )
     assert code == 1, output
     assert output.splitlines()[-1].startswith("search.py: no trial of 2 succeeded")
@@ -188,7 +201,17 @@ def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> 
     for name in storage.list():
         assert b"test-secret" not in storage.read_bytes(name), name
     names = {name.split("/")[0] for name in storage.list()}
-    assert names >= {"run.json", "study.journal", "trials.parquet", "history.parquet", "best", "finetune", "model.onnx", "model.json", "README.md"}
+    assert names >= {
+        "run.json",
+        "study.journal",
+        "trials.parquet",
+        "history.parquet",
+        "best",
+        "finetune",
+        "model.onnx",
+        "model.json",
+        "README.md",
+    }
 
 
 def test_a_name_is_never_overwritten(ray_head: dict[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""The README's commands, run as written (in a copy of the tree, with a home of their own), and its code."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mnist_ray import data
+from mnist_ray.settings import FinetuneSettings, SearchSettings
+from tests.conftest import free_port
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Each command line of the README's shell blocks, without its comment."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+# What a test cannot run as it stands: the environment is there, and a Ray head of the tests' own stands in for `ray start`.
+ELSEWHERE = ("make ", "source ", "export ", "ray get-auth-token", "ray start")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with the files that the README's commands name."""
+    folder = tmp_path_factory.mktemp("tree")
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    digits = data.load("digits", "test")
+    Image.fromarray(255 - digits.images[0, 0]).resize((120, 120)).save(folder / "my-digit.png")
+    Image.fromarray(digits.images[1, 0]).resize((56, 56)).save(folder / "another.jpg")
+    (folder / "my-stages.yaml").write_text(
+        "stages:\n  - {epochs: 1, batch_size: 64, lr: 0.001, weight_decay: 0, optimizer: adam, seed: 1}\n"
+    )
+    return folder
+
+
+def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path) -> None:
+    env = {**ray_head, "HOME": str(tmp_path)}
+    ran = []
+    for command in commands():
+        if command.startswith(ELSEWHERE):
+            continue
+        ran.append(command)
+        if command.startswith("optuna-dashboard"):
+            check_dashboard(command, env)
+            continue
+        out = subprocess.run(command, shell=True, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+        assert out.returncode == 0, f"{command}\n{out.stdout}{out.stderr}"
+        if "evaluate.py" in command:
+            assert "accuracy  9" in out.stdout
+        if "predict.py" in command:
+            assert [line.split()[0] for line in out.stdout.splitlines()] == ["my-digit.png", "another.jpg"]
+    assert len(ran) == 6
+
+
+def check_dashboard(command: str, env: dict[str, str]) -> None:
+    """Starts it on a free port and asks it for its studies."""
+    port = free_port()
+    home = Path(env["HOME"])
+    words = [word.replace("~", str(home)) for word in shlex.split(command)]
+    server = subprocess.Popen([*words, "--port", str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5).read()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        assert b"first" in answer
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_every_flag_in_the_text_exists() -> None:
+    known = {*SearchSettings.__dataclass_fields__, *FinetuneSettings.__dataclass_fields__, "help", "working_dir", "no_finetune"}
+    flags = {flag for code in re.findall(r"`([^`\n]+)`", README) for flag in re.findall(r"--([a-z][a-z-]+)", code)}
+    assert len(flags) > 15
+    assert {flag.replace("-", "_") for flag in flags} <= known
+
+
+def test_the_two_commands_come_first() -> None:
+    assert blocks("bash")[0].splitlines()[0].startswith("make demo")
+    assert blocks("bash")[0].splitlines()[1].startswith("make test")
+
+
+def test_a_space_and_network_of_ones_own_run(tmp_path: Path) -> None:
+    """The README's example module, through a dry run and one step of its network."""
+    example = next(block for block in blocks("python") if "def space" in block)
+    (tmp_path / "mine.py").write_text(example)
+    command = [
+        sys.executable,
+        str(ROOT / "jobs/search.py"),
+        "--space",
+        "mine:space",
+        "--space-args",
+        "most=32",
+        "--dataset",
+        "digits",
+        "--dry-run",
+    ]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+    assert '"width"' in out.stdout
+    check = (
+        "import optuna, torch, mine; from mnist_ray import models; from mnist_ray.spaces import DataShape\n"
+        "hp = mine.space(optuna.create_study().ask(), DataShape(1, (28, 28), 10, (0.5,), (0.5,)))\n"
+        "assert models.build(hp)(torch.rand(2, 1, 28, 28)).shape == (2, 10)"
+    )
+    out = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+
+
+def test_a_data_set_of_ones_own_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = next(block for block in blocks("python") if "def symbols" in block)
+    filled = example.replace("images, labels = ...", "images, labels = np.zeros((20, 1, 9, 9), np.uint8), np.arange(20) % 2")
+    assert filled != example
+    (tmp_path / "symbols_of_readme.py").write_text("import numpy as np\n" + filled)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert data.load("symbols_of_readme:symbols", "train").shape == (1, 9, 9)
