@@ -98,18 +98,38 @@ def smallest_around(image: FLOAT) -> FLOAT:
     return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
 
 
+@script()
+def background_of(image: FLOAT) -> FLOAT:
+    """Morphological opening, which follows shadows and light fall-off but no stroke.
+
+    Beyond the border the picture goes on as it ends, or light that falls off towards it would remain; not where strokes reach the border,
+    which would grow into surfaces.
+    """
+    contrast = op.MaxPool(image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]) + op.MaxPool(-image, kernel_shape=[9, 9], pads=[4, 4, 4, 4])
+    strokes_end = op.ReduceMax(border(contrast)) < 0.5 * op.ReduceMax(contrast, keepdims=0)
+    more = op.Reshape(op.Where(strokes_end, WINDOW // 2, 0), [1])
+    both = op.Concat(more, more, axis=0)
+    none = op.Constant(value_ints=[0, 0])
+    padded = op.Pad(image, op.Concat(none, both, none, both, axis=0), mode="edge")
+    opened = -smallest_around(-smallest_around(padded))
+    return op.Slice(opened, both, both + op.Shape(image, start=2), [2, 3])
+
+
 @script(default_opset=op)
 def ink_of(image: FLOAT) -> FLOAT:
-    """[1, 1, h, w], digit bright -> the same less its background: the morphological opening, which follows shadows and light
-    fall-off but no stroke; then less what the border keeps."""
-    raised = image + smallest_around(-smallest_around(image))
+    """[1, 1, h, w], digit bright -> the same less its background, and less what the border keeps of it."""
+    raised = image - background_of(image)
     return raised - median(border(raised))
 
 
 @script()
 def noise_of(ink: FLOAT) -> FLOAT:
-    """The border's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture."""
-    return median(op.Abs(border(ink)))
+    """The noise's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture.
+
+    From differences of neighbours along the border, where light that falls off slowly cancels out.
+    """
+    edge = border(ink)
+    return 0.707 * median(op.Abs(edge[1:] - edge[:-1]))
 
 
 @script()
@@ -180,7 +200,8 @@ def centred(image: FLOAT, size: INT64) -> FLOAT:
     """[1, 1, h, w] on black of `size`, its centre of mass as near the middle as whole pixels bring it."""
     across = centre(op.Reshape(op.ReduceSum(image, [2]), [-1]))
     down = centre(op.Reshape(op.ReduceSum(image, [3]), [-1]))
-    shift = op.Floor(op.Cast(size, to=1) / 2.0 - op.Concat(down, across, axis=0) + 0.5)
+    # A centre on the edge between two places goes to the upper left one, as in MNIST; a ten-thousandth more is still the edge.
+    shift = op.Ceil(op.Cast(size, to=1) / 2.0 - op.Concat(down, across, axis=0) - 0.5001)
     room = size - op.Shape(image, start=2)
     before = op.Min(op.Max(op.Cast(shift, to=7), 0), room)
     none = op.Constant(value_ints=[0, 0])
@@ -194,8 +215,9 @@ def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
     floor = 3.0 * noise_of(ink)
     ink = cropped(ink, box_of(ink, 0.1))
     ink = op.Relu(resized(ink, fitted_size(ink, box)) - floor)
-    peak = op.ReduceMax(ink)
-    return centred(op.Where(peak > 0.05, ink / op.Max(peak, 0.05), 0.0), size)
+    strongest, _ = op.TopK(op.Reshape(ink, [-1]), op.Reshape(op.Min(op.Size(ink), 10), [1]))
+    full = op.ReduceMin(strongest)  # the tenth: the noise on top of a stroke must not make the rest of it pale
+    return centred(op.Where(full > 0.05, op.Min(ink / op.Max(full, 0.05), 1.0), 0.0), size)
 
 
 @script()
@@ -257,10 +279,10 @@ def read_picture(path: str) -> np.ndarray:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise SettingsError(f"{path}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed")
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            return np.array(picture.convert("RGBA"))
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.array(upright.convert("RGBA"))
     except UnidentifiedImageError as error:
         raise SettingsError(f"{path} is not a picture; expected one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:

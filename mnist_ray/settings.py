@@ -56,12 +56,15 @@ class SearchSettings:
     """The most epochs a trial trains."""
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     """What is maximised or minimised; equal accuracies are told apart by the loss."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """What stops the hopeless early."""
+    scheduler: str = "asha"
+    """What stops the hopeless early: asha, hyperband, median, percentile, successive-halving, threshold, patient, none, or
+    module:Class for an optuna.pruners.BasePruner of your own."""
+    scheduler_args: tuple[str, ...] = ()
+    """The scheduler's own options, as KEY=VALUE."""
     grace_period: int = 1
     """Epochs before a trial can be stopped."""
     reduction_factor: float = 3
-    """ASHA keeps one in so many at each rung."""
+    """One in so many goes on at each rung of asha, hyperband and successive-halving."""
     sampler: str = "tpe"
     """Optuna's sampler: tpe, cmaes, gp, qmc, random, grid, nsga2, or module:Class for your own."""
     sampler_args: tuple[str, ...] = ()
@@ -279,6 +282,7 @@ def check_search(s: SearchSettings) -> None:
     duration(s.time_budget, "--time-budget")
     key_values(s.space_args, "--space-args")
     key_values(s.sampler_args, "--sampler-args")
+    key_values(s.scheduler_args, "--scheduler-args")
 
 
 def resolved(settings: Any) -> dict[str, Any]:

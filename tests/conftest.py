@@ -77,7 +77,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     command = [
         "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1",
         f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
-        f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0",
+        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
     ]  # fmt: skip
     start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     log = tmp_path_factory.mktemp("ray") / "head.log"

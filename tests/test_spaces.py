@@ -22,7 +22,7 @@ from mnist_ray.training import Trainer
 MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 CIFAR = spaces.DataShape(3, (32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 TINY = spaces.DataShape(1, (8, 8), 3, (0.3,), (0.4,))
-NARROW = {"optunanet": {"width_scale": 0.06}, "optunanet-depth": {"width_scale": 0.06}, "convnet": {"max_width": 16}}
+NARROW = {"optunanet": {"width_scale": 0.06}, "optunanet-depth": {"width_scale": 0.06}, "convnet": {"min_width": 8, "max_width": 16}}
 RECIPES = sorted(Path(__file__).parent.parent.glob("jobs/recipes/s[0-9]-*.yaml"))
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -184,7 +184,7 @@ def test_the_default_space_is_not_widened_by_its_options() -> None:
     assert wide["l1"] == FloatDistribution(1e-8, 1e-4, log=True)
     assert wide["fc_layers"] == IntDistribution(0, 2)
     assert wide["layers_per_block"] == IntDistribution(1, 3)
-    assert wide["width"] == IntDistribution(16, 64, step=16)
+    assert wide["width"] == IntDistribution(24, 64, step=8)
     assert {k: v for k, v in wide.items() if k in plain and k not in ("layers_per_block", "width")} == {
         k: v for k, v in plain.items() if k not in ("layers_per_block", "width")
     }

@@ -15,15 +15,15 @@ from mnist_ray.spaces import DataShape
 def convnet(
     trial: optuna.Trial,
     data: DataShape,
-    min_width: int = 16,
-    max_width: int = 32,
+    min_width: int = 24,
+    max_width: int = 40,
     max_layers: int = 2,
     max_fc: int = 0,
     l1: bool = False,
 ) -> dict[str, Any]:
     """Hyperparameters of `models.convnet` and of its training.
 
-    Options: `min_width`, `max_width`: channels of the first block, in steps of 16 (the next blocks double them).
+    Options: `min_width`, `max_width`: channels of the first block, in steps of 8 (the next blocks double them).
     `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
     (`weight_decay` is L2). The last two are off by default: a wider space costs trials.
     """
@@ -38,7 +38,7 @@ def convnet(
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
         "layers_per_block": trial.suggest_int("layers_per_block", 1, max_layers),
-        "width": trial.suggest_int("width", min_width, max_width, step=16),
+        "width": trial.suggest_int("width", min_width, max_width, step=8),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
         "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),

@@ -1,0 +1,407 @@
+"""The search: Optuna's figures of its trials, each with the numbers behind it as a table."""
+
+import heapq
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna import visualization as draw
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from mnist_ray.records import Row
+from mnist_ray.report.page import Figure, Markup, Number, count, numbers, table
+from mnist_ray.report.read import Run, as_study, thinned, varied
+
+LINES = 200  # most trials drawn as a line each
+POINTS = 300  # most trials in figures that repeat every trial in several panels
+PER_ROW = 4  # panels of the slice figure side by side
+# Low to high, readable on white and on black, and without the help of red against green.
+SCALE = ["#2f6fd0", "#7b6cc9", "#b95fa6", "#dd6b6b", "#eb8a3a"]
+STATE_COLOURS = {"COMPLETE": "#2f6fd0", "PRUNED": "#9aa3b0", "FAIL": "#d1432f", "RUNNING": "#16906a"}
+
+IN_TRIALS = Markup('<p class=note>Its numbers: the table “All trials” at the end of this part.</p>')
+
+
+def search_part(run: Run, prefix: str) -> Markup:
+    """The part of one run; `prefix` keeps the anchors of several runs apart."""
+    if not run.frozen:
+        return Markup("<p>No trial has ended yet.</p>")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it repeats what the captions say
+        try:
+            figures = [figure.html(prefix) for figure in search_figures(run)]
+        finally:
+            optuna.logging.set_verbosity(before)
+    return Markup("\n".join([_states(run), *figures, all_trials(run)]))
+
+
+def search_figures(run: Run) -> Iterator[Figure]:
+    """The figures for which there are enough trials, most telling first."""
+    done = run.completed
+    if done:
+        yield _history(run)
+    yield _intermediate(run)
+    parameters = varied(done)
+    if len(done) >= 2 and parameters:
+        weights = importances(run, parameters)
+        order = list(weights)
+        yield _importances(run, weights)
+        for x, y in contour_pairs(done, order):
+            yield _contour(run, x, y)
+        yield _parallel(run, parameters)
+        yield _slice(run, order)
+        yield _rank(run, order[:3])
+    if len(done) >= 2:
+        yield edf([run], [run.name])
+    sizes = {row["number"]: row["n_parameters"] for row in run.trials}
+    if len({sizes.get(t.number) for t in done} - {None}) >= 2:
+        yield _pareto(run, sizes)
+    if run.timed:
+        yield _timeline(run)
+
+
+# ---- Optuna's figures
+
+
+def _history(run: Run) -> Figure:
+    figure = plain(draw.plot_optimization_history(run.study(run.completed), target_name=run.metric))
+    for trace in figure.data:
+        trace.update(mode="markers") if trace.name == run.metric else trace.update(line={"shape": "hv"})
+    better = max if run.maximize else min
+    rows, best = [], None
+    for trial in run.completed:
+        if best is None or better(trial.value, best) != best:
+            best = trial.value
+            rows.append((trial.number, best))
+    return Figure(
+        "history",
+        "Optimisation history",
+        figure,
+        f"The value of each of the {len(run.completed)} trials that trained all their epochs, and the best so far.",
+        numbers("Every time the best improved", table(("trial", run.metric), rows, "Improvements")),
+    )
+
+
+def _intermediate(run: Run) -> Figure:
+    trials = [t for t in run.frozen if t.intermediate_values and t.state != TrialState.FAIL]
+    chosen = thinned(trials, LINES, run.maximize)
+    figure = plain(draw.plot_intermediate_values(run.study(chosen)))
+    states = {t.number: t.state.name for t in chosen}
+    best = run.best["number"] if run.best else None
+    for trace in figure.data:
+        number = int(trace.name.removeprefix("Trial"))
+        winner, state = number == best, states[number]
+        trace.update(
+            name=f"trial {number} ({state.lower()})",
+            line={"color": SCALE[-1] if winner else STATE_COLOURS[state], "width": 3 if winner else 1.3},
+            marker={"size": 8 if winner else 5, "maxdisplayed": 0},
+            opacity=1 if winner else 0.55,
+        )
+    figure.update_layout(xaxis={"title": {"text": "epoch"}, "dtick": 1 if run.settings["max_epochs"] <= 20 else None})
+    figure.update_yaxes(title_text=run.metric)
+    stopped = sum(t.state == TrialState.PRUNED for t in trials)
+    return Figure(
+        "intermediate",
+        "Values after each epoch",
+        figure,
+        f"Blue: trained to the end; grey: stopped early ({stopped} of {len(trials)} trials); orange, thick: the best."
+        + _thinning(chosen, trials),
+        numbers("Every trial's value after each epoch", _epoch_table(run)),
+    )
+
+
+def importances(run: Run, parameters: Sequence[str]) -> dict[str, float]:
+    """How much each parameter decides, the most important first; the shares add up to 1."""
+    return optuna.importance.get_param_importances(run.study(run.completed), evaluator=_evaluator(), params=list(parameters))
+
+
+def _evaluator() -> PedAnovaImportanceEvaluator:
+    return PedAnovaImportanceEvaluator()  # Optuna's default since 5.0; earlier ones have another
+
+
+def _importances(run: Run, weights: dict[str, float]) -> Figure:
+    figure = plain(
+        draw.plot_param_importances(
+            run.study(run.completed), evaluator=_evaluator(), params=list(weights), target_name=run.metric
+        )
+    )
+    figure.update_layout(xaxis={"title": {"text": "share"}}, yaxis={"title": {"text": ""}})
+    return Figure(
+        "importances",
+        "Importance of each parameter",
+        figure,
+        f"PED-ANOVA (Watanabe et al. 2023): what sets the best tenth of {len(run.completed)} complete trials apart."
+        + (" With so few trials the order is a hint at most." if len(run.completed) < 30 else ""),
+        numbers("Shares", table(("parameter", "share"), weights.items(), "Importances")),
+        height=110 + 26 * len(weights),
+    )
+
+
+def contour_pairs(trials: Sequence[FrozenTrial], order: Sequence[str]) -> list[tuple[str, str]]:
+    """Batch size with every learning rate of the space; where there is none of these, the two most important numbers."""
+
+    def spread(x: str, y: str) -> bool:
+        pairs = {(t.params[x], t.params[y]) for t in trials if x in t.params and y in t.params}
+        return len({p[0] for p in pairs}) > 1 and len({p[1] for p in pairs}) > 1
+
+    rates = [name for name in order if name == "lr" or name.startswith("lr_")]
+    pairs = [("batch_size", rate) for rate in rates if "batch_size" in order]
+    if not pairs:
+        numeric = [n for n in order if all(not isinstance(t.params[n], bool | str) for t in trials if n in t.params)]
+        pairs = [(numeric[0], numeric[1])] if len(numeric) > 1 else []
+    return [pair for pair in pairs if spread(*pair)]
+
+
+def _contour(run: Run, x: str, y: str) -> Figure:
+    trials = [t for t in run.completed if x in t.params and y in t.params]
+    chosen = thinned(trials, POINTS, run.maximize)
+    figure = plain(draw.plot_contour(run.study(chosen), params=[x, y], target_name=run.metric))
+    figure.update_traces(line={"width": 0.4}, contours={"coloring": "fill"}, selector={"type": "contour"})
+    figure.update_traces(marker={"color": "white", "size": 6, "line": {"width": 1, "color": "#333"}}, selector={"type": "scatter"})
+    return Figure(
+        f"contour-{x}-{y}",
+        f"Contour: {x} × {y}",
+        figure,
+        f"{run.metric}, interpolated between the {len(chosen)} trials that are dots." + _thinning(chosen, trials),
+        IN_TRIALS,
+        height=420,
+    )
+
+
+def _parallel(run: Run, parameters: Sequence[str]) -> Figure:
+    chosen = thinned(run.completed, LINES, run.maximize)
+    names = varied(chosen) or list(parameters)
+    figure = plain(draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric))
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    if len(lines) == len(chosen):  # Optuna 5; before it one WebGL trace with a scale of its own
+        values = [t.value for t in chosen]
+        low, high = min(values), max(values)
+        for trace, value in zip(lines, values, strict=True):
+            share = (value - low) / (high - low) if high > low else 1.0
+            trace.update(line={"color": sample_colorscale(SCALE, share)[0]}, opacity=0.7)
+    figure.update_layout(plot_bgcolor=None, margin={"t": 30, "l": 30, "r": 10, "b": 60})
+    figure.update_xaxes(tickangle=20)
+    return Figure(
+        "parallel",
+        "Parallel coordinates",
+        figure,
+        "One line a complete trial, through the values it had." + _thinning(chosen, run.completed),
+        IN_TRIALS,
+        height=430,
+        min_width=86 * (len(names) + 1),
+    )
+
+
+def _slice(run: Run, order: Sequence[str]) -> Figure:
+    """Optuna's panels, in rows of four instead of all in one row."""
+    rows = [order[i : i + PER_ROW] for i in range(0, len(order), PER_ROW)]
+    study = run.study(run.completed)
+    columns = min(PER_ROW, len(order))
+    figure = make_subplots(rows=len(rows), cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.42 / (len(rows) + 1))
+    for i, names in enumerate(rows, start=1):
+        # One at a time: Optuna would draw them in the order of their names.
+        for j, name in enumerate(names, start=1):
+            single = draw.plot_slice(study, params=[name], target_name=run.metric)
+            for trace in single.data:
+                trace.update(marker={"showscale": False, "size": 6, "line": {"width": 0.5, "color": "#777"}})
+                figure.add_trace(trace, row=i, col=j)
+            axis = single.layout.xaxis
+            figure.update_xaxes(title_text=name, type=axis.type, row=i, col=j)
+        figure.update_yaxes(title_text=run.metric, row=i, col=1)
+    return Figure(
+        "slice",
+        "Slices",
+        plain(figure),
+        f"Value by each parameter, most important first; {len(run.completed)} complete trials, early ones blue, late ones orange.",
+        IN_TRIALS,
+        height=80 + 230 * len(rows),
+        min_width=165 * columns,
+    )
+
+
+def _rank(run: Run, parameters: Sequence[str]) -> Figure:
+    chosen = thinned(run.completed, POINTS, run.maximize)
+    figure = plain(draw.plot_rank(run.study(chosen), params=list(parameters), target_name=run.metric))
+    figure.update_traces(hovertext=None, hovertemplate="%{x}, %{y}<extra></extra>")
+    return Figure(
+        "rank",
+        "Ranks",
+        figure,
+        f"The {len(parameters)} most important parameters against each other; colour: the trial's rank by {run.metric}."
+        + _thinning(chosen, run.completed),
+        IN_TRIALS,
+        height=620 if len(parameters) > 2 else 420,
+        min_width=560 if len(parameters) > 2 else 0,
+    )
+
+
+def edf(runs: Sequence[Run]) -> Figure:
+    figure = plain(draw.plotedf([run.study(run.completed) for run in runs], target_name=runs[0].metric))
+    figure.update_traces(line={"shape": "hv"})
+    figure.update_layout(yaxis={"title": {"text": "share of trials"}, "range": [0, 1.02]}, showlegend=len(runs) > 1)
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        values = sorted(t.value for t in run.completed if t.value is not None)
+        rows.append((name, len(values), *(values[min(int(s * len(values)), len(values) - 1)] for s in shares)))
+    return Figure(
+        "edf",
+        "Distribution of the values",
+        figure,
+        f"The share of complete trials whose {runs[0].metric} is at most that on the axis.",
+        numbers("Quantiles", table(("run", "trials", *(f"{s:.0%}" for s in shares)), rows, "Quantiles")),
+    )
+
+
+def _pareto(run: Run, sizes: dict[int, int | None]) -> Figure:
+    trials = []
+    for trial in run.completed:
+        size = sizes.get(trial.number)
+        if size is not None:
+            pair = optuna.trial.create_trial(values=[float(size), trial.value])
+            pair.number = trial.number
+            trials.append(pair)
+    study = as_study(trials, run.name, ["minimize", "maximize" if run.maximize else "minimize"])
+    figure = plain(draw.plot_pareto_front(study, target_names=["parameters", run.metric]))
+    for trace in figure.data:
+        # Optuna's text is the whole trial as JSON.
+        found = [json.loads(text.replace("<br>", ""))["number"] for text in trace.text or ()]
+        trace.update(
+            text=[f"trial {n}" for n in found], marker={"color": None, "colorscale": None, "showscale": False, "size": 9}, showlegend=True
+        )
+    figure.data[0].update(name="others", marker={"color": STATE_COLOURS["PRUNED"]})
+    figure.data[1].update(name="front", marker={"color": SCALE[-1]})
+    figure.update_xaxes(type="log", title_text="parameters (trainable numbers)")
+    front = sorted(((t.number, count(int(t.values[0])), t.values[1]) for t in study.best_trials), key=lambda row: row[2])
+    return Figure(
+        "pareto",
+        "Size against value",
+        figure,
+        "Pareto front: no complete trial is both smaller and better than one of these.",
+        numbers("The front", table(("trial", "parameters", run.metric), front, "Pareto front")),
+    )
+
+
+def lanes(run: Run) -> dict[int, str]:
+    """Trial number -> the worker that it ran on: node and, of its trials at the same time, which. Trials that began have one."""
+    nodes = {row["number"]: row["node"] for row in run.trials}
+    names: dict[int, str] = {}
+    free: dict[str, list[int]] = {}
+    busy: dict[str, list[tuple[datetime, int]]] = {}
+    for trial in sorted((t for t in run.frozen if t.datetime_start), key=lambda t: (t.datetime_start, t.number)):
+        node, start = nodes.get(trial.number) or "no worker yet", trial.datetime_start
+        waiting, running = free.setdefault(node, []), busy.setdefault(node, [])
+        while running and start is not None and running[0][0] <= start:
+            heapq.heappush(waiting, heapq.heappop(running)[1])
+        lane = heapq.heappop(waiting) if waiting else len(running) + 1
+        heapq.heappush(running, (trial.datetime_complete or datetime.max, lane))
+        names[trial.number] = f"{node} · {lane}"
+    return names
+
+
+def _timeline(run: Run) -> Figure:
+    figure = plain(draw.plot_timeline(run.study(run.frozen)))
+    workers = lanes(run)
+    for trace in figure.data:
+        trace.update(
+            text=[f"trial {n}" for n in trace.y],
+            y=[workers[n] for n in trace.y],
+            name=trace.name.lower(),
+            marker={"color": STATE_COLOURS.get(trace.name, "#777"), "line": {"width": 0.6, "color": "rgba(255,255,255,.6)"}},
+        )
+    order = sorted(set(workers.values()), reverse=True)
+    figure.update_layout(barmode="overlay", xaxis={"title": {"text": ""}})
+    figure.update_yaxes(title_text="", type="category", categoryorder="array", categoryarray=order)
+    return Figure(
+        "timeline",
+        "Timeline of the workers",
+        figure,
+        "One bar a trial, from its suggestion to its end, in the row of the worker that ran it. Times of the machine that drove the search.",
+        IN_TRIALS,
+        height=150 + 30 * len(order),
+    )
+
+
+# ---- tables
+
+
+def _states(run: Run) -> Markup:
+    found = {state: sum(row["state"] == state for row in run.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    running = sum(t.state == TrialState.RUNNING for t in run.frozen)
+    words = f"{len(run.trials)} trials: {found['COMPLETE']} trained to the end, {found['PRUNED']} stopped early, {found['FAIL']} failed"
+    words += f"; {running} not ended." if running else "."
+    if not run.timed:
+        words += " The study lies in a database: ranges and scales are read off the trials’ values, and when they ran is not known here."
+    return Markup(f"<p>{words}</p>")
+
+
+def all_trials(run: Run) -> Markup:
+    """The table of every trial that has ended: what history, slices, contours, parallel coordinates, ranks and timeline show."""
+    names = [key for key in (run.trials[0] if run.trials else {}) if key.startswith("params_")]
+    started = {t.number: t.datetime_start for t in run.frozen if run.timed and t.datetime_start}
+    workers = lanes(run) if run.timed else {}
+    first = min(started.values(), default=None)
+
+    def line(row: Row) -> list[Any]:
+        begun = started.get(row["number"])
+        after = (begun - first).total_seconds() if begun and first else None
+        return [
+            row["number"], row["state"].lower(), row["value"], row["epochs"], _tenths(after), _tenths(row["seconds"]),
+            workers.get(row["number"], row["node"]), None if row["n_parameters"] is None else count(row["n_parameters"]),
+            *(row[name] for name in names), row["reason"],
+        ]  # fmt: skip
+
+    header = ["trial", "state", run.metric, "epochs", "started at s", "trained s", "worker", "parameters"]
+    header += [name.removeprefix("params_") for name in names] + ["reason"]
+    return Markup(f'<h3 id="all-trials">All trials</h3>{numbers(f"{len(run.trials)} trials", table(header, map(line, run.trials), "All trials"))}')
+
+
+def _epoch_table(run: Run) -> Markup:
+    """One row a trial, one column an epoch."""
+    last = max((row["epoch"] for row in run.history), default=0)
+    values: dict[int, dict[int, float]] = {}
+    for row in run.history:
+        values.setdefault(row["number"], {})[row["epoch"]] = row[run.metric]
+    rows = [[number, *(found.get(epoch) for epoch in range(1, last + 1))] for number, found in values.items()]
+    return table(["trial", *(f"epoch {e}" for e in range(1, last + 1))], rows, f"{run.metric} after each epoch")
+
+
+def _tenths(seconds: float | None) -> Number | None:
+    return None if seconds is None else Number(f"{seconds:.1f}")
+
+
+# ---- looks
+
+
+def _thinning(chosen: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> str:
+    """What a caption says where not every trial is drawn."""
+    if len(chosen) == len(trials):
+        return ""
+    best = len(chosen) // 4
+    return f" Drawn are {len(chosen)} of {len(trials)} trials, the {best} best and the others evenly over the search; the tables have all."
+
+
+def plain(figure: go.Figure) -> go.Figure:
+    """An Optuna figure without Optuna's own title and colours; text, grid and background are the page's."""
+    figure.update_layout(title=None, plot_bgcolor=None, margin={"t": 30, "r": 20, "b": 50, "l": 60})
+    for trace in figure.data:
+        if trace.type == "contour":
+            trace.update(colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}})
+        elif trace.type == "scatter" and _is_blues(trace.marker.colorscale):
+            trace.marker.update(colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}})
+    return figure
+
+
+def _is_blues(scale: Any) -> bool:
+    """Whether these are the colours that Optuna gives all its scales; its figure of ranks has others, which stay."""
+    return scale is not None and [colour for _, colour in scale][0].startswith("rgb(247,251,255")
