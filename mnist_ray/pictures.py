@@ -30,7 +30,8 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none that starts another program, as EPS does
 LARGEST = 2048  # longest side of the picture that is worked on
 COARSE = 128  # longest side of the picture in which the ink is looked for
-WINDOW = 49  # of the background, at that size: wider than any stroke
+REACH = 24  # of the window in which the background is looked for, at that size: wider than half of any stroke
+WINDOW = 2 * REACH + 1
 
 
 @script()
@@ -94,8 +95,8 @@ def luminance(rgba: FLOAT) -> FLOAT:
 @script()
 def smallest_around(image: FLOAT) -> FLOAT:
     """The minimum in a WINDOW x WINDOW square around each pixel."""
-    across = op.MaxPool(-image, kernel_shape=[1, WINDOW], pads=[0, WINDOW // 2, 0, WINDOW // 2])
-    return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
+    across = op.MaxPool(-image, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
+    return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
 
 
 @script()
@@ -107,7 +108,7 @@ def background_of(image: FLOAT) -> FLOAT:
     """
     contrast = op.MaxPool(image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]) + op.MaxPool(-image, kernel_shape=[9, 9], pads=[4, 4, 4, 4])
     strokes_end = op.ReduceMax(border(contrast)) < 0.5 * op.ReduceMax(contrast, keepdims=0)
-    more = op.Reshape(op.Where(strokes_end, WINDOW // 2, 0), [1])
+    more = op.Reshape(op.Where(strokes_end, REACH, 0), [1])
     both = op.Concat(more, more, axis=0)
     none = op.Constant(value_ints=[0, 0])
     padded = op.Pad(image, op.Concat(none, both, none, both, axis=0), mode="edge")
@@ -124,12 +125,8 @@ def ink_of(image: FLOAT) -> FLOAT:
 
 @script()
 def noise_of(ink: FLOAT) -> FLOAT:
-    """The noise's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture.
-
-    From differences of neighbours along the border, where light that falls off slowly cancels out.
-    """
-    edge = border(ink)
-    return 0.707 * median(op.Abs(edge[1:] - edge[:-1]))
+    """The border's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture."""
+    return median(op.Abs(border(ink)))
 
 
 @script()
@@ -168,8 +165,8 @@ def bright_digit(grey: FLOAT) -> FLOAT:
     falls off. The ninth power lets few strong differences, which are ink, outvote many weak ones, which are light and shadow.
     """
     coarse = at_most(grey, COARSE)
-    across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, WINDOW // 2, 0, WINDOW // 2])
-    around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[WINDOW // 2, 0, WINDOW // 2, 0])
+    across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
+    around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
     difference = coarse - 0.5 * (around + median(border(coarse)))
     return grey * op.Sign(op.ReduceSum(op.Pow(difference, 9.0)))
 

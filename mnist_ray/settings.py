@@ -86,9 +86,12 @@ class SearchSettings:
     overwrite: bool = False
     """Delete a run of this name first."""
     study: str | None = None
-    """An Optuna storage URL for the study instead of the journal in the run's directory."""
+    """Where the study is kept instead of the run's directory: sqlite:///FILE, postgresql://…, mysql://…, redis://…, FILE.journal or
+    memory; ${VAR} stands for an environment variable, as postgresql://me:${PGPASSWORD}@host/db. Several searches may share it."""
     study_name: str | None = None
     """The study's name (default: the run's)."""
+    points: str | None = None
+    """YAML file with a list of known good configurations, which are tried first."""
     time_budget: str | None = None
     """Stop the search after so long, as 90s, 30m or 2h."""
     finetune: bool = True
@@ -285,6 +288,17 @@ def check_search(s: SearchSettings) -> None:
     key_values(s.scheduler_args, "--scheduler-args")
 
 
+def without_password(text: str) -> str:
+    """A URL, or a command that holds one, with *** in place of the password; ${VAR}, which names a variable, stays."""
+
+    def hidden(match: re.Match) -> str:
+        return match[0] if re.fullmatch(r"\$\{\w+\}", match[2]) else f"{match[1]}***{match[3]}"
+
+    text = re.sub(r"(://[^:/\s]*:)(\S*)(@)", hidden, text)  # to the last @: a password may hold one
+    return re.sub(r"([?&](?:\w*password|passwd|pwd)=)([^&#\s]*)()", hidden, text)
+
+
 def resolved(settings: Any) -> dict[str, Any]:
-    """Settings as a dict that JSON and YAML can hold."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k != "given"}
+    """Settings as a dict that JSON and YAML can hold, without passwords."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k != "given"}
+    return values | {k: without_password(values[k]) for k in ("study", "warm_start") if values.get(k)}

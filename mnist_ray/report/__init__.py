@@ -4,6 +4,7 @@ The search writes it, the fine-tuning completes it, `jobs/report.py` makes it ag
 only where `model.json` exists, that is, after the chain has ended and its figure on them is public.
 """
 
+import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images
     out: the local folder that the page will lie in, for links to the models; None: the run's own directory.
     Raises SettingsError where there is no run or the extra `report` is not installed, CorruptFileError where a file of the run is damaged.
     """
-    _check_installed()
+    _check_installed("plotly")
     from mnist_ray.report.compare_part import compare_part
     from mnist_ray.report.page import esc, page
     from mnist_ray.report.read import read_run
@@ -60,12 +61,11 @@ def write_or_warn(storage: RunStorage, test: "Images | None" = None) -> str:
         return f"no report: {reason}; again: python jobs/report.py {shlex.quote(storage.uri)}"
 
 
-def _check_installed() -> None:
+def _check_installed(module: str) -> None:
     try:
-        import matplotlib  # noqa: F401
-        import plotly  # noqa: F401
+        importlib.import_module(module)
     except ImportError as error:
-        raise SettingsError(f"the report needs {error.name}: pip install 'mnist_ray[report]'") from error
+        raise SettingsError(f"the report needs {module}: pip install 'mnist_ray[report]'") from error
 
 
 def _names(runs: Sequence["Run"]) -> list[str]:
@@ -194,7 +194,7 @@ def _facts(run: "Run") -> list[tuple[str, Any]]:
 
 def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> list[Path]:
     """The main figures as PNG files in a local folder, drawn by matplotlib (no browser); returns them. Raises as build does."""
-    _check_installed()
+    _check_installed("matplotlib")
     from mnist_ray.report.png import draw
     from mnist_ray.report.read import read_run
 
@@ -204,3 +204,25 @@ def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> 
         return draw(run, Path(folder), test)
     except OSError as error:
         raise SettingsError(f"--png: {folder} cannot be written: {error.strerror}") from error
+
+
+# ---- the job
+
+
+def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | None) -> int:
+    """What jobs/report.py does; returns the exit code. Raises SettingsError naming the argument that is wrong."""
+    if not runs:
+        raise SettingsError("RUN: no run is given; expected one or more run directories")
+    storages = [RunStorage(run) for run in runs]
+    if out is None and len(runs) == 1:
+        print(f"report: {write(storages[0], data_dir)}", flush=True)
+    else:
+        path = Path(out or FILE)
+        folder = RunStorage(str(path.parent))
+        folder.write_bytes(path.name, build(storages, data_dir, out=str(path.parent)).encode())
+        print(f"report: {path}", flush=True)
+    if png is not None:
+        for i, storage in enumerate(storages, start=1):
+            for file in write_png(storage, png if len(storages) == 1 else str(Path(png, f"{i}-{Path(storage.uri).name}")), data_dir):
+                print(f"figure: {file}", flush=True)
+    return 0

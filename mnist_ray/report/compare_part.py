@@ -95,7 +95,7 @@ def _paired(published: Sequence[tuple[Run, str]]) -> Markup:
 
 
 def _histories(runs: Sequence[tuple[Run, str]]) -> Figure:
-    figure = plain(draw.plot_optimization_history([run.study(run.completed, name) for run, name in runs], target_name=runs[0][0].metric))
+    figure = plain(draw.plot_optimization_history([run.gapless(name) for run, name in runs], target_name=runs[0][0].metric))
     for trace in figure.data:
         if trace.mode != "markers":
             trace.update(line={"shape": "hv"})

@@ -23,29 +23,36 @@ MOST_MAPS = 64  # filters and activation maps
 def model_part(run: Run, test: data.Images | None, why_not: str, prefix: str) -> Markup:
     """The part of a run with a model.
 
-    test: its test images; None where they are not at hand, and `why_not` says why. The answers come from predictions.parquet
-    and only where that is missing from running the model anew.
+    test: its test images; None where they are not at hand, and `why_not` says why.
     """
     assert run.manifest is not None
-    kept = predictions.read(run.storage, run.manifest["sha256"])
-    if kept is None and test is not None:
-        kept = test.labels, Session(run.onnx, run.storage.join("model.onnx")).logits(test.images)
+    kept = answers(run, test)
     if kept is not None and test is not None and not np.array_equal(kept[0], test.labels):
         test, why_not = None, "the test images at hand are not those that the model was measured on"
     parts: list[str] = []
     if kept is None:
         parts.append(f"<p>What the model answers on the test images is not shown: {esc(why_not)}.</p>")
     else:
-        labels, logits = kept
+        labels, given = kept
         classes = run.manifest["classes"]
-        answers = probabilities(logits.astype(np.float64))
-        parts += [_confusion(labels, answers, classes), _per_class(labels, answers, classes)]
-        parts.append(_wrong(labels, answers, classes, test, why_not))
-        parts.append(_calibration(labels, answers).html(prefix))
+        parts += [_confusion(labels, given, classes), _per_class(labels, given, classes)]
+        parts += [_wrong(labels, given, classes, test, why_not), _calibration(labels, given).html(prefix)]
     return Markup("\n".join([_architecture(run, test), *parts]))
 
 
 # ---- answers
+
+
+def answers(run: Run, test: data.Images | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels int64 [n] of the test images and the model's probabilities float64 [n, classes] for them.
+
+    From predictions.parquet and, where that is missing, from running the model on `test`; None where there is neither.
+    """
+    assert run.manifest is not None
+    kept = predictions.read(run.storage, run.manifest["sha256"])
+    if kept is None and test is not None:
+        kept = test.labels, Session(run.onnx, run.storage.join("model.onnx")).logits(test.images)
+    return None if kept is None else (kept[0], probabilities(kept[1].astype(np.float64)))
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
@@ -53,8 +60,8 @@ def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray
     return np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
 
 
-def _confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str]) -> Markup:
-    matrix = confusion(labels, answers.argmax(1), len(classes))
+def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Markup:
+    matrix = confusion(labels, given.argmax(1), len(classes))
     most = max(1, int((matrix - np.diag(matrix.diagonal())).max()))
 
     def cell(i: int, j: int) -> str:
@@ -75,8 +82,8 @@ def _confusion(labels: np.ndarray, answers: np.ndarray, classes: list[str]) -> M
     )
 
 
-def _per_class(labels: np.ndarray, answers: np.ndarray, classes: list[str]) -> Markup:
-    right = answers.argmax(1) == labels
+def _per_class(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Markup:
+    right = given.argmax(1) == labels
     rows = []
     for i, name in enumerate(classes):
         of_class = labels == i
@@ -91,10 +98,10 @@ def _per_class(labels: np.ndarray, answers: np.ndarray, classes: list[str]) -> M
     )
 
 
-def _wrong(labels: np.ndarray, answers: np.ndarray, classes: list[str], test: data.Images | None, why_not: str) -> Markup:
-    found = answers.argmax(1)
+def _wrong(labels: np.ndarray, given: np.ndarray, classes: list[str], test: data.Images | None, why_not: str) -> Markup:
+    found = given.argmax(1)
     index = np.flatnonzero(found != labels)
-    index = index[np.argsort(-answers[index, found[index]], kind="stable")]
+    index = index[np.argsort(-given[index, found[index]], kind="stable")]
     title = f"<h3>Every wrong answer ({len(index):,} of {len(labels):,})</h3>"
     if not len(index):
         return Markup("<figure><h3>Every wrong answer</h3><p>There is none.</p></figure>")
@@ -102,7 +109,7 @@ def _wrong(labels: np.ndarray, answers: np.ndarray, classes: list[str], test: da
     cards = []
     for i in shown.tolist():
         truth, taken = classes[labels[i]], classes[found[i]]
-        sure, hoped = percent(answers[i, found[i]], 1), percent(answers[i, labels[i]], 1)
+        sure, hoped = percent(given[i, found[i]], 1), percent(given[i, labels[i]], 1)
         image = "" if test is None else picture(as_pixels(test.images[i]), f"test image {i}: {truth}, taken for {taken}", 84, 84)
         cards.append(
             f"<figure>{image}<strong>{esc(truth)}</strong> taken for <strong>{esc(taken)}</strong> at {sure}"
@@ -121,13 +128,13 @@ def as_pixels(image: np.ndarray) -> np.ndarray:
     return image.transpose(1, 2, 0) if len(image) == 3 else image[0]
 
 
-def calibration(labels: np.ndarray, answers: np.ndarray) -> tuple[list[tuple[float, float, int, int, float]], float]:
+def calibration(labels: np.ndarray, given: np.ndarray) -> tuple[list[tuple[float, float, int, int, float]], float]:
     """Bins that hold an image, as (low, high, images, right ones, mean probability), and the expected calibration error.
 
-    answers: probabilities [n, classes]. The error is the mean distance of probability and accuracy over the bins, weighted by their
+    given: probabilities [n, classes]. The error is the mean distance of probability and accuracy over the bins, weighted by their
     images (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
-    sure, right = answers.max(1), answers.argmax(1) == labels
+    sure, right = given.max(1), given.argmax(1) == labels
     place = np.minimum((sure * BINS).astype(int), BINS - 1)
     bins, error = [], 0.0
     for b in range(BINS):
@@ -140,8 +147,8 @@ def calibration(labels: np.ndarray, answers: np.ndarray) -> tuple[list[tuple[flo
     return bins, error
 
 
-def _calibration(labels: np.ndarray, answers: np.ndarray) -> Figure:
-    bins, error = calibration(labels, answers)
+def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
+    bins, error = calibration(labels, given)
     intervals = [confidence_interval(good, n) for _, _, n, good, _ in bins]
     accuracy = [good / n for _, _, n, good, _ in bins]
     figure = go.Figure()

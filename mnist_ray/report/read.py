@@ -67,6 +67,14 @@ class Run:
         """The trials as a study in memory, under their own numbers, for Optuna's figures; `name` in place of the run's."""
         return as_study(trials, name or self.name, ["maximize" if self.maximize else "minimize"])
 
+    def gapless(self, name: str = "") -> optuna.Study:
+        """As `study` of the completed trials, with failed ones in the places of all others: Optuna's history takes numbers for places."""
+        done = {trial.number: trial for trial in self.completed}
+        trials = [done.get(n) or optuna.trial.create_trial(state=TrialState.FAIL) for n in range(max(done) + 1)]
+        for number, trial in enumerate(trials):
+            trial.number = number
+        return self.study(trials, name)
+
 
 def as_study(trials: Sequence[FrozenTrial], name: str, directions: Sequence[str]) -> optuna.Study:
     """A study in memory of these trials, each under its own number (a storage numbers anew what is added to it)."""

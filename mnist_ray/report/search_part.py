@@ -74,7 +74,7 @@ def search_figures(run: Run) -> Iterator[Figure]:
 
 
 def _history(run: Run) -> Figure:
-    figure = plain(draw.plot_optimization_history(run.study(run.completed), target_name=run.metric))
+    figure = plain(draw.plot_optimization_history(run.gapless(), target_name=run.metric))
     for trace in figure.data:
         trace.update(mode="markers") if trace.name == run.metric else trace.update(line={"shape": "hv"})
     better = max if run.maximize else min
@@ -245,8 +245,10 @@ def _rank(run: Run, parameters: Sequence[str]) -> Figure:
     )
 
 
-def edf(runs: Sequence[Run]) -> Figure:
-    figure = plain(draw.plotedf([run.study(run.completed) for run in runs], target_name=runs[0].metric))
+def edf(runs: Sequence[Run], names: Sequence[str]) -> Figure:
+    """The distribution of the values of each run."""
+    studies = [run.study(run.completed, name) for run, name in zip(runs, names, strict=True)]
+    figure = plain(draw.plot_edf(studies, target_name=runs[0].metric))
     figure.update_traces(line={"shape": "hv"})
     figure.update_layout(yaxis={"title": {"text": "share of trials"}, "range": [0, 1.02]}, showlegend=len(runs) > 1)
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
