@@ -12,9 +12,9 @@ import numpy as np
 
 from mnist_ray import cluster, data
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings
+from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings, default_data_dir, resolved
 from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
-from mnist_ray.storage import RunStorage, publish
+from mnist_ray.storage import RunStorage, check_writable, open_run, publish
 
 VERIFIED_ON = 1000  # real images on which the file is compared with torch
 SPLIT = ("dataset", "train_images", "val_images", "seed")  # the settings of a search that decide its split
@@ -38,30 +38,31 @@ class Work:
 def finetune(settings: FinetuneSettings) -> int:
     """Runs the stages in a Ray task, so that the node this runs on needs no GPU. Returns the exit code."""
     cluster.quiet_ray()
-    storage = RunStorage(settings.run)
-    if not storage.exists("run.json"):
-        raise SettingsError(f"--run: there is no run at {settings.run}")
-    run = storage.read_json("run.json")
+    storage, run = _new_run(settings) if settings.run is None else _existing_run(settings.run)
     searched = run["settings"]
-    if settings.onnx is None and not storage.exists("best/model.safetensors"):
-        raise SettingsError(f"--run: {settings.run} has no best checkpoint yet; expected a run whose search has finished a trial")
+    onnx = None
+    if settings.onnx is not None:
+        onnx = _read_onnx(settings.onnx)
+    elif storage.exists("start.onnx"):
+        onnx = storage.read_bytes("start.onnx")
+    elif not storage.exists("best/model.safetensors"):
+        raise SettingsError(f"--run: {storage.uri} has no best checkpoint yet; expected a run whose search has finished a trial")
     recipe = read_stages(settings.stages or searched["stages"])
     data_dir = settings.data_dir or searched["data_dir"]
     train_part, train, val = data.load_split(SearchSettings(**{k: v for k, v in searched.items() if k in SPLIT} | {"data_dir": data_dir}))
     if train_part.sha256 != run["data"]["sha256"]:
         raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")
     test_part = data.load(searched["dataset"], "test", data_dir)
-    onnx = _read_onnx(settings.onnx) if settings.onnx else None
     try:
         with cluster.interruptible(), cluster.connected(settings.verbose), cluster.interruptible():
             each = cluster.nodes()
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
             cluster.check_fits(cpus, gpus, each, cluster.autoscaler_maximum())
-            work = Work(settings.run, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"])
+            work = Work(storage.uri, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"])
             manifest = _in_task(work, train_part, test_part, train, val)
     except KeyboardInterrupt:
-        print(f"interrupted; to go on: python jobs/finetune.py --run {settings.run}", flush=True)
+        print(f"interrupted; to go on: python jobs/finetune.py --run {storage.uri}", flush=True)
         return INTERRUPTED
     storage.write_json("run.json", {**run, "state": "done", "end": datetime.now(UTC).isoformat(timespec="seconds")})
     n, right = manifest["test_images"], round(manifest["test_accuracy"] * manifest["test_images"])
@@ -74,6 +75,46 @@ def finetune(settings: FinetuneSettings) -> int:
         flush=True,
     )
     return 0
+
+
+def _existing_run(uri: str) -> tuple[RunStorage, dict[str, Any]]:
+    """A run's directory and its run.json."""
+    storage = RunStorage(uri)
+    if not storage.exists("run.json"):
+        raise SettingsError(f"--run: there is no run at {uri}")
+    try:
+        run = storage.read_json("run.json")
+        run["settings"], run["name"], run["data"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"--run: {storage.join('run.json')} is damaged: {error!r}") from error
+    return storage, run
+
+
+def _new_run(settings: FinetuneSettings) -> tuple[RunStorage, dict[str, Any]]:
+    """A run that begins with an ONNX file instead of a search; the file is kept in it, so that `--run` alone goes on with it."""
+    from mnist_ray import onnx_model
+
+    if settings.onnx is None:
+        raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
+    model = _read_onnx(settings.onnx)
+    dataset = settings.dataset or onnx_model.metadata(onnx_model.load_verified(model, settings.onnx)).get("dataset")
+    if dataset is None:
+        raise SettingsError(f"--dataset: {settings.onnx} does not say which data set it was made for; name one")
+    searched = SearchSettings(dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage)
+    images, train, val = data.load_split(searched)
+    storage = open_run(settings.storage, settings.name or f"finetune-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    check_writable(settings.storage)
+    run = {
+        "name": storage.uri.partition("?")[0].rpartition("/")[2],
+        "state": "finetuning",
+        "settings": resolved(searched),
+        "data": {"name": images.name, "sha256": images.sha256, "train": len(train), "val": len(val), "classes": list(images.classes)},
+        "start": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not storage.create_exclusive("run.json", json.dumps(run, indent=1).encode()):
+        raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, or --run to go on with it")
+    storage.write_bytes("start.onnx", model)
+    return storage, run
 
 
 def _read_onnx(path: str) -> bytes:

@@ -85,8 +85,6 @@ def _on_cpu(model: "nn.Module") -> "nn.Module":
 
 def _traced(network: "nn.Module", example: "Tensor") -> onnx.ModelProto:
     import torch
-    from onnxscript.rewriter import rewrite
-    from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule
 
     with _silence("torch.onnx", "onnxscript", "onnx_ir"):
         program = torch.onnx.export(
@@ -101,9 +99,8 @@ def _traced(network: "nn.Module", example: "Tensor") -> onnx.ModelProto:
             optimize=False,
             verbose=False,
         )
-        assert program is not None  # is only where it writes a file itself
-        # The one simplification that leaves every weight alone: a flatten is one node instead of five.
-        return rewrite(program.model_proto, [materialize_reshape_shape_rule])
+    assert program is not None  # it is None only where the exporter writes the file itself
+    return program.model_proto
 
 
 @contextlib.contextmanager

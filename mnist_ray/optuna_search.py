@@ -5,9 +5,8 @@ RUNNING for ever, cannot continue a study's trials, and pickles the storage's UR
 Here a stopped trial is PRUNED with all its intermediate values, a failed one FAIL, and the study alone says what has been done.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -15,21 +14,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, rows_from
+from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records
 from mnist_ray.samplers import exhausted
+from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY
 from mnist_ray.trial import NUMBER
-
-RUN = "mnist_ray:run"  # user attribute of every trial: the run that it belongs to (several may share a study)
-SUMMARY = "mnist_ray:summary"  # user attribute of every settled trial: Record.summary()
-
-
-def open_study(storage: optuna.storages.BaseStorage, name: str, metric: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    """The study of that name, made if there is none. Raises SettingsError where it optimises the other way."""
-    direction: Literal["minimize", "maximize"] = "minimize" if metric == "val_loss" else "maximize"
-    study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True, direction=direction)
-    if study.direction.name.lower() != direction:
-        raise SettingsError(f"--metric: {metric} is to {direction}, but study {name!r} is there already to {study.direction.name.lower()}")
-    return study
 
 
 class StudySearch(OptunaSearch):
@@ -38,7 +26,11 @@ class StudySearch(OptunaSearch):
     space: a function of an optuna.Trial that returns the flat dict of hyperparameters.
     on_settled: called with a trial's number after the study knows of its end.
     continued: trials of an earlier process, still RUNNING in the study, that have a checkpoint: they are handed out first.
-    retried: values of trials that were cut off before their first checkpoint: tried again, under new numbers.
+    retried: numbers and values of trials that were cut off before their first checkpoint: tried again, under new numbers.
+    points: known good configurations, with their places in the list that names them: tried before the sampler is asked.
+
+    Where the study's storage fails (`storage_error` says how) no more is suggested, and trials stay RUNNING in the study, to be
+    continued by --resume: the search must end.
     """
 
     def __init__(
@@ -50,14 +42,15 @@ class StudySearch(OptunaSearch):
         run: str,
         max_epochs: int,
         on_settled: Callable[[int], None],
-        continued: list[FrozenTrial] | None = None,
-        retried: list[dict[str, Any]] | None = None,
+        continued: Sequence[FrozenTrial] = (),
+        retried: Sequence[tuple[int, dict[str, Any]]] = (),
+        points: Sequence[tuple[int, dict[str, Any]]] = (),
     ) -> None:
         mode = "min" if records.metric == "val_loss" else "max"
         super().__init__(space=None, metric=records.metric, mode=mode)
         self._space, self._ot_study = space, study
         self.records, self.run, self.max_epochs, self.on_settled = records, run, max_epochs, on_settled
-        self.continued, self.retried = list(continued or []), list(retried or [])
+        self.continued, self.retried, self.points = list(continued), list(retried), list(points)
         self._steps: dict[int, set[int]] = {}  # trial number -> the epochs that the study has
         self.ending: str | None = None  # why the search as a whole is being ended, e.g. "time budget"
         self.storage_error: str | None = None
@@ -75,8 +68,19 @@ class StudySearch(OptunaSearch):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True  # all given to __init__
 
+    # ---- suggestions
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Tune's config of the next trial: its hyperparameters and its number."""
+        if self.storage_error:
+            return None
+        try:
+            return self._next(trial_id)
+        except (WorkError, OSError) as error:  # Tune would end with a traceback
+            self.storage_error = str(error)
+            return None
+
+    def _next(self, trial_id: str) -> dict[str, Any] | str:
         study = self._ot_study
         if self.continued:
             frozen = self.continued.pop(0)
@@ -85,8 +89,13 @@ class StudySearch(OptunaSearch):
         elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
             return Searcher.FINISHED
         else:
+            # Queued one by one: whatever waits in the study is taken by the next that asks, and that may be another search.
             if self.retried:
-                study.enqueue_trial(self.retried.pop(0))
+                number, values = self.retried.pop(0)
+                study.enqueue_trial(values, user_attrs={RUN: self.run, AGAIN: number})
+            elif self.points:
+                place, point = self.points.pop(0)
+                study.enqueue_trial(point, user_attrs={RUN: self.run, POINT: [self.run, place]})
             trial = study.ask()
             trial.set_user_attr(RUN, self.run)
         try:
@@ -102,6 +111,8 @@ class StudySearch(OptunaSearch):
     def _tried_again(self) -> int:
         return sum(record.reason == INTERRUPTED for record in self.records.trials.values())
 
+    # ---- results
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes a result; one that was reported already, before a restart, changes nothing."""
         trial = self._ot_trials[trial_id]
@@ -116,8 +127,25 @@ class StudySearch(OptunaSearch):
         for row in [*result.get("rows", []), result]:
             self.records.report(trial.number, {name: row[name] for name in HISTORY})
             if row["epoch"] not in self._steps[trial.number]:
+                try:
+                    trial.report(row[self.metric], step=row["epoch"])
+                except (WorkError, OSError) as error:
+                    self.storage_error = str(error)
+                    return
                 self._steps[trial.number].add(row["epoch"])
-                trial.report(row[self.metric], step=row["epoch"])
+
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether the study's pruner stops the trial after this result, which the study has by then. (Tune asks a scheduler first and
+        tells the searcher afterwards.)"""
+        self.on_trial_result(trial_id, result)
+        trial = self._ot_trials[trial_id]
+        if self.storage_error or self.records.trials[trial.number].reason:
+            return False
+        try:
+            return trial.should_prune()
+        except (WorkError, OSError) as error:
+            self.storage_error = str(error)
+            return False
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended. Only one that trained all its epochs is COMPLETE."""
@@ -148,35 +176,3 @@ class StudySearch(OptunaSearch):
             self.on_settled(trial.number)
         except (WorkError, OSError) as storage_failure:  # Tune would log and go on: the search must end instead
             self.storage_error = str(storage_failure)
-
-
-def read_trials(study: optuna.Study, run: str) -> list[tuple[FrozenTrial, Record]]:
-    """The run's trials in a study, with what the study knows of them."""
-    pairs = []
-    for frozen in study.get_trials(deepcopy=False):
-        if frozen.user_attrs.get(RUN) != run:
-            continue
-        summary: Mapping[str, Any] = frozen.user_attrs.get(SUMMARY, {})
-        record = Record(
-            frozen.number,
-            dict(frozen.params),
-            state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
-            reason=summary.get("reason", ""),
-            n_parameters=summary.get("n_parameters"),
-            node=summary.get("node", ""),
-            rows=rows_from(summary),
-        )
-        if not summary:  # cut off: of its epochs the study has the metric alone
-            empty = dict.fromkeys(HISTORY, math.nan)
-            metric = "val_loss" if study.direction.name == "MINIMIZE" else "val_accuracy"
-            record.rows = {e: {**empty, "epoch": e, metric: v} for e, v in frozen.intermediate_values.items()}
-        pairs.append((frozen, record))
-    return pairs
-
-
-def close_interrupted(study: optuna.Study, frozen: FrozenTrial, record: Record) -> None:
-    """A trial that a killed run left RUNNING without a checkpoint: FAIL in the study, with the reason."""
-    record.state, record.reason = "FAIL", INTERRUPTED
-    trial = optuna.Trial(study, frozen._trial_id)
-    trial.set_user_attr(SUMMARY, record.summary())
-    study.tell(trial, state=TrialState.FAIL)

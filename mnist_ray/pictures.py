@@ -111,7 +111,8 @@ def background_of(image: FLOAT) -> FLOAT:
     more = op.Reshape(op.Where(strokes_end, REACH, 0), [1])
     both = op.Concat(more, more, axis=0)
     none = op.Constant(value_ints=[0, 0])
-    padded = op.Pad(image, op.Concat(none, both, none, both, axis=0), mode="edge")
+    smooth = op.AveragePool(image, kernel_shape=[5, 5], pads=[2, 2, 2, 2])
+    padded = op.Pad(smooth, op.Concat(none, both, none, both, axis=0), mode="edge")
     opened = -smallest_around(-smallest_around(padded))
     return op.Slice(opened, both, both + op.Shape(image, start=2), [2, 3])
 

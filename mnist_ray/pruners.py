@@ -98,11 +98,15 @@ def _patient(settings: SearchSettings, given: dict[str, str]) -> BasePruner:
     name = given.pop("wraps", "median")
     if name in ("asha", "patient"):
         raise SettingsError(f"--scheduler-args: patient cannot wrap {name!r}; expected none, {', '.join(PRUNERS)} or module:Class")
-    own = {key: given.pop(key) for key in ("patience", "min_delta") if key in given}
-    return pruners.PatientPruner(_make(settings, name, given), **options(**arguments(options, own, "--scheduler-args", "scheduler 'patient'")))
+    own: dict[str, str] = {key: given.pop(key) for key in ("patience", "min_delta") if key in given}
+    return pruners.PatientPruner(
+        _make(settings, name, given), **options(**arguments(options, own, "--scheduler-args", "scheduler 'patient'"))
+    )
 
 
 def _whole_factor(settings: SearchSettings) -> int:
-    if settings.reduction_factor != int(settings.reduction_factor):
-        raise SettingsError(f"--reduction-factor: {settings.reduction_factor} is not allowed here; Optuna's halving takes whole numbers only")
+    if not float(settings.reduction_factor).is_integer():
+        raise SettingsError(
+            f"--reduction-factor: {settings.reduction_factor} is not allowed here; Optuna's halving takes whole numbers only"
+        )
     return int(settings.reduction_factor)

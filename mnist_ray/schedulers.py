@@ -1,4 +1,4 @@
-"""What stops the hopeless early: Ray Tune's schedulers, made to survive a resume."""
+"""What stops the hopeless early: Ray's ASHA, made to survive a resume, and any of Optuna's pruners (see pruners.py)."""
 
 import time
 from collections.abc import Mapping
@@ -62,20 +62,36 @@ class ResumableASHA(ASHAScheduler):
         self._trial_info.pop(trial.trial_id, None)
 
 
+class PrunerScheduler(FIFOScheduler):
+    """Asks the study's pruner after every epoch. It keeps nothing itself: what pruners know they read from the study."""
+
+    def __init__(self, search_alg: "StudySearch") -> None:
+        super().__init__()
+        self.search_alg = search_alg
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        return TrialScheduler.STOP if self.search_alg.should_stop(trial.trial_id, result) else TrialScheduler.CONTINUE
+
+
 def _failed(result: Mapping[str, Any]) -> bool:
     return "reason" in result or "storage_error" in result
 
 
-def make(settings: SearchSettings, past: Mapping[int, Mapping[int, float]]) -> TrialScheduler:
-    """The scheduler that --scheduler names; `past` as in ResumableASHA."""
+def make(settings: SearchSettings, past: Mapping[int, Mapping[int, float]], search_alg: "StudySearch") -> TrialScheduler:
+    """The scheduler that --scheduler names; `past` as in ResumableASHA. Of a pruner's name the study has the pruner."""
     if settings.scheduler == "none":
         return FIFOScheduler()
-    return ResumableASHA(
-        past,
-        max_t=settings.max_epochs,
-        grace_period=settings.grace_period,
-        reduction_factor=settings.reduction_factor,
-    )
+    if settings.scheduler == "asha":
+        return ResumableASHA(
+            past,
+            max_t=settings.max_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+        )
+    return PrunerScheduler(search_alg)
 
 
 class Ending(Stopper):

@@ -6,20 +6,24 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mnist_ray import cluster, data, records, spaces
 from mnist_ray.errors import MnistRayError, SettingsError, WorkError
 from mnist_ray.records import Records
-from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved
+from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved, without_password
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}  # of one command, not of the run
@@ -44,6 +48,7 @@ def search(settings: SearchSettings) -> int:
         raise SettingsError(f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)")
     space = _space(settings)
     _sampler(settings)
+    points = _check_study(settings, name, previous, functools.partial(space, data=data_shape(images_and_split[0])), images_and_split)
     if settings.dry_run:
         return _dry_run(settings, space, data_shape(images_and_split[0]))
     check_writable(settings.storage)
@@ -59,7 +64,7 @@ def search(settings: SearchSettings) -> int:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster, cluster.interruptible():
             cluster.check_shared_storage(RunStorage(settings.storage))
-            return _Run(settings, name, storage, previous, space, images_and_split).run(ray_cluster)
+            return _Run(settings, name, storage, previous, space, images_and_split, points).run(ray_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
         return INTERRUPTED
@@ -81,7 +86,50 @@ def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
     """The sampler; asked: how many trials the study has already (the same seed would suggest the first ones again)."""
     from mnist_ray.samplers import make_sampler
 
-    return make_sampler(settings.sampler, settings.seed + asked, key_values(settings.sampler_args, "--sampler-args"))
+    return make_sampler(settings.sampler, (settings.seed + asked) % 2**32, key_values(settings.sampler_args, "--sampler-args"))
+
+
+def _purpose(settings: SearchSettings, images_and_split: tuple[data.Images, Any, Any]) -> dict[str, Any]:
+    """What searches that share a study must have in common, or the values of its trials could not be compared."""
+    _, train, val = images_and_split
+    return {
+        "dataset": settings.dataset,
+        "train_images": len(train),
+        "val_images": len(val),
+        "space": settings.space,
+        "space_args": sorted(settings.space_args),
+        "metric": settings.metric,
+        "max_epochs": settings.max_epochs,
+    }
+
+
+def _check_study(
+    settings: SearchSettings,
+    name: str,
+    previous: dict[str, Any] | None,
+    space: Callable[[Any], dict[str, Any]],
+    images_and_split: tuple[data.Images, Any, Any],
+) -> list[dict[str, Any]]:
+    """Everything about scheduler, points and study that can be refused before Ray starts. Returns the points."""
+    from mnist_ray import studies
+    from mnist_ray.pruners import make_pruner
+
+    s = settings
+    make_pruner(s)
+    points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
+    if s.study and not s.dry_run:
+        if previous and s.study == "memory":
+            raise SettingsError("--resume: the run's study was in memory and has ended with it")
+        study_name = s.study_name or name
+        with studies.opened(s.study) as storage:
+            study = studies.existing(storage, study_name)
+            if study:
+                studies.check_study(study, s.metric, _purpose(s, images_and_split), space)
+                if not previous:
+                    studies.check_run(study, name)
+            elif previous:
+                raise SettingsError(f"--study: there is no study {study_name!r}, with which the run began")
+    return points
 
 
 def _previous(storage: RunStorage) -> dict[str, Any]:
@@ -103,7 +151,7 @@ def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSetti
     """
     values = resolved(now)
     for key in sorted(now.given - CHANGEABLE):
-        if values[key] != before.get(key):
+        if values[key] != before.get(key) and not (key == "study" and _same_place(values[key], before.get(key))):
             raise SettingsError(f"--{key.replace('_', '-')}: {values[key]!r} was given, but the run has {before.get(key)!r}, which stays")
     kept: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -111,6 +159,15 @@ def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSetti
         if key in values and key not in now.given | ONE_TIME
     }
     return dataclasses.replace(now, **kept)
+
+
+def _same_place(one: str | None, other: str | None) -> bool:
+    """Whether two URLs without passwords differ at most in how the password is given: literally or as ${VAR}."""
+
+    def place(url: str) -> str:
+        return re.sub(r":\$\{\w+\}@", ":***@", url)
+
+    return one is not None and other is not None and place(one) == place(other)
 
 
 def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]], shape: spaces.DataShape) -> int:
@@ -146,8 +203,10 @@ class _Run:
         previous: dict[str, Any] | None,
         space: Callable[..., dict[str, Any]],
         images_and_split: tuple[data.Images, Any, Any],
+        points: list[dict[str, Any]],
     ) -> None:
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
+        self.points = points
         self.data = images_and_split
         self.records = Records(settings.metric, settings.trials)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
@@ -192,7 +251,8 @@ class _Run:
             "state": "searching",
             "settings": {**resolved(s), "name": self.name},
             "seed": s.seed,
-            "command": " ".join(sys.argv),
+            "points": self.points,
+            "command": without_password(" ".join(sys.argv)),
             "versions": {p: version(p) for p in ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")},
             "python": platform.python_version(),
             "git_commit": _git_commit(),
@@ -215,14 +275,18 @@ class _Run:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-        from mnist_ray.optuna_search import open_study
+        from mnist_ray.pruners import make_pruner
+        from mnist_ray.studies import open_study, opened
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         s = self.settings
-        sampler = _sampler(s)
-        study_name = s.study_name or self.name
+        # Searches that share a study need suggestions of their own, though their seed, which fixes the split, may be the same.
+        self.offset = zlib.crc32(self.name.encode()) if s.study else 0
+        sampler = _sampler(s, asked=self.offset)
+        common = (s.study_name or self.name, s.metric, sampler, make_pruner(s), _purpose(s, self.data))
         if s.study:
-            yield open_study(optuna.storages.get_storage(s.study), study_name, s.metric, sampler), None
+            with opened(s.study) as shared:
+                yield open_study(shared, *common), None
             return
         with tempfile.TemporaryDirectory(prefix="mray-study-") as folder:
             local = self.storage.local_path
@@ -230,21 +294,22 @@ class _Run:
             if local is None and self.storage.exists("study.journal"):
                 path.write_bytes(self.storage.read_bytes("study.journal"))
             journal = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
-            yield open_study(journal, study_name, s.metric, sampler), path if local is None else None
+            yield open_study(journal, *common), path if local is None else None
 
     def _search(self, study: Any, journal: Path | None, slots: int) -> None:
         from ray import tune
 
         from mnist_ray import schedulers
-        from mnist_ray.optuna_search import StudySearch, close_interrupted, read_trials
+        from mnist_ray.optuna_search import StudySearch
+        from mnist_ray.studies import close_interrupted, read_trials, remaining_points, to_try_again
         from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
         images, train, val = self.data
         self.journal = journal
         if self.previous:
-            study.sampler = _sampler(s, asked=len(study.get_trials(deepcopy=False)))
-        continued, retried, past = [], [], {}
+            study.sampler = _sampler(s, asked=self.offset + len(study.get_trials(deepcopy=False)))
+        continued, past = [], {}
         for frozen, record in read_trials(study, self.name):
             past[record.number] = dict(frozen.intermediate_values)
             if record.state == "RUNNING" and self.storage.exists(f"{checkpoint_folder(record.number)}/latest.safetensors"):
@@ -252,7 +317,6 @@ class _Run:
                 record.rows = {}  # the checkpoint has them all
             elif record.state == "RUNNING":
                 close_interrupted(study, frozen, record)
-                retried.append(frozen.params)
             self.records.add(record)
             if record.state != "RUNNING":
                 self.unswept.add(record.number)
@@ -274,7 +338,8 @@ class _Run:
             max_epochs=s.max_epochs,
             on_settled=self._settled,
             continued=continued,
-            retried=retried,
+            retried=to_try_again(study, self.name),
+            points=remaining_points(study, self.name, self.points),
         )
         context = TrialContext(self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial)
         trainable = tune.with_parameters(TrainTrial, context=context, images=images.images, labels=images.labels, train=train, val=val)
@@ -286,7 +351,7 @@ class _Run:
                     metric=s.metric,
                     mode=search_alg.mode,
                     search_alg=search_alg,
-                    scheduler=schedulers.make(s, past),
+                    scheduler=schedulers.make(s, past, search_alg),
                     num_samples=remaining,
                     max_concurrent_trials=slots,
                     reuse_actors=True,
@@ -302,7 +367,10 @@ class _Run:
                     verbose=1 if s.verbose else 0,
                 ),
             )
-            tuner.fit()
+            # A bar in a terminal, nothing in a job's log.
+            self.bar = tqdm(total=s.trials, initial=self.records.settled(), unit="trial", disable=None, dynamic_ncols=True, leave=False)
+            with self.bar:
+                tuner.fit()
         if search_alg.storage_error:
             raise WorkError(f"storage failed: {search_alg.storage_error}; when it works again: {_resume_command(s, self.name)}")
         self._save()
@@ -314,7 +382,10 @@ class _Run:
 
     def _settled(self, number: int) -> None:
         """After the study knows of a trial's end: a log line, the best kept, losers' checkpoints removed, the tables written."""
-        print(self.records.line(number), flush=True)
+        self.bar.write(self.records.line(number))
+        sys.stdout.flush()
+        self.bar.set_postfix_str(f"best {self.records.best[1][self.settings.metric]:.4f}" if self.records.best else "")
+        self.bar.update()
         self.unswept.add(number)
         if time.monotonic() - self.saved_at >= SAVE_EVERY:
             self._save()

@@ -112,10 +112,16 @@ class SearchSettings:
 class FinetuneSettings:
     """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify it and publish it in the run's directory."""
 
-    run: str
-    """The run's directory: a folder or s3://bucket/path/name."""
+    run: str | None = None
+    """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with --onnx)."""
     onnx: str | None = None
     """Start from this ONNX file of ours instead of the run's best checkpoint."""
+    storage: str = field(default_factory=default_storage)
+    """Where a new run is kept."""
+    name: str | None = None
+    """A new run's name (default: finetune and the time)."""
+    dataset: str | None = None
+    """A new run's data set (default: the one that the ONNX file names)."""
     stages: str | None = None
     """default, seed, or a YAML file (default: what the search was told)."""
     data_dir: str | None = None
@@ -301,4 +307,4 @@ def without_password(text: str) -> str:
 def resolved(settings: Any) -> dict[str, Any]:
     """Settings as a dict that JSON and YAML can hold, without passwords."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k != "given"}
-    return values | {k: without_password(values[k]) for k in ("study", "warm_start") if values.get(k)}
+    return values | {k: without_password(str(values[k])) for k in ("study", "warm_start") if values.get(k)}

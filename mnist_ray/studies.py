@@ -30,6 +30,7 @@ from mnist_ray.settings import without_password
 RUN = "mnist_ray:run"  # user attribute of every trial: the run that it belongs to
 SUMMARY = "mnist_ray:summary"  # user attribute of every settled trial: Record.summary()
 POINT = "mnist_ray:point"  # user attribute of a trial from --points: the run that named the point, and its place in the list
+AGAIN = "mnist_ray:again"  # user attribute of a trial that tries another's values again: the other's number
 PURPOSE = "mnist_ray:purpose"  # user attribute of the study: what makes the values of its trials comparable
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
@@ -37,7 +38,8 @@ Space = Callable[[optuna.Trial], dict[str, Any]]
 # ---- storage
 
 ALLOWED = "sqlite:///FILE, postgresql://…, mysql://…, redis://…, FILE.journal or memory"
-DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "redis": "redis"}  # extra of this package -> module that it installs
+# kind of database, which is also the extra of this package that is needed, and the module that speaks to it
+DRIVERS = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "pymysql", "redis": "redis"}
 PATIENCE = 120.0  # seconds that a server may be away, as for a restart
 
 
@@ -49,10 +51,10 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
     Raises SettingsError naming the flag where the place is unknown, its driver is missing or nothing answers there.
     """
     url = expanded(place, flag)
+    shown = without_password(url)
     scheme, separator, rest = url.partition("://")
     kind, _, driver = scheme.partition("+")
-    kind = {"postgres": "postgresql", "mariadb": "mysql", "rediss": "redis"}.get(kind, kind)
-    shown = without_password(url)
+    kind = {"postgres": "postgresql", "mariadb": "mysql", "rediss": "redis"}.get(kind, kind) if separator else ""
 
     def refuse(why: str) -> NoReturn:
         raise SettingsError(f"{flag}: {shown} cannot be opened: {why}")
@@ -61,17 +63,20 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
         yield InMemoryStorage()
     elif url.endswith(".journal") and not separator:
         yield _journal_file(Path(url), refuse)
-    elif kind in DRIVERS and separator or kind == "sqlite" and rest.startswith("/") and ":memory:" not in rest:
-        if kind in DRIVERS and not driver and importlib.util.find_spec(DRIVERS[kind]) is None:
+    elif kind not in DRIVERS or (kind == "sqlite" and rest in ("", "/", "/:memory:")):
+        raise SettingsError(f"{flag}: {shown!r} is not allowed; expected {ALLOWED}")
+    else:
+        if not driver and importlib.util.find_spec(DRIVERS[kind]) is None:
             refuse(f"the package {DRIVERS[kind]} is missing; pip install 'mnist_ray[{kind}]'")
-        storage = _redis(url, refuse) if kind == "redis" else _sql(f"{kind}+{driver or DRIVERS.get(kind, '')}".rstrip("+") + "://" + rest, refuse)
+        if kind == "redis":
+            storage: BaseStorage = _redis(url, refuse)
+        else:
+            storage = _sql(url if kind == "sqlite" else f"{kind}+{driver or DRIVERS[kind]}://{rest}", refuse)
         try:
             yield cast(BaseStorage, Patient(storage, shown))
         finally:
             if isinstance(storage, RDBStorage):
                 storage.engine.dispose()
-    else:
-        raise SettingsError(f"{flag}: {shown!r} is not allowed; expected {ALLOWED}")
 
 
 def expanded(place: str, flag: str) -> str:
@@ -235,7 +240,7 @@ def check_study(study: optuna.Study, metric: str, purpose: Mapping[str, Any] | N
     name = study.study_name
     directions = [d.name.lower() for d in study.directions]
     if directions != [_direction(metric)]:
-        raise SettingsError(f"--metric: {metric} is to {_direction(metric)}, but study {name!r} is there already to {', '.join(directions)}")
+        raise SettingsError(f"--metric: {metric} is to {_direction(metric)}, but study {name!r} is to {', '.join(directions)} already")
     noted = study.user_attrs.get(PURPOSE, {})
     if purpose and noted and noted != purpose:
         differing = ", ".join(f"{key}={noted.get(key)!r}" for key in purpose if noted.get(key) != purpose[key])
@@ -259,7 +264,7 @@ def check_space(name: str, trials: Sequence[FrozenTrial], space: Space) -> None:
         # A define-by-run space may give one name several ranges; the study's need not be among those that were met here.
         if found[parameter].isdisjoint(known[parameter]):
             here, there = (json_to_distribution(min(each[parameter])) for each in (known, found))
-            raise SettingsError(f"--space: study {name!r} has {parameter!r} as {there}, but this space as {here}; give another --study-name")
+            raise SettingsError(f"--space: {parameter!r} is {there} in study {name!r}, but {here} in this space; give another --study-name")
 
 
 def ranges(space: Space, samples: int = 50) -> dict[str, set[str]]:
@@ -319,6 +324,17 @@ def close_interrupted(study: optuna.Study, frozen: FrozenTrial, record: Record) 
     study.tell(trial, state=TrialState.FAIL)
 
 
+def to_try_again(study: optuna.Study, run: str) -> list[tuple[int, dict[str, Any]]]:
+    """Number and values of the run's interrupted trials that no other trial has taken up yet."""
+    trials = study.get_trials(deepcopy=False)
+    again = {trial.user_attrs.get(AGAIN) for trial in trials}
+    return [
+        (trial.number, dict(trial.params))
+        for trial in trials
+        if trial.user_attrs.get(RUN) == run and trial.user_attrs.get(SUMMARY, {}).get("reason") == INTERRUPTED and trial.number not in again
+    ]
+
+
 # ---- points
 
 
@@ -369,7 +385,7 @@ def _value(where: str, value: Any, distribution: BaseDistribution) -> Any:
         inside = distribution._contains(internal)
     except (ValueError, TypeError):
         inside = False
-    if not inside or isinstance(value, bool) and isinstance(distribution, FloatDistribution | IntDistribution):
+    if not inside or (isinstance(value, bool) and isinstance(distribution, FloatDistribution | IntDistribution)):
         raise SettingsError(f"{where}: {value!r} is not allowed; expected {distribution}")
     return distribution.to_external_repr(internal)
 

@@ -42,7 +42,12 @@ def chain_part(run: Run, prefix: str) -> Markup:
     if not steps:
         return Markup("<p>No epoch has ended yet.</p>")
     figure = Figure(
-        "chain", "Winning trial and stages", chain_figure(run, steps), _caption(run, steps), numbers("Every epoch", _epochs(steps)), height=680
+        "chain",
+        "Winning trial and stages",
+        chain_figure(run, steps),
+        _caption(run, steps),
+        numbers("Every epoch", _epochs(steps)),
+        height=680,
     )
     return Markup(f"{_lineage(run)}{figure.html(prefix)}")
 
@@ -84,17 +89,28 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
             figure.add_vline(x=step.offset + 0.5, line={"width": 1, "dash": "dash", "color": "#8f9bb0"})
         short = len(steps) > 2 and len(step.rows) < 3
         figure.add_annotation(
-            x=step.offset + (len(step.rows) + 1) / 2, y=1, xref="x", yref="paper", text=step.name.replace("stage ", "S") if short else step.name,
-            showarrow=False, yanchor="bottom", font={"size": 12},
+            x=step.offset + (len(step.rows) + 1) / 2, y=1, xref="x", yref="paper", 
+            text=step.name.replace("stage ", "S") if short else step.name, showarrow=False, yanchor="bottom", font={"size": 12},
         )  # fmt: skip
     last = steps[-1].offset + len(steps[-1].rows)
-    figure.update_yaxes(title_text="accuracy", tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title_text="accuracy", tickformat="~%", range=_accuracy_range(steps), row=1, col=1)
     figure.update_yaxes(title_text="loss", type="log", row=2, col=1)
     figure.update_yaxes(title_text="learning rate", rangemode="tozero", row=3, col=1)
-    figure.update_xaxes(range=[0.4, last + 0.6], dtick=1 if last <= 30 else None)
+    figure.update_xaxes(range=[0.4, last + 0.6], dtick=1 if last <= 8 else None)
     figure.update_xaxes(title_text="epoch of the chain", row=3, col=1)
     figure.update_layout(margin={"t": 60, "r": 15, "b": 50, "l": 60}, legend={"y": 1.05})
     return figure
+
+
+def _accuracy_range(steps: list[Step]) -> list[float] | None:
+    """From the lowest accuracy after the very first epoch, which is so far below the others that they would be one flat line."""
+    values = [
+        row[key] for step in steps for row in step.rows if step.offset + row["epoch"] > 1 for key, _, _ in ACCURACIES if _known(row[key])
+    ]
+    if not values:
+        return None
+    margin = 0.06 * max(1 - min(values), 0.001)
+    return [min(values) - margin, 1 + margin]
 
 
 def _line(steps: list[Step], key: str) -> tuple[list[float | None], list[float | None], list[str]]:
@@ -118,7 +134,10 @@ def _known(value: float | None) -> bool:
 
 
 def _caption(run: Run, steps: list[Step]) -> str:
-    text = "The loss, on a logarithmic axis, is that which was optimised: label smoothing included in training, not in validation. "
+    text = (
+        "The first epoch may lie below the accuracy’s axis. The loss, on a logarithmic axis, is that which was optimised: label smoothing "
+        "included in training, not in validation. "
+    )
     text += "The learning rate is that of an epoch’s last step."
     if run.stages and not any(_known(row["val_loss"]) for _, rows in run.stages for row in rows):
         text += " The stages train on all training images, so none are left to validate on."
@@ -128,7 +147,17 @@ def _caption(run: Run, steps: list[Step]) -> str:
 
 
 def _epochs(steps: list[Step]) -> Markup:
-    header = ["step", "epoch", "training loss", "training accuracy", "validation loss", "validation accuracy", "learning rate", "images/s", "s"]
+    header = [
+        "step",
+        "epoch",
+        "training loss",
+        "training accuracy",
+        "validation loss",
+        "validation accuracy",
+        "learning rate",
+        "images/s",
+        "s",
+    ]
     keys = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
     rows = [
         [step.name, row["epoch"], *(row[key] for key in keys), count(round(row["images_per_second"])), row["seconds"]]
@@ -153,7 +182,18 @@ def _lineage(run: Run) -> Markup:
                 percent(entry.get("val_accuracy")), percent(right / n), count(n - right), f"{percent(low)} to {percent(high)}",
             ]
         )  # fmt: skip
-    header = ["step", "epochs", "batch", "learning rate", "optimiser", "schedule", "validation", f"test, n = {n:,}", "errors", "95 % interval"]
+    header = [
+        "step",
+        "epochs",
+        "batch",
+        "learning rate",
+        "optimiser",
+        "schedule",
+        "validation",
+        f"test, n = {n:,}",
+        "errors",
+        "95 % interval",
+    ]
     return Markup(
         table(header, rows, "The steps of the chain")
         + "<p class=note>Every step was measured on the test images once, after the last had ended; none was chosen by it.</p>"

@@ -8,18 +8,21 @@ import plotly.graph_objects as go
 from optuna import visualization as draw
 from scipy.stats import binomtest
 
-from mnist_ray.report import predictions
+from mnist_ray.report.model_part import Answers
 from mnist_ray.report.page import Figure, Markup, Number, count, numbers, percent, table
-from mnist_ray.report.read import Run
+from mnist_ray.report.read import Run, value_of
 from mnist_ray.report.search_part import edf, plain
 
+PALETTE = ["#2f6fd0", "#d1601a", "#16906a", "#9c4fa8", "#947a10", "#6b7688"]
 
-def compare_part(runs: Sequence[Run], names: Sequence[str]) -> Markup:
-    """names: what each run is called on the page, each once."""
+
+def compare_part(runs: Sequence[Run], names: Sequence[str], answers: Sequence[Answers | None]) -> Markup:
+    """names: what each run is called on the page, each once; answers: of the models that are published and could be asked."""
     parts = [_overview(runs, names)]
     published = [(run, name) for run, name in zip(runs, names, strict=True) if run.manifest]
     if len(published) > 1:
-        parts += [_intervals(dict((name, run) for run, name in published)).html("compare-"), _paired(published)]
+        asked = {name: found for name, found in zip(names, answers, strict=True) if found is not None}
+        parts += [_intervals({name: run for run, name in published}).html("compare-"), _paired(asked)]
     for metric in sorted({run.metric for run in runs}):
         alike = [(run, name) for run, name in zip(runs, names, strict=True) if run.metric == metric and run.completed]
         if len(alike) > 1:
@@ -33,7 +36,8 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Markup:
         m, best = run.manifest, run.best
         rows.append(
             [
-                name, run.about["data"]["name"], run.settings["space"], count(len(run.trials)), percent(best["val_accuracy"] if best else None),
+                name, run.about["data"]["name"], run.settings["space"], count(len(run.trials)),
+                percent(best["val_accuracy"] if best else None),
                 count(m["n_parameters"]) if m else None, percent(m["test_accuracy"]) if m else None,
                 f"{m['test_errors']:,} of {m['test_images']:,}" if m else None,
                 "{} to {}".format(*map(percent, m["test_accuracy_interval"])) if m else None,
@@ -64,21 +68,16 @@ def _intervals(runs: Mapping[str, Run]) -> Figure:
         "intervals",
         "Test accuracy",
         figure,
-        "Dots: measured; bars: Wilson’s 95 % intervals. Models measured on the same images are better told apart by the answers that differ.",
+        "Dots: measured; bars: Wilson’s 95 % intervals. Models measured on the same images are better told apart by the answers that "
+        "differ.",
         "",
         height=130 + 34 * len(runs),
     )
 
 
-def _paired(published: Sequence[tuple[Run, str]]) -> Markup:
-    """Exact McNemar tests of the models that were measured on the same images and whose answers are kept."""
-    right: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for run, name in published:
-        assert run.manifest is not None
-        kept = predictions.read(run.storage, run.manifest["sha256"])
-        if kept is not None:
-            labels, logits = kept
-            right[name] = labels, logits.argmax(1) == labels
+def _paired(answers: Mapping[str, Answers]) -> Markup:
+    """Exact McNemar tests of the models that were measured on the same images."""
+    right = {name: (labels, given.argmax(1) == labels) for name, (labels, given) in answers.items()}
     rows = []
     for (a, (labels_a, right_a)), (b, (labels_b, right_b)) in combinations(right.items(), 2):
         if np.array_equal(labels_a, labels_b):
@@ -89,20 +88,24 @@ def _paired(published: Sequence[tuple[Run, str]]) -> Markup:
         return Markup("")
     header = ("first", "second", "both wrong", "only the first right", "only the second right", "p (McNemar, exact)")
     return Markup(
-        f"<figure><h3>Answers that differ</h3>{table(header, rows, 'Answers that differ')}<figcaption>On the same test images. A small p says "
-        "that the difference is hardly chance; among many pairs, some small p are.</figcaption></figure>"
+        f"<figure><h3>Answers that differ</h3>{table(header, rows, 'Answers that differ')}<figcaption>On the same test images. A "
+        "small p says that the difference is hardly chance; among many pairs, some small p are.</figcaption></figure>"
     )
 
 
 def _histories(runs: Sequence[tuple[Run, str]]) -> Figure:
     figure = plain(draw.plot_optimization_history([run.gapless(name) for run, name in runs], target_name=runs[0][0].metric))
     for trace in figure.data:
-        if trace.mode != "markers":
-            trace.update(line={"shape": "hv"})
+        place = next((i for i, (_, name) in enumerate(runs) if (trace.name or "").endswith(f" of {name}")), 0)
+        colour = PALETTE[place % len(PALETTE)]
+        if trace.mode == "lines":
+            trace.update(name=f"{runs[place][1]}, best so far", line={"shape": "hv", "color": colour})
+        else:
+            trace.update(name=runs[place][1], marker={"color": colour})
     rows = [
         (name, trial.number, trial.value)
         for run, name in runs
-        for trial in [max(run.completed, key=lambda t: (t.value if run.maximize else -t.value))]
+        for trial in [max(run.completed, key=lambda t: value_of(t) if run.maximize else -value_of(t))]
     ]
     return Figure(
         "history",

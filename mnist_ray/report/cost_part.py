@@ -1,11 +1,11 @@
 """What the run cost: what the scheduler saved, how fast the training was, and where the time went."""
 
 import math
+from itertools import accumulate
 from statistics import median
 
 from mnist_ray.report.page import Markup, count, percent, span, table
 from mnist_ray.report.read import Run
-from mnist_ray.report.search_part import lanes
 
 BY_SCHEDULER = "stopped by the scheduler"
 
@@ -30,7 +30,8 @@ def _saved(run: Run) -> str:
         return f"<p>The trials trained {trained:,} epochs; the scheduler ({run.settings['scheduler']}) stopped none.</p>"
     return (
         f"<p>The scheduler ({run.settings['scheduler']}) stopped {stopped} of {len(run.trials)} trials. That saved {epochs:,} of "
-        f"{trained + epochs:,} epochs ({percent(epochs / (trained + epochs), 0)}), about {span(seconds)} of training at those trials’ own pace.</p>"
+        f"{trained + epochs:,} epochs ({percent(epochs / (trained + epochs), 0)}), about {span(seconds)} of training at those "
+        "trials’ own pace.</p>"
     )
 
 
@@ -39,15 +40,15 @@ def time_shares(run: Run) -> tuple[float, int, float, float] | None:
 
     None where the times of the trials are not known.
     """
-    ended = [t for t in run.frozen if t.datetime_start and t.datetime_complete]
-    if not run.timed or not ended:
+    spans = run.spans
+    if not spans:
         return None
-    wall = (max(t.datetime_complete for t in ended) - min(t.datetime_start for t in ended)).total_seconds()
-    inside = sum((t.datetime_complete - t.datetime_start).total_seconds() for t in ended)
+    wall = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
+    inside = sum((end - start).total_seconds() for start, end in spans)
     epochs = sum(row["seconds"] for row in run.trials)
-    # A trial without a node never reached a worker: its lane is none.
-    workers = {lane for number, lane in lanes(run).items() if not lane.startswith("no worker")}
-    return wall, max(1, len(workers)), inside, epochs
+    # At equal times an end comes before a start.
+    steps = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    return wall, max(accumulate(step for _, step in steps)), inside, epochs
 
 
 def _time(run: Run) -> str:
@@ -65,9 +66,9 @@ def _time(run: Run) -> str:
         ("workers without a trial", span(max(0, capacity - inside)), percent(max(0, capacity - inside) / capacity, 1)),
     ]  # fmt: skip
     return (
-        f"<p>The search took {span(wall)} with up to {workers} trial{'s' if workers > 1 else ''} at a time, which makes {span(capacity)} of "
-        f"workers’ time. <strong>{percent(max(0.0, 1 - epochs / capacity), 1)} of it was not spent training.</strong></p>"
-        + table(("workers’ time", "total", "share"), rows, "Where the time went")
+        f"<p>The search took {span(wall)} with up to {workers} trial{'s' if workers > 1 else ''} at a time, which makes {span(capacity)} "
+        f"of workers’ time. <strong>{percent(max(0.0, 1 - epochs / capacity), 1)} of it was not spent training.</strong></p>"
+        + table(("workers’ time", "total", "share"), rows, "Where the time went", "whole")
         + "<p class=note>From the first suggestion to the last trial’s end; a run that was interrupted counts the pause too.</p>"
     )
 
@@ -83,4 +84,6 @@ def _speed(run: Run) -> str:
     if not rows:
         return ""
     header = ("part", "epochs", "time in epochs", "images/s: median", "least", "most")
-    return table(header, rows, "Speed") + "<p class=note>Training images a second, of each epoch and one worker; validation not counted.</p>"
+    return (
+        table(header, rows, "Speed") + "<p class=note>Training images a second, of each epoch and one worker; validation not counted.</p>"
+    )

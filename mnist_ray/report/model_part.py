@@ -1,11 +1,13 @@
 """The published model: its layers, what it gets wrong, how far its probabilities can be believed, and what its first layer sees."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
 from mnist_ray import data
@@ -18,41 +20,66 @@ from mnist_ray.report.read import Run
 BINS = 15  # of equal width, as in Guo et al. 2017
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy without telling more
 MOST_MAPS = 64  # filters and activation maps
+USUAL = {
+    "eps=1e-05", "momentum=0.1", "affine=True", "bias=True", "track_running_stats=True", "inplace=True", "inplace=False", "dilation=1",
+    "ceil_mode=False", "stride=(1, 1)", "padding=0", "approximate='none'",
+}  # fmt: skip
 
 
-def model_part(run: Run, test: data.Images | None, why_not: str, prefix: str) -> Markup:
-    """The part of a run with a model.
+Answers = tuple[np.ndarray, np.ndarray]  # labels int64 [n] and the model's probabilities float64 [n, classes]
 
-    test: its test images; None where they are not at hand, and `why_not` says why.
-    """
+
+@dataclass
+class Tested:
+    """What is known of a run's test images: the images, where they are at hand, else why not, and the model's answers to them."""
+
+    images: data.Images | None
+    why_not: str
+    answers: Answers | None
+
+
+def load_tested(run: Run, data_dir: str | None, images: data.Images | None) -> Tested:
+    """Loads the test images of a run with a model, and its answers from predictions.parquet or, without that, by running it."""
     assert run.manifest is not None
-    kept = answers(run, test)
-    if kept is not None and test is not None and not np.array_equal(kept[0], test.labels):
-        test, why_not = None, "the test images at hand are not those that the model was measured on"
-    parts: list[str] = []
+    why_not = ""
+    if images is None:
+        images, why_not = _load(run, data_dir)
+    kept = predictions.read(run.storage, run.manifest["sha256"])
+    if kept is None and images is not None:
+        kept = images.labels, Session(run.onnx, run.storage.join("model.onnx")).logits(images.images)
     if kept is None:
-        parts.append(f"<p>What the model answers on the test images is not shown: {esc(why_not)}.</p>")
+        return Tested(None, why_not, None)
+    if images is not None and not np.array_equal(kept[0], images.labels):
+        images, why_not = None, "the test images at hand are not those that the model was measured on"
+    return Tested(images, why_not, (kept[0], probabilities(kept[1].astype(np.float64))))
+
+
+def _load(run: Run, data_dir: str | None) -> tuple[data.Images | None, str]:
+    name = run.about["data"]["name"]
+    if name not in data.DATASETS:
+        # run.json may come from elsewhere: it must not choose what code runs here.
+        return None, f"the data set {name} is not one of this package’s"
+    try:
+        return data.load(name, "test", data_dir or run.settings["data_dir"], download=False), ""
+    except SettingsError as error:
+        return None, f"the test images are not here ({error})"
+
+
+def model_part(run: Run, test: Tested, prefix: str) -> Markup:
+    """The part of a run with a model."""
+    assert run.manifest is not None
+    parts: list[str] = []
+    if test.answers is None:
+        parts.append(f"<p>What the model answers on the test images is not shown: {esc(test.why_not)}.</p>")
     else:
-        labels, given = kept
+        labels, given = test.answers
         classes = run.manifest["classes"]
         parts += [_confusion(labels, given, classes), _per_class(labels, given, classes)]
-        parts += [_wrong(labels, given, classes, test, why_not), _calibration(labels, given).html(prefix)]
-    return Markup("\n".join([_architecture(run, test), *parts]))
+        parts += [_wrong(labels, given, classes, test), _calibration(labels, given).html(prefix)]
+    return Markup("\n".join([_architecture(run, test.images), *parts]))
 
 
 # ---- answers
-
-
-def answers(run: Run, test: data.Images | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labels int64 [n] of the test images and the model's probabilities float64 [n, classes] for them.
-
-    From predictions.parquet and, where that is missing, from running the model on `test`; None where there is neither.
-    """
-    assert run.manifest is not None
-    kept = predictions.read(run.storage, run.manifest["sha256"])
-    if kept is None and test is not None:
-        kept = test.labels, Session(run.onnx, run.storage.join("model.onnx")).logits(test.images)
-    return None if kept is None else (kept[0], probabilities(kept[1].astype(np.float64)))
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
@@ -98,7 +125,7 @@ def _per_class(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Mar
     )
 
 
-def _wrong(labels: np.ndarray, given: np.ndarray, classes: list[str], test: data.Images | None, why_not: str) -> Markup:
+def _wrong(labels: np.ndarray, given: np.ndarray, classes: list[str], test: Tested) -> Markup:
     found = given.argmax(1)
     index = np.flatnonzero(found != labels)
     index = index[np.argsort(-given[index, found[index]], kind="stable")]
@@ -110,16 +137,20 @@ def _wrong(labels: np.ndarray, given: np.ndarray, classes: list[str], test: data
     for i in shown.tolist():
         truth, taken = classes[labels[i]], classes[found[i]]
         sure, hoped = percent(given[i, found[i]], 1), percent(given[i, labels[i]], 1)
-        image = "" if test is None else picture(as_pixels(test.images[i]), f"test image {i}: {truth}, taken for {taken}", 84, 84)
+        image = (
+            "" if test.images is None else picture(as_pixels(test.images.images[i]), f"test image {i}: {truth}, taken for {taken}", 84, 84)
+        )
         cards.append(
             f"<figure>{image}<strong>{esc(truth)}</strong> taken for <strong>{esc(taken)}</strong> at {sure}"
-            f"<br><span>{esc(truth)} had {hoped} · no. {i}</span></figure>"
+            f"<br><span>{esc(truth)} had {hoped} · no.\u00a0{i}</span></figure>"
         )
-    caption = "The surest first: the truth, what it was taken for and with which probability; below, the truth’s own and the image’s number."
+    caption = (
+        "The surest first: the truth, what it was taken for and with which probability; below, the truth’s own and the image’s number."
+    )
     if len(shown) < len(index):
         caption += f" Shown are the {len(shown):,} surest of the {len(index):,}."
-    if test is None:
-        caption += f" Without pictures: {why_not}."
+    if test.images is None:
+        caption += f" Without pictures: {test.why_not}."
     return Markup(f"<figure>{title}<figcaption>{esc(caption)}</figcaption><div class=wrong>{''.join(cards)}</div></figure>")
 
 
@@ -151,10 +182,13 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
     bins, error = calibration(labels, given)
     intervals = [confidence_interval(good, n) for _, _, n, good, _ in bins]
     accuracy = [good / n for _, _, n, good, _ in bins]
-    figure = go.Figure()
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"dash": "dash", "width": 1, "color": "#8f9bb0"}, hoverinfo="skip")
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.72, 0.28])
     figure.add_scatter(
-        x=[b[4] for b in bins], y=accuracy, mode="markers+lines", name="the model", line={"color": "#2f6fd0"}, marker={"size": 9},
+        x=[0, 1], y=[0, 1], mode="lines", name="as it should be", line={"dash": "dash", "width": 1, "color": "#8f9bb0"}, hoverinfo="skip",
+        row=1, col=1,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[b[4] for b in bins], y=accuracy, mode="markers", name="the model", marker={"size": 9, "color": "#2f6fd0"}, row=1, col=1,
         error_y={
             "type": "data", "symmetric": False, "thickness": 1.2,
             "array": [high - a for (_, high), a in zip(intervals, accuracy, strict=True)],
@@ -162,8 +196,14 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
         },
         text=[f"{n:,} images" for _, _, n, _, _ in bins], hovertemplate="probability %{x:.1%}, accuracy %{y:.1%}, %{text}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text="probability of the answer", range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.04], tickformat=".0%")
+    figure.add_bar(
+        x=[(low + high) / 2 for low, high, *_ in bins], y=[b[2] for b in bins], width=0.9 / BINS, marker={"color": "#8f9bb0"},
+        showlegend=False, hovertemplate="%{y:,} images<extra></extra>", row=2, col=1,
+    )  # fmt: skip
+    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
+    figure.update_xaxes(title_text="probability of the answer", row=2, col=1)
+    figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.04], tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title_text="images", type="log", dtick=1, row=2, col=1)
     figure.update_layout(margin={"t": 40, "r": 15, "b": 50, "l": 60})
     rows = [
         (f"{low:.0%} to {high:.0%}", count(n), percent(mean), percent(good / n), f"{percent(a)} to {percent(b)}")
@@ -177,7 +217,7 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
         f"Expected calibration error {percent(error)} on {len(labels):,} images in {BINS} bins (Guo et al. 2017); bars are Wilson’s 95 % "
         "intervals. Above the line the model is more often right than it says.",
         numbers("Bins", table(header, rows, "Calibration")),
-        height=420,
+        height=520,
     )
 
 
@@ -216,17 +256,27 @@ def _architecture(run: Run, test: data.Images | None) -> Markup:
         if isinstance(module, nn.Identity):
             continue
         own = sum(p.numel() for p in module.parameters())
-        rows.append((type(module).__name__, module.extra_repr(), " × ".join(map(str, output.shape[1:])), count(own)))
+        rows.append((type(module).__name__, _settings(module), "\u00a0×\u00a0".join(map(str, output.shape[1:])), count(own)))
     total = run.manifest["n_parameters"]
     shape = " × ".join(map(str, (hp["in_channels"], *hp["image_size"])))
-    settings = {k: v for k, v in hp.items() if k not in ("mean", "std", "in_channels", "image_size", "classes")}
+    own_settings = [
+        (k, f"{v:.6g}" if isinstance(v, float) else str(v))
+        for k, v in hp.items()
+        if k not in ("mean", "std", "in_channels", "image_size", "classes")
+    ]
     return Markup(
-        f"<figure><h3>Architecture</h3>{table(('layer', 'settings', 'output', 'parameters'), rows, 'Architecture')}"
+        f"<figure><h3>Architecture</h3>{table(('layer', 'settings', 'output', 'parameters'), rows, 'Architecture', 'whole')}"
         f"<figcaption>For one image of {shape}; {total:,} parameters in all; {run.manifest['latency_ms']:.2f} ms an image in onnxruntime "
         "(one thread of the machine that fine-tuned).</figcaption>"
-        f"{numbers('Hyperparameters', table(('name', 'value'), [(k, str(v)) for k, v in settings.items()], 'Hyperparameters'))}</figure>"
+        f"{numbers('Hyperparameters', table(('name', 'value'), own_settings, 'Hyperparameters'))}</figure>"
         f"{_first_layer(passed, test)}"
     )
+
+
+def _settings(module: nn.Module) -> str:
+    """The module's own description without what is the same in every network here."""
+    text = re.sub(r"\d+\.\d{6,}", lambda number: f"{float(number[0]):.6g}", module.extra_repr())
+    return ", ".join(part for part in re.split(r", (?![^(]*\))", text) if part not in USUAL)
 
 
 def _first_layer(passed: list[tuple[str, nn.Module, Tensor]], test: data.Images | None) -> Markup:
@@ -242,7 +292,7 @@ def _first_layer(passed: list[tuple[str, nn.Module, Tensor]], test: data.Images 
         weights = weights.reshape(-1, *shape)
     strength = np.abs(weights).max() or 1.0
     if weights.shape[1] == 3:
-        filters = [np.uint8(127.5 + 127.5 * w.transpose(1, 2, 0) / strength) for w in weights[:MOST_MAPS]]
+        filters = [(127.5 + 127.5 * w.transpose(1, 2, 0) / strength).astype(np.uint8) for w in weights[:MOST_MAPS]]
         colours = "grey is 0"
     else:
         filters = [_signed(w[0] / strength) for w in weights[:MOST_MAPS]]
@@ -253,11 +303,12 @@ def _first_layer(passed: list[tuple[str, nn.Module, Tensor]], test: data.Images 
     if test is not None and after is not None and after.dim() == 4:
         maps = after[0].numpy()
         low, high = maps.min(), maps.max()
-        grey = [np.uint8(255 * (m - low) / ((high - low) or 1)) for m in maps[:MOST_MAPS]]
+        grey = [(255 * (m - low) / ((high - low) or 1)).astype(np.uint8) for m in maps[:MOST_MAPS]]
         parts.insert(0, f"<div>{picture(as_pixels(test.images[0]), 'the image', 112, 112)}<figcaption>Test image 0.</figcaption></div>")
         parts.append(
             f"<div>{_mosaic(grey, f'{len(grey)} activation maps')}"
-            f"<figcaption>{_some(len(grey), len(maps))} maps after the first activation, black {low:.2g} to white {high:.2g}.</figcaption></div>"
+            f"<figcaption>{_some(len(grey), len(maps))} maps after the first activation, black {low:.2g} to white {high:.2g}."
+            "</figcaption></div>"
         )
     return Markup(f"<figure><h3>First layer</h3><div class=side>{''.join(parts)}</div></figure>")
 
@@ -270,7 +321,7 @@ def _signed(values: np.ndarray) -> np.ndarray:
     """[-1, 1] as uint8 [H, W, 3]: blue, white at 0, orange."""
     white, blue, orange = (np.array(c, np.float64) for c in ((255, 255, 255), (33, 90, 190), (214, 96, 20)))
     share = np.abs(values)[..., None]
-    return np.uint8(white * (1 - share) + np.where(values[..., None] < 0, blue, orange) * share)
+    return (white * (1 - share) + np.where(values[..., None] < 0, blue, orange) * share).astype(np.uint8)
 
 
 def _mosaic(tiles: Iterable[np.ndarray], alt: str) -> Markup:

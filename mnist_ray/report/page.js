@@ -8,7 +8,7 @@
 
   function template() {
     const [ink, grid, line] = dark.matches ? ["#c9ced6", "#2b3038", "#4a515c"] : ["#3d444e", "#e8ebef", "#b9c0ca"];
-    const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: line, tickcolor: line, automargin: true, title: { standoff: 8 } };
+    const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: line, tickcolor: line, automargin: true, exponentformat: "e", title: { standoff: 8, font: { size: 13 } } };
     return {
       layout: {
         font: { color: ink, size: 12.5, family: getComputedStyle(document.body).fontFamily },
@@ -41,7 +41,8 @@
   try {
     await load();
     const touch = matchMedia("(pointer: coarse)").matches;
-    const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], scrollZoom: false };
+    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
+    const config = { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover", modeBarButtons: buttons };
     for (const plot of plots) {
       const { data, layout } = JSON.parse(plot.closest("figure").querySelector("script").textContent);
       // A finger that scrolls the page must not draw a zoom box on the way.

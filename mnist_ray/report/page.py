@@ -42,8 +42,8 @@ def esc(value: Any) -> str:
 
 
 def percent(share: float | None, digits: int = 2) -> Number:
-    """0.9972 -> "99.72 %"."""
-    return Number("–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %")
+    """0.9972 -> "99.72 %", with a space that no line breaks at."""
+    return Number("–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\u00a0%")
 
 
 def count(n: int) -> Number:
@@ -54,9 +54,10 @@ def count(n: int) -> Number:
 def span(seconds: float) -> Number:
     """A duration in words: "12.3 s", "4 min 05 s", "2 h 03 min"."""
     if seconds < 60:
-        return Number(f"{seconds:.1f} s")
+        return Number(f"{seconds:.1f}\u00a0s")
     minutes = round(seconds) // 60
-    return Number(f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min")
+    words = f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return Number(words.replace(" ", "\u00a0"))
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind: str = "") -> Markup:

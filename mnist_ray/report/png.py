@@ -1,6 +1,5 @@
 """The main figures once more, drawn by matplotlib: PNG files without a browser, for papers and READMEs."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,30 @@ matplotlib.use("Agg")  # no display is needed, and none is looked for
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as draw_optuna
 
 from mnist_ray import data
 from mnist_ray.onnx_model import confidence_interval
 from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, chain
-from mnist_ray.report.model_part import answers, as_pixels, calibration, confusion
-from mnist_ray.report.read import Run, thinned, varied
+from mnist_ray.report.model_part import Tested, as_pixels, calibration, confusion
+from mnist_ray.report.read import Run, quiet_optuna, thinned, varied
 from mnist_ray.report.search_part import LINES, POINTS, contour_pairs, importances
 
 BLUE, ORANGE, GREY = "#2f6fd0", "#d1601a", "#8f9bb0"
 DPI = 160
 
 
-def draw(run: Run, folder: Path, test: data.Images | None) -> list[Path]:
-    """Draws what the run has into the folder, which is made; returns the files. test: its test images, for the wrong ones."""
+def draw(run: Run, folder: Path, test: Tested | None) -> list[Path]:
+    """Draws what the run has into the folder, which is made; returns the files. test: None where no model is published."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
-    with warnings.catch_warnings(), plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with quiet_optuna(), plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figures |= _search(run)
         if steps := chain(run):
             figures["chain"] = _chain(steps)
-        if run.manifest is not None:
-            figures |= _model(run, test)
+        if run.manifest is not None and test is not None and test.answers is not None:
+            figures |= _model(test, run.manifest["classes"], *test.answers)
         files = []
         for name, figure in figures.items():
             files.append(folder / f"{name}.png")
@@ -69,7 +66,7 @@ def _search(run: Run) -> dict[str, Figure]:
 
 def _importances(run: Run, parameters: list[str]) -> Any:
     weights = importances(run, parameters)
-    figure, axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))
+    axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))[1]
     axes.barh(list(weights), list(weights.values()), color=BLUE)
     axes.invert_yaxis()
     axes.set_xlabel(f"importance for {run.metric} (PED-ANOVA)")
@@ -81,7 +78,7 @@ def _chain(steps: list[Step]) -> Figure:
     for panel, lines in zip(axes, (ACCURACIES, LOSSES), strict=False):
         for key, name, dash in lines:
             colour = GREY if name == "training" else BLUE
-            for i, step in enumerate(steps):
+            for step in steps:
                 x = [step.offset + row["epoch"] for row in step.rows]
                 y = [np.nan if row[key] is None else row[key] for row in step.rows]
                 if not np.isnan(y).all():
@@ -104,16 +101,11 @@ def _chain(steps: list[Step]) -> Figure:
     return figure
 
 
-def _model(run: Run, test: data.Images | None) -> dict[str, Figure]:
-    kept = answers(run, test)
-    if kept is None or run.manifest is None:
-        return {}
-    labels, given = kept
-    classes = run.manifest["classes"]
+def _model(test: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray) -> dict[str, Figure]:
     figures = {"confusion": _confusion(labels, given, classes), "calibration": _calibration(labels, given)}
     wrong = np.flatnonzero(given.argmax(1) != labels)
-    if test is not None and len(wrong) and np.array_equal(labels, test.labels):
-        figures["wrong"] = _wrong(test, given, wrong, classes)
+    if test.images is not None and len(wrong):
+        figures["wrong"] = _wrong(test.images, given, wrong, classes)
     return figures
 
 

@@ -1,18 +1,22 @@
 """A run's directory as plain values, for the report: nothing is trained, evaluated or drawn here."""
 
+import contextlib
 import io
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -21,6 +25,9 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.records import Row, rank
 from mnist_ray.stages import stage_folder
 from mnist_ray.storage import RunStorage, read_verified
+
+
+Direction = Literal["minimize", "maximize"]
 
 
 @dataclass
@@ -54,6 +61,10 @@ class Run:
         return self.metric != "val_loss"
 
     @property
+    def direction(self) -> Direction:
+        return "maximize" if self.maximize else "minimize"
+
+    @property
     def completed(self) -> list[FrozenTrial]:
         return [t for t in self.frozen if t.state == TrialState.COMPLETE and t.value is not None and math.isfinite(t.value)]
 
@@ -63,9 +74,14 @@ class Run:
         finite = [row for row in self.history if row["val_loss"] is not None and math.isfinite(row["val_loss"])]
         return max(finite, key=lambda row: rank(row, self.metric), default=None)
 
+    @property
+    def spans(self) -> list[tuple[datetime, datetime]]:
+        """When the trials that have ended began and ended; empty where that is not known."""
+        return [(t.datetime_start, t.datetime_complete) for t in self.frozen if self.timed and t.datetime_start and t.datetime_complete]
+
     def study(self, trials: Sequence[FrozenTrial], name: str = "") -> optuna.Study:
         """The trials as a study in memory, under their own numbers, for Optuna's figures; `name` in place of the run's."""
-        return as_study(trials, name or self.name, ["maximize" if self.maximize else "minimize"])
+        return as_study(trials, name or self.name, [self.direction])
 
     def gapless(self, name: str = "") -> optuna.Study:
         """As `study` of the completed trials, with failed ones in the places of all others: Optuna's history takes numbers for places."""
@@ -76,7 +92,25 @@ class Run:
         return self.study(trials, name)
 
 
-def as_study(trials: Sequence[FrozenTrial], name: str, directions: Sequence[str]) -> optuna.Study:
+def value_of(trial: FrozenTrial) -> float:
+    """A trial's value; where it was stopped, its last intermediate one; NaN where it has none."""
+    return trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0, math.nan)
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without Optuna's log lines and its warnings that a figure is experimental."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def as_study(trials: Sequence[FrozenTrial], name: str, directions: Sequence[Direction]) -> optuna.Study:
     """A study in memory of these trials, each under its own number (a storage numbers anew what is added to it)."""
     study = optuna.create_study(directions=list(directions), study_name=name, sampler=optuna.samplers.RandomSampler(0))
     study.add_trials(trials)
@@ -196,7 +230,7 @@ def thinned(trials: list[FrozenTrial], most: int, maximize: bool) -> list[Frozen
         return trials
 
     def worth(trial: FrozenTrial) -> float:
-        value = trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0, math.nan)
+        value = value_of(trial)
         return -math.inf if math.isnan(value) else value if maximize else -value
 
     ordered = sorted(trials, key=worth, reverse=True)

@@ -2,15 +2,14 @@
 
 import heapq
 import json
-import warnings
+import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization as draw
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
@@ -18,35 +17,27 @@ from plotly.subplots import make_subplots
 
 from mnist_ray.records import Row
 from mnist_ray.report.page import Figure, Markup, Number, count, numbers, table
-from mnist_ray.report.read import Run, as_study, thinned, varied
+from mnist_ray.report.read import Run, as_study, thinned, value_of, varied
 
 LINES = 200  # most trials drawn as a line each
 POINTS = 300  # most trials in figures that repeat every trial in several panels
 PER_ROW = 4  # panels of the slice figure side by side
 # Low to high, readable on white and on black, and without the help of red against green.
 SCALE = ["#2f6fd0", "#7b6cc9", "#b95fa6", "#dd6b6b", "#eb8a3a"]
-STATE_COLOURS = {"COMPLETE": "#2f6fd0", "PRUNED": "#9aa3b0", "FAIL": "#d1432f", "RUNNING": "#16906a"}
-
-IN_TRIALS = Markup('<p class=note>Its numbers: the table “All trials” at the end of this part.</p>')
+STATE_COLOURS = {"COMPLETE": "#3f7fe0", "PRUNED": "#9aa3b0", "FAIL": "#d1432f", "RUNNING": "#16906a"}
 
 
 def search_part(run: Run, prefix: str) -> Markup:
     """The part of one run; `prefix` keeps the anchors of several runs apart."""
     if not run.frozen:
-        return Markup("<p>No trial has ended yet.</p>")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it repeats what the captions say
-        try:
-            figures = [figure.html(prefix) for figure in search_figures(run)]
-        finally:
-            optuna.logging.set_verbosity(before)
-    return Markup("\n".join([_states(run), *figures, all_trials(run)]))
+        return Markup(f"<p>{'This run began with a model, not with a search.' if run.stages else 'No trial has ended yet.'}</p>")
+    figures = [figure.html(prefix) for figure in search_figures(run, prefix)]
+    return Markup("\n".join([_states(run), *figures, all_trials(run, prefix)]))
 
 
-def search_figures(run: Run) -> Iterator[Figure]:
+def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
     """The figures for which there are enough trials, most telling first."""
+    in_trials = Markup(f'<p class=note>Its numbers: the table <a href="#{prefix}all-trials">All trials</a>.</p>')
     done = run.completed
     if done:
         yield _history(run)
@@ -57,17 +48,17 @@ def search_figures(run: Run) -> Iterator[Figure]:
         order = list(weights)
         yield _importances(run, weights)
         for x, y in contour_pairs(done, order):
-            yield _contour(run, x, y)
-        yield _parallel(run, parameters)
-        yield _slice(run, order)
-        yield _rank(run, order[:3])
+            yield _contour(run, x, y, in_trials)
+        yield _parallel(run, parameters, in_trials)
+        yield _slice(run, order, in_trials)
+        yield _rank(run, order[:3], in_trials)
     if len(done) >= 2:
         yield edf([run], [run.name])
     sizes = {row["number"]: row["n_parameters"] for row in run.trials}
     if len({sizes.get(t.number) for t in done} - {None}) >= 2:
         yield _pareto(run, sizes)
     if run.timed:
-        yield _timeline(run)
+        yield _timeline(run, in_trials)
 
 
 # ---- Optuna's figures
@@ -76,13 +67,13 @@ def search_figures(run: Run) -> Iterator[Figure]:
 def _history(run: Run) -> Figure:
     figure = plain(draw.plot_optimization_history(run.gapless(), target_name=run.metric))
     for trace in figure.data:
-        trace.update(mode="markers") if trace.name == run.metric else trace.update(line={"shape": "hv"})
-    better = max if run.maximize else min
-    rows, best = [], None
+        if trace.mode == "lines":
+            trace.update(name="best so far", line={"shape": "hv"})
+    rows: list[tuple[int, float]] = []
     for trial in run.completed:
-        if best is None or better(trial.value, best) != best:
-            best = trial.value
-            rows.append((trial.number, best))
+        value = value_of(trial)
+        if not rows or (value > rows[-1][1] if run.maximize else value < rows[-1][1]):
+            rows.append((trial.number, value))
     return Figure(
         "history",
         "Optimisation history",
@@ -105,7 +96,7 @@ def _intermediate(run: Run) -> Figure:
             name=f"trial {number} ({state.lower()})",
             line={"color": SCALE[-1] if winner else STATE_COLOURS[state], "width": 3 if winner else 1.3},
             marker={"size": 8 if winner else 5, "maxdisplayed": 0},
-            opacity=1 if winner else 0.55,
+            opacity=1 if winner else 0.7,
         )
     figure.update_layout(xaxis={"title": {"text": "epoch"}, "dtick": 1 if run.settings["max_epochs"] <= 20 else None})
     figure.update_yaxes(title_text=run.metric)
@@ -116,7 +107,7 @@ def _intermediate(run: Run) -> Figure:
         figure,
         f"Blue: trained to the end; grey: stopped early ({stopped} of {len(trials)} trials); orange, thick: the best."
         + _thinning(chosen, trials),
-        numbers("Every trial's value after each epoch", _epoch_table(run)),
+        numbers("Every trial’s value after each epoch", _epoch_table(run)),
     )
 
 
@@ -131,9 +122,7 @@ def _evaluator() -> PedAnovaImportanceEvaluator:
 
 def _importances(run: Run, weights: dict[str, float]) -> Figure:
     figure = plain(
-        draw.plot_param_importances(
-            run.study(run.completed), evaluator=_evaluator(), params=list(weights), target_name=run.metric
-        )
+        draw.plot_param_importances(run.study(run.completed), evaluator=_evaluator(), params=list(weights), target_name=run.metric)
     )
     figure.update_layout(xaxis={"title": {"text": "share"}}, yaxis={"title": {"text": ""}})
     return Figure(
@@ -162,10 +151,12 @@ def contour_pairs(trials: Sequence[FrozenTrial], order: Sequence[str]) -> list[t
     return [pair for pair in pairs if spread(*pair)]
 
 
-def _contour(run: Run, x: str, y: str) -> Figure:
+def _contour(run: Run, x: str, y: str, in_trials: str) -> Figure:
     trials = [t for t in run.completed if x in t.params and y in t.params]
     chosen = thinned(trials, POINTS, run.maximize)
     figure = plain(draw.plot_contour(run.study(chosen), params=[x, y], target_name=run.metric))
+    for update in (figure.for_each_xaxis, figure.for_each_yaxis):
+        update(lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])), selector={"type": "log"})
     figure.update_traces(line={"width": 0.4}, contours={"coloring": "fill"}, selector={"type": "contour"})
     figure.update_traces(marker={"color": "white", "size": 6, "line": {"width": 1, "color": "#333"}}, selector={"type": "scatter"})
     return Figure(
@@ -173,73 +164,85 @@ def _contour(run: Run, x: str, y: str) -> Figure:
         f"Contour: {x} × {y}",
         figure,
         f"{run.metric}, interpolated between the {len(chosen)} trials that are dots." + _thinning(chosen, trials),
-        IN_TRIALS,
+        in_trials,
         height=420,
     )
 
 
-def _parallel(run: Run, parameters: Sequence[str]) -> Figure:
+def _parallel(run: Run, parameters: Sequence[str], in_trials: str) -> Figure:
     chosen = thinned(run.completed, LINES, run.maximize)
     names = varied(chosen) or list(parameters)
     figure = plain(draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric))
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     if len(lines) == len(chosen):  # Optuna 5; before it one WebGL trace with a scale of its own
-        values = [t.value for t in chosen]
+        values = [value_of(t) for t in chosen]
         low, high = min(values), max(values)
         for trace, value in zip(lines, values, strict=True):
             share = (value - low) / (high - low) if high > low else 1.0
             trace.update(line={"color": sample_colorscale(SCALE, share)[0]}, opacity=0.7)
     figure.update_layout(plot_bgcolor=None, margin={"t": 30, "l": 30, "r": 10, "b": 60})
     figure.update_xaxes(tickangle=20)
+    figure.update_annotations(font={"color": None, "size": 10.5})
     return Figure(
         "parallel",
         "Parallel coordinates",
         figure,
         "One line a complete trial, through the values it had." + _thinning(chosen, run.completed),
-        IN_TRIALS,
+        in_trials,
         height=430,
-        min_width=86 * (len(names) + 1),
+        min_width=72 * (len(names) + 1),
     )
 
 
-def _slice(run: Run, order: Sequence[str]) -> Figure:
+def _slice(run: Run, order: Sequence[str], in_trials: str) -> Figure:
     """Optuna's panels, in rows of four instead of all in one row."""
     rows = [order[i : i + PER_ROW] for i in range(0, len(order), PER_ROW)]
     study = run.study(run.completed)
     columns = min(PER_ROW, len(order))
-    figure = make_subplots(rows=len(rows), cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.42 / (len(rows) + 1))
+    figure = make_subplots(
+        rows=len(rows), cols=columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.42 / (len(rows) + 1)
+    )
     for i, names in enumerate(rows, start=1):
         # One at a time: Optuna would draw them in the order of their names.
         for j, name in enumerate(names, start=1):
             single = draw.plot_slice(study, params=[name], target_name=run.metric)
-            for trace in single.data:
-                trace.update(marker={"showscale": False, "size": 6, "line": {"width": 0.5, "color": "#777"}})
-                figure.add_trace(trace, row=i, col=j)
             axis = single.layout.xaxis
             figure.update_xaxes(title_text=name, type=axis.type, row=i, col=j)
+            for trace in single.data:
+                trace.update(marker={"showscale": False, "size": 6, "line": {"width": 0.5, "color": "#777"}})
+                if axis.type == "category":
+                    trace.x = [str(value).strip("'") for value in trace.x]
+                figure.add_trace(trace, row=i, col=j)
+            values = [value for trace in single.data for value in trace.x]
+            if axis.type == "category":
+                figure.update_xaxes(range=[-0.5, len(set(values)) - 0.5], row=i, col=j)
+            elif axis.type == "log":
+                figure.update_xaxes(log_ticks(min(values), max(values)), row=i, col=j)
         figure.update_yaxes(title_text=run.metric, row=i, col=1)
     return Figure(
         "slice",
         "Slices",
         plain(figure),
         f"Value by each parameter, most important first; {len(run.completed)} complete trials, early ones blue, late ones orange.",
-        IN_TRIALS,
+        in_trials,
         height=80 + 230 * len(rows),
         min_width=165 * columns,
     )
 
 
-def _rank(run: Run, parameters: Sequence[str]) -> Figure:
+def _rank(run: Run, parameters: Sequence[str], in_trials: str) -> Figure:
     chosen = thinned(run.completed, POINTS, run.maximize)
     figure = plain(draw.plot_rank(run.study(chosen), params=list(parameters), target_name=run.metric))
     figure.update_traces(hovertext=None, hovertemplate="%{x}, %{y}<extra></extra>")
+    for update in (figure.for_each_xaxis, figure.for_each_yaxis):
+        update(lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])), selector={"type": "log"})
     return Figure(
         "rank",
         "Ranks",
         figure,
-        f"The {len(parameters)} most important parameters against each other; colour: the trial's rank by {run.metric}."
+        f"The {len(parameters)} most important parameters against each other; colour: the trial’s rank by {run.metric}."
         + _thinning(chosen, run.completed),
-        IN_TRIALS,
+        in_trials,
         height=620 if len(parameters) > 2 else 420,
         min_width=560 if len(parameters) > 2 else 0,
     )
@@ -250,7 +253,7 @@ def edf(runs: Sequence[Run], names: Sequence[str]) -> Figure:
     studies = [run.study(run.completed, name) for run, name in zip(runs, names, strict=True)]
     figure = plain(draw.plot_edf(studies, target_name=runs[0].metric))
     figure.update_traces(line={"shape": "hv"})
-    figure.update_layout(yaxis={"title": {"text": "share of trials"}, "range": [0, 1.02]}, showlegend=len(runs) > 1)
+    figure.update_layout(yaxis={"title": {"text": "share of trials"}, "range": [0, 1.03]}, showlegend=len(runs) > 1)
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     rows = []
     for run, name in zip(runs, names, strict=True):
@@ -270,10 +273,10 @@ def _pareto(run: Run, sizes: dict[int, int | None]) -> Figure:
     for trial in run.completed:
         size = sizes.get(trial.number)
         if size is not None:
-            pair = optuna.trial.create_trial(values=[float(size), trial.value])
+            pair = optuna.trial.create_trial(values=[float(size), value_of(trial)])
             pair.number = trial.number
             trials.append(pair)
-    study = as_study(trials, run.name, ["minimize", "maximize" if run.maximize else "minimize"])
+    study = as_study(trials, run.name, ["minimize", run.direction])
     figure = plain(draw.plot_pareto_front(study, target_names=["parameters", run.metric]))
     for trace in figure.data:
         # Optuna's text is the whole trial as JSON.
@@ -283,7 +286,7 @@ def _pareto(run: Run, sizes: dict[int, int | None]) -> Figure:
         )
     figure.data[0].update(name="others", marker={"color": STATE_COLOURS["PRUNED"]})
     figure.data[1].update(name="front", marker={"color": SCALE[-1]})
-    figure.update_xaxes(type="log", title_text="parameters (trainable numbers)")
+    figure.update_xaxes(type="log", title_text="parameters (trainable numbers)", exponentformat="SI")
     front = sorted(((t.number, count(int(t.values[0])), t.values[1]) for t in study.best_trials), key=lambda row: row[2])
     return Figure(
         "pareto",
@@ -301,7 +304,7 @@ def lanes(run: Run) -> dict[int, str]:
     free: dict[str, list[int]] = {}
     busy: dict[str, list[tuple[datetime, int]]] = {}
     for trial in sorted((t for t in run.frozen if t.datetime_start), key=lambda t: (t.datetime_start, t.number)):
-        node, start = nodes.get(trial.number) or "no worker yet", trial.datetime_start
+        node, start = nodes.get(trial.number) or "worker unknown", trial.datetime_start
         waiting, running = free.setdefault(node, []), busy.setdefault(node, [])
         while running and start is not None and running[0][0] <= start:
             heapq.heappush(waiting, heapq.heappop(running)[1])
@@ -311,26 +314,27 @@ def lanes(run: Run) -> dict[int, str]:
     return names
 
 
-def _timeline(run: Run) -> Figure:
+def _timeline(run: Run, in_trials: str) -> Figure:
     figure = plain(draw.plot_timeline(run.study(run.frozen)))
     workers = lanes(run)
     for trace in figure.data:
         trace.update(
             text=[f"trial {n}" for n in trace.y],
             y=[workers[n] for n in trace.y],
+            base=[datetime.fromisoformat(start).astimezone(UTC).replace(tzinfo=None).isoformat() for start in trace.base],
             name=trace.name.lower(),
             marker={"color": STATE_COLOURS.get(trace.name, "#777"), "line": {"width": 0.6, "color": "rgba(255,255,255,.6)"}},
         )
     order = sorted(set(workers.values()), reverse=True)
-    figure.update_layout(barmode="overlay", xaxis={"title": {"text": ""}})
+    figure.update_layout(barmode="overlay", xaxis={"title": {"text": ""}, "tickangle": 0, "nticks": 6})
     figure.update_yaxes(title_text="", type="category", categoryorder="array", categoryarray=order)
     return Figure(
         "timeline",
         "Timeline of the workers",
         figure,
-        "One bar a trial, from its suggestion to its end, in the row of the worker that ran it. Times of the machine that drove the search.",
-        IN_TRIALS,
-        height=150 + 30 * len(order),
+        "One bar a trial, from its suggestion to its end, in the row of the worker that ran it (UTC).",
+        in_trials,
+        height=160 + 30 * len(order),
     )
 
 
@@ -347,7 +351,7 @@ def _states(run: Run) -> Markup:
     return Markup(f"<p>{words}</p>")
 
 
-def all_trials(run: Run) -> Markup:
+def all_trials(run: Run, prefix: str) -> Markup:
     """The table of every trial that has ended: what history, slices, contours, parallel coordinates, ranks and timeline show."""
     names = [key for key in (run.trials[0] if run.trials else {}) if key.startswith("params_")]
     started = {t.number: t.datetime_start for t in run.frozen if run.timed and t.datetime_start}
@@ -363,9 +367,10 @@ def all_trials(run: Run) -> Markup:
             *(row[name] for name in names), row["reason"],
         ]  # fmt: skip
 
+    label = f"{len(run.trials)} trials"
     header = ["trial", "state", run.metric, "epochs", "started at s", "trained s", "worker", "parameters"]
     header += [name.removeprefix("params_") for name in names] + ["reason"]
-    return Markup(f'<h3 id="all-trials">All trials</h3>{numbers(f"{len(run.trials)} trials", table(header, map(line, run.trials), "All trials"))}')
+    return Markup(f'<h3 id="{prefix}all-trials">All trials</h3>{numbers(label, table(header, map(line, run.trials), "All trials"))}')
 
 
 def _epoch_table(run: Run) -> Markup:
@@ -385,6 +390,15 @@ def _tenths(seconds: float | None) -> Number | None:
 # ---- looks
 
 
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Two to five ticks for a small logarithmic axis: powers of ten, else 1, 2 and 5 times them, else the ends themselves."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    tens = [10.0**e for e in exponents if low <= 10.0**e <= high]
+    finer = [m * 10.0**e for e in exponents for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ticks = tens[:: 1 + len(tens) // 6] if len(tens) > 1 else finer if len(finer) > 1 else [low, high]
+    return {"tickvals": ticks, "ticktext": [f"{t:.2g}" for t in ticks]}
+
+
 def _thinning(chosen: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> str:
     """What a caption says where not every trial is drawn."""
     if len(chosen) == len(trials):
@@ -400,10 +414,12 @@ def plain(figure: go.Figure) -> go.Figure:
         if trace.type == "contour":
             trace.update(colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}})
         elif trace.type == "scatter" and _is_blues(trace.marker.colorscale):
-            trace.marker.update(colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}})
+            trace.marker.update(
+                colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}}
+            )
     return figure
 
 
 def _is_blues(scale: Any) -> bool:
     """Whether these are the colours that Optuna gives all its scales; its figure of ranks has others, which stay."""
-    return scale is not None and [colour for _, colour in scale][0].startswith("rgb(247,251,255")
+    return scale is not None and scale[0][1].startswith("rgb(247,251,255")

@@ -1,0 +1,123 @@
+"""The fine-tuning as a job of its own: interrupted and gone on with to the byte, from an ONNX file, and its refusals."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.storage import RunStorage, read_verified
+from tests.test_search import ROOT, SMALL, finish, search, wait_for
+
+STAGES = """
+train_on: train
+stages:
+  - {epochs: 4, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4, schedule: one_cycle, ema: 0.9, seed: 1}
+  - {epochs: 2, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 2}
+  - {epochs: 1, batch_size: 128, optimizer: sgd, lr: 0.001, weight_decay: 0, schedule: linear, seed: 3}
+"""
+
+
+def finetune(env: dict[str, str], *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "jobs/finetune.py", *arguments], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(ray_head: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose search is done."""
+    folder = tmp_path_factory.mktemp("searched")
+    arguments = [*SMALL, "--trials", "2", "--max-epochs", "2", "--storage", str(folder), "--name", "run", "--no-finetune"]
+    code, output = finish(search(ray_head, *arguments))
+    assert code == 0, output
+    (folder / "stages.yaml").write_text(STAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_head: dict[str, str], searched: Path) -> dict[str, str]:
+    """SHA-256 of the published model and of each stage's weights, from a run that nothing disturbed."""
+    shutil.copytree(searched / "run", searched / "whole")
+    code, output = finish(finetune(ray_head, "--run", str(searched / "whole"), "--stages", str(searched / "stages.yaml"), "--cpus", "1"))
+    assert code == 0, output
+    assert "stage 3 epoch 1/1" in output
+    return digests(searched / "whole")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    names = ["model.onnx", *(f"finetune/stage-{n}/model.safetensors" for n in (1, 2, 3))]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+@pytest.mark.parametrize("stopped_at", ["stage 1 epoch 2/4", "stage 2 epoch 1/2", "stage 3 epoch 1/1", "stage-2: test"])
+def test_killed_and_started_again_it_gives_the_same_bytes(
+    ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str], stopped_at: str
+) -> None:
+    folder = searched / stopped_at.replace(" ", "-").replace("/", "-").replace(":", "")
+    shutil.copytree(searched / "run", folder)
+    arguments = ["--run", str(folder), "--stages", str(searched / "stages.yaml"), "--cpus", "1"]
+    process = finetune(ray_head, *arguments)
+    wait_for(process, stopped_at)
+    process.kill()
+    finish(process, 30)
+    assert not (folder / "model.json").exists()
+    code, output = finish(finetune(ray_head, *arguments))
+    assert code == 0, output
+    assert "done already" in output or "going on after epoch" in output
+    assert digests(folder) == undisturbed
+    manifest, _ = read_verified(RunStorage(str(folder)))
+    assert manifest["sha256"] == undisturbed["model.onnx"]
+
+
+def test_stopping_the_parent_job_stops_the_child(ray_head: dict[str, str], searched: Path) -> None:
+    arguments = ["--storage", str(searched), "--name", "run", "--resume", "--finetune", "--stages", str(searched / "stages.yaml")]
+    process = search(ray_head, *arguments)
+    wait_for(process, "stage 1 epoch 1")
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process, 20)
+    assert code == 130
+    assert "--resume" in output
+    listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=60).stdout
+    jobs = [part for part in listing.split("JobDetails(") if f"{searched}/run" in part and "finetune.py" in part]
+    assert jobs
+    assert not any("RUNNING" in job for job in jobs)
+    code, output = finish(search(ray_head, *arguments))
+    assert code == 0, output
+    assert "epochs=" not in output  # no trial ran again
+    assert (searched / "run" / "model.json").exists()
+
+
+def test_from_an_onnx_file(ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str]) -> None:
+    model = searched / "whole" / "model.onnx"
+    arguments = ["--onnx", str(model), "--storage", str(searched), "--name", "again", "--stages", str(searched / "stages.yaml")]
+    code, output = finish(finetune(ray_head, *arguments))
+    assert code == 0, output
+    manifest, _ = read_verified(RunStorage(str(searched / "again")))
+    before = json.loads((searched / "whole" / "model.json").read_text())
+    assert manifest["lineage"][0]["step"] == "onnx"
+    # The chain begins with the very predictions of the file that it was given.
+    assert manifest["lineage"][0]["test_accuracy"] == before["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--run"),
+        (["--run", "/does/not/exist"], "--run"),
+        (["--onnx", "/does/not/exist.onnx"], "--onnx"),
+        (["--onnx", str(ROOT / "README.md")], "README.md"),
+    ],
+)
+def test_wrong_settings_are_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    code, output = finish(finetune(env, *arguments, *(["--storage", str(tmp_path)] if "--onnx" in arguments else [])), 60)
+    assert code in (1, 2)
+    assert output.count("\n") == 1
+    assert named in output
+    assert list(tmp_path.iterdir()) == []
