@@ -30,6 +30,7 @@ class Work:
     dataset: str
     recipe: Recipe
     onnx: bytes | None
+    network: str | None
     cpus: float
     gpus: float
     precision: str
@@ -59,7 +60,7 @@ def finetune(settings: FinetuneSettings) -> int:
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
             cluster.check_fits(cpus, gpus, each, cluster.autoscaler_maximum())
-            work = Work(storage.uri, run["name"], searched["dataset"], recipe, onnx, cpus, gpus, searched["precision"])
+            work = Work(storage.uri, run["name"], searched["dataset"], recipe, onnx, settings.network, cpus, gpus, searched["precision"])
             manifest = _in_task(work, train_part, test_part, train, val)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: python jobs/finetune.py --run {storage.uri}", flush=True)
@@ -186,7 +187,7 @@ def run_chain(
         start, hp = onnx_model.rebuild(work.onnx, "--onnx")
         begins: dict[str, Any] = {"step": "onnx", "sha256": hashlib.sha256(work.onnx).hexdigest(), "val_accuracy": None}
     else:
-        start, story = load_network(storage.read_bytes("best/model.safetensors"), storage.join("best/model.safetensors"))
+        start, story = load_network(storage.read_bytes("best/model.safetensors"), storage.join("best/model.safetensors"), work.network)
         hp = story["hyperparameters"]
         begins = {"step": "search", "trial": story["number"], **{k: story["row"][k] for k in ("epoch", "val_loss", "val_accuracy")}}
     weights = start.state_dict() if work.recipe.start == "best" else None
@@ -197,7 +198,7 @@ def run_chain(
     lineage, steps = [begins], [start]
     for number, stage in enumerate(work.recipe.stages, start=work.recipe.first_number):
         name = f"{stage_folder(number)}/model.safetensors"
-        model, _ = load_network(storage.read_bytes(name), storage.join(name))
+        model, _ = load_network(storage.read_bytes(name), storage.join(name), work.network)
         steps.append(model)
         lineage.append({"step": f"stage-{number}", **dataclasses.asdict(stage), "weights_sha256": checkpoint.digest(model.state_dict())})
     measured_on_validation = work.recipe.train_on == "train"

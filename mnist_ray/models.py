@@ -209,6 +209,17 @@ def resolve(name: Any) -> Callable[[Hyperparameters], nn.Module]:
     return FAMILIES[name] if name in FAMILIES else load(str(name), "model", FAMILIES)
 
 
+def check_known(hp: Hyperparameters, source: str, own: str | None = None) -> None:
+    """SettingsError where hyperparameters that were read from a file name other code than a family or `own`, which a person named.
+
+    A dotted path is a call of whatever function it names: a file from elsewhere must not choose it.
+    """
+    if hp.get("model") not in (*FAMILIES, own):
+        raise SettingsError(
+            f"{source} names the network {hp.get('model')!r}; to run code of your own, name it too: --network {hp.get('model')}"
+        )
+
+
 def n_parameters(model: nn.Module) -> int:
     """How many trainable numbers the network has."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -111,11 +111,15 @@ def _check_study(
     images_and_split: tuple[data.Images, Any, Any],
 ) -> list[dict[str, Any]]:
     """Everything about scheduler, points and study that can be refused before Ray starts. Returns the points."""
+    import optuna
+
     from mnist_ray import studies
     from mnist_ray.pruners import make_pruner
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     s = settings
     make_pruner(s)
+    studies.ranges(space, samples=1)  # a value in --space-args that the space itself refuses
     points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
     if s.study and not s.dry_run:
         if previous and s.study == "memory":
@@ -224,7 +228,7 @@ class _Run:
                 self._search(study, journal, min(slots, s.trials))
             self._summary()
             if s.finetune:
-                cluster.submit_and_follow(ray_cluster, "finetune.py", ["--run", self.storage.uri, *(["--verbose"] if s.verbose else [])])
+                cluster.submit_and_follow(ray_cluster, "finetune.py", self._finetune_arguments())
         except KeyboardInterrupt:
             self._state("interrupted")
             raise
@@ -235,6 +239,15 @@ class _Run:
             self._state("searched")
             print(f"best checkpoint: {self.storage.join('best')}\nnext: python jobs/finetune.py --run {self.storage.uri}", flush=True)
         return 0
+
+    def _finetune_arguments(self) -> list[str]:
+        import optuna
+
+        assert self.records.best is not None
+        best = self.records.trials[self.records.best[0]]
+        network = str(self.space(optuna.trial.FixedTrial(best.params), data=data_shape(self.data[0]))["model"])
+        own = ["--network", network] if ":" in network else []
+        return ["--run", self.storage.uri, *own, *(["--verbose"] if self.settings.verbose else [])]
 
     def _claim(self) -> None:
         """Writes run.json; of two searches that start with one name at the same moment, one gets it."""

@@ -122,6 +122,8 @@ class FinetuneSettings:
     """A new run's name (default: finetune and the time)."""
     dataset: str | None = None
     """A new run's data set (default: the one that the ONNX file names)."""
+    network: str | None = None
+    """module:function of your own network, where the run's is one: a checkpoint alone must not choose what code runs."""
     stages: str | None = None
     """default, seed, or a YAML file (default: what the search was told)."""
     data_dir: str | None = None

@@ -281,9 +281,12 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def load_network(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a weights file (see Trainer.weights_bytes), in evaluation mode, and the file's story."""
+def load_network(data: bytes, source: str, own: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a weights file (see Trainer.weights_bytes), in evaluation mode, and the file's story.
+
+    own: the dotted path of a network of the user's own that the file may name (see models.check_known)."""
     tensors, story = checkpoint.unpack(data, source)
+    models.check_known(story["hyperparameters"], source, own)
     model = models.build(story["hyperparameters"])
     model.load_state_dict(tensors)
     return model.eval(), story

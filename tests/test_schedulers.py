@@ -294,7 +294,7 @@ def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
     args = {"median": two, "percentile": two, "threshold": ["lower=0.7"], "patient": ["wraps=none", "patience=0"]}
     command = [
         sys.executable, "jobs/search.py", "--dataset", "digits", "--train-images", "300", "--val-images", "150", "--space-args",
-        "max_width=8", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune",
+        "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune",
         "--scheduler", scheduler,
     ]  # fmt: skip
     if scheduler in args:

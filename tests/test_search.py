@@ -253,3 +253,19 @@ def test_resume_refuses_another_value() -> None:
         with pytest.raises(SettingsError, match=flags[0]):
             resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *flags]), before)
     assert resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", "--sampler", "random"]), before).sampler == "random"
+
+
+def test_a_network_of_ones_own_goes_all_the_way(ray_head: dict[str, str], tmp_path: Path) -> None:
+    """Space and network from a module beside the caller, through the search, the stages and ONNX."""
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "def space(trial, data):\n"
+        "    return {'model': 'own_network:network', **data.hyperparameters(), 'lr': trial.suggest_float('lr', 1e-3, 1e-2),\n"
+        "            'optimizer': 'adam', 'batch_size': 32}\n"
+        "def network(hp):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, hp['classes']))\n"
+    )
+    arguments = ["--dataset", "digits", "--space", "own_network:space", "--trials", "1", "--max-epochs", "3"]
+    code, output = finish(search(ray_head, *arguments, "--storage", str(tmp_path), "--name", "own", cwd=tmp_path))
+    assert code == 0, output
+    check_published(str(tmp_path / "own"))

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mnist_ray import training
-from mnist_ray.errors import WorkError
+from mnist_ray import checkpoint, training
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.training import Trainer
 
 HP = {
@@ -85,6 +85,14 @@ def test_the_average_is_what_is_evaluated_and_kept(quarters) -> None:  # type: i
         # Layouts differ in memory, so sums are taken in another order.
         assert torch.allclose(network(images), trainer.eval_model()(images), atol=1e-4)
         assert not torch.allclose(network(images), trainer.model.eval()(images), atol=1e-2)
+
+
+def test_a_file_does_not_choose_what_code_runs(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    hostile = {"touch": 0, str(tmp_path / "executed"): 0, "model": "subprocess:Popen"}
+    data = checkpoint.pack({}, {"hyperparameters": hostile})
+    with pytest.raises(SettingsError, match="--network"):
+        training.load_network(data, "best/model.safetensors")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_without_an_average_the_weights_are_the_networks(quarters) -> None:  # type: ignore[no-untyped-def]

@@ -93,7 +93,7 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
             text=step.name.replace("stage ", "S") if short else step.name, showarrow=False, yanchor="bottom", font={"size": 12},
         )  # fmt: skip
     last = steps[-1].offset + len(steps[-1].rows)
-    figure.update_yaxes(title_text="accuracy", tickformat="~%", range=_accuracy_range(steps), row=1, col=1)
+    figure.update_yaxes(title_text="accuracy", tickformat="~%", range=accuracy_range(steps), row=1, col=1)
     figure.update_yaxes(title_text="loss", type="log", row=2, col=1)
     figure.update_yaxes(title_text="learning rate", rangemode="tozero", row=3, col=1)
     figure.update_xaxes(range=[0.4, last + 0.6], dtick=1 if last <= 8 else None)
@@ -102,7 +102,7 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
     return figure
 
 
-def _accuracy_range(steps: list[Step]) -> list[float] | None:
+def accuracy_range(steps: list[Step]) -> list[float] | None:
     """From the lowest accuracy after the very first epoch, which is so far below the others that they would be one flat line."""
     values = [
         row[key] for step in steps for row in step.rows if step.offset + row["epoch"] > 1 for key, _, _ in ACCURACIES if _known(row[key])

@@ -22,7 +22,7 @@ MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy w
 MOST_MAPS = 64  # filters and activation maps
 USUAL = {
     "eps=1e-05", "momentum=0.1", "affine=True", "bias=True", "track_running_stats=True", "inplace=True", "inplace=False", "dilation=1",
-    "ceil_mode=False", "stride=(1, 1)", "padding=0", "approximate='none'",
+    "ceil_mode=False", "stride=(1, 1)", "start_dim=1", "end_dim=-1", "padding=0", "approximate='none'",
 }  # fmt: skip
 
 
@@ -274,8 +274,10 @@ def _architecture(run: Run, test: data.Images | None) -> Markup:
 
 
 def _settings(module: nn.Module) -> str:
-    """The module's own description without what is the same in every network here."""
+    """The module's own description, shortened, without what is the same in every network here."""
     text = re.sub(r"\d+\.\d{6,}", lambda number: f"{float(number[0]):.6g}", module.extra_repr())
+    text = re.sub(r"kernel_size=\((\d+), (\d+)\)", r"\1×\2", text)
+    text = re.sub(r"(in|out)_features=", "", text)
     return ", ".join(part for part in re.split(r", (?![^(]*\))", text) if part not in USUAL)
 
 

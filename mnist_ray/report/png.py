@@ -11,29 +11,33 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
-from optuna.visualization import matplotlib as draw_optuna
+from optuna.visualization.matplotlib import plot_contour as optuna_contour
 
 from mnist_ray import data
 from mnist_ray.onnx_model import confidence_interval
-from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, chain
+from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range, chain
 from mnist_ray.report.model_part import Tested, as_pixels, calibration, confusion
-from mnist_ray.report.read import Run, quiet_optuna, thinned, varied
+from mnist_ray.report.read import Run, quiet_optuna, thinned, value_of, varied
 from mnist_ray.report.search_part import LINES, POINTS, contour_pairs, importances
 
 BLUE, ORANGE, GREY = "#2f6fd0", "#d1601a", "#8f9bb0"
 DPI = 160
+SIZE = (6.4, 3.6)  # inches
 
 
-def draw(run: Run, folder: Path, test: Tested | None) -> list[Path]:
-    """Draws what the run has into the folder, which is made; returns the files. test: None where no model is published."""
+def draw(run: Run, folder: Path, tested: Tested | None) -> list[Path]:
+    """Draws what the run has into the folder, which is made; returns the files. tested: None where no model is published."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
-    with quiet_optuna(), plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+    # A style of its own: Optuna sets another one for the whole process.
+    with quiet_optuna(), plt.style.context("default"):
+        plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
         figures |= _search(run)
         if steps := chain(run):
             figures["chain"] = _chain(steps)
-        if run.manifest is not None and test is not None and test.answers is not None:
-            figures |= _model(test, run.manifest["classes"], *test.answers)
+        if run.manifest is not None and tested is not None and tested.answers is not None:
+            figures |= _model(tested, run.manifest["classes"], *tested.answers)
+        figures |= _contours(run)
         files = []
         for name, figure in figures.items():
             files.append(folder / f"{name}.png")
@@ -43,34 +47,63 @@ def draw(run: Run, folder: Path, test: Tested | None) -> list[Path]:
 
 
 def _search(run: Run) -> dict[str, Figure]:
-    figures: dict[str, Any] = {}
-    done = run.completed
-    if done:
-        figures["history"] = draw_optuna.plot_optimization_history(run.gapless(), target_name=run.metric)
-    going = [t for t in run.frozen if t.intermediate_values and t.state != TrialState.FAIL]
-    if going:
-        figures["intermediate"] = draw_optuna.plot_intermediate_values(run.study(thinned(going, LINES, run.maximize)))
-        if figures["intermediate"].get_legend():
-            figures["intermediate"].get_legend().remove()
-    parameters = varied(done)
-    if len(done) >= 2 and parameters:
-        order = list(importances(run, parameters))
+    figures: dict[str, Figure] = {}
+    if run.completed:
+        figures["history"] = _history(run)
+    if any(t.intermediate_values for t in run.frozen):
+        figures["intermediate"] = _intermediate(run)
+    parameters = varied(run.completed)
+    if len(run.completed) >= 2 and parameters:
         figures["importances"] = _importances(run, parameters)
-        some = thinned(done, POINTS, run.maximize)
-        for x, y in contour_pairs(some, order):
-            figures[f"contour-{x}-{y}"] = draw_optuna.plot_contour(run.study(some), params=[x, y], target_name=run.metric)
-    for axes in figures.values():
+    return figures
+
+
+def _history(run: Run) -> Figure:
+    figure, axes = plt.subplots(figsize=SIZE)
+    numbers, values = [t.number for t in run.completed], [value_of(t) for t in run.completed]
+    axes.plot(numbers, values, "o", color=BLUE, ms=4, label=f"{len(values)} complete trials")
+    best = np.maximum.accumulate(values) if run.maximize else np.minimum.accumulate(values)
+    axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
+    axes.set(xlabel="trial", ylabel=run.metric)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _intermediate(run: Run) -> Figure:
+    figure, axes = plt.subplots(figsize=SIZE)
+    trials = [t for t in run.frozen if t.intermediate_values and t.state != TrialState.FAIL]
+    winner = run.best["number"] if run.best else None
+    for trial in sorted(thinned(trials, LINES, run.maximize), key=lambda t: t.number == winner):
+        steps = sorted(trial.intermediate_values)
+        best, whole = trial.number == winner, trial.state == TrialState.COMPLETE
+        colour, width, alpha = (ORANGE, 2.2, 1.0) if best else (BLUE if whole else GREY, 0.9, 0.6)
+        axes.plot(steps, [trial.intermediate_values[step] for step in steps], marker="o", ms=2.5, color=colour, lw=width, alpha=alpha)
+    axes.set(xlabel="epoch", ylabel=run.metric)
+    return figure
+
+
+def _contours(run: Run) -> dict[str, Figure]:
+    """Optuna's own, last, because it changes the style."""
+    some = thinned(run.completed, POINTS, run.maximize)
+    parameters = varied(run.completed)
+    if len(run.completed) < 2 or not parameters:
+        return {}
+    figures = {}
+    axes: Any  # of one contour; Optuna's annotation allows for several
+    for x, y in contour_pairs(some, list(importances(run, parameters))):
+        axes = optuna_contour(run.study(some), params=[x, y], target_name=run.metric)
         axes.set_title("")
-    return {name: axes.figure for name, axes in figures.items()}
+        figures[f"contour-{x}-{y}"] = axes.figure
+    return figures
 
 
-def _importances(run: Run, parameters: list[str]) -> Any:
+def _importances(run: Run, parameters: list[str]) -> Figure:
     weights = importances(run, parameters)
-    axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))[1]
+    figure, axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))
     axes.barh(list(weights), list(weights.values()), color=BLUE)
     axes.invert_yaxis()
     axes.set_xlabel(f"importance for {run.metric} (PED-ANOVA)")
-    return axes
+    return figure
 
 
 def _chain(steps: list[Step]) -> Figure:
@@ -94,18 +127,19 @@ def _chain(steps: list[Step]) -> Figure:
         label = step.name.replace("stage ", "S") if len(step.rows) < 3 and len(steps) > 2 else step.name
         middle = step.offset + (len(step.rows) + 1) / 2
         axes[0].annotate(label, (middle, 1.02), xycoords=("data", "axes fraction"), ha="center")
-    axes[0].set_ylabel("accuracy")
+    axes[0].set(ylabel="accuracy", ylim=accuracy_range(steps))
     axes[0].legend(frameon=False)
     axes[1].set(ylabel="loss", yscale="log")
     axes[2].set(ylabel="learning rate", xlabel="epoch of the chain")
+    axes[2].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def _model(test: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray) -> dict[str, Figure]:
+def _model(tested: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray) -> dict[str, Figure]:
     figures = {"confusion": _confusion(labels, given, classes), "calibration": _calibration(labels, given)}
     wrong = np.flatnonzero(given.argmax(1) != labels)
-    if test.images is not None and len(wrong):
-        figures["wrong"] = _wrong(test.images, given, wrong, classes)
+    if tested.images is not None and len(wrong):
+        figures["wrong"] = _wrong(tested.images, given, wrong, classes)
     return figures
 
 
@@ -114,7 +148,7 @@ def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Fig
     size = 1.2 + 0.42 * len(classes)
     figure, axes = plt.subplots(figsize=(size, size))
     errors = matrix - np.diag(matrix.diagonal())
-    axes.imshow(errors, cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1))
+    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1))
     for i, j in zip(*np.nonzero(matrix), strict=True):
         axes.text(j, i, f"{matrix[i, j]}", ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 3 else 90)
@@ -130,9 +164,9 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
     accuracy = np.array([good / n for _, _, n, good, _ in bins])
     intervals = np.array([confidence_interval(good, n) for _, _, n, good, _ in bins])
     reach = np.abs(np.stack([accuracy - intervals[:, 0], intervals[:, 1] - accuracy]))
-    axes.errorbar([b[4] for b in bins], accuracy, yerr=reach, fmt="o-", color=BLUE, ms=4, lw=1.2)
+    axes.errorbar([b[4] for b in bins], accuracy, yerr=reach, fmt="o", color=BLUE, ms=4, lw=1.2)
     axes.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.text(0.03, 0.95, f"ECE {error:.2%}, n = {len(labels):,}", transform=axes.transAxes)
+    axes.text(0.03, 1.04, f"ECE {error:.2%}, n = {len(labels):,}", transform=axes.transAxes)
     return figure
 
 

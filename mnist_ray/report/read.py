@@ -26,7 +26,6 @@ from mnist_ray.records import Row, rank
 from mnist_ray.stages import stage_folder
 from mnist_ray.storage import RunStorage, read_verified
 
-
 Direction = Literal["minimize", "maximize"]
 
 
