@@ -203,8 +203,10 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
     # With a shipped working directory the job finds its script there, and `python` is the runtime environment's.
     shipped = "working_dir" in runtime_env
     command = ["python", f"jobs/{script}"] if shipped else [sys.executable, str(ROOT / "jobs" / script)]
+    # Elsewhere it starts where this process was called, so that relative paths and modules of the caller's own mean the same.
+    where = "" if shipped else f"cd {shlex.quote(os.getcwd())} && exec "
     job = client.submit_job(
-        entrypoint=shlex.join(command + arguments), runtime_env=runtime_env, submission_id=f"finetune-{uuid.uuid4().hex[:12]}"
+        entrypoint=where + shlex.join(command + arguments), runtime_env=runtime_env, submission_id=f"finetune-{uuid.uuid4().hex[:12]}"
     )
     printed = 0
     finished = False

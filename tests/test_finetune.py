@@ -55,7 +55,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-@pytest.mark.parametrize("stopped_at", ["stage 1 epoch 2/4", "stage 2 epoch 1/2", "stage 3 epoch 1/1", "stage-2: test"])
+@pytest.mark.parametrize(
+    "stopped_at",
+    [
+        "stage 1 epoch 2/4",
+        pytest.param("stage 2 epoch 1/2", marks=pytest.mark.slow),
+        pytest.param("stage 3 epoch 1/1", marks=pytest.mark.slow),
+        "stage-2: test",
+    ],
+)
 def test_killed_and_started_again_it_gives_the_same_bytes(
     ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str], stopped_at: str
 ) -> None:

@@ -52,6 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path) -> None:
     env = {**ray_head, "HOME": str(tmp_path)}
     ran = []

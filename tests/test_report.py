@@ -146,7 +146,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     trainer = Trainer(hp, epochs=1, seed=0)
     storage.write_bytes("best/model.safetensors", trainer.weights_bytes({"number": winner["number"], "row": winner}))
     stages = tuple(Stage(epochs, 64, lr, 0.0, "sgd", seed=1) for epochs, lr in ((2, 0.02), (1, 0.005)))
-    work = Work(storage.uri, "first", "digits", Recipe("short", "best", "train", stages), None, 1, 0, "fp32")
+    recipe = Recipe("short", "best", "train", stages)
+    work = Work(
+        run=storage.uri, name="first", dataset="digits", recipe=recipe, onnx=None, network=None, cpus=1, gpus=0, precision="fp32"
+    )  # fmt: skip
     for line in run_chain(work, test.classes, train.images, train.labels, *indices, test.images, test.labels):
         last = line
     assert isinstance(last, dict)
@@ -217,7 +220,10 @@ def test_numbers_are_the_runs(finished: RunStorage, page: str) -> None:
     assert all(f"test image {i}" in " ".join(wrong) for i in _wrong_numbers(finished))
     layers = shown.tables["Architecture"][1:]
     assert sum(int(row[3].replace(",", "")) for row in layers) == manifest["n_parameters"]
-    assert [row[:3] for row in layers[:2]] == [["Normalize", "", "1\u00a0×\u00a028\u00a0×\u00a028"], ["Conv2d", "1, 4, 5×5, padding=same, bias=False", "4\u00a0×\u00a028\u00a0×\u00a028"]]
+    assert [row[:3] for row in layers[:2]] == [
+        ["Normalize", "", "1\u00a0×\u00a028\u00a0×\u00a028"],
+        ["Conv2d", "1, 4, 5×5, padding=same, bias=False", "4\u00a0×\u00a028\u00a0×\u00a028"],
+    ]
     assert ["dropout", "0.3"] in shown.tables["Hyperparameters"]
     run = read_run(finished)
     assert len(shown.tables["All trials"]) == 1 + len(run.trials)
@@ -385,7 +391,10 @@ def test_committee_and_mlp(finished: RunStorage, tmp_path: Path) -> None:
     storage = RunStorage(str(tmp_path / "other"))
     manifest = {**storage.read_json("model.json"), "sha256": None}
     networks = [models.build(hp).eval() for _ in range(2)]
-    for exported, wanted in ((onnx_model.export(networks[0], hp, {}), "Linear"), (onnx_model.export_committee(networks, [hp, hp], {}), "committee of 2")):
+    for exported, wanted in (
+        (onnx_model.export(networks[0], hp, {}), "Linear"),
+        (onnx_model.export_committee(networks, [hp, hp], {}), "committee of 2"),
+    ):
         publish(storage, {"model.onnx": exported}, {**manifest, "sha256": hashlib.sha256(exported).hexdigest()})
         shown = _Tables(report.build([storage]))
         assert wanted in shown.text
@@ -561,7 +570,9 @@ def test_runs_compared(finished: RunStorage, tmp_path: Path) -> None:
     found[wrong[0]] += 1  # wrong in both, whatever it says
     right = [i for i in range(len(found)) if i not in wrong][:2]
     found[[wrong[0], *right]] = (test.labels[[wrong[0], *right]] + 1) % 10
-    second.write_bytes(predictions.FILE, predictions.pack(test.labels, np.eye(10, dtype=np.float32)[found], second.read_json("model.json")["sha256"]))
+    second.write_bytes(
+        predictions.FILE, predictions.pack(test.labels, np.eye(10, dtype=np.float32)[found], second.read_json("model.json")["sha256"])
+    )
     searched = write_run(tmp_path / "third")
     page = report.build([finished, second, searched])
     shown = _Tables(page)
@@ -632,7 +643,7 @@ def test_job(finished: RunStorage, tmp_path: Path) -> None:
     assert {"history", "intermediate", "importances", "chain", "confusion", "calibration", "wrong", "contour-batch_size-lr_sgd"} <= names
     both = job("run", finished.uri, "--out", "both.html")
     assert both.returncode == 0, both.stderr
-    assert (tmp_path / "both.html").read_text().count('class=result') == 2
+    assert (tmp_path / "both.html").read_text().count("class=result") == 2
     for arguments, message in ((("nothing",), "there is no run at"), ((), "RUN")):
         refused = job(*arguments)
         assert refused.returncode == 2

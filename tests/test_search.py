@@ -27,7 +27,12 @@ SMALL = ["--dataset", "digits", "--space-args", "min_width=8", "max_width=16", "
 
 def search(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs/search.py"), *arguments], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, str(ROOT / "jobs/search.py"), *arguments],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 

@@ -1,5 +1,6 @@
 """Studies on real servers of the tests' own, shared by two processes, across a restart, and without a password anywhere."""
 
+import json
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pyarrow.parquet as pq
 import pytest
 
 from mnist_ray import studies
@@ -544,3 +546,77 @@ def test_a_bad_point_names_file_and_point(tmp_path: Path, text: str, named: str)
 def test_a_missing_file_of_points() -> None:
     with pytest.raises(SettingsError, match="--points: /does/not/exist cannot be read"):
         studies.read_points("/does/not/exist", branching)
+
+
+# ---- the whole search
+
+
+def search(*arguments: str, study: str, storage: Path, name: str) -> subprocess.Popen:
+    command = [sys.executable, "jobs/search.py", "--storage", str(storage), "--name", name, *arguments]
+    if study:
+        command += ["--study", study]
+    if "--resume" not in arguments:
+        command += ["--dataset", "digits", "--train-images", "200", "--space", "tests.test_studies:tiny", "--study-name", "both"]
+        command += ["--no-finetune"]
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    env |= {"OF_THE_TEST": SECRET, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def tiny(trial: optuna.Trial, data: Any) -> dict[str, Any]:
+    """A space of networks that train in no time."""
+    hp = {"model": "mlp", "units": [8], "dropouts": [0.1], "optimizer": "adam", "batch_size": 32, **data.hyperparameters()}
+    return {**hp, "lr": trial.suggest_float("lr", 1e-4, 1e-1, log=True)}
+
+
+def ended(process: subprocess.Popen, code: int) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    assert SECRET not in output
+    return output
+
+
+@pytest.mark.slow
+def test_two_searches_share_a_study_and_keep_its_password_to_themselves(servers: Callable[[str], Server], tmp_path: Path) -> None:
+    url = servers("postgresql").url
+    named = url.replace(SECRET, "${OF_THE_TEST}")
+    points = tmp_path / "points.yaml"
+    points.write_text("- {lr: 0.01}\n- {lr: 0.02}\n")
+    size = ["--trials", "4", "--max-epochs", "2", "--scheduler", "median"]
+    one = search(*size, "--points", str(points), study=url, storage=tmp_path / "runs", name="one")
+    two = search(*size, study=named, storage=tmp_path / "runs", name="two")
+    ended(one, 0)
+    ended(two, 0)
+
+    def trials(run: str) -> list[optuna.trial.FrozenTrial]:
+        with studies.opened(url) as storage:
+            study = studies.existing(storage, "both")
+            assert study is not None
+            return [t for t in study.get_trials() if t.user_attrs[studies.RUN] == run]
+
+    assert [len(trials("one")), len(trials("two"))] == [4, 4]
+    assert [t.params["lr"] for t in trials("one")[:2]] == [0.01, 0.02]
+    assert not {t.params["lr"] for t in trials("one")} & {t.params["lr"] for t in trials("two")}
+    assert len(pq.read_table(tmp_path / "runs" / "one" / "trials.parquet")) == 4
+
+    # one goes on with the password given anew, two with its variable
+    assert "kept nowhere" in ended(search("--resume", "--trials", "5", study="", storage=tmp_path / "runs", name="one"), 2)
+    ended(search("--resume", "--trials", "5", study=url, storage=tmp_path / "runs", name="one"), 0)
+    ended(search("--resume", "--trials", "5", study="", storage=tmp_path / "runs", name="two"), 0)
+    assert [len(trials("one")), len(trials("two"))] == [5, 5]
+    assert [t.params["lr"] for t in trials("one")].count(0.01) == 1
+
+    for wrong in (["--max-epochs", "3"], ["--metric", "val_loss"], ["--val-images", "50"]):
+        output = ended(search(*size, *wrong, study=named, storage=tmp_path / "runs", name="three"), 2)
+        assert output.count("\n") == 1
+        assert not (tmp_path / "runs" / "three").exists()
+    output = ended(search(*size, study=named, storage=tmp_path / "elsewhere", name="one"), 2)
+    assert "--name: a run 'one'" in output
+    output = ended(search("--resume", study="mysql://u:x@127.0.0.1/y", storage=tmp_path / "runs", name="two"), 2)
+    assert "which stays" in output
+
+    kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(kept) > 8
+    for path in kept:
+        assert SECRET.encode() not in path.read_bytes(), path
+    assert json.loads((tmp_path / "runs" / "two" / "run.json").read_text())["settings"]["study"] == named
