@@ -5,7 +5,7 @@ RUNNING for ever, cannot continue a study's trials, and pickles the storage's UR
 Here a stopped trial is PRUNED with all its intermediate values, a failed one FAIL, and the study alone says what has been done.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import optuna
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records
+from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row
 from mnist_ray.samplers import exhausted
 from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY
 from mnist_ray.trial import NUMBER
@@ -80,7 +80,7 @@ class StudySearch(OptunaSearch):
             self.storage_error = str(error)
             return None
 
-    def _next(self, trial_id: str) -> dict[str, Any] | str:
+    def _next(self, trial_id: str) -> dict[str, Any] | str | None:
         study = self._ot_study
         if self.continued:
             frozen = self.continued.pop(0)
@@ -115,23 +115,29 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes a result; one that was reported already, before a restart, changes nothing."""
-        trial = self._ot_trials[trial_id]
-        record = self.records.trials[trial.number]
+        try:
+            self._take(self._ot_trials[trial_id], self._rows(trial_id, result))
+        except (WorkError, OSError) as error:
+            self.storage_error = str(error)
+
+    def _rows(self, trial_id: str, result: dict[str, Any]) -> list[Row]:
+        """The epochs that a result tells of; none where the trial or the storage has failed."""
+        record = self.records.trials[self._ot_trials[trial_id].number]
         if "storage_error" in result:
             self.storage_error = result["storage_error"]
         if "reason" in result:
             record.reason = result["reason"]
         if record.reason or self.storage_error:
-            return
+            return []
         record.n_parameters, record.node = result["n_parameters"], result["node"]
-        for row in [*result.get("rows", []), result]:
-            self.records.report(trial.number, {name: row[name] for name in HISTORY})
+        return [{name: row[name] for name in HISTORY} for row in [*result.get("rows", []), result]]
+
+    def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+        """Makes epochs known to the reader and to the study."""
+        for row in rows:
+            self.records.report(trial.number, row)
             if row["epoch"] not in self._steps[trial.number]:
-                try:
-                    trial.report(row[self.metric], step=row["epoch"])
-                except (WorkError, OSError) as error:
-                    self.storage_error = str(error)
-                    return
+                trial.report(row[self.metric], step=row["epoch"])
                 self._steps[trial.number].add(row["epoch"])
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -157,6 +163,13 @@ class StudySearch(OptunaSearch):
         del self._ot_trials[trial_id]
         if self.storage_error:
             return  # it stays RUNNING in the study, to be continued by --resume
+        try:
+            self._ended(trial, error)
+        except (WorkError, OSError) as storage_failure:  # Tune would log and go on: the search must end instead
+            self.storage_error = str(storage_failure)
+
+    def _ended(self, trial: optuna.Trial, error: bool) -> None:
+        """Tells the study. error: Tune has given up on the trial."""
         record = self.records.trials[trial.number]
         best = record.best(self.metric)
         if error:
@@ -170,9 +183,6 @@ class StudySearch(OptunaSearch):
             record.state = "PRUNED"
             record.reason = f"{self.ending or 'stopped by the scheduler'} after epoch {max(record.rows)}"
         value = best[self.metric] if record.state == "COMPLETE" and best is not None else None
-        try:
-            trial.set_user_attr(SUMMARY, record.summary())
-            self._ot_study.tell(trial, value, state=TrialState[record.state])
-            self.on_settled(trial.number)
-        except (WorkError, OSError) as storage_failure:  # Tune would log and go on: the search must end instead
-            self.storage_error = str(storage_failure)
+        trial.set_user_attr(SUMMARY, record.summary())
+        self._ot_study.tell(trial, value, state=TrialState[record.state])
+        self.on_settled(trial.number)

@@ -1,8 +1,6 @@
 """The report: its numbers against those of the run, what it must not touch, its size, and how a browser shows it."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 import shutil
@@ -10,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from mnist_ray.finetune import Work, run_chain
 from mnist_ray.records import INTERRUPTED, Record, Records, parquet
 from mnist_ray.report import cost_part, model_part, predictions, search_part
 from mnist_ray.report.page import picture
-from mnist_ray.report.read import distribution, read_run, thinned, varied
+from mnist_ray.report.read import distribution, read_run, thinned
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.stages import Recipe, Stage
-from mnist_ray.storage import RunStorage, publish
+from mnist_ray.storage import RunStorage
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 9
@@ -52,7 +51,7 @@ def made_up_trials(n: int, metric: str, seed: int = 0) -> list[tuple[optuna.tria
         spaces.find("convnet")(asked, shape)
         goal = 0.99 - 0.1 * asked.params["dropout"] ** 2 - 0.02 * rng.random()
         failed = number == 2
-        last = 0 if failed else EPOCHS if rng.random() < 0.4 else int(rng.choice([1, 3]))
+        last = 0 if failed else EPOCHS if rng.random() < 0.6 else int(rng.choice([1, 3]))
         worker = int(np.argmin([f.timestamp() for f in free]))
         rows = {
             epoch: {
@@ -80,7 +79,7 @@ def made_up_trials(n: int, metric: str, seed: int = 0) -> list[tuple[optuna.tria
 
 def write_run(
     folder: Path,
-    n: int = 14,
+    n: int = 30,
     metric: str = "val_accuracy",
     study: str | None = None,
     edit: Callable[[optuna.trial.FrozenTrial, Record], None] | None = None,
@@ -100,7 +99,8 @@ def write_run(
     )
     train = data.load("digits", "train")
     run = {
-        "name": folder.name, "state": "searched", "settings": resolved(settings), "seed": 0, "command": f"jobs/search.py --name {folder.name}",
+        "name": folder.name, "state": "searched", "settings": resolved(settings), "seed": 0,
+        "command": f"jobs/search.py --name {folder.name}",
         "versions": {"mnist_ray": "0.1.0", "ray": "2.60.0"}, "python": "3.11", "git_commit": None,
         "data": {"name": "digits", "sha256": train.sha256, "train": 1222, "val": 215, "classes": list(train.classes)},
         "machine": {"node": "node-a", "system": "Linux", "cpus": 2},
@@ -253,7 +253,7 @@ def test_one_file_without_network(page: str) -> None:
 
 
 def test_every_figure_is_there(page: str) -> None:
-    figures = re.findall(r"<figure class=chart id=\"([^\"]+)\"", page)
+    figures = re.findall(r"<figure class=chart id=\"figure-([^\"]+)\"", page)
     wanted = {
         "history", "intermediate", "importances", "contour-batch_size-lr_sgd", "contour-batch_size-lr_adamw", "parallel", "slice", "rank",
         "edf", "pareto", "timeline", "chain", "calibration",
@@ -382,23 +382,21 @@ def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
     assert "a &quot;picture&quot;" in text
 
 
-def test_committee_and_mlp(finished: RunStorage, tmp_path: Path) -> None:
+def test_committee_and_mlp(finished: RunStorage) -> None:
     from mnist_ray import models
 
     shared = {"in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.5], "std": [0.5]}
     hp = {"model": "mlp", "units": [12], "dropouts": [0.1], **shared}
-    shutil.copytree(finished.uri, tmp_path / "other")
-    storage = RunStorage(str(tmp_path / "other"))
-    manifest = {**storage.read_json("model.json"), "sha256": None}
     networks = [models.build(hp).eval() for _ in range(2)]
-    for exported, wanted in (
-        (onnx_model.export(networks[0], hp, {}), "Linear"),
-        (onnx_model.export_committee(networks, [hp, hp], {}), "committee of 2"),
-    ):
-        publish(storage, {"model.onnx": exported}, {**manifest, "sha256": hashlib.sha256(exported).hexdigest()})
-        shown = _Tables(report.build([storage]))
-        assert wanted in shown.text
-        assert "All 12 filters" in shown.text or wanted != "Linear"
+    run = read_run(finished)
+    asked = model_part.Tested(None, "they are not here", None)
+    alone = dataclasses.replace(run, onnx=onnx_model.export(networks[0], hp, {}))
+    text = model_part.model_part(alone, asked, "")
+    assert "All 12 filters" in text
+    assert "<td>784, 12</td>" in text
+    assert "they are not here" in text
+    together = dataclasses.replace(run, onnx=onnx_model.export_committee(networks, [hp, hp], {}))
+    assert "committee of 2 networks" in model_part.model_part(together, asked, "")
 
 
 def test_layers_see_what_passes_before_inplace_changes() -> None:
@@ -423,15 +421,15 @@ def test_study_elsewhere_gives_the_same_figures(tmp_path: Path) -> None:
     assert type(elsewhere.frozen[0].distributions["activation"]).__name__ == "CategoricalDistribution"
     page = report.build([RunStorage(str(tmp_path / "elsewhere"))])
     assert "The study lies in a database" in page
-    assert 'id="timeline"' not in page
-    assert 'id="rank"' in page
+    assert 'id="figure-timeline"' not in page
+    assert 'id="figure-rank"' in page
 
 
 def test_damaged_journal_falls_back_to_the_tables(tmp_path: Path) -> None:
     storage = write_run(tmp_path / "cut")
     storage.write_bytes("study.journal", b'{"op_code": 99}\nnot json\n')
     assert not read_run(storage).timed
-    assert 'id="history"' in report.build([storage])
+    assert 'id="figure-history"' in report.build([storage])
 
 
 def test_distributions_of_values() -> None:
@@ -449,7 +447,7 @@ def test_numbers_of_a_shared_study_stay(tmp_path: Path) -> None:
         record.number = 3 * record.number + 5
 
     run = read_run(write_run(tmp_path / "shared", study="sqlite:///gone.db", edit=edit))
-    assert [t.number for t in run.study(run.frozen).get_trials()] == [3 * i + 5 for i in range(14)]
+    assert [t.number for t in run.study(run.frozen).get_trials()] == [3 * i + 5 for i in range(30)]
     figure = next(f for f in search_part.search_figures(run) if f.key == "history").figure
     points = {int(x): y for x, y in zip(figure.data[0].x, figure.data[0].y, strict=True)}
     assert points == {t.number: t.value for t in run.completed}
@@ -483,7 +481,7 @@ def test_lanes_and_where_the_time_went(tmp_path: Path) -> None:
         by_lane.setdefault(lanes[trial.number], []).append((trial.datetime_start, trial.datetime_complete))
     for spans in by_lane.values():
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     shares = cost_part.time_shares(run)
     assert shares is not None
     wall, workers, inside, epochs = shares
@@ -581,7 +579,13 @@ def test_runs_compared(finished: RunStorage, tmp_path: Path) -> None:
     assert row[:5] == ["first (1)", "first (2)", "1", "2", str(len(wrong) - 1)]
     ids = re.findall(r"\sid=\"([^\"]+)\"", page)
     assert len(ids) == len(set(ids))
-    assert {"compare-intervals", "compare-val_accuracy-history", "compare-val_accuracy-edf", "r1-model", "r2-model"} <= set(ids)
+    assert {
+        "compare-figure-intervals",
+        "compare-val_accuracy-figure-history",
+        "compare-val_accuracy-figure-edf",
+        "r1-model",
+        "r2-model",
+    } <= set(ids)
     assert "r3-model" not in ids
     assert all(link in ids for link in re.findall(r'href="#([^"]+)"', page))
 
@@ -629,26 +633,40 @@ def test_model_that_was_altered_is_refused(finished: RunStorage, tmp_path: Path)
         report.build([RunStorage(str(tmp_path / "altered"))])
 
 
-def test_job(finished: RunStorage, tmp_path: Path) -> None:
+def test_job(finished: RunStorage, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def job(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / "report.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
 
     shutil.copytree(finished.uri, tmp_path / "run")
-    done = job("run", "--png", "figures")
+    done = job("run")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == (f"report: {tmp_path / 'run' / 'report.html'}\n", "")
     assert (tmp_path / "run" / "report.html").stat().st_size > 1e6
-    names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert {"history", "intermediate", "importances", "chain", "confusion", "calibration", "wrong", "contour-batch_size-lr_sgd"} <= names
-    both = job("run", finished.uri, "--out", "both.html")
-    assert both.returncode == 0, both.stderr
+    refused = job("nothing")
+    assert refused.returncode == 2
+    assert re.fullmatch(r"report\.py: RUN: there is no run at .*nothing\n", refused.stderr)
+    capfd.readouterr()
+    assert report.make([str(tmp_path / "run"), finished.uri], str(tmp_path / "both.html"), None, None) == 0
     assert (tmp_path / "both.html").read_text().count("class=result") == 2
-    for arguments, message in ((("nothing",), "there is no run at"), ((), "RUN")):
-        refused = job(*arguments)
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()) == 1
-        assert message in refused.stderr
+    assert capfd.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
+    with pytest.raises(SettingsError, match="no run is given"):
+        report.make([], None, None, None)
+
+
+def test_png_files(finished: RunStorage, tmp_path: Path) -> None:
+    from PIL import Image
+
+    files = report.write_png(finished, str(tmp_path / "new" / "figures"))
+    names = {"history", "intermediate", "importances", "chain", "confusion", "calibration", "wrong"}
+    assert {path.stem for path in files} == names | {"contour-batch_size-lr_sgd", "contour-batch_size-lr_adamw"}
+    for path in files:
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) > 100
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"--png: .*file"):
+        report.write_png(finished, str(tmp_path / "file"))
 
 
 # ---- size and speed
@@ -666,3 +684,116 @@ def test_thousand_trials(tmp_path: Path) -> None:
     assert len(page.encode()) < 15e6
     assert "Drawn are 200 of 999 trials, the 50 best and the others evenly over the search; the tables have all." in page
     assert len(_Tables(page).tables["All trials"]) == 1001
+
+
+# ---- in a browser, with the network off
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=quiet)
+        yield opened
+        opened.close()
+
+
+@dataclasses.dataclass
+class Seen:
+    """A page in the browser, and what it said and asked for meanwhile."""
+
+    page: Any
+    messages: list[str]
+    requests: list[str]
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Seen]]:
+    """Opens a report; `before` is a script that runs ahead of the page's own."""
+    contexts = []
+
+    def open_page(html: str, width: int = 1280, before: str = "", **options: Any) -> Seen:
+        file = tmp_path / "report.html"
+        file.write_text(html)
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        seen = Seen(page, [], [])
+        # A graphics driver's remarks on its own speed are not the page's.
+        page.on("console", lambda m: None if "GL Driver Message" in m.text else seen.messages.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda error: seen.messages.append(f"error: {error}"))
+        page.on("request", lambda request: seen.requests.append(request.url[:60]))
+        if before:
+            page.add_init_script(before)
+        page.goto(file.as_uri())
+        return seen
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+# Of each figure: its name, the size of its drawing, and how many marks (lines, points, bars, areas) are in it.
+MARKS = """() => [...document.querySelectorAll("figure.chart")].map((figure) => {
+  const box = figure.querySelector(".plot svg.main-svg").getBoundingClientRect();
+  const marks = figure.querySelectorAll(".scatterlayer path, .barlayer path, .contourlayer path, .cartesianlayer .hm image");
+  return [figure.id, box.width, box.height, marks.length];
+})"""
+
+
+@pytest.mark.parametrize(("width", "options"), [(1280, {}), (390, {"color_scheme": "dark", "has_touch": True, "is_mobile": True})])
+def test_browser_draws_every_figure(page: str, show: Callable[..., Seen], width: int, options: dict[str, Any]) -> None:
+    seen = show(page, width, **options)
+    seen.page.wait_for_selector("html[data-drawn]", timeout=60_000)
+    figures = seen.page.evaluate(MARKS)
+    assert len(figures) == len(re.findall("<figure class=chart", page))
+    for name, shown_width, height, marks in figures:
+        assert shown_width > 200, name
+        assert height > 100, name
+        assert marks > 0, name
+    assert seen.messages == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == width
+    assert seen.page.locator("details[open]").count() == 0
+    colour = "getComputedStyle(document.querySelector('.xtick text')).fill"
+    first = seen.page.evaluate(colour)
+    seen.page.emulate_media(color_scheme="light" if options else "dark")
+    seen.page.wait_for_function(f"{colour} !== '{first}'", timeout=20_000)
+    assert seen.messages == []
+
+
+def test_browser_without_javascript_has_the_tables(page: str, show: Callable[..., Seen]) -> None:
+    seen = show(page, java_script_enabled=False)
+    tables = seen.page.locator("table")
+    assert tables.count() == len(_Tables(page).tables)
+    assert all(tables.nth(i).is_visible() for i in range(tables.count()))
+    assert not seen.page.locator(".plot").first.is_visible()
+    assert seen.page.locator("img").first.is_visible()
+
+
+def test_browser_that_cannot_draw_has_the_tables(page: str, show: Callable[..., Seen]) -> None:
+    seen = show(page, before="delete window.DecompressionStream")
+    seen.page.wait_for_selector("html.failed")
+    assert seen.page.locator("details:not([open])").count() == 0
+    assert not seen.page.locator(".plot").first.is_visible()
+    assert len(seen.messages) == 1
+    assert "cannot be drawn" in seen.messages[0]
+
+
+@pytest.mark.slow
+def test_browser_draws_a_thousand_trials(tmp_path: Path, show: Callable[..., Seen]) -> None:
+    seen = show(report.build([write_run(tmp_path / "thousand", n=1000)]))
+    seen.page.wait_for_selector("html[data-drawn]", timeout=120_000)
+    assert all(marks for *_, marks in seen.page.evaluate(MARKS))
+    assert seen.messages == []

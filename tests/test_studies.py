@@ -606,9 +606,14 @@ def test_two_searches_share_a_study_and_keep_its_password_to_themselves(servers:
     assert [len(trials("one")), len(trials("two"))] == [5, 5]
     assert [t.params["lr"] for t in trials("one")].count(0.01) == 1
 
-    for wrong in (["--max-epochs", "3"], ["--metric", "val_loss"], ["--val-images", "50"]):
+    for wrong, named_there in (
+        (["--max-epochs", "3"], "max_epochs=2"),
+        (["--metric", "val_loss"], "minimize"),
+        (["--val-images", "50"], "val_images=215"),
+    ):
         output = ended(search(*size, *wrong, study=named, storage=tmp_path / "runs", name="three"), 2)
         assert output.count("\n") == 1
+        assert named_there in output
         assert not (tmp_path / "runs" / "three").exists()
     output = ended(search(*size, study=named, storage=tmp_path / "elsewhere", name="one"), 2)
     assert "--name: a run 'one'" in output

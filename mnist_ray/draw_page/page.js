@@ -236,22 +236,29 @@ if (GREY) {
 
 // ---- pictures
 
-// The bytes of a picture as Pillow has them: turned as EXIF says, colour profiles ignored. Read in strips, because browsers limit a
-// canvas's area (telephones to 16 megapixels).
+const TILE = 1024;
+
+// The bytes of a picture as Pillow has them: turned as EXIF says, colour profiles ignored. Read in tiles, because browsers limit a
+// canvas's sides and area (telephones to 16 megapixels).
 async function decoded(blob) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const { width, height } = bitmap;
   if (width * height > FACTS.maxPixels) {
     throw new Error(`it has ${width} × ${height} pixels; at most ${FACTS.maxPixels.toLocaleString("en")} are allowed`);
   }
-  const rows = Math.min(height, 256);
-  const strip = Object.assign(document.createElement("canvas"), { width, height: rows }).getContext("2d", { willReadFrequently: true });
-  strip.globalCompositeOperation = "copy";
-  strip.imageSmoothingEnabled = false;
+  const tile = Object.assign(document.createElement("canvas"), { width: Math.min(width, TILE), height: Math.min(height, TILE) });
+  const context = tile.getContext("2d", { willReadFrequently: true });
+  context.globalCompositeOperation = "copy";
   const pixels = new Uint8Array(width * height * 4);
-  for (let y = 0; y < height; y += rows) {
-    strip.drawImage(bitmap, 0, -y);
-    pixels.set(strip.getImageData(0, 0, width, Math.min(rows, height - y)).data, y * width * 4);
+  for (let y = 0; y < height; y += TILE) {
+    for (let x = 0; x < width; x += TILE) {
+      context.drawImage(bitmap, -x, -y);
+      const [columns, rows] = [Math.min(TILE, width - x), Math.min(TILE, height - y)];
+      const part = context.getImageData(0, 0, columns, rows).data;
+      for (let row = 0; row < rows; row++) {
+        pixels.set(part.subarray(4 * columns * row, 4 * columns * (row + 1)), 4 * ((y + row) * width + x));
+      }
+    }
   }
   return { bitmap, pixels, width, height };
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE = "report.html"
 # What a report can fail with without being wrong itself: the extra is not installed, the storage or a file of the run fails, or Optuna,
 # plotly or torch refuse what the trials are made of.
-FAILURES = (MnistRayError, ImportError, OSError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+FAILURES = (MnistRayError, ImportError, OSError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images | None" = None, out: str | None = None) -> str:
@@ -121,7 +121,7 @@ def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> 
     try:
         return draw(run, Path(folder), _test(run, data_dir))
     except OSError as error:
-        raise SettingsError(f"--png: {folder} cannot be written: {error.strerror}") from error
+        raise SettingsError(f"--png: {folder} cannot be written: {error.strerror or error}") from error
 
 
 # ---- the job

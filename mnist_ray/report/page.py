@@ -101,7 +101,7 @@ class Figure:
     min_width: int = 0
 
     def html(self, prefix: str) -> Markup:
-        key = esc(f"{prefix}{self.key}")
+        key = esc(f"{prefix}figure-{self.key}")
         style = f"height:{self.height}px" + (f";min-width:{self.min_width}px" if self.min_width else "")
         return Markup(
             f'<figure class=chart id="{key}"><h3>{esc(self.title)}</h3>'

@@ -18,7 +18,7 @@ from mnist_ray.onnx_model import confidence_interval
 from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range, chain
 from mnist_ray.report.model_part import Tested, as_pixels, calibration, confusion
 from mnist_ray.report.read import Run, quiet_optuna, thinned, value_of, varied
-from mnist_ray.report.search_part import LINES, POINTS, contour_pairs, importances
+from mnist_ray.report.search_part import LINES, NODES, contour_pairs, importances
 
 BLUE, ORANGE, GREY = "#2f6fd0", "#d1601a", "#8f9bb0"
 DPI = 160
@@ -52,9 +52,8 @@ def _search(run: Run) -> dict[str, Figure]:
         figures["history"] = _history(run)
     if any(t.intermediate_values for t in run.frozen):
         figures["intermediate"] = _intermediate(run)
-    parameters = varied(run.completed)
-    if len(run.completed) >= 2 and parameters:
-        figures["importances"] = _importances(run, parameters)
+    if len(run.completed) >= 2 and varied(run.completed):
+        figures["importances"] = _importances(run)
     return figures
 
 
@@ -84,21 +83,21 @@ def _intermediate(run: Run) -> Figure:
 
 def _contours(run: Run) -> dict[str, Figure]:
     """Optuna's own, last, because it changes the style."""
-    some = thinned(run.completed, POINTS, run.maximize)
     parameters = varied(run.completed)
     if len(run.completed) < 2 or not parameters:
         return {}
+    some = thinned(run.completed, NODES, run.maximize)
     figures = {}
     axes: Any  # of one contour; Optuna's annotation allows for several
-    for x, y in contour_pairs(some, list(importances(run, parameters))):
+    for x, y in contour_pairs(some, parameters):
         axes = optuna_contour(run.study(some), params=[x, y], target_name=run.metric)
         axes.set_title("")
         figures[f"contour-{x}-{y}"] = axes.figure
     return figures
 
 
-def _importances(run: Run, parameters: list[str]) -> Figure:
-    weights = importances(run, parameters)
+def _importances(run: Run) -> Figure:
+    weights = importances(run)
     figure, axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))
     axes.barh(list(weights), list(weights.values()), color=BLUE)
     axes.invert_yaxis()

@@ -173,7 +173,7 @@ def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
         try:
             journal = JournalStorage(JournalFileBackend(str(path)))
             trials = journal.get_all_trials(journal.get_study_id_from_name(study_name), deepcopy=False)
-        except (KeyError, IndexError, ValueError, TypeError):
+        except (KeyError, IndexError, ValueError, TypeError, AssertionError):  # what the backend raises on other content
             return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 

@@ -21,6 +21,7 @@ from mnist_ray.report.read import Run, as_study, thinned, value_of, varied
 
 LINES = 200  # most trials drawn as a line each
 POINTS = 300  # most trials in figures that repeat every trial in several panels
+NODES = 100  # most trials that a contour is drawn through; more of them give stripes
 PER_ROW = 4  # panels of the slice figure side by side
 # Low to high, readable on white and on black, and without the help of red against green.
 SCALE = ["#2f6fd0", "#7b6cc9", "#b95fa6", "#dd6b6b", "#eb8a3a"]
@@ -44,9 +45,10 @@ def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
     yield _intermediate(run)
     parameters = varied(done)
     if len(done) >= 2 and parameters:
-        weights = importances(run, parameters)
-        order = list(weights)
-        yield _importances(run, weights)
+        weights = importances(run)
+        order = [name for name in (*weights, *(p for p in parameters if p not in weights)) if name in parameters]
+        if weights:
+            yield _importances(run, weights)
         for x, y in contour_pairs(done, order):
             yield _contour(run, x, y, in_trials)
         yield _parallel(run, parameters, in_trials)
@@ -111,9 +113,12 @@ def _intermediate(run: Run) -> Figure:
     )
 
 
-def importances(run: Run, parameters: Sequence[str]) -> dict[str, float]:
-    """How much each parameter decides, the most important first; the shares add up to 1."""
-    return optuna.importance.get_param_importances(run.study(run.completed), evaluator=_evaluator(), params=list(parameters))
+def importances(run: Run) -> dict[str, float]:
+    """How much each parameter decides, the most important first; the shares add up to 1.
+
+    Optuna before 5.0 leaves out parameters that some trials do not have.
+    """
+    return optuna.importance.get_param_importances(run.study(run.completed), evaluator=_evaluator())
 
 
 def _evaluator() -> PedAnovaImportanceEvaluator:
@@ -121,9 +126,7 @@ def _evaluator() -> PedAnovaImportanceEvaluator:
 
 
 def _importances(run: Run, weights: dict[str, float]) -> Figure:
-    figure = plain(
-        draw.plot_param_importances(run.study(run.completed), evaluator=_evaluator(), params=list(weights), target_name=run.metric)
-    )
+    figure = plain(draw.plot_param_importances(run.study(run.completed), evaluator=_evaluator(), target_name=run.metric))
     figure.update_layout(xaxis={"title": {"text": "share"}}, yaxis={"title": {"text": ""}})
     return Figure(
         "importances",
@@ -153,11 +156,11 @@ def contour_pairs(trials: Sequence[FrozenTrial], order: Sequence[str]) -> list[t
 
 def _contour(run: Run, x: str, y: str, in_trials: str) -> Figure:
     trials = [t for t in run.completed if x in t.params and y in t.params]
-    chosen = thinned(trials, POINTS, run.maximize)
+    chosen = thinned(trials, NODES, run.maximize)
     figure = plain(draw.plot_contour(run.study(chosen), params=[x, y], target_name=run.metric))
     for update in (figure.for_each_xaxis, figure.for_each_yaxis):
         update(lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])), selector={"type": "log"})
-    figure.update_traces(line={"width": 0.4}, contours={"coloring": "fill"}, selector={"type": "contour"})
+    figure.update_traces(line={"width": 0.4 if len(chosen) < 40 else 0}, contours={"coloring": "fill"}, selector={"type": "contour"})
     figure.update_traces(marker={"color": "white", "size": 6, "line": {"width": 1, "color": "#333"}}, selector={"type": "scatter"})
     return Figure(
         f"contour-{x}-{y}",
@@ -172,8 +175,12 @@ def _contour(run: Run, x: str, y: str, in_trials: str) -> Figure:
 def _parallel(run: Run, parameters: Sequence[str], in_trials: str) -> Figure:
     chosen = thinned(run.completed, LINES, run.maximize)
     names = varied(chosen) or list(parameters)
-    figure = plain(draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric))
-    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    figure = draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric)
+    if not figure.data:  # Optuna before 5.0 draws only trials that have every parameter
+        names = [name for name in names if all(name in t.params for t in chosen)]
+        figure = draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric)
+    figure = plain(figure)
+    lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"]
     if len(lines) == len(chosen):  # Optuna 5; before it one WebGL trace with a scale of its own
         values = [value_of(t) for t in chosen]
         low, high = min(values), max(values)
@@ -209,7 +216,9 @@ def _slice(run: Run, order: Sequence[str], in_trials: str) -> Figure:
             axis = single.layout.xaxis
             figure.update_xaxes(title_text=name, type=axis.type, row=i, col=j)
             for trace in single.data:
-                trace.update(marker={"showscale": False, "size": 6, "line": {"width": 0.5, "color": "#777"}})
+                trace.update(
+                    marker={"showscale": False, "size": 6 if len(run.completed) < 200 else 4, "line": {"width": 0.5, "color": "#777"}}
+                )
                 if axis.type == "category":
                     trace.x = [str(value).strip("'") for value in trace.x]
                 figure.add_trace(trace, row=i, col=j)
@@ -323,7 +332,10 @@ def _timeline(run: Run, in_trials: str) -> Figure:
             y=[workers[n] for n in trace.y],
             base=[datetime.fromisoformat(start).astimezone(UTC).replace(tzinfo=None).isoformat() for start in trace.base],
             name=trace.name.lower(),
-            marker={"color": STATE_COLOURS.get(trace.name, "#777"), "line": {"width": 0.6, "color": "rgba(255,255,255,.6)"}},
+            marker={
+                "color": STATE_COLOURS.get(trace.name, "#777"),
+                "line": {"width": 0.6 if len(run.frozen) < 200 else 0, "color": "rgba(255,255,255,.6)"},
+            },
         )
     order = sorted(set(workers.values()), reverse=True)
     figure.update_layout(barmode="overlay", xaxis={"title": {"text": ""}, "tickangle": 0, "nticks": 6})
@@ -344,7 +356,7 @@ def _timeline(run: Run, in_trials: str) -> Figure:
 def _states(run: Run) -> Markup:
     found = {state: sum(row["state"] == state for row in run.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
     running = sum(t.state == TrialState.RUNNING for t in run.frozen)
-    words = f"{len(run.trials)} trials: {found['COMPLETE']} trained to the end, {found['PRUNED']} stopped early, {found['FAIL']} failed"
+    words = f"{len(run.trials):,} trials: {found['COMPLETE']} trained to the end, {found['PRUNED']} stopped early, {found['FAIL']} failed"
     words += f"; {running} not ended." if running else "."
     if not run.timed:
         words += " The study lies in a database: ranges and scales are read off the trials’ values, and when they ran is not known here."
@@ -367,7 +379,7 @@ def all_trials(run: Run, prefix: str) -> Markup:
             *(row[name] for name in names), row["reason"],
         ]  # fmt: skip
 
-    label = f"{len(run.trials)} trials"
+    label = f"{len(run.trials):,} trials"
     header = ["trial", "state", run.metric, "epochs", "started at s", "trained s", "worker", "parameters"]
     header += [name.removeprefix("params_") for name in names] + ["reason"]
     return Markup(f'<h3 id="{prefix}all-trials">All trials</h3>{numbers(label, table(header, map(line, run.trials), "All trials"))}')
@@ -404,7 +416,9 @@ def _thinning(chosen: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> s
     if len(chosen) == len(trials):
         return ""
     best = len(chosen) // 4
-    return f" Drawn are {len(chosen)} of {len(trials)} trials, the {best} best and the others evenly over the search; the tables have all."
+    return (
+        f" Drawn are {len(chosen)} of {len(trials):,} trials, the {best} best and the others evenly over the search; the tables have all."
+    )
 
 
 def plain(figure: go.Figure) -> go.Figure:
