@@ -90,14 +90,18 @@ class StudySearch(OptunaSearch):
             return Searcher.FINISHED
         else:
             # Queued one by one: whatever waits in the study is taken by the next that asks, and that may be another search.
+            # A trial of no given values is queued too: so it has the run's name from its first moment on, whenever this process dies.
+            values: dict[str, Any] = {}
+            attributes: dict[str, Any] = {RUN: self.run}
             if self.retried:
-                number, values = self.retried.pop(0)
-                study.enqueue_trial(values, user_attrs={RUN: self.run, AGAIN: number})
+                attributes[AGAIN], values = self.retried.pop(0)
             elif self.points:
-                place, point = self.points.pop(0)
-                study.enqueue_trial(point, user_attrs={RUN: self.run, POINT: [self.run, place]})
+                place, values = self.points.pop(0)
+                attributes[POINT] = [self.run, place]
+            study.enqueue_trial(values, user_attrs=attributes)
             trial = study.ask()
-            trial.set_user_attr(RUN, self.run)
+            if trial.user_attrs.get(RUN) != self.run:
+                trial.set_user_attr(RUN, self.run)
         try:
             hp = self._space(trial)
         except ValueError as error:

@@ -57,7 +57,8 @@ NAMES = (*RAY, *PRUNERS, "patient")
 
 
 def make_pruner(settings: SearchSettings) -> BasePruner | None:
-    """The pruner that --scheduler names: one of NAMES, or "module:Class" for a user's own; None for those of RAY.
+    """The pruner that --scheduler names: one of NAMES, or "module:Class" for a user's own; None for those of RAY, except that
+    --deterministic turns asha into successive-halving.
 
     `patient` lets another one (wraps=NAME, else median; wraps=none stops whatever no longer improves) decide only after `patience`
     epochs without an improvement of more than `min_delta`; all its other options are those of the wrapped one.
@@ -71,6 +72,8 @@ def make_pruner(settings: SearchSettings) -> BasePruner | None:
 
 
 def _make(settings: SearchSettings, name: str, given: Mapping[str, str]) -> BasePruner | None:
+    if name == "asha" and settings.deterministic:
+        name = "successive-halving"  # the same idea, which can be asked what it would say of a given set of trials
     if name in RAY:
         if given:
             raise SettingsError(f"--scheduler-args: scheduler {name!r} has no options, but {next(iter(given))!r} was given")

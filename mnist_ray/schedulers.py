@@ -84,7 +84,7 @@ def make(settings: SearchSettings, past: Mapping[int, Mapping[int, float]], sear
     """The scheduler that --scheduler names; `past` as in ResumableASHA. Of a pruner's name the study has the pruner."""
     if settings.scheduler == "none":
         return FIFOScheduler()
-    if settings.scheduler == "asha":
+    if settings.scheduler == "asha" and not settings.deterministic:
         return ResumableASHA(
             past,
             max_t=settings.max_epochs,

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from mnist_ray import cluster, data, records, spaces
@@ -29,6 +30,7 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}  # of one command, not of the run
 # What may be given anew when a run goes on: how much and on what it runs, not what it is.
 CHANGEABLE = ONE_TIME | {"trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages", "data_dir"}
+FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}  # decide on the result too, so --deterministic lets none of them change
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables while trials finish; the study itself is always up to date
 
@@ -131,6 +133,8 @@ def _check_study(
                 studies.check_study(study, s.metric, _purpose(s, images_and_split), space)
                 if not previous:
                     studies.check_run(study, name)
+                if s.deterministic:
+                    studies.check_alone(study, name)
             elif previous:
                 raise SettingsError(f"--study: there is no study {study_name!r}, with which the run began")
     return points
@@ -154,7 +158,8 @@ def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSetti
     Raises SettingsError where another value was given for what may not change.
     """
     values = resolved(now)
-    for key in sorted(now.given - CHANGEABLE):
+    changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
+    for key in sorted(now.given - changeable):
         if values[key] != before.get(key) and not (key == "study" and _same_place(values[key], before.get(key))):
             raise SettingsError(f"--{key.replace('_', '-')}: {values[key]!r} was given, but the run has {before.get(key)!r}, which stays")
     kept: dict[str, Any] = {
@@ -222,6 +227,8 @@ class _Run:
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
         cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
+        if s.deterministic:  # noted in run.json: what depends on the machine must not depend on the next one
+            s = self.settings = dataclasses.replace(s, max_concurrent=slots, precision="fp32" if s.precision == "auto" else s.precision)
         self._claim()
         try:
             with self._study() as (study, journal):
@@ -313,6 +320,7 @@ class _Run:
         from ray import tune
 
         from mnist_ray import schedulers
+        from mnist_ray.deterministic import DeterministicTrial, OrderedSearch
         from mnist_ray.optuna_search import StudySearch
         from mnist_ray.studies import close_interrupted, read_trials, remaining_points, to_try_again
         from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
@@ -325,7 +333,8 @@ class _Run:
         continued, past = [], {}
         for frozen, record in read_trials(study, self.name):
             past[record.number] = dict(frozen.intermediate_values)
-            if record.state == "RUNNING" and self.storage.exists(f"{checkpoint_folder(record.number)}/latest.safetensors"):
+            latest = f"{checkpoint_folder(record.number)}/latest.safetensors"
+            if record.state == "RUNNING" and (s.deterministic or self.storage.exists(latest)):
                 continued.append(frozen)
                 record.rows = {}  # the checkpoint has them all
             elif record.state == "RUNNING":
@@ -334,6 +343,10 @@ class _Run:
             if record.state != "RUNNING":
                 self.unswept.add(record.number)
         self.records.resumed()
+        # An object store may have checkpoints of trials that the last upload of the journal did not know: their numbers are given anew.
+        for name in self.storage.list("tune/checkpoints"):
+            if name.rpartition("/")[0] not in map(checkpoint_folder, self.records.trials):
+                self.storage.delete(name)
         if self.previous:
             print(
                 f"resuming {self.storage.uri}: {self.records.settled()} of {s.trials} trials are done, {len(continued)} go on", flush=True
@@ -343,19 +356,28 @@ class _Run:
         if not s.study:
             print(f"watch it: optuna-dashboard {journal or self.storage.join('study.journal')}", flush=True)
 
-        search_alg = StudySearch(
-            study,
-            functools.partial(self.space, data=data_shape(images)),
-            self.records,
-            run=self.name,
-            max_epochs=s.max_epochs,
-            on_settled=self._settled,
-            continued=continued,
-            retried=to_try_again(study, self.name),
-            points=remaining_points(study, self.name, self.points),
-        )
+        parts = (study, functools.partial(self.space, data=data_shape(images)), self.records)
+        options: dict[str, Any] = {
+            "run": self.name,
+            "max_epochs": s.max_epochs,
+            "on_settled": self._settled,
+            "continued": continued,
+            "retried": to_try_again(study, self.name),
+            "points": remaining_points(study, self.name, self.points),
+        }
+        if s.deterministic:
+            search_alg: StudySearch = OrderedSearch(*parts, **options, window=s.max_concurrent or slots, sampler=self._sampler_of)
+        else:
+            search_alg = StudySearch(*parts, **options)
         context = TrialContext(self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial)
-        trainable = tune.with_parameters(TrainTrial, context=context, images=images.images, labels=images.labels, train=train, val=val)
+        trainable = tune.with_parameters(
+            DeterministicTrial if s.deterministic else TrainTrial,
+            context=context,
+            images=images.images,
+            labels=images.labels,
+            train=train,
+            val=val,
+        )
         remaining = s.trials - self.records.settled()
         if remaining > 0:
             tuner = tune.Tuner(
@@ -390,6 +412,11 @@ class _Run:
         if self.records.best is None:
             reasons = sorted({r.reason for r in self.records.trials.values()})
             raise WorkError(f"no trial of {len(self.records.trials)} succeeded: {'; '.join(reasons)[:400]}")
+
+    def _sampler_of(self, place: int) -> Any:
+        """The sampler for the run's trial of that place, with a seed of its own."""
+        seed = int(np.random.SeedSequence([self.settings.seed, place]).generate_state(1)[0])
+        return _sampler(dataclasses.replace(self.settings, seed=seed))
 
     # ---- while it runs
 

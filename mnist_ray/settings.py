@@ -71,6 +71,8 @@ class SearchSettings:
     """The sampler's own options, as KEY=VALUE."""
     seed: int = 0
     """Fixes the split, the suggestions and the weights."""
+    deterministic: bool = False
+    """The same seed gives the same search, also with several trials at a time; a trial that is done early may wait for others."""
     cpus_per_trial: float = 1
     """CPUs, and with them threads, of one trial."""
     gpus_per_trial: float = 0
@@ -290,6 +292,12 @@ def check_search(s: SearchSettings) -> None:
         raise SettingsError("--resume and --overwrite exclude each other: one goes on with a run, the other deletes it")
     if s.resume and s.name is None:
         raise SettingsError("--resume needs --name: the run to go on with")
+    if s.deterministic and (s.sampler == "qmc" or ":" in s.sampler):
+        raise SettingsError(
+            f"--sampler: {s.sampler!r} keeps a state that a resume loses; with --deterministic give tpe, cmaes, gp, random, grid or nsga2"
+        )
+    if s.deterministic and s.time_budget is not None:
+        raise SettingsError("--deterministic and --time-budget exclude each other: how far a search comes in a given time is chance")
     duration(s.time_budget, "--time-budget")
     key_values(s.space_args, "--space-args")
     key_values(s.sampler_args, "--sampler-args")

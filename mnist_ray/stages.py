@@ -117,8 +117,8 @@ def train_stages(
 ) -> Iterator[str]:
     """Trains the stages one after the other, yielding a log line an epoch; each leaves its `model.safetensors` and its curve.
 
-    data: images uint8 [n, C, H, W], labels int64 [n], and the int64 indices of the training and validation part. A stage that is done (the same
-    stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
+    data: images uint8 [n, C, H, W], labels int64 [n], and the int64 indices of the training and validation part. A stage that is done
+    (the same stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
     """
     import pyarrow as pa
 

@@ -285,6 +285,13 @@ def check_run(study: optuna.Study, run: str) -> None:
         raise SettingsError(f"--name: a run {run!r} has trials in study {study.study_name!r} already; give another --name or --study-name")
 
 
+def check_alone(study: optuna.Study, run: str) -> None:
+    """SettingsError where other searches have trials in the study."""
+    others = sorted({trial.user_attrs.get(RUN, "unknown") for trial in study.get_trials(deepcopy=False)} - {run})
+    if others:
+        raise SettingsError(f"--deterministic: study {study.study_name!r} has trials of {others[0]!r}; give a --study-name of its own")
+
+
 def _direction(metric: str) -> Literal["minimize", "maximize"]:
     return "minimize" if metric == "val_loss" else "maximize"
 

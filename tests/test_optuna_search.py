@@ -218,7 +218,7 @@ def test_a_failing_storage_ends_the_search_and_leaves_the_trial_to_be_continued(
     search = searcher(study)
     search.suggest("a")
 
-    def away(*args: Any) -> None:
+    def away(*args: Any, **kwargs: Any) -> None:
         raise WorkError("the server is away")
 
     monkeypatch.setattr(study._storage, "set_trial_intermediate_value", away)

@@ -32,7 +32,6 @@ def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images
     Raises SettingsError where there is no run or the extra `report` is not installed, CorruptFileError where a file of the run is damaged.
     """
     _check_installed("plotly")
-    from mnist_ray.report.compare_part import compare_part
     from mnist_ray.report.page import esc, page
     from mnist_ray.report.read import quiet_optuna, read_run
 
@@ -41,6 +40,8 @@ def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images
         names, tests = _names(found), [_test(run, data_dir, test) for run in found]
         if len(found) == 1:
             return page(f"{names[0]} – mnist_ray", _run(found[0], names[0], tests[0], "", 1, out))
+        from mnist_ray.report.compare_part import compare_part
+
         links = "".join(f'<a href="#r{i}-top">{esc(name)}</a>' for i, name in enumerate(names, start=1))
         parts = [f"<header><h1>{len(found)} runs compared</h1><nav>{links}</nav></header>"]
         parts.append(compare_part(found, names, [part.answers if part else None for part in tests]))
@@ -132,6 +133,9 @@ def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | 
     if not runs:
         raise SettingsError("RUN: no run is given; expected one or more run directories")
     storages = [RunStorage(run) for run in runs]
+    for storage in storages:  # said at once, not after seconds of imports
+        if not storage.exists("run.json"):
+            raise SettingsError(f"RUN: there is no run at {storage.uri}")
     if out is None and len(runs) == 1:
         print(f"report: {write(storages[0], data_dir)}", flush=True)
     else:

@@ -203,7 +203,7 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
     figure.update_xaxes(title_text="probability of the answer", row=2, col=1)
     figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.04], tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title_text="images", type="log", dtick=1, row=2, col=1)
+    figure.update_yaxes(title_text="images", type="log", dtick=1, tickformat=",d", row=2, col=1)
     figure.update_layout(margin={"t": 40, "r": 15, "b": 50, "l": 60})
     rows = [
         (f"{low:.0%} to {high:.0%}", count(n), percent(mean), percent(good / n), f"{percent(a)} to {percent(b)}")
