@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray import cluster, data
+from mnist_ray import cluster, data, report
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings, default_data_dir, resolved
 from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
@@ -66,6 +66,7 @@ def finetune(settings: FinetuneSettings) -> int:
         print(f"interrupted; to go on: python jobs/finetune.py --run {storage.uri}", flush=True)
         return INTERRUPTED
     storage.write_json("run.json", {**run, "state": "done", "end": datetime.now(UTC).isoformat(timespec="seconds")})
+    print(report.write_or_warn(storage, test=test_part), flush=True)
     n, right = manifest["test_images"], round(manifest["test_accuracy"] * manifest["test_images"])
     low, high = manifest["test_accuracy_interval"]
     model = storage.join("model.onnx")
@@ -174,6 +175,7 @@ def run_chain(
     import torch
 
     from mnist_ray import checkpoint, models, onnx_model
+    from mnist_ray.report import predictions
     from mnist_ray.training import load_network, use_threads
 
     use_threads(work.cpus)
@@ -236,7 +238,13 @@ def run_chain(
         "train_on": work.recipe.train_on,
         "lineage": lineage,
     }
-    publish(storage, {"model.onnx": final, "README.md": model_card(manifest, hp).encode()}, manifest)
+    files_beside = {
+        "model.onnx": final,
+        "README.md": model_card(manifest, hp).encode(),
+        # For the report: what this one look at the test set gave, so that nobody looks again.
+        predictions.FILE: predictions.pack(test_labels, evaluation.logits, str(manifest["sha256"])),
+    }
+    publish(storage, files_beside, manifest)
     yield manifest
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mnist_ray import cluster, data, records, spaces
+from mnist_ray import cluster, data, records, report, spaces
 from mnist_ray.errors import MnistRayError, SettingsError, WorkError
 from mnist_ray.records import Records
 from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved, without_password
@@ -235,6 +236,7 @@ class _Run:
                 self._search(study, journal, min(slots, s.trials))
             self._summary()
             if s.finetune:
+                print(report.write_or_warn(self.storage), flush=True)
                 cluster.submit_and_follow(ray_cluster, "finetune.py", self._finetune_arguments())
         except KeyboardInterrupt:
             self._state("interrupted")
@@ -244,6 +246,7 @@ class _Run:
             raise
         if not s.finetune:
             self._state("searched")
+            print(report.write_or_warn(self.storage), flush=True)
             print(f"best checkpoint: {self.storage.join('best')}\nnext: python jobs/finetune.py --run {self.storage.uri}", flush=True)
         return 0
 
@@ -272,7 +275,7 @@ class _Run:
             "settings": {**resolved(s), "name": self.name},
             "seed": s.seed,
             "points": self.points,
-            "command": without_password(" ".join(sys.argv)),
+            "command": without_password(shlex.join(sys.argv)),
             "versions": {p: version(p) for p in ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")},
             "python": platform.python_version(),
             "git_commit": _git_commit(),

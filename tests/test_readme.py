@@ -71,7 +71,7 @@ def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path
             assert "accuracy  9" in out.stdout
         if "predict.py" in command:
             assert [line.split()[0] for line in out.stdout.splitlines()] == ["my-digit.png", "another.jpg"]
-    assert len(ran) == 7
+    assert len(ran) == 8
 
 
 def check_dashboard(command: str, env: dict[str, str]) -> None:
