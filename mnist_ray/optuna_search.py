@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row
 from mnist_ray.samplers import exhausted
-from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY
+from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask
 from mnist_ray.trial import NUMBER
 
 
@@ -89,8 +89,6 @@ class StudySearch(OptunaSearch):
         elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
             return Searcher.FINISHED
         else:
-            # Queued one by one: whatever waits in the study is taken by the next that asks, and that may be another search.
-            # A trial of no given values is queued too: so it has the run's name from its first moment on, whenever this process dies.
             values: dict[str, Any] = {}
             attributes: dict[str, Any] = {RUN: self.run}
             if self.retried:
@@ -98,10 +96,7 @@ class StudySearch(OptunaSearch):
             elif self.points:
                 place, values = self.points.pop(0)
                 attributes[POINT] = [self.run, place]
-            study.enqueue_trial(values, user_attrs=attributes)
-            trial = study.ask()
-            if trial.user_attrs.get(RUN) != self.run:
-                trial.set_user_attr(RUN, self.run)
+            trial = ask(study, attributes, values)
         try:
             hp = self._space(trial)
         except ValueError as error:

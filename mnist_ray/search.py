@@ -51,7 +51,7 @@ def search(settings: SearchSettings) -> int:
         raise SettingsError(f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)")
     space = _space(settings)
     _sampler(settings)
-    points = _check_study(settings, name, previous, functools.partial(space, data=data_shape(images_and_split[0])), images_and_split)
+    points, older = _check_study(settings, name, previous, functools.partial(space, data=data_shape(images_and_split[0])), images_and_split)
     if settings.dry_run:
         return _dry_run(settings, space, data_shape(images_and_split[0]))
     check_writable(settings.storage)
@@ -67,7 +67,7 @@ def search(settings: SearchSettings) -> int:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster, cluster.interruptible():
             cluster.check_shared_storage(RunStorage(settings.storage))
-            return _Run(settings, name, storage, previous, space, images_and_split, points).run(ray_cluster)
+            return _Run(settings, name, storage, previous, space, images_and_split, points, older).run(ray_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
         return INTERRUPTED
@@ -112,8 +112,8 @@ def _check_study(
     previous: dict[str, Any] | None,
     space: Callable[[Any], dict[str, Any]],
     images_and_split: tuple[data.Images, Any, Any],
-) -> list[dict[str, Any]]:
-    """Everything about scheduler, points and study that can be refused before Ray starts. Returns the points."""
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Everything about scheduler, points and study that can be refused before Ray starts. Returns points and older trials."""
     import optuna
 
     from mnist_ray import studies
@@ -124,6 +124,9 @@ def _check_study(
     make_pruner(s)
     studies.ranges(space, samples=1)  # a value in --space-args that the space itself refuses
     points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
+    older = []
+    if s.warm_start and not (previous and previous.get("warm_started")):
+        older = studies.older_trials(s.warm_start, s.metric, _purpose(s, images_and_split), space)
     if s.study and not s.dry_run:
         if previous and s.study == "memory":
             raise SettingsError("--resume: the run's study was in memory and has ended with it")
@@ -138,7 +141,7 @@ def _check_study(
                     studies.check_alone(study, name)
             elif previous:
                 raise SettingsError(f"--study: there is no study {study_name!r}, with which the run began")
-    return points
+    return points, older
 
 
 def _previous(storage: RunStorage) -> dict[str, Any]:
@@ -214,9 +217,10 @@ class _Run:
         space: Callable[..., dict[str, Any]],
         images_and_split: tuple[data.Images, Any, Any],
         points: list[dict[str, Any]],
+        older: list[Any],
     ) -> None:
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
-        self.points = points
+        self.points, self.older = points, older
         self.data = images_and_split
         self.records = Records(settings.metric, settings.trials)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
@@ -325,7 +329,7 @@ class _Run:
         from mnist_ray import schedulers
         from mnist_ray.deterministic import DeterministicTrial, OrderedSearch
         from mnist_ray.optuna_search import StudySearch
-        from mnist_ray.studies import close_interrupted, read_trials, remaining_points, to_try_again
+        from mnist_ray.studies import close_interrupted, read_trials, remaining_points, take_over, to_try_again
         from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
@@ -356,6 +360,10 @@ class _Run:
             )
         else:
             print(f"run {self.storage.uri}: {s.trials} trials, {slots} at a time", flush=True)
+        if self.older:
+            print(f"learning from {take_over(study, self.older)} trials of {without_password(s.warm_start or '')}", flush=True)
+            self.description["warm_started"] = True
+            self.storage.write_json("run.json", self.description)
         if not s.study:
             print(f"watch it: optuna-dashboard {journal or self.storage.join('study.journal')}", flush=True)
 

@@ -94,6 +94,8 @@ class SearchSettings:
     """The study's name (default: the run's)."""
     points: str | None = None
     """YAML file with a list of known good configurations, which are tried first."""
+    warm_start: str | None = None
+    """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it: the sampler learns from its trials."""
     time_budget: str | None = None
     """Stop the search after so long, as 90s, 30m or 2h."""
     finetune: bool = True

@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +27,13 @@ from optuna.trial import FrozenTrial, TrialState
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, rows_from
 from mnist_ray.settings import without_password
+from mnist_ray.storage import RunStorage
 
 RUN = "mnist_ray:run"  # user attribute of every trial: the run that it belongs to
 SUMMARY = "mnist_ray:summary"  # user attribute of every settled trial: Record.summary()
 POINT = "mnist_ray:point"  # user attribute of a trial from --points: the run that named the point, and its place in the list
 AGAIN = "mnist_ray:again"  # user attribute of a trial that tries another's values again: the other's number
+SOURCE = "mnist_ray:source"  # user attribute of a trial that --warm-start took over: the study that it is from, and its number there
 PURPOSE = "mnist_ray:purpose"  # user attribute of the study: what makes the values of its trials comparable
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
@@ -40,6 +43,8 @@ Space = Callable[[optuna.Trial], dict[str, Any]]
 ALLOWED = "sqlite:///FILE, postgresql://…, mysql://…, redis://…, FILE.journal or memory"
 # kind of database, which is also the extra of this package that is needed, and the module that speaks to it
 DRIVERS = {"sqlite": "sqlite3", "postgresql": "psycopg2", "mysql": "pymysql", "redis": "redis"}
+ALIASES = {"postgres": "postgresql", "mariadb": "mysql", "rediss": "redis"}
+SCHEMES = {*DRIVERS, *ALIASES}
 PATIENCE = 120.0  # seconds that a server may be away, as for a restart
 
 
@@ -54,7 +59,7 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
     shown = without_password(url)
     scheme, separator, rest = url.partition("://")
     kind, _, driver = scheme.partition("+")
-    kind = {"postgres": "postgresql", "mariadb": "mysql", "rediss": "redis"}.get(kind, kind) if separator else ""
+    kind = ALIASES.get(kind, kind) if separator else ""
 
     def refuse(why: str) -> NoReturn:
         raise SettingsError(f"{flag}: {shown} cannot be opened: {why}")
@@ -169,10 +174,12 @@ class Patient:
                     raise
                 return True  # it had arrived the first time, and only the answer was lost
             except Exception as error:
-                if not _server_away(error):
+                away, failed = _server_away(error), _server_failed(error)
+                if not (away or failed):
                     raise
-                if time.monotonic() - start > PATIENCE:
-                    raise WorkError(f"the study at {self._shown} does not answer: {_first_line(error)}") from None
+                if not away or time.monotonic() - start > PATIENCE:
+                    says = "does not answer" if away else "cannot be written or read"
+                    raise WorkError(f"the study at {self._shown} {says}: {_first_line(error)}") from None
             repeated = True
             time.sleep(pause)
             pause = min(2 * pause, 5)
@@ -183,10 +190,22 @@ def _server_away(error: BaseException) -> bool:
 
     kinds: tuple[type[BaseException], ...] = (OperationalError, InterfaceError)
     if importlib.util.find_spec("redis"):
-        import redis
+        from redis.exceptions import ConnectionError as NoConnection
+        from redis.exceptions import TimeoutError as NoAnswer
 
-        kinds += (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+        kinds += (NoConnection, NoAnswer)
     return isinstance(error, kinds) or isinstance(error.__cause__, kinds)  # Optuna wraps those of a commit
+
+
+def _server_failed(error: BaseException) -> bool:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    kinds: tuple[type[BaseException], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    if importlib.util.find_spec("redis"):
+        from redis.exceptions import RedisError
+
+        kinds += (RedisError,)
+    return isinstance(error, kinds)
 
 
 def _first_line(error: BaseException) -> str:
@@ -287,7 +306,8 @@ def check_run(study: optuna.Study, run: str) -> None:
 
 def check_alone(study: optuna.Study, run: str) -> None:
     """SettingsError where other searches have trials in the study."""
-    others = sorted({trial.user_attrs.get(RUN, "unknown") for trial in study.get_trials(deepcopy=False)} - {run})
+    trials = [trial for trial in study.get_trials(deepcopy=False) if SOURCE not in trial.user_attrs]
+    others = sorted({trial.user_attrs.get(RUN, "unknown") for trial in trials} - {run})
     if others:
         raise SettingsError(f"--deterministic: study {study.study_name!r} has trials of {others[0]!r}; give a --study-name of its own")
 
@@ -299,11 +319,24 @@ def _direction(metric: str) -> Literal["minimize", "maximize"]:
 # ---- a run's trials
 
 
+def ask(study: optuna.Study, attributes: Mapping[str, Any], values: Mapping[str, Any]) -> optuna.Trial:
+    """study.ask() for a trial that has its attributes, and values that are given, from its first moment on.
+
+    Optuna's own way, to queue the values and to ask, is no good where a study is shared: whatever waits in it is taken by the next that
+    asks, which may be another search, and on SQLite by two at once.
+    """
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING, user_attrs=dict(attributes), system_attrs={"fixed_params": dict(values)} if values else {}
+    )
+    study._thread_local.cached_all_trials = None  # as study.ask does: the sampler must see what others have done
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
 def read_trials(study: optuna.Study, run: str) -> list[tuple[FrozenTrial, Record]]:
     """The run's trials in a study, with what the study knows of them."""
     pairs = []
     for frozen in study.get_trials(deepcopy=False):
-        if frozen.user_attrs.get(RUN) != run or frozen.state == TrialState.WAITING:
+        if frozen.user_attrs.get(RUN) != run:
             continue
         summary: Mapping[str, Any] = frozen.user_attrs.get(SUMMARY, {})
         record = Record(
@@ -336,7 +369,7 @@ def to_try_again(study: optuna.Study, run: str) -> list[tuple[int, dict[str, Any
     trials = study.get_trials(deepcopy=False)
     again = {trial.user_attrs.get(AGAIN) for trial in trials}
     return [
-        (trial.number, dict(trial.params))
+        (trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
         for trial in trials
         if trial.user_attrs.get(RUN) == run and trial.user_attrs.get(SUMMARY, {}).get("reason") == INTERRUPTED and trial.number not in again
     ]
@@ -398,6 +431,78 @@ def _value(where: str, value: Any, distribution: BaseDistribution) -> Any:
 
 
 def remaining_points(study: optuna.Study, run: str, points: Sequence[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """The points, with their places in the list, that the run has not queued yet, in this process or an earlier one."""
-    queued = {tuple(trial.user_attrs[POINT]) for trial in study.get_trials(deepcopy=False) if POINT in trial.user_attrs}
-    return [(i, point) for i, point in enumerate(points) if (run, i) not in queued]
+    """The points, with their places in the list, that the run has not tried yet, in this process or an earlier one."""
+    tried = {tuple(trial.user_attrs[POINT]) for trial in study.get_trials(deepcopy=False) if POINT in trial.user_attrs}
+    return [(i, point) for i, point in enumerate(points) if (run, i) not in tried]
+
+
+# ---- warm start
+
+
+def older_trials(text: str, metric: str, purpose: Mapping[str, Any], space: Space) -> list[FrozenTrial]:
+    """The finished trials of the run or study that --warm-start names, each with SOURCE as its only attribute.
+
+    Where the older search differs in its images or epochs, its curves must not be compared with this one's: then only complete trials
+    are returned, without intermediate values. Raises SettingsError where data set, space or metric are others.
+    """
+    flag = "--warm-start"
+    place, _, name = text.rpartition("#") if "#" in text else (text, "", "")
+    with _older_study(place, name, flag) as study:
+        name = study.study_name
+        noted = study.user_attrs.get(PURPOSE, {})
+        same = {key: purpose[key] for key in ("dataset", "space", "metric")}
+        check_study(study, metric, None, space)
+        for key, value in same.items():
+            if noted.get(key, value) != value:
+                raise SettingsError(f"{flag}: study {name!r} is for {key}={noted[key]!r}, unlike this search with {value!r}")
+        comparable = not noted or noted == purpose
+        label = f"{without_password(place)}#{name}"
+        return [
+            optuna.trial.create_trial(
+                state=trial.state,
+                value=trial.value,
+                params=trial.params,
+                distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values if comparable else {},
+                user_attrs={SOURCE: [label, trial.number]},
+            )
+            for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED) if comparable else (TrialState.COMPLETE,))
+            if trial.params
+        ]
+
+
+@contextlib.contextmanager
+def _older_study(place: str, name: str, flag: str) -> Iterator[optuna.Study]:
+    if place.partition("://")[0].partition("+")[0] in SCHEMES or place.endswith(".journal") or place.startswith("${"):
+        if place.endswith(".journal") and "://" not in place and not Path(place).is_file():
+            raise SettingsError(f"{flag}: {place}: there is no such file")
+        with opened(place, flag) as storage:
+            yield _named(storage, name, without_password(place), flag)
+        return
+    run = RunStorage(place)
+    if not run.exists("run.json"):
+        raise SettingsError(f"{flag}: {place!r} is neither a run's directory nor a study's place ({ALLOWED})")
+    settings = run.read_json("run.json").get("settings", {})
+    if settings.get("study"):
+        raise SettingsError(f"{flag}: the run's study is at {settings['study']}: give that, with #STUDY_NAME behind it")
+    with tempfile.TemporaryDirectory(prefix="mray-study-") as folder:
+        copy = Path(folder) / "study.journal"  # a copy, also of a local one: nothing is written beside an older run
+        copy.write_bytes(run.read_bytes("study.journal"))
+        with opened(str(copy), flag) as storage:
+            yield _named(storage, name or settings.get("study_name") or settings.get("name", ""), place, flag)
+
+
+def _named(storage: BaseStorage, name: str, shown: str, flag: str) -> optuna.Study:
+    names = optuna.get_all_study_names(storage)
+    study = existing(storage, name or names[0]) if name or len(names) == 1 else None
+    if study is None:
+        raise SettingsError(f"{flag}: give one of the studies at {shown} as #STUDY_NAME; it has {', '.join(sorted(names)) or 'none'}")
+    return study
+
+
+def take_over(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:
+    """Adds older trials that the study does not have yet; how many."""
+    known = {tuple(trial.user_attrs[SOURCE]) for trial in study.get_trials(deepcopy=False) if SOURCE in trial.user_attrs}
+    new = [trial for trial in trials if tuple(trial.user_attrs[SOURCE]) not in known]
+    study.add_trials(new)
+    return len(new)

@@ -16,6 +16,7 @@ from mnist_ray.studies import (
     POINT,
     RUN,
     SUMMARY,
+    ask,
     close_interrupted,
     open_study,
     read_trials,
@@ -162,14 +163,25 @@ def test_points_come_first_and_once() -> None:
     assert len(remaining_points(study, "another", points)) == 3
 
 
-def test_a_point_that_a_sibling_took_is_not_queued_again() -> None:
+def test_a_point_is_not_lost_where_the_search_dies_over_it() -> None:
     study = a_study()
-    study.enqueue_trial({"x": 9}, user_attrs={RUN: "r", POINT: ["r", 0]})  # r was killed before it asked
-    sibling = searcher(study, 1, "sibling")
-    assert numbers(sibling, 1) == [0]
-    assert (study.trials[0].params, study.trials[0].user_attrs[RUN]) == ({"x": 9}, "sibling")
-    assert remaining_points(study, "r", [{"x": 9}, {"x": 8}]) == [(1, {"x": 8})]
-    assert read_trials(study, "r") == []
+    ask(study, {RUN: "r", POINT: ["r", 0]}, {"x": 9})  # and not yet suggested
+    points = [{"x": 9}, {"x": 8}]
+    assert remaining_points(study, "r", points) == [(1, {"x": 8})]
+    [(frozen, record)] = read_trials(study, "r")
+    close_interrupted(study, frozen, record)
+    assert to_try_again(study, "r") == [(0, {"x": 9})]
+    second = searcher(study, 3, retried=to_try_again(study, "r"), points=remaining_points(study, "r", points))
+    second.records.add(record)
+    numbers(second, 2)
+    assert [t.params for t in study.trials] == [{}, {"x": 9}, {"x": 8}]
+
+
+def test_what_waits_in_the_study_is_left_to_whom_it_is_meant_for() -> None:
+    study = a_study()
+    study.enqueue_trial({"x": 9})
+    assert numbers(searcher(study, 1), 5) == [1]
+    assert study.trials[0].state == TrialState.WAITING
 
 
 def test_a_cut_off_trial_goes_on_under_its_number() -> None:

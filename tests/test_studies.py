@@ -47,7 +47,9 @@ class Server:
 
     def run(self, *command: str) -> None:
         done = subprocess.run([*self.become, *command], cwd=self.folder, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
+        if done.returncode:
+            self.remove()
+            raise AssertionError(done.stdout + done.stderr)
 
     def start(self) -> None:
         self.process = subprocess.Popen(
@@ -335,6 +337,18 @@ def test_a_server_that_stays_away_is_one_line(server: Server, monkeypatch: pytes
         assert [t.state.name for t in study.get_trials()] == ["RUNNING"]
 
 
+def test_what_a_server_refuses_is_one_line(servers: Callable[[str], Server]) -> None:
+    """MariaDB's TEXT ends at 64 KiB: waiting would not help."""
+    with studies.opened(servers("mysql").url) as storage:
+        trial = new_study(storage, "refused").ask()
+        started = time.monotonic()
+        with pytest.raises(WorkError) as caught:
+            trial.set_user_attr("long", "x" * 70_000)
+        assert "cannot be written or read" in one_line(caught)
+        assert len(one_line(caught)) < 300
+        assert time.monotonic() - started < 5
+
+
 def test_a_wrong_password_is_one_line_without_it(server: Server) -> None:
     with pytest.raises(SettingsError) as caught, studies.opened(server.url.replace(SECRET, "not-" + SECRET)):
         pass
@@ -483,16 +497,15 @@ def test_only_the_run_s_own_trials_are_read_and_closed() -> None:
         space(trial)
         trial.set_user_attr(studies.RUN, run)
         trial.report(0.5, 1)
-    study.enqueue_trial({"x": 0.5}, user_attrs={studies.RUN: "mine"})  # waits: nobody's yet
     pairs = studies.read_trials(study, "mine")
     assert [(frozen.number, record.state, list(record.rows)) for frozen, record in pairs] == [(0, "RUNNING", [1]), (2, "RUNNING", [1])]
     studies.close_interrupted(study, *pairs[0])
-    assert [t.state.name for t in study.get_trials()] == ["FAIL", "RUNNING", "RUNNING", "WAITING"]
+    assert [t.state.name for t in study.get_trials()] == ["FAIL", "RUNNING", "RUNNING"]
     assert studies.read_trials(study, "mine")[0][1].reason == INTERRUPTED
     # its values are tried again once, and not twice where the run is cut off before they are handed out
     assert studies.to_try_again(study, "yours") == []
     assert studies.to_try_again(study, "mine") == [(0, study.trials[0].params)]
-    study.enqueue_trial(study.trials[0].params, user_attrs={studies.AGAIN: 0})
+    studies.ask(study, {studies.AGAIN: 0}, study.trials[0].params)
     assert studies.to_try_again(study, "mine") == []
 
 
@@ -546,6 +559,105 @@ def test_a_bad_point_names_file_and_point(tmp_path: Path, text: str, named: str)
 def test_a_missing_file_of_points() -> None:
     with pytest.raises(SettingsError, match="--points: /does/not/exist cannot be read"):
         studies.read_points("/does/not/exist", branching)
+
+
+# ---- warm start
+
+PURPOSE = {"dataset": "digits", "space": "s", "metric": "val_accuracy", "max_epochs": 3}
+
+
+def older(path: Path, *names: str, **noted: Any) -> str:
+    """A study of one complete, one pruned, one failed and one running trial, in a journal."""
+    place = str(path / "old.journal")
+    with studies.opened(place) as storage:
+        for name in names:
+            study = new_study(storage, name, purpose={**PURPOSE, **noted})
+            for number, state in enumerate(("COMPLETE", "PRUNED", "FAIL", None)):
+                trial = study.ask()
+                space(trial)
+                trial.set_user_attr(studies.RUN, "old")
+                if state != "FAIL":
+                    trial.report(0.1 * number, 1)
+                if state:
+                    study.tell(trial, 0.9 if state == "COMPLETE" else None, state=optuna.trial.TrialState[state])
+    return place
+
+
+def test_a_warm_start_takes_finished_trials_over_once(tmp_path: Path) -> None:
+    place = older(tmp_path, "old")
+    trials = studies.older_trials(place, "val_accuracy", PURPOSE, space)
+    study = new_study(optuna.storages.InMemoryStorage(), "new")
+    assert studies.take_over(study, trials) == 2
+    assert studies.take_over(study, trials) == 0
+    assert [(t.state.name, t.value, t.intermediate_values) for t in study.trials] == [
+        ("COMPLETE", 0.9, {1: 0.0}),
+        ("PRUNED", 0.1, {1: 0.1}),
+    ]
+    assert [t.user_attrs for t in study.trials] == [{studies.SOURCE: [f"{place}#old", number]} for number in (0, 1)]
+    # they are nobody's: neither counted nor read, and no sibling's
+    assert studies.read_trials(study, "old") == []
+    studies.check_run(study, "old")
+    studies.check_alone(study, "new")
+    with studies.opened(place) as storage:
+        found = studies.existing(storage, "old")
+        assert found is not None
+        assert [t.params for t in found.trials[:2]] == [t.params for t in study.trials]
+
+
+def test_curves_of_other_epochs_are_left_behind(tmp_path: Path) -> None:
+    place = older(tmp_path, "old", max_epochs=9)
+    trials = studies.older_trials(place, "val_accuracy", PURPOSE, space)
+    assert [(t.state.name, t.value, t.intermediate_values) for t in trials] == [("COMPLETE", 0.9, {})]
+
+
+def test_a_run_s_directory_is_a_warm_start_too(tmp_path: Path) -> None:
+    place = older(tmp_path, "its-name")
+    run = tmp_path / "run"
+    run.mkdir()
+    Path(place).rename(run / "study.journal")
+    (run / "run.json").write_text(json.dumps({"settings": {"name": "its-name", "study_name": None, "study": None}}))
+    before = sorted(path.name for path in run.iterdir())
+    assert len(studies.older_trials(str(run), "val_accuracy", PURPOSE, space)) == 2
+    assert sorted(path.name for path in run.iterdir()) == before
+    (run / "run.json").write_text(json.dumps({"settings": {"name": "its-name", "study": "redis://:***@h/0"}}))
+    with pytest.raises(SettingsError) as caught:
+        studies.older_trials(str(run), "val_accuracy", PURPOSE, space)
+    assert "#STUDY_NAME" in one_line(caught)
+
+
+def test_a_warm_start_from_a_server(server: Server, tmp_path: Path) -> None:
+    with studies.opened(server.url) as storage:
+        study = new_study(storage, "old study")
+        trial = study.ask()
+        space(trial)
+        study.tell(trial, 0.5)
+    [taken] = studies.older_trials(f"{server.url}#old study", "val_accuracy", PURPOSE, space)
+    assert taken.value == 0.5
+    assert SECRET not in str(taken.user_attrs)
+
+
+@pytest.mark.parametrize(
+    ("hash_", "metric", "changed", "named"),
+    [
+        ("", "val_accuracy", {}, "it has one, two"),
+        ("#three", "val_accuracy", {}, "it has one, two"),
+        ("#one", "val_loss", {}, "--metric"),
+        ("#one", "val_accuracy", {"dataset": "mnist"}, "dataset='digits'"),
+        ("#one", "val_accuracy", {"space": "other"}, "space='s'"),
+    ],
+)
+def test_an_unsuitable_older_study_is_refused(tmp_path: Path, hash_: str, metric: str, changed: dict[str, str], named: str) -> None:
+    place = older(tmp_path, "one", "two")
+    with pytest.raises(SettingsError) as caught:
+        studies.older_trials(place + hash_, metric, {**PURPOSE, **changed}, space)
+    assert named in one_line(caught)
+
+
+@pytest.mark.parametrize("place", ["/does/not/exist", "/does/not/exist.journal", "nothing#s"])
+def test_a_missing_older_study_is_refused(place: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        studies.older_trials(place, "val_accuracy", PURPOSE, space)
+    assert one_line(caught).startswith("--warm-start: ")
 
 
 # ---- the whole search
@@ -619,6 +731,13 @@ def test_two_searches_share_a_study_and_keep_its_password_to_themselves(servers:
     assert "--name: a run 'one'" in output
     output = ended(search("--resume", study="mysql://u:x@127.0.0.1/y", storage=tmp_path / "runs", name="two"), 2)
     assert "which stays" in output
+
+    output = ended(search(*size, "--warm-start", str(tmp_path / "runs" / "two"), study="memory", storage=tmp_path / "runs", name="warm"), 2)
+    assert "give that, with #STUDY_NAME" in output
+    output = ended(search(*size, "--warm-start", f"{url}#both", study="memory", storage=tmp_path / "runs", name="warm"), 0)
+    assert "learning from 10 trials" in output
+    assert len(pq.read_table(tmp_path / "runs" / "warm" / "trials.parquet")) == 4
+    assert "in memory" in ended(search("--resume", study="", storage=tmp_path / "runs", name="warm"), 2)
 
     kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(kept) > 8
