@@ -1,6 +1,7 @@
 """The Ray cluster that a job runs on: found or started, what it can hold, and jobs within it."""
 
 import contextlib
+import functools
 import math
 import os
 import shlex
@@ -18,6 +19,8 @@ from typing import Any
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.storage import RunStorage
+
+AGENT_SECONDS = 120  # to wait for a node's agent, which starts jobs and is itself started after Ray has answered
 
 ROOT = Path(__file__).resolve().parent.parent  # where jobs/ lies
 
@@ -90,12 +93,20 @@ def connected(verbose: bool) -> Iterator[Cluster]:
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": folder}
     import ray  # not before: it reads the token's place when it is imported
+    from ray._private import parameter
 
+    plain = parameter.RayParams
+    if started_here:
+        # Any free port for the agent that starts jobs: with the default one it dies where another Ray of this machine has it, and
+        # ray.init has no argument for it.
+        parameter.RayParams = functools.partial(plain, dashboard_agent_listen_port=0)
     try:
         try:
             context = ray.init(**options)
         except (ConnectionError, RuntimeError) as error:
             raise WorkError(f"Ray cannot be {'started' if started_here else 'joined'}: {str(error).splitlines()[0]}") from error
+        finally:
+            parameter.RayParams = plain
         url = context.dashboard_url
         yield Cluster(f"http://{url}" if url else None, started_here, dict(ray.get_runtime_context().runtime_env))
     finally:
@@ -205,9 +216,17 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
     command = ["python", f"jobs/{script}"] if shipped else [sys.executable, str(ROOT / "jobs" / script)]
     # Elsewhere it starts where this process was called, so that relative paths and modules of the caller's own mean the same.
     where = "" if shipped else f"cd {shlex.quote(os.getcwd())} && exec "
-    job = client.submit_job(
-        entrypoint=where + shlex.join(command + arguments), runtime_env=runtime_env, submission_id=f"finetune-{uuid.uuid4().hex[:12]}"
-    )
+    job = f"finetune-{uuid.uuid4().hex[:12]}"
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(entrypoint=where + shlex.join(command + arguments), runtime_env=runtime_env, submission_id=job)
+            break
+        except RuntimeError as error:
+            # After a short search, on a machine that is slow, the node's agent may not have started yet.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise WorkError(f"the job server at {cluster.dashboard} refuses the job: {str(error).splitlines()[0]}") from error
+            time.sleep(1)
     printed = 0
     finished = False
     try:

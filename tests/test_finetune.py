@@ -61,7 +61,7 @@ def digests(folder: Path) -> dict[str, str]:
         "stage 1 epoch 2/4",
         pytest.param("stage 2 epoch 1/2", marks=pytest.mark.slow),
         pytest.param("stage 3 epoch 1/1", marks=pytest.mark.slow),
-        "stage-2: test",
+        pytest.param("stage-2: test", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_started_again_it_gives_the_same_bytes(
@@ -101,6 +101,7 @@ def test_stopping_the_parent_job_stops_the_child(ray_head: dict[str, str], searc
     assert (searched / "run" / "model.json").exists()
 
 
+@pytest.mark.slow
 def test_from_an_onnx_file(ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str]) -> None:
     model = searched / "whole" / "model.onnx"
     arguments = ["--onnx", str(model), "--storage", str(searched), "--name", "again", "--stages", str(searched / "stages.yaml")]

@@ -114,7 +114,7 @@ def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Pat
     assert tables(RunStorage(str(folder)))[1] == history
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_search_goes_on(ray_head: dict[str, str], tmp_path: Path, how: signal.Signals) -> None:
     arguments = ["--storage", str(tmp_path), "--name", "cut", "--no-finetune"]
     process = search(ray_head, *SMALL, "--trials", "6", "--max-epochs", "4", *arguments)
@@ -260,6 +260,7 @@ def test_resume_refuses_another_value() -> None:
     assert resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", "--sampler", "random"]), before).sampler == "random"
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_goes_all_the_way(ray_head: dict[str, str], tmp_path: Path) -> None:
     """Space and network from a module beside the caller, through the search, the stages and ONNX."""
     (tmp_path / "own_network.py").write_text(
