@@ -7,7 +7,7 @@ demo: .venv/ready
 	.venv/bin/python jobs/search.py --config jobs/recipes/demo.yaml --storage runs --name demo --overwrite
 
 test: .venv/ready
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: .venv/ready
 	.venv/bin/python -m pytest -m slow

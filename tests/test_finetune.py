@@ -91,8 +91,12 @@ def test_stopping_the_parent_job_stops_the_child(ray_head: dict[str, str], searc
     code, output = finish(process, 20)
     assert code == 130
     assert "--resume" in output
-    listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=60).stdout
-    jobs = [part for part in listing.split("JobDetails(") if f"{searched}/run" in part and "finetune.py" in part]
+    # Ray itself takes a moment to note that a stopped job has ended.
+    for _ in range(30):
+        listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=60).stdout
+        jobs = [part for part in listing.split("JobDetails(") if f"{searched}/run" in part and "finetune.py" in part]
+        if not any("RUNNING" in job for job in jobs):
+            break
     assert jobs
     assert not any("RUNNING" in job for job in jobs)
     code, output = finish(search(ray_head, *arguments))
