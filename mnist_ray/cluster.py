@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import shlex
-import shutil
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.processes import temporary_folder
 from mnist_ray.storage import RunStorage
 
 AGENT_SECONDS = 120  # to wait for a node's agent, which starts jobs and is itself started after Ray has answered
@@ -81,38 +81,47 @@ def connected(verbose: bool) -> Iterator[Cluster]:
     if not verbose:
         options["logging_level"] = "ERROR"
     started_here = not running()
-    folder = None
-    if started_here:
-        # Of its own, so that all of it can be removed; short, as Unix sockets below it allow 107 characters.
-        folder = tempfile.mkdtemp(prefix="mray-")
+    # A folder of its own, so that all of it can be removed; short, as Unix sockets below it allow 107 characters.
+    own = temporary_folder("mray-") if started_here else contextlib.nullcontext()
+    with own as folder, _connected(options, folder) as joined:
+        yield joined
+
+
+@contextlib.contextmanager
+def _connected(options: dict[str, Any], folder: Path | None) -> Iterator[Cluster]:
+    started_here = folder is not None
+    if folder is not None:
         if "RAY_AUTH_MODE" not in os.environ:
-            token = Path(folder) / "auth_token"
+            token = folder / "auth_token"
             token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
             token.chmod(0o600)
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+        options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder)}
     import ray  # not before: it reads the token's place when it is imported
     from ray._private import parameter
 
-    plain = parameter.RayParams
+    plain, temporary = parameter.RayParams, os.environ.get("TMPDIR")
     if started_here:
+        os.environ["TMPDIR"] = str(folder)  # for the workers: what torch leaves behind there is removed with the rest
         # Any free port for the agent that starts jobs: with the default one it dies where another Ray of this machine has it, and
         # ray.init has no argument for it.
         parameter.RayParams = functools.partial(plain, dashboard_agent_listen_port=0)
     try:
         try:
             context = ray.init(**options)
-        except (ConnectionError, RuntimeError) as error:
-            raise WorkError(f"Ray cannot be {'started' if started_here else 'joined'}: {str(error).splitlines()[0]}") from error
+        except (OSError, RuntimeError) as error:  # a ConnectionError is an OSError
+            where = f"started in {folder}" if started_here else "joined"
+            raise WorkError(f"Ray cannot be {where}: {str(error).splitlines()[0]}") from error
         finally:
             parameter.RayParams = plain
+            if started_here:
+                del os.environ["TMPDIR"]
+                os.environ |= {} if temporary is None else {"TMPDIR": temporary}
         url = context.dashboard_url
         yield Cluster(f"http://{url}" if url else None, started_here, dict(ray.get_runtime_context().runtime_env))
     finally:
         ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- resources

@@ -5,12 +5,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mnist_ray import cluster, data, report
+from mnist_ray import cluster, data, lease, report
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings, default_data_dir, resolved
 from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
@@ -43,9 +42,13 @@ def finetune(settings: FinetuneSettings) -> int:
     searched = run["settings"]
     onnx = None
     if settings.onnx is not None:
-        onnx = _read_onnx(settings.onnx)
-    elif storage.exists("start.onnx"):
+        from mnist_ray import onnx_model
+
+        onnx = onnx_model.read(settings.onnx, "--onnx")
+    elif storage.exists("start.onnx") and not searched.get("onnx"):  # else it is where the search began, not where it ended
         onnx = storage.read_bytes("start.onnx")
+    elif storage.exists("best/model.txt"):
+        raise SettingsError(f"--run: the best of {storage.uri} is a LightGBM model; expected a run of networks")
     elif not storage.exists("best/model.safetensors"):
         raise SettingsError(f"--run: {storage.uri} has no best checkpoint yet; expected a run whose search has finished a trial")
     recipe = read_stages(settings.stages or searched["stages"])
@@ -55,7 +58,12 @@ def finetune(settings: FinetuneSettings) -> int:
         raise SettingsError(f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)")
     test_part = data.load(searched["dataset"], "test", data_dir)
     try:
-        with cluster.interruptible(), cluster.connected(settings.verbose), cluster.interruptible():
+        with (
+            cluster.interruptible(),
+            lease.held(storage, "fine-tuning", "--run"),
+            cluster.connected(settings.verbose),
+            cluster.interruptible(),
+        ):
             each = cluster.nodes()
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
@@ -98,7 +106,7 @@ def _new_run(settings: FinetuneSettings) -> tuple[RunStorage, dict[str, Any]]:
 
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    model = _read_onnx(settings.onnx)
+    model = onnx_model.read(settings.onnx, "--onnx")
     dataset = settings.dataset or onnx_model.metadata(onnx_model.load_verified(model, settings.onnx)).get("dataset")
     if dataset is None:
         raise SettingsError(f"--dataset: {settings.onnx} does not say which data set it was made for; name one")
@@ -117,13 +125,6 @@ def _new_run(settings: FinetuneSettings) -> tuple[RunStorage, dict[str, Any]]:
         raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, or --run to go on with it")
     storage.write_bytes("start.onnx", model)
     return storage, run
-
-
-def _read_onnx(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"--onnx: {path} cannot be read: {error.strerror}") from error
 
 
 def _in_task(work: Work, train_part: data.Images, test_part: data.Images, train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
@@ -192,6 +193,7 @@ def run_chain(
         start, story = load_network(storage.read_bytes("best/model.safetensors"), storage.join("best/model.safetensors"), work.network)
         hp = story["hyperparameters"]
         begins = {"step": "search", "trial": story["number"], **{k: story["row"][k] for k in ("epoch", "val_loss", "val_accuracy")}}
+    work = dataclasses.replace(work, recipe=work.recipe.told(hp))
     weights = start.state_dict() if work.recipe.start == "best" else None
     yield f"fine-tuning {work.run}: {len(work.recipe.stages)} stages of recipe {work.recipe.name} on {device.type}"
     yield from train_stages(work.recipe, hp, weights, storage, tensors, work.precision)
@@ -271,6 +273,8 @@ def model_card(manifest: dict[str, Any], hp: dict[str, Any]) -> str:
     )  # fmt: skip
     columns = ("step", "epochs", "lr", "val_accuracy", "test_accuracy")
     steps = "\n".join(f"| {' | '.join(_or_dash(entry.get(c)) for c in columns)} |" for entry in manifest["lineage"])
+    kinds = sorted({str(each.get("augment", "none")) for each in (hp, *manifest["lineage"])} - {"none"})
+    augmentation = f"augmentation: {', '.join(kinds)}" if kinds else "no augmentation"
     shape = f"[batch, {hp['in_channels']}, {hp['image_size'][0]}, {hp['image_size'][1]}]"
     return f"""{header}
 
@@ -296,7 +300,7 @@ Accuracy on the {n:,} test images: **{manifest["test_accuracy"]:.2%}** ({manifes
 {steps}
 
 The search and every choice saw training images only. The stages of recipe `{manifest["recipe"]}` trained on
-{"all training images" if manifest["train_on"] == "all" else "the training part"}; no augmentation.
+{"all training images" if manifest["train_on"] == "all" else "the training part"}; {augmentation}.
 
 ## Limits
 

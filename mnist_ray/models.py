@@ -182,12 +182,20 @@ def with_linear(
     return body.append(nn.Linear(features, hp["classes"])).train()
 
 
+def foreign(hp: Hyperparameters) -> nn.Module:
+    """The network of an ONNX file that is not ours (see foreign.py). Key: `graph`."""
+    from mnist_ray.foreign import network  # needs an extra
+
+    return network(hp)
+
+
 FAMILIES: dict[str, Callable[[Hyperparameters], nn.Module]] = {
     "convnet": convnet,
     "optunanet": optunanet,
     "vgg": vgg,
     "mlp": mlp,
     "cnn": cnn,
+    "foreign": foreign,
 }
 
 

@@ -149,12 +149,21 @@ def weights_digest(proto: onnx.ModelProto) -> str:
 # ---- reading
 
 
-def read(where: str) -> bytes:
-    """The bytes of a model: `where` is an ONNX file or a run's directory, local or on storage (s3://…).
+def read(where: str, flag: str = "") -> bytes:
+    """The bytes of a model that a person names: `where` is an ONNX file or a run's directory, local or on storage (s3://…).
 
-    A file that a `model.json` beside it names is checked against it. Raises SettingsError where there is none, CorruptFileError where it
-    is not what `model.json` describes.
+    A file that a `model.json` beside it names is checked against it. Raises SettingsError, beginning with the flag, where there is none,
+    it is damaged or it is not what `model.json` describes.
     """
+    try:
+        data = _read(where)
+        load_verified(data, where)
+    except (SettingsError, CorruptFileError) as error:
+        raise SettingsError(f"{flag}: {error}" if flag else str(error)) from error
+    return data
+
+
+def _read(where: str) -> bytes:
     path, mark, query = where.partition("?") if "://" in where else (where, "", "")
     folder, name = posixpath.split(path) if path.endswith(".onnx") or os.path.isfile(path) else (path, "")
     storage = RunStorage((folder or ".") + mark + query)
@@ -294,6 +303,9 @@ class Session:
         if len(self._session.get_inputs()) != 1 or self._input.type != "tensor(float)" or len(self._input.shape) != 4:
             raise SettingsError(f"{source} takes other input than one float32 tensor [batch, C, H, W]")
         self.image_shape: tuple[int, int, int] = tuple(self._input.shape[1:])
+        if not all(isinstance(size, int) for size in self.image_shape):
+            shape = "x".join(map(str, self.image_shape))
+            raise SettingsError(f"{source} leaves the images' shape open ({shape}); expected fixed channels, height and width")
 
     def logits(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """float32 [n, classes] for images uint8 [n, C, H, W]. Raises SettingsError where the model takes other images."""

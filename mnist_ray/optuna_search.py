@@ -13,11 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from mnist_ray import objectives
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row
+from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row, rank
 from mnist_ray.samplers import exhausted
 from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask
 from mnist_ray.trial import NUMBER
+
+EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
 
 
 class StudySearch(OptunaSearch):
@@ -54,6 +57,7 @@ class StudySearch(OptunaSearch):
         self._steps: dict[int, set[int]] = {}  # trial number -> the epochs that the study has
         self.ending: str | None = None  # why the search as a whole is being ended, e.g. "time budget"
         self.storage_error: str | None = None
+        self.lost: dict[int, str] = {}  # trial number -> how its last worker was lost
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles the searcher into the experiment's directory. The study is the state; its URL may hold a password.
@@ -85,7 +89,7 @@ class StudySearch(OptunaSearch):
         if self.continued:
             frozen = self.continued.pop(0)
             trial = optuna.Trial(study, frozen._trial_id)  # a running trial gives its stored values again
-            self._steps[trial.number] = set(frozen.intermediate_values)
+            self._steps[trial.number] = set(objectives.curve(frozen))
         elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
             return Searcher.FINISHED
         else:
@@ -128,7 +132,11 @@ class StudySearch(OptunaSearch):
             record.reason = result["reason"]
         if record.reason or self.storage_error:
             return []
-        record.n_parameters, record.node = result["n_parameters"], result["node"]
+        record.node, best = result["node"], record.best(self.metric)
+        if best is None or rank(result, self.metric) > rank(best, self.metric):
+            record.n_parameters = result["n_parameters"]  # of the network of its best epoch: with pbt a trial may have several
+        if record.latency_ms is None:  # a worker that was started again has measured anew
+            record.latency_ms = result.get("latency_ms")
         return [{name: row[name] for name in HISTORY} for row in [*result.get("rows", []), result]]
 
     def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
@@ -136,8 +144,22 @@ class StudySearch(OptunaSearch):
         for row in rows:
             self.records.report(trial.number, row)
             if row["epoch"] not in self._steps[trial.number]:
-                trial.report(row[self.metric], step=row["epoch"])
                 self._steps[trial.number].add(row["epoch"])
+                if not self.records.objectives:
+                    trial.report(row[self.metric], step=row["epoch"])
+                else:
+                    own = self.records.trials[trial.number].rows
+                    trial.set_user_attr(objectives.CURVE, {epoch: own[epoch][self.metric] for epoch in sorted(own)})
+
+    def exploited(self, trial_id: str, story: dict[str, Any]) -> None:
+        """Notes that a trial goes on with another's weights: after which epoch, from which trial, and its new values (see pbt.py)."""
+        trial = self._ot_trials[trial_id]
+        record = self.records.trials[trial.number]
+        record.exploits.append(story)
+        try:
+            trial.set_user_attr(EXPLOITS, record.exploits)
+        except (WorkError, OSError) as error:
+            self.storage_error = str(error)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether the study's pruner stops the trial after this result, which the study has by then. (Tune asks a scheduler first and
@@ -151,6 +173,15 @@ class StudySearch(OptunaSearch):
         except (WorkError, OSError) as error:
             self.storage_error = str(error)
             return False
+
+    def give_up(self, trial_id: str, reason: str) -> None:
+        """Notes why a trial is about to be ended from outside."""
+        self.records.trials[self._ot_trials[trial_id].number].reason = reason
+
+    def worker_lost(self, trial_id: str, how: str) -> None:
+        """Notes how a trial's worker was lost: the trial may be started again, or it ends with this reason."""
+        if trial_id in self._ot_trials:
+            self.lost[self._ot_trials[trial_id].number] = how
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended. Only one that trained all its epochs is COMPLETE."""
@@ -172,7 +203,7 @@ class StudySearch(OptunaSearch):
         record = self.records.trials[trial.number]
         best = record.best(self.metric)
         if error:
-            record.reason = record.reason or "its worker died too often"
+            record.reason = record.reason or f"its worker died too often: {self.lost.get(trial.number, 'unknown why')}"
         if record.reason or best is None:
             record.state = "FAIL"
             record.reason = record.reason or f"ended before its first epoch ({self.ending or 'stopped'})"
@@ -181,7 +212,10 @@ class StudySearch(OptunaSearch):
         else:
             record.state = "PRUNED"
             record.reason = f"{self.ending or 'stopped by the scheduler'} after epoch {max(record.rows)}"
-        value = best[self.metric] if record.state == "COMPLETE" and best is not None else None
+        value: float | list[float] | None = None
+        if record.state == "COMPLETE" and best is not None:
+            asked = self.records.objectives
+            value = objectives.values(asked, record, self.metric) if asked else best[self.metric]
         trial.set_user_attr(SUMMARY, record.summary())
         self._ot_study.tell(trial, value, state=TrialState[record.state])
         self.on_settled(trial.number)

@@ -52,7 +52,7 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "successive-halving": successive_halving,
     "threshold": threshold,
 }
-RAY = ("asha", "none")  # are no pruners; see schedulers.py
+RAY = ("asha", "pbt", "none")  # are no pruners; see schedulers.py
 NAMES = (*RAY, *PRUNERS, "patient")
 
 
@@ -75,7 +75,7 @@ def _make(settings: SearchSettings, name: str, given: Mapping[str, str]) -> Base
     if name == "asha" and settings.deterministic:
         name = "successive-halving"  # the same idea, which can be asked what it would say of a given set of trials
     if name in RAY:
-        if given:
+        if given and name != "pbt":  # see pbt.py
             raise SettingsError(f"--scheduler-args: scheduler {name!r} has no options, but {next(iter(given))!r} was given")
         return None
     try:
@@ -99,7 +99,7 @@ def _patient(settings: SearchSettings, given: dict[str, str]) -> BasePruner:
         return {"patience": patience, "min_delta": min_delta}
 
     name = given.pop("wraps", "median")
-    if name in ("asha", "patient"):
+    if name in ("asha", "pbt", "patient"):
         raise SettingsError(f"--scheduler-args: patient cannot wrap {name!r}; expected none, {', '.join(PRUNERS)} or module:Class")
     own: dict[str, str] = {key: given.pop(key) for key in ("patience", "min_delta") if key in given}
     return pruners.PatientPruner(

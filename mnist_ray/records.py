@@ -1,17 +1,20 @@
 """What is known of a run's trials, as plain data: the best, the log lines, and the tables `trials.parquet` and `history.parquet`.
 
-Nothing here knows Ray, Optuna or torch, so what a person reads of a run is the same whoever ran it.
+Nothing here knows Ray, Optuna (but for the Pareto front) or torch, so what a person reads of a run is the same whoever ran it.
 """
 
 import io
+import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from mnist_ray import objectives
 
 HISTORY = {
     "epoch": pa.int64(),
@@ -42,8 +45,10 @@ class Record:
     state: str = "RUNNING"
     reason: str = ""
     n_parameters: int | None = None
+    latency_ms: float | None = None
     node: str = ""
     rows: dict[int, Row] = field(default_factory=dict)
+    exploits: list[dict[str, Any]] = field(default_factory=list)  # see pbt.py: when it went on with whose weights, and its new values
 
     def best(self, metric: str) -> Row | None:
         """The best of its epochs; None where no epoch ended with a finite loss."""
@@ -55,16 +60,19 @@ class Record:
         return {
             "reason": self.reason,
             "n_parameters": self.n_parameters,
+            **({} if self.latency_ms is None else {"latency_ms": self.latency_ms}),
             "node": self.node,
+            **({"exploits": self.exploits} if self.exploits else {}),
             "rows": [{k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))} for row in self.rows.values()],
         }
 
 
 class Records:
-    """All trials of a run. `metric` is val_accuracy or val_loss; `total` is how many trials the run has in all."""
+    """All trials of a run. `metric` is val_accuracy or val_loss; `total` is how many trials the run has in all; `objectives` are the names
+    of objectives.py, none where the metric is the only one."""
 
-    def __init__(self, metric: str, total: int) -> None:
-        self.metric, self.total = metric, total
+    def __init__(self, metric: str, total: int, objectives: Sequence[str] = ()) -> None:
+        self.metric, self.total, self.objectives = metric, total, tuple(objectives)
         self.trials: dict[int, Record] = {}
         self.best: tuple[int, Row] | None = None  # over all epochs of all trials
         self._started, self._settled_before = time.monotonic(), 0
@@ -115,6 +123,12 @@ class Records:
         pairs = [(record, row) for record in self.trials.values() if (row := record.best(self.metric)) is not None]
         return sorted(pairs, key=lambda pair: rank(pair[1], self.metric), reverse=True)[:n]
 
+    def front(self) -> dict[int, list[float]]:
+        """Number and values of the run's complete trials on its Pareto front."""
+        complete = [(r, objectives.values(self.objectives, r, self.metric)) for r in self.trials.values() if r.state == "COMPLETE"]
+        found = {record.number: value for record, value in complete if value is not None}
+        return {number: found[number] for number in objectives.front(self.objectives, found)}
+
     # ---- tables
 
     def trials_table(self) -> pa.Table:
@@ -126,6 +140,12 @@ class Records:
             "state": pa.array([r.state for r in records], pa.string()),
             "value": pa.array([_value(r, self.metric) for r in records], pa.float64()),
         }
+        if self.objectives:
+            found = [objectives.values(self.objectives, r, self.metric) if r.state != "FAIL" else None for r in records]
+            for i, objective in enumerate(self.objectives):
+                columns[f"values_{objective}"] = pa.array([None if v is None else v[i] for v in found], pa.float64())
+            front = self.front()
+            columns["pareto"] = pa.array([r.number in front for r in records], pa.bool_())
         for name in names:
             columns[f"params_{name}"] = _column([r.params.get(name) for r in records])
         columns |= {
@@ -135,6 +155,8 @@ class Records:
             "node": pa.array([r.node for r in records], pa.string()),
             "reason": pa.array([r.reason for r in records], pa.string()),
         }
+        if any(r.exploits for r in records):
+            columns["exploits"] = pa.array([json.dumps(r.exploits) for r in records], pa.string())
         return pa.table(columns)
 
     def history_table(self) -> pa.Table:

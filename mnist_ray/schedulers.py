@@ -84,6 +84,10 @@ def make(settings: SearchSettings, past: Mapping[int, Mapping[int, float]], sear
     """The scheduler that --scheduler names; `past` as in ResumableASHA. Of a pruner's name the study has the pruner."""
     if settings.scheduler == "none":
         return FIFOScheduler()
+    if settings.scheduler == "pbt":
+        from mnist_ray import pbt
+
+        return pbt.make(settings, search_alg)
     if settings.scheduler == "asha" and not settings.deterministic:
         return ResumableASHA(
             past,

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,15 +21,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mnist_ray import cluster, data, records, report, spaces
+from mnist_ray import cluster, data, lease, objectives, records, report, spaces, trackers
 from mnist_ray.errors import MnistRayError, SettingsError, WorkError
+from mnist_ray.processes import temporary_folder
 from mnist_ray.records import Records
 from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved, without_password
+from mnist_ray.start import FILE, Start, read_start
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}  # of one command, not of the run
 # What may be given anew when a run goes on: how much and on what it runs, not what it is.
 CHANGEABLE = ONE_TIME | {"trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages", "data_dir"}
+CHANGEABLE |= {"trial_timeout", "tensorboard", "activations", "mlflow", "wandb"}
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}  # decide on the result too, so --deterministic lets none of them change
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables while trials finish; the study itself is always up to date
@@ -46,12 +48,21 @@ def search(settings: SearchSettings) -> int:
     if previous:
         settings = resumed_settings(settings, previous["settings"])
         check_search(settings)
+    trackers.check(settings)
     images_and_split = data.load_split(settings)
     if previous and previous["data"]["sha256"] != images_and_split[0].sha256:
         raise SettingsError(f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)")
-    space = _space(settings)
+    start = read_start(settings, storage, previous)
+    space = _space(settings, start)
+    settings = _trainable_checked(settings)
+    if settings.scheduler == "pbt":
+        from mnist_ray import pbt
+
+        pbt.check(settings, spaces.of_networks(spaces.find(settings.space)))
+        settings = dataclasses.replace(settings, sampler="random")
     _sampler(settings)
-    points, older = _check_study(settings, name, previous, functools.partial(space, data=data_shape(images_and_split[0])), images_and_split)
+    on_data = functools.partial(space, data=data_shape(images_and_split[0]))
+    points, older = _check_study(settings, name, previous, on_data, images_and_split, start)
     if settings.dry_run:
         return _dry_run(settings, space, data_shape(images_and_split[0]))
     check_writable(settings.storage)
@@ -63,26 +74,52 @@ def search(settings: SearchSettings) -> int:
         read_stages(settings.stages)  # a misspelt file is found now, not after the search
     if not cluster.running():
         cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources(settings.gpus_per_trial > 0)], {})
+    watchers = trackers.opened(settings)
     try:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
-        with cluster.interruptible(), cluster.connected(settings.verbose) as ray_cluster, cluster.interruptible():
+        with (
+            cluster.interruptible(),
+            lease.held(storage, "search"),
+            cluster.connected(settings.verbose) as ray_cluster,
+            cluster.interruptible(),
+        ):
             cluster.check_shared_storage(RunStorage(settings.storage))
-            return _Run(settings, name, storage, previous, space, images_and_split, points, older).run(ray_cluster)
+            return _Run(settings, name, storage, previous, space, images_and_split, points, older, start, watchers).run(ray_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
         return INTERRUPTED
 
 
 def _resume_command(settings: SearchSettings, name: str) -> str:
+    if settings.scheduler == "pbt":
+        return "python jobs/search.py … --overwrite (a run of --scheduler pbt begins anew)"
     return f"python jobs/search.py --storage {settings.storage} --name {name} --resume"
 
 
 # ---- before anything starts
 
 
-def _space(settings: SearchSettings) -> Callable[..., dict[str, Any]]:
+def _space(settings: SearchSettings, start: Start | None = None) -> Callable[..., dict[str, Any]]:
     found = spaces.find(settings.space)
-    return functools.partial(found, **spaces.options(found, settings.space, key_values(settings.space_args, "--space-args")))
+    options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
+    return functools.partial(found, **options, **({"start": start.hyperparameters} if start else {}))
+
+
+def _trainable_checked(settings: SearchSettings) -> SearchSettings:
+    """The settings, without fine-tuning where the space's trials give no network. SettingsError where that contradicts another flag."""
+    if spaces.of_networks(spaces.find(settings.space)):
+        return settings
+    for flag, wanted in (
+        ("--objectives latency", "latency" in objectives.names(settings.objectives)),
+        ("--augment", settings.augment != "none"),
+        ("--scheduler pbt", settings.scheduler == "pbt"),
+        ("--tensorboard", settings.tensorboard),
+    ):
+        if wanted:
+            raise SettingsError(f"{flag}: is for networks, and space {settings.space!r} trains none")
+    if settings.finetune and not settings.dry_run:
+        print(f"--no-finetune is implied: space {settings.space!r} gives no network that could be exported as ONNX", flush=True)
+    return dataclasses.replace(settings, finetune=False)
 
 
 def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
@@ -92,7 +129,7 @@ def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
     return make_sampler(settings.sampler, (settings.seed + asked) % 2**32, key_values(settings.sampler_args, "--sampler-args"))
 
 
-def _purpose(settings: SearchSettings, images_and_split: tuple[data.Images, Any, Any]) -> dict[str, Any]:
+def _purpose(settings: SearchSettings, images_and_split: tuple[data.Images, Any, Any], start: Start | None) -> dict[str, Any]:
     """What searches that share a study must have in common, or the values of its trials could not be compared."""
     _, train, val = images_and_split
     return {
@@ -103,6 +140,9 @@ def _purpose(settings: SearchSettings, images_and_split: tuple[data.Images, Any,
         "space_args": sorted(settings.space_args),
         "metric": settings.metric,
         "max_epochs": settings.max_epochs,
+        **({"objectives": list(objectives.names(settings.objectives))} if settings.objectives else {}),
+        **({"augment": settings.augment} if settings.augment != "none" else {}),
+        **({"onnx_sha256": start.sha256} if start else {}),
     }
 
 
@@ -112,6 +152,7 @@ def _check_study(
     previous: dict[str, Any] | None,
     space: Callable[[Any], dict[str, Any]],
     images_and_split: tuple[data.Images, Any, Any],
+    start: Start | None,
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Everything about scheduler, points and study that can be refused before Ray starts. Returns points and older trials."""
     import optuna
@@ -121,12 +162,16 @@ def _check_study(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     s = settings
-    make_pruner(s)
-    studies.ranges(space, samples=1)  # a value in --space-args that the space itself refuses
+    several = objectives.names(s.objectives)
+    objectives.check_parts(s, functools.partial(_sampler, s), make_pruner(s))
+    try:
+        studies.ranges(space, samples=1)  # a value in --space-args that the space itself refuses
+    except ValueError as error:  # Optuna's, of a range that is none
+        raise SettingsError(f"--space-args: space {s.space!r} has no suggestion with them: {str(error).splitlines()[0]}") from error
     points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
     older = []
     if s.warm_start and not (previous and previous.get("warm_started")):
-        older = studies.older_trials(s.warm_start, s.metric, _purpose(s, images_and_split), space)
+        older = studies.older_trials(s.warm_start, s.metric, _purpose(s, images_and_split, start), space, several)
     if s.study and not s.dry_run:
         if previous and s.study == "memory":
             raise SettingsError("--resume: the run's study was in memory and has ended with it")
@@ -134,7 +179,7 @@ def _check_study(
         with studies.opened(s.study) as storage:
             study = studies.existing(storage, study_name)
             if study:
-                studies.check_study(study, s.metric, _purpose(s, images_and_split), space)
+                studies.check_study(study, s.metric, _purpose(s, images_and_split, start), space, several)
                 if not previous:
                     studies.check_run(study, name)
                 if s.deterministic:
@@ -218,27 +263,34 @@ class _Run:
         images_and_split: tuple[data.Images, Any, Any],
         points: list[dict[str, Any]],
         older: list[Any],
+        start: Start | None,
+        watchers: list[trackers.Tracker],
     ) -> None:
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
-        self.points, self.older = points, older
+        self.points, self.older, self.start, self.watchers = points, older, start, watchers
+        self.trainable = spaces.trainable(spaces.find(settings.space))
         self.data = images_and_split
-        self.records = Records(settings.metric, settings.trials)
+        self.several = objectives.names(settings.objectives)
+        self.records = Records(settings.metric, settings.trials, self.several)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
         self.saved_at = -SAVE_EVERY
         self.best_kept: tuple[int, int] | None = None  # number and epoch of what lies in best/
 
     def run(self, ray_cluster: cluster.Cluster) -> int:
         s = self.settings
+        self.dashboard = ray_cluster.dashboard
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
         cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         if s.deterministic:  # noted in run.json: what depends on the machine must not depend on the next one
             s = self.settings = dataclasses.replace(s, max_concurrent=slots, precision="fp32" if s.precision == "auto" else s.precision)
         self._claim()
+        if self.start and not self.storage.exists(FILE):
+            self.storage.write_bytes(FILE, self.start.data)
         try:
-            with self._study() as (study, journal):
+            with temporary_folder("mray-tune-") as self.tune_folder, self._study() as (study, journal):
                 self._search(study, journal, min(slots, s.trials))
-            self._summary()
+                self._summary(study)
             if s.finetune:
                 print(report.write_or_warn(self.storage), flush=True)
                 cluster.submit_and_follow(ray_cluster, "finetune.py", self._finetune_arguments())
@@ -246,12 +298,15 @@ class _Run:
             self._state("interrupted")
             raise
         except MnistRayError:
-            self._state("failed")
+            with contextlib.suppress(WorkError):  # of the storage: the first error is the one to tell
+                self._state("failed")
             raise
         if not s.finetune:
             self._state("searched")
             print(report.write_or_warn(self.storage), flush=True)
-            print(f"best checkpoint: {self.storage.join('best')}\nnext: python jobs/finetune.py --run {self.storage.uri}", flush=True)
+            print(f"best checkpoint: {self.storage.join('best')}", flush=True)
+            if spaces.of_networks(spaces.find(s.space)):
+                print(f"next: python jobs/finetune.py --run {self.storage.uri}", flush=True)
         return 0
 
     def _finetune_arguments(self) -> list[str]:
@@ -272,13 +327,15 @@ class _Run:
             self.storage.write_json("run.json", self.description)
             return
         if s.overwrite:
-            self.storage.delete("")
+            for part in {file.partition("/")[0] for file in self.storage.list()} - {lease.file("search")}:
+                self.storage.delete(part)
         self.description = {
             "name": self.name,
             "state": "searching",
             "settings": {**resolved(s), "name": self.name},
             "seed": s.seed,
             "points": self.points,
+            **({"onnx_sha256": self.start.sha256} if self.start else {}),
             "command": without_password(shlex.join(sys.argv)),
             "versions": {p: version(p) for p in ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")},
             "python": platform.python_version(),
@@ -299,38 +356,36 @@ class _Run:
     def _study(self) -> Iterator[tuple[Any, Path | None]]:
         """The run's study, and the local journal file that must be uploaded, if there is one."""
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         from mnist_ray.pruners import make_pruner
-        from mnist_ray.studies import open_study, opened
+        from mnist_ray.studies import journal_file, open_study, opened
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         s = self.settings
         # Searches that share a study need suggestions of their own, though their seed, which fixes the split, may be the same.
         self.offset = zlib.crc32(self.name.encode()) if s.study else 0
         sampler = _sampler(s, asked=self.offset)
-        common = (s.study_name or self.name, s.metric, sampler, make_pruner(s), _purpose(s, self.data))
+        common = (s.study_name or self.name, s.metric, sampler, make_pruner(s), _purpose(s, self.data, self.start), self.several)
         if s.study:
             with opened(s.study) as shared:
                 yield open_study(shared, *common), None
             return
-        with tempfile.TemporaryDirectory(prefix="mray-study-") as folder:
+        with temporary_folder("mray-study-") as folder:
             local = self.storage.local_path
-            path = (local or Path(folder)) / "study.journal"
+            path = (local or folder) / "study.journal"
             if local is None and self.storage.exists("study.journal"):
                 path.write_bytes(self.storage.read_bytes("study.journal"))
-            journal = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
-            yield open_study(journal, *common), path if local is None else None
+            path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's: this one holds the run
+            yield open_study(journal_file(path), *common), path if local is None else None
 
     def _search(self, study: Any, journal: Path | None, slots: int) -> None:
         from ray import tune
 
-        from mnist_ray import schedulers
+        from mnist_ray import schedulers, watch
         from mnist_ray.deterministic import DeterministicTrial, OrderedSearch
         from mnist_ray.optuna_search import StudySearch
         from mnist_ray.studies import close_interrupted, read_trials, remaining_points, take_over, to_try_again
-        from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
+        from mnist_ray.trial import SummaryWarnings, TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
         images, train, val = self.data
@@ -338,9 +393,9 @@ class _Run:
         if self.previous:
             study.sampler = _sampler(s, asked=self.offset + len(study.get_trials(deepcopy=False)))
         continued, past = [], {}
-        for frozen, record in read_trials(study, self.name):
-            past[record.number] = dict(frozen.intermediate_values)
-            latest = f"{checkpoint_folder(record.number)}/latest.safetensors"
+        for frozen, record in read_trials(study, self.name, s.metric):
+            past[record.number] = objectives.curve(frozen)
+            latest = f"{checkpoint_folder(record.number)}/{self.trainable.LATEST}"
             if record.state == "RUNNING" and (s.deterministic or self.storage.exists(latest)):
                 continued.append(frozen)
                 record.rows = {}  # the checkpoint has them all
@@ -364,8 +419,15 @@ class _Run:
             print(f"learning from {take_over(study, self.older)} trials of {without_password(s.warm_start or '')}", flush=True)
             self.description["warm_started"] = True
             self.storage.write_json("run.json", self.description)
-        if not s.study:
-            print(f"watch it: optuna-dashboard {journal or self.storage.join('study.journal')}", flush=True)
+        if self.previous:
+            trackers.forget_unknown(self.storage, self.records.trials)
+        if self.watchers:
+            earlier = self.description.get("trackers", {})
+            known = trackers.begin(self.watchers, self.name, self.description["settings"], self.storage, earlier)
+            self.description["trackers"] = {**earlier, **known}
+            self.storage.write_json("run.json", self.description)
+        study_file = str(journal or self.storage.join("study.journal"))
+        print("\n".join(trackers.commands(s, self.storage, study_file, self.dashboard, self.watchers)), flush=True)
 
         parts = (study, functools.partial(self.space, data=data_shape(images)), self.records)
         options: dict[str, Any] = {
@@ -380,16 +442,23 @@ class _Run:
             search_alg: StudySearch = OrderedSearch(*parts, **options, window=s.max_concurrent or slots, sampler=self._sampler_of)
         else:
             search_alg = StudySearch(*parts, **options)
-        context = TrialContext(self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial)
+        context = TrialContext(
+            self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial, "latency" in self.several,
+            s.augment, s.tensorboard, s.activations,
+        )  # fmt: skip
         trainable = tune.with_parameters(
-            DeterministicTrial if s.deterministic else TrainTrial,
+            DeterministicTrial if s.deterministic and self.trainable is TrainTrial else self.trainable,
             context=context,
             images=images.images,
             labels=images.labels,
             train=train,
             val=val,
+            start=self.start.weights if self.start else None,
         )
         remaining = s.trials - self.records.settled()
+        population = s.scheduler == "pbt"  # whose trials take turns: all of them are begun, and Tune keeps their states
+        if population:
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)
         if remaining > 0:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, {"cpu": s.cpus_per_trial, "gpu": s.gpus_per_trial}),
@@ -399,27 +468,35 @@ class _Run:
                     search_alg=search_alg,
                     scheduler=schedulers.make(s, past, search_alg),
                     num_samples=remaining,
-                    max_concurrent_trials=slots,
+                    max_concurrent_trials=None if population else slots,
                     reuse_actors=True,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=self.storage.uri,
+                    # Of what Tune keeps only the states of a population are read again, by any node.
+                    storage_path=self.storage.uri if population else str(self.tune_folder),
                     stop=schedulers.Ending(search_alg, duration(s.time_budget, "--time-budget")),
-                    failure_config=tune.FailureConfig(max_failures=8),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own (see trial.py)
+                    failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
+                    callbacks=[watch.Watch(search_alg, duration(s.trial_timeout, "--trial-timeout"), s.trial_timeout), SummaryWarnings()],
+                    # Trials keep their own (see trial.py). A state that is to be copied must outlive the next one of its trial.
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, num_to_keep=4 if population else None),
                     verbose=1 if s.verbose else 0,
                 ),
             )
             # A bar in a terminal, nothing in a job's log.
             self.bar = tqdm(total=s.trials, initial=self.records.settled(), unit="trial", disable=None, dynamic_ncols=True, leave=False)
-            with self.bar:
+            with self.bar, watch.patched_tune(search_alg.worker_lost), trackers.following(self.watchers, self.records):
                 tuner.fit()
-        if search_alg.storage_error:
-            raise WorkError(f"storage failed: {search_alg.storage_error}; when it works again: {_resume_command(s, self.name)}")
+                if search_alg.storage_error:
+                    raise WorkError(f"storage failed: {search_alg.storage_error}; when it works again: {_resume_command(s, self.name)}")
+        else:
+            with trackers.following(self.watchers, self.records):
+                pass  # a search that has ended is still made known to a tracker that it did not have
         self._save()
+        for folder in {name.rpartition("/")[0] for name in self.storage.list("tune") if "/checkpoint_" in name} if population else ():
+            self.storage.delete(folder)
         if self.records.best is None:
             reasons = sorted({r.reason for r in self.records.trials.values()})
             raise WorkError(f"no trial of {len(self.records.trials)} succeeded: {'; '.join(reasons)[:400]}")
@@ -467,13 +544,18 @@ class _Run:
         if self.best_kept == (number, row["epoch"]):
             return
         folder = checkpoint_folder(number)
-        if self.previous and not self.storage.exists(f"{folder}/best.safetensors"):
+        files = self.trainable.BEST
+        if self.previous and not self.storage.exists(f"{folder}/{list(files)[-1]}"):
             return  # kept before the interruption
-        self.storage.write_bytes("best/optimizer.safetensors", self.storage.read_bytes(f"{folder}/optimizer.safetensors"))
-        self.storage.write_bytes("best/model.safetensors", self.storage.read_bytes(f"{folder}/best.safetensors"))
+        for file, kept in files.items():
+            self.storage.write_bytes(f"best/{kept}", self.storage.read_bytes(f"{folder}/{file}"))
         self.best_kept = (number, row["epoch"])
 
-    def _summary(self) -> None:
+    def _summary(self, study: Any) -> None:
+        from optuna.trial import TrialState
+
+        from mnist_ray import importance
+
         states = [r.state for r in self.records.trials.values()]
         failed: dict[str, int] = {}
         for r in self.records.trials.values():
@@ -489,6 +571,29 @@ class _Run:
             for r, row in self.records.top(5)
         ]
         print(records.table_text(header, lines), flush=True)
+        metric = self.settings.metric
+        exploits = sum(len(r.exploits) for r in self.records.trials.values())
+        if exploits:
+            print(f"{exploits} times a trial went on with another's weights; the settings above are those that each began with", flush=True)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        of_metric = [objectives.single(trial, self.several, metric) for trial in complete]
+        if not exploits:  # else the values are not those of the settings
+            print(importance.text(of_metric, objectives.DIRECTIONS[objectives.OF_METRIC[metric]]), flush=True)
+        if self.several:
+            print(self._front(), flush=True)
+
+    def _front(self) -> str:
+        """The Pareto front as a table, best by the first objective first."""
+        found = self.records.front()
+        if not found:
+            return "Pareto front: no trial is complete"
+        sign = -1 if objectives.DIRECTIONS[self.several[0]] == "maximize" else 1
+        lines = [
+            [number, *objectives.cells(self.several, found[number]), _short(self.records.trials[number].params)]
+            for number in sorted(found, key=lambda n: sign * found[n][0])
+        ]
+        units = ["latency (ms)" if name == "latency" else name for name in self.several]
+        return "Pareto front of the complete trials:\n" + records.table_text(["trial", *units, "settings"], lines)
 
 
 def _trial_name(trial: Any) -> str:

@@ -12,16 +12,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import tyro
 import yaml
 
+from mnist_ray import objectives
 from mnist_ray.errors import MnistRayError, SettingsError
 
 T = TypeVar("T")
 
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
+Augmentation = Literal["none", "crop-flip", "shift", "affine", "elastic", "affine-elastic"]
+AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 
 
 def default_storage() -> str:
@@ -50,15 +53,23 @@ class SearchSettings:
     """How many images to train on (default: all but the validation images)."""
     val_images: int | None = None
     """How many images to validate on (default: 5,000; digits: 215)."""
+    augment: Augmentation = "none"
+    """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation, scale, shift), elastic or both of these."""
+    onnx: str | None = None
+    """Start every trial from this ONNX file or run's directory, for --space optimizer (files not of ours: the extra foreign-onnx)."""
     trials: int = 50
     """How many trials this run has in all."""
     max_epochs: int = 10
     """The most epochs a trial trains."""
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     """What is maximised or minimised; equal accuracies are told apart by the loss."""
+    objectives: str | None = None
+    """Several objectives at once, two or more of accuracy, loss, parameters and latency (milliseconds of one image in onnxruntime, on one
+    thread of the trial's machine), as accuracy,parameters: the result is a Pareto front. --metric still stops trials, chooses each
+    trial's epoch, and decides what is fine-tuned."""
     scheduler: str = "asha"
     """What stops the hopeless early: asha, hyperband, median, percentile, successive-halving, threshold, patient, none, or
-    module:Class for an optuna.pruners.BasePruner of your own."""
+    module:Class for an optuna.pruners.BasePruner of your own; pbt: the worst go on with the weights of the best instead."""
     scheduler_args: tuple[str, ...] = ()
     """The scheduler's own options, as KEY=VALUE."""
     grace_period: int = 1
@@ -98,12 +109,22 @@ class SearchSettings:
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it: the sampler learns from its trials."""
     time_budget: str | None = None
     """Stop the search after so long, as 90s, 30m or 2h."""
+    trial_timeout: str | None = None
+    """Give a trial up that reports no epoch for so long, as 10m (default: never)."""
     finetune: bool = True
     """Fine-tune the best and publish it when the search ends."""
     stages: str = "default"
     """The fine-tune stages: default, seed, or a YAML file."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the training; auto measures whether bf16 is faster here."""
+    tensorboard: bool = False
+    """Write curves, histograms of the weights and the graph of every trial into the run's folder tensorboard/."""
+    activations: bool = False
+    """With --tensorboard: histograms of what every layer returns for some validation images, too."""
+    mlflow: str | None = None
+    """Track trials and search in MLflow: sqlite:///FILE, postgresql://…, mysql://… or http(s)://…; ${VAR} as in --study."""
+    wandb: str | None = None
+    """Track trials in this project of Weights & Biases; WANDB_MODE=offline writes to a folder only."""
     dry_run: bool = False
     """Print the resolved settings and the first suggestions, and do nothing."""
     verbose: bool = False
@@ -300,7 +321,11 @@ def check_search(s: SearchSettings) -> None:
         )
     if s.deterministic and s.time_budget is not None:
         raise SettingsError("--deterministic and --time-budget exclude each other: how far a search comes in a given time is chance")
+    if s.activations and not s.tensorboard:
+        raise SettingsError("--activations needs --tensorboard, which shows them")
     duration(s.time_budget, "--time-budget")
+    duration(s.trial_timeout, "--trial-timeout")
+    objectives.check(s)
     key_values(s.space_args, "--space-args")
     key_values(s.sampler_args, "--sampler-args")
     key_values(s.scheduler_args, "--scheduler-args")
@@ -319,4 +344,4 @@ def without_password(text: str) -> str:
 def resolved(settings: Any) -> dict[str, Any]:
     """Settings as a dict that JSON and YAML can hold, without passwords."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k != "given"}
-    return values | {k: without_password(str(values[k])) for k in ("study", "warm_start") if values.get(k)}
+    return values | {k: without_password(str(values[k])) for k in ("study", "warm_start", "mlflow") if values.get(k)}

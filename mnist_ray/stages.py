@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import read_yaml
+from mnist_ray.settings import AUGMENTATIONS, read_yaml
+from mnist_ray.spaces import OF_ONE_OPTIMIZER
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
@@ -17,28 +18,38 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).resolve().parent.parent / "jobs" / "recipes"
 BUILT_IN = ("default", "seed")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
-SCHEDULES = ("constant", "cosine", "one_cycle", "linear")
+SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
+TRIALS = "trial"  # in a recipe file, in place of a value of one of these keys: the best trial's
+KEPT = ("batch_size", "lr", "weight_decay", "optimizer")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. What is given here replaces the trial's value; a stage begins with a fresh optimiser."""
+    """One stage. What is given here replaces the trial's value, None keeps it; a stage begins with a fresh optimiser."""
 
     epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    optimizer: str
+    batch_size: int | None
+    lr: float | None
+    weight_decay: float | None
+    optimizer: str | None
     seed: int
     schedule: str = "constant"
     label_smoothing: float = 0.0
     ema: float = 0.0
     dropout: float | None = None  # None keeps the network's own
+    augment: str | None = None  # None augments as the search did
 
     def hyperparameters(self, hp: Mapping[str, Any]) -> dict[str, Any]:
-        """The network's dict with this stage's training in it."""
+        """The network's dict with this stage's training in it. What belongs to another optimiser than the stage's is left out."""
         own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("epochs", "seed") and v is not None}
-        return {**hp, "l1": 0.0, **own}
+        another = self.optimizer not in (None, hp.get("optimizer"))
+        kept = {k: v for k, v in hp.items() if not (another and k in OF_ONE_OPTIMIZER)}
+        return {**kept, "l1": 0.0, **own}
+
+    def told(self, hp: Mapping[str, Any]) -> "Stage":
+        """The stage with the values that it keeps of the trial, so that a log and a model's lineage show them."""
+        defaults = {"weight_decay": 0.0, "augment": "none"}
+        return dataclasses.replace(self, **{k: hp.get(k, defaults.get(k)) for k in (*KEPT, "augment") if getattr(self, k) is None})
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Recipe:
     start: str
     train_on: str
     stages: tuple[Stage, ...]
+
+    def told(self, hp: Mapping[str, Any]) -> "Recipe":
+        """See Stage.told."""
+        return dataclasses.replace(self, stages=tuple(stage.told(hp) for stage in self.stages))
 
     @property
     def first_number(self) -> int:
@@ -82,7 +97,9 @@ def _stage(row: Any, where: str) -> Stage:
     for key, value in row.items():
         if key not in fields:
             raise SettingsError(f"{where}: unknown key {key!r}; allowed are {', '.join(fields)}")
-        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(key)
+        if value == TRIALS and key in KEPT:
+            continue
+        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augment": AUGMENTATIONS}.get(key)
         if choices is not None:
             if value not in choices:
                 raise SettingsError(f"{where}: {key} is {value!r}; allowed are {', '.join(choices)}")
@@ -99,7 +116,8 @@ def _stage(row: Any, where: str) -> Stage:
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in row]
     if missing:
         raise SettingsError(f"{where}: {missing[0]!r} is missing")
-    return Stage(**row)
+    values: dict[str, Any] = {key: None if value == TRIALS else value for key, value in row.items()}
+    return Stage(**values)
 
 
 def stage_folder(number: int) -> str:

@@ -370,16 +370,31 @@ def refuse_credentials(uri: str) -> None:
 def publish(storage: RunStorage, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
     """Write the files of a model, then `model.json`, which names one of them (`file`) and its digest (`sha256`).
 
-    Until `model.json` is in place, `read_verified` gives the model before or an error, never a mixture. `sha256` is
-    filled in when it is missing.
+    Wherever that is cut off, `read_verified` gives the model before or the new one: a model that replaces another is first
+    put beside it, under a name of its own, until the name that both have holds the new one. `sha256` is filled in when it
+    is missing.
     """
     name = manifest["file"]
     sha256 = hashlib.sha256(files[name]).hexdigest()
     if manifest.get("sha256", sha256) != sha256:
         raise ValueError(f"the manifest's sha256 is not that of {name}")
+    final = {**manifest, "sha256": sha256}
+    asides = set()
+    if storage.exists("model.json"):
+        with suppress(CorruptFileError):
+            before = storage.read_json("model.json")
+            found = str(before.get("file")) if isinstance(before, dict) else ""
+            if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", found):
+                asides.add(found)  # of a publication that was cut off
+        aside = f"{sha256[:16]}-{name}"
+        asides.add(aside)
+        storage.write_bytes(aside, files[name])
+        storage.write_json("model.json", {**final, "file": aside})
     for file, data in files.items():
         storage.write_bytes(file, data)
-    storage.write_json("model.json", {**manifest, "sha256": sha256})
+    storage.write_json("model.json", final)
+    for aside in asides:
+        storage.delete(aside)
 
 
 def read_verified(storage: RunStorage, manifest: str = "model.json") -> tuple[dict[str, Any], bytes]:

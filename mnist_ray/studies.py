@@ -10,7 +10,6 @@ import importlib.util
 import math
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,12 @@ import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalRedisBackend
+from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_ray import objectives as several
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.processes import temporary_folder
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, rows_from
 from mnist_ray.settings import without_password
 from mnist_ray.storage import RunStorage
@@ -101,9 +103,37 @@ def _journal_file(path: Path, refuse: Callable[[str], NoReturn]) -> BaseStorage:
     if not path.parent.is_dir():
         refuse("its folder does not exist")
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        return journal_file(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         refuse(f"it is no journal of Optuna's: {_first_line(error)}")
+
+
+def journal_file(path: Path) -> JournalStorage:
+    """The journal in a local file, made if there is none. What a full disk or a killed process left of its last line is cut off."""
+    lock = JournalFileOpenLock(str(path))
+    log = _FileLog(str(path), lock_obj=lock)
+    if _torn(path.read_bytes()):
+        with get_lock_file(lock), path.open("r+b") as file:  # nobody writes now
+            content = file.read()
+            if _torn(content):
+                file.truncate(content.rfind(b"\n") + 1)
+    return JournalStorage(log)
+
+
+def _torn(content: bytes) -> bool:
+    """Whether it is a journal without the end of its last line."""
+    beginning = b'{"op_code"'
+    return content != b"" and not content.endswith(b"\n") and content[: len(beginning)] == beginning[: len(content)]
+
+
+class _FileLog(JournalFileBackend):
+    """Optuna's, naming the file where it cannot be written."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise WorkError(f"cannot write {self._file_path}: {error.strerror or error}") from error
 
 
 class _RedisLog(JournalRedisBackend):
@@ -224,10 +254,12 @@ def open_study(
     sampler: optuna.samplers.BaseSampler,
     pruner: optuna.pruners.BasePruner | None = None,
     purpose: Mapping[str, Any] | None = None,
+    objectives: Sequence[str] = (),
 ) -> optuna.Study:
     """The study of that name, made if there is none. Raises SettingsError where it is another's (see check_study).
 
     purpose: what is compared in it (data set, space, metric, …), noted in a new study and compared with an old one's.
+    objectives: names of objectives.py where it is to have several; () for the metric alone.
     """
     study = optuna.create_study(
         storage=storage,
@@ -235,9 +267,13 @@ def open_study(
         sampler=sampler,
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
-        direction=_direction(metric),
+        directions=_directions(metric, objectives),
     )
-    check_study(study, metric, purpose)
+    check_study(study, metric, purpose, objectives=objectives)
+    if objectives and not study.metric_names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(objectives))
     if purpose and PURPOSE not in study.user_attrs:
         study.set_user_attr(PURPOSE, dict(purpose))
     if isinstance(study.pruner, optuna.pruners.HyperbandPruner):
@@ -254,11 +290,24 @@ def existing(storage: BaseStorage, name: str) -> optuna.Study | None:
         return None
 
 
-def check_study(study: optuna.Study, metric: str, purpose: Mapping[str, Any] | None = None, space: Space | None = None) -> None:
+def check_study(
+    study: optuna.Study,
+    metric: str,
+    purpose: Mapping[str, Any] | None = None,
+    space: Space | None = None,
+    objectives: Sequence[str] = (),
+) -> None:
     """SettingsError where the study optimises the other way, was made for another purpose, or its trials contradict the space."""
     name = study.study_name
     directions = [d.name.lower() for d in study.directions]
-    if directions != [_direction(metric)]:
+    wanted = _directions(metric, objectives)
+    if directions != wanted and (objectives or len(directions) > 1):
+        here = ",".join(objectives) or metric
+        raise SettingsError(
+            f"--objectives: {here} is to {', '.join(wanted)}, but study {name!r} is to {', '.join(directions)} already; "
+            "give another --study-name"
+        )
+    if directions != wanted:
         raise SettingsError(f"--metric: {metric} is to {_direction(metric)}, but study {name!r} is to {', '.join(directions)} already")
     noted = study.user_attrs.get(PURPOSE, {})
     if purpose and noted and noted != purpose:
@@ -312,6 +361,10 @@ def check_alone(study: optuna.Study, run: str) -> None:
         raise SettingsError(f"--deterministic: study {study.study_name!r} has trials of {others[0]!r}; give a --study-name of its own")
 
 
+def _directions(metric: str, objectives: Sequence[str]) -> list[several.Direction]:
+    return several.directions(objectives) if objectives else [_direction(metric)]
+
+
 def _direction(metric: str) -> Literal["minimize", "maximize"]:
     return "minimize" if metric == "val_loss" else "maximize"
 
@@ -332,8 +385,8 @@ def ask(study: optuna.Study, attributes: Mapping[str, Any], values: Mapping[str,
     return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
 
 
-def read_trials(study: optuna.Study, run: str) -> list[tuple[FrozenTrial, Record]]:
-    """The run's trials in a study, with what the study knows of them."""
+def read_trials(study: optuna.Study, run: str, metric: str | None = None) -> list[tuple[FrozenTrial, Record]]:
+    """The run's trials in a study, with what the study knows of them. metric: the run's; a study with one objective tells it itself."""
     pairs = []
     for frozen in study.get_trials(deepcopy=False):
         if frozen.user_attrs.get(RUN) != run:
@@ -345,13 +398,15 @@ def read_trials(study: optuna.Study, run: str) -> list[tuple[FrozenTrial, Record
             state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
             reason=summary.get("reason", ""),
             n_parameters=summary.get("n_parameters"),
+            latency_ms=summary.get("latency_ms"),
+            exploits=summary.get("exploits", []),
             node=summary.get("node", ""),
             rows=rows_from(summary),
         )
         if not summary:  # cut off: of its epochs the study has the metric alone
             empty = dict.fromkeys(HISTORY, math.nan)
-            metric = "val_loss" if study.direction.name == "MINIMIZE" else "val_accuracy"
-            record.rows = {e: {**empty, "epoch": e, metric: v} for e, v in frozen.intermediate_values.items()}
+            metric = metric or ("val_loss" if study.direction.name == "MINIMIZE" else "val_accuracy")
+            record.rows = {e: {**empty, "epoch": e, metric: v} for e, v in several.curve(frozen).items()}
         pairs.append((frozen, record))
     return pairs
 
@@ -439,7 +494,7 @@ def remaining_points(study: optuna.Study, run: str, points: Sequence[dict[str, A
 # ---- warm start
 
 
-def older_trials(text: str, metric: str, purpose: Mapping[str, Any], space: Space) -> list[FrozenTrial]:
+def older_trials(text: str, metric: str, purpose: Mapping[str, Any], space: Space, objectives: Sequence[str] = ()) -> list[FrozenTrial]:
     """The finished trials of the run or study that --warm-start names, each with SOURCE as its only attribute.
 
     Where the older search differs in its images or epochs, its curves must not be compared with this one's: then only complete trials
@@ -450,8 +505,8 @@ def older_trials(text: str, metric: str, purpose: Mapping[str, Any], space: Spac
     with _older_study(place, name, flag) as study:
         name = study.study_name
         noted = study.user_attrs.get(PURPOSE, {})
-        same = {key: purpose[key] for key in ("dataset", "space", "metric")}
-        check_study(study, metric, None, space)
+        same = {key: purpose[key] for key in ("dataset", "space", "metric", "objectives") if key in purpose}
+        check_study(study, metric, None, space, objectives)
         for key, value in same.items():
             if noted.get(key, value) != value:
                 raise SettingsError(f"{flag}: study {name!r} is for {key}={noted[key]!r}, unlike this search with {value!r}")
@@ -460,7 +515,7 @@ def older_trials(text: str, metric: str, purpose: Mapping[str, Any], space: Spac
         return [
             optuna.trial.create_trial(
                 state=trial.state,
-                value=trial.value,
+                values=trial.values,
                 params=trial.params,
                 distributions=trial.distributions,
                 intermediate_values=trial.intermediate_values if comparable else {},
@@ -485,8 +540,8 @@ def _older_study(place: str, name: str, flag: str) -> Iterator[optuna.Study]:
     settings = run.read_json("run.json").get("settings", {})
     if settings.get("study"):
         raise SettingsError(f"{flag}: the run's study is at {settings['study']}: give that, with #STUDY_NAME behind it")
-    with tempfile.TemporaryDirectory(prefix="mray-study-") as folder:
-        copy = Path(folder) / "study.journal"  # a copy, also of a local one: nothing is written beside an older run
+    with temporary_folder("mray-study-") as folder:
+        copy = folder / "study.journal"  # a copy, also of a local one: nothing is written beside an older run
         copy.write_bytes(run.read_bytes("study.journal"))
         with opened(str(copy), flag) as storage:
             yield _named(storage, name or settings.get("study_name") or settings.get("name", ""), place, flag)

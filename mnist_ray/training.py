@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_ray import checkpoint, models
+from mnist_ray import augment, checkpoint, models
 from mnist_ray.errors import WorkError
 
 EVALUATION_BATCH = 500  # images; larger batches fall out of a CPU's second-level cache, smaller ones pay more calls
@@ -106,7 +106,7 @@ class Trainer:
     """A network on its way: weights, optimiser, weight average and the number of finished epochs.
 
     hp: the flat dict of hyperparameters (see models.py) with `batch_size`, `optimizer`, `lr`, and optionally `schedule`,
-        `weight_decay`, `label_smoothing`, `l1` and `ema` (decay of the weight average; 0 turns it off).
+        `weight_decay`, `label_smoothing`, `l1`, `augment` (see augment.py) and `ema` (decay of the weight average; 0 turns it off).
     epochs: how many epochs the schedule is laid out for.
     precision: "bf16", "fp32" or "auto" (see best_precision). In bf16 the weights and the optimiser stay in float32.
     """
@@ -152,6 +152,7 @@ class Trainer:
             order = index[order]
         factor = SCHEDULES[hp.get("schedule", "constant")]
         smoothing, l1 = hp.get("label_smoothing", 0.0), hp.get("l1", 0.0)
+        change = models.choose(hp, "augment", augment.AUGMENTATIONS) if hp.get("augment", "none") != "none" else None
         loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
         start = time.perf_counter()
@@ -159,9 +160,11 @@ class Trainer:
             lr = hp["lr"] * factor(step / (self.epochs * steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            y = labels[chosen]
+            x, y = images[chosen], labels[chosen]
+            if change is not None:
+                x = change(x)
             with self._autocast():
-                logits = self.model(self._pixels(images[chosen]))
+                logits = self.model(self._pixels(x))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
             if l1:
                 loss = loss + l1 * torch.stack([p.abs().sum() for p in self.model.parameters()]).sum()

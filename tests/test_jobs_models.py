@@ -125,9 +125,11 @@ def test_wrong_settings_are_one_line(run: Path, name: str, arguments: list[str],
     assert re.fullmatch(rf"{re.escape(name)}: .*{re.escape(message)}.*\n", done.stderr)
 
 
-def test_damaged_model_is_refused(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["evaluate.py", "predict.py", "draw.py"])
+def test_damaged_model_is_refused(run: Path, tmp_path: Path, name: str) -> None:
     whole = (run / "model.onnx").read_bytes()
     (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
-    done = job("evaluate.py", tmp_path / "half.onnx")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"evaluate\.py: .*half\.onnx is not an ONNX model or is damaged: .*\n", done.stderr)
+    picture = [tmp_path / "a.png"] if name == "predict.py" else []
+    done = job(name, tmp_path / "half.onnx", *picture)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"{re.escape(name)}: .*half\.onnx is not an ONNX model or is damaged: .*\n", done.stderr)

@@ -185,6 +185,15 @@ def test_altered_weight_is_found(exported: bytes) -> None:
         onnx_model.load_verified(proto.SerializeToString(), "m.onnx")
 
 
+def test_an_open_image_shape_is_refused(exported: bytes) -> None:
+    proto = onnx.load_model_from_string(exported)
+    del proto.metadata_props[:]
+    for axis, name in ((2, "height"), (3, "width")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    with pytest.raises(SettingsError, match=r"^m\.onnx leaves the images' shape open \(1xheightxwidth\); expected fixed [^\n]*$"):
+        onnx_model.Session(proto.SerializeToString(), "m.onnx")
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a model", lambda b: b[100:]])
 def test_no_onnx_file(exported: bytes, damage: Any) -> None:
     with pytest.raises(CorruptFileError, match=r"^m\.onnx is [^\n]+$"):
@@ -307,8 +316,12 @@ def test_read(exported: bytes, tmp_path: Path) -> None:
     assert onnx_model.read(str(tmp_path / "bare")) == exported
     assert onnx_model.read((run / "model.onnx").as_uri()) == exported
     (run / "model.onnx").write_bytes(exported[:-1])
-    with pytest.raises(CorruptFileError, match="SHA-256"):
+    with pytest.raises(SettingsError, match="SHA-256"):
         onnx_model.read(str(run / "model.onnx"))
+    # A person named it: what is wrong with it is a wrong setting, in one line that begins with the flag.
+    (tmp_path / "half").write_bytes(exported[: len(exported) // 2])
+    with pytest.raises(SettingsError, match=r"^--onnx: [^\n]*half is not an ONNX model or is damaged: [^\n]*$"):
+        onnx_model.read(str(tmp_path / "half"), "--onnx")
     for nothing in (tmp_path, tmp_path / "none.onnx", tmp_path / "none"):
         with pytest.raises(SettingsError, match="no model lies there"):
             onnx_model.read(str(nothing))

@@ -291,11 +291,11 @@ def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "percentile", "successive-halving", "threshold", "patient"])
 def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
     two = ["n_startup_trials=2"]
-    args = {"median": two, "percentile": two, "threshold": ["lower=0.7"], "patient": ["wraps=none", "patience=0"]}
+    args = {"median": two, "percentile": two, "threshold": ["lower=0.6"], "patient": ["wraps=none", "patience=0"]}
     command = [
         sys.executable, "jobs/search.py", "--dataset", "digits", "--train-images", "300", "--val-images", "150", "--space-args",
         "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune",
-        "--scheduler", scheduler,
+        "--scheduler", scheduler, "--grace-period", "4" if scheduler == "threshold" else "1",
     ]  # fmt: skip
     if scheduler in args:
         command += ["--scheduler-args", *args[scheduler]]

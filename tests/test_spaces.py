@@ -23,6 +23,7 @@ MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 CIFAR = spaces.DataShape(3, (32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 TINY = spaces.DataShape(1, (8, 8), 3, (0.3,), (0.4,))
 NARROW = {"optunanet": {"width_scale": 0.06}, "optunanet-depth": {"width_scale": 0.06}, "convnet": {"min_width": 8, "max_width": 16}}
+NETWORKS = [name for name in spaces.SPACES if name not in ("optimizer", "lightgbm")]  # these two: test_start.py, test_lightgbm_trial.py
 RECIPES = sorted(Path(__file__).parent.parent.glob("jobs/recipes/s[0-9]-*.yaml"))
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -140,7 +141,7 @@ def test_vgg_asks_only_for_what_the_network_has() -> None:
 
 
 @pytest.mark.parametrize("data", [MNIST, CIFAR, TINY], ids=["mnist", "cifar", "tiny"])
-@pytest.mark.parametrize("name", spaces.SPACES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_suggestion_is_json_and_builds(name: str, data: spaces.DataShape) -> None:
     for _, hp in asked(name, data, 3 if name == "vgg" else 6, **NARROW.get(name, {})):
         again = json.loads(json.dumps(hp))
@@ -150,7 +151,7 @@ def test_every_suggestion_is_json_and_builds(name: str, data: spaces.DataShape) 
         assert logits.shape == (2, data.classes)
 
 
-@pytest.mark.parametrize("name", spaces.SPACES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_suggestion_trains(name: str) -> None:
     _, hp = asked(name, TINY, 1, **NARROW.get(name, {}))[0]
     trainer = Trainer(hp, epochs=1, seed=0, precision="fp32")
@@ -226,9 +227,9 @@ def test_an_impossible_width_scale_is_refused(name: str, scale: float) -> None:
         asked(name, MNIST, 1, width_scale=scale)
 
 
-@pytest.mark.parametrize("options", [{"min_width": 64}, {"min_width": 0}, {"max_layers": 0}], ids=str)
+@pytest.mark.parametrize("options", [{"min_width": 64}, {"min_width": 0}, {"max_layers": 0}, {"max_fc": -1}], ids=str)
 def test_impossible_convnet_options_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(SettingsError, match=r"--space-args: \w+=\d+ is too small; expected at least \d+"):
+    with pytest.raises(SettingsError, match=r"--space-args: \w+=-?\d+ is too small; expected at least \d+"):
         asked("convnet", MNIST, 1, **options)
 
 
@@ -308,6 +309,7 @@ def test_recipes_are_the_documents_experiments() -> None:
     assert {k: (v["space"], v["trials"], v["max_epochs"]) for k, v in found.items()} == {
         "s1-optunanet": ("optunanet", 1001, 10),
         "s2-depth": ("optunanet-depth", 340, 10),
+        "s4-optimizer": ("optimizer", 501, 10),
         "s5-vgg": ("vgg", 30, 6),
         "s7-mlp": ("mlp", 100, 10),
         "s9-cnn": ("cnn", 20, 10),
@@ -315,3 +317,9 @@ def test_recipes_are_the_documents_experiments() -> None:
     assert (found["s7-mlp"]["train_images"], found["s7-mlp"]["val_images"]) == (3840, 1280)
     assert found["s1-optunanet"]["sampler_args"] == {"n_startup_trials": 50}
     assert found["s2-depth"]["sampler"] == "grid"
+    assert (found["s4-optimizer"]["scheduler"], found["s4-optimizer"]["sampler_args"]) == ("hyperband", {"n_startup_trials": 50})
+
+
+def test_only_another_trainable_gives_no_networks() -> None:
+    assert [name for name in spaces.SPACES if not spaces.of_networks(spaces.find(name))] == ["lightgbm"]
+    assert [name for name in spaces.SPACES if spaces.starts_from_onnx(spaces.find(name))] == ["optimizer"]

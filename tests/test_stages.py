@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_ray import models, stages
+from mnist_ray import models, stages, training
 from mnist_ray.errors import SettingsError
 from mnist_ray.stages import Recipe, Stage, read_stages, stage_folder, train_stages
 from mnist_ray.storage import RunStorage
@@ -103,6 +103,64 @@ def test_the_seed_recipe_is_the_documents_table() -> None:
     assert [s.dropout for s in recipe.stages] == [None, 0, 0, 0]
 
 
+def test_the_names_are_those_of_the_training() -> None:
+    assert set(stages.SCHEDULES) == set(training.SCHEDULES)
+
+
+TRIAL = {
+    **HP,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "weight_decay": 1e-3,
+    "beta1": 0.5,
+    "beta2": 0.9999,
+    "eps": 1e-9,
+    "l1": 1e-6,
+    "augment": "shift",
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_a_stage_inherits_only_from_its_own_optimizer(optimizer: str) -> None:
+    hp = Stage(1, 8, 0.1, 0, optimizer, 1).hyperparameters(TRIAL)
+    betas = {key: hp[key] for key in ("beta1", "beta2", "eps") if key in hp}
+    assert betas == ({"beta1": 0.5, "beta2": 0.9999, "eps": 1e-9} if optimizer == "adam" else {})
+    assert (hp["optimizer"], hp["lr"], hp["l1"]) == (optimizer, 0.1, 0)
+    sgd = {**HP, "optimizer": "sgd", "momentum": 0.0, "nesterov": False}
+    hp = Stage(1, 8, 0.1, 0, optimizer, 1).hyperparameters(sgd)
+    assert ("momentum" in hp, "nesterov" in hp) == ((True, True) if optimizer == "sgd" else (False, False))
+
+
+def test_a_stage_may_keep_the_trials_values(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages:\n  - {epochs: 1, batch_size: trial, lr: trial, weight_decay: trial, optimizer: trial, seed: 1}\n")
+    recipe = read_stages(str(file))
+    kept = recipe.stages[0].hyperparameters(TRIAL)
+    assert {key: value for key, value in kept.items() if TRIAL.get(key) != value} == {
+        "l1": 0.0, "schedule": "constant", "label_smoothing": 0.0, "ema": 0.0,
+    }  # fmt: skip
+    told = recipe.told(TRIAL).stages[0]
+    assert (told.batch_size, told.lr, told.weight_decay, told.optimizer, told.augment) == (8, 0.01, 1e-3, "adam", "shift")
+    assert told.hyperparameters(TRIAL) == kept
+    plain = recipe.told(HP).stages[0]
+    assert (plain.weight_decay, plain.augment, plain.dropout) == (0, "none", None)
+
+
+def test_a_stage_says_how_it_augments(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD.replace("seed: 1", "seed: 1, augment: elastic, schedule: step"))
+    stage = read_stages(str(file)).stages[0]
+    assert stage.hyperparameters(TRIAL)["augment"] == "elastic"
+    assert stage.schedule == "step"
+    assert Stage(1, 8, 0.1, 0, "sgd", 1).hyperparameters(TRIAL)["augment"] == "shift"
+    assert Stage(1, 8, 0.1, 0, "sgd", 1, augment="none").hyperparameters(TRIAL)["augment"] == "none"
+
+
+@pytest.mark.parametrize("name", ["s1", "s2", "s4", "augmented"])
+def test_the_shipped_files_are_read(name: str) -> None:
+    assert read_stages(str(stages.RECIPES / f"stages-{name}.yaml")).stages
+
+
 def test_the_default_recipe_has_three_stages() -> None:
     recipe = read_stages("default")
     assert (len(recipe.stages), recipe.first_number) == (3, 1)
@@ -124,6 +182,8 @@ GOOD = "stages:\n  - {epochs: 1, batch_size: 8, lr: 0.1, weight_decay: 0, optimi
         ("stages: []\n", "stages"),
         ("stages: [1]\n", "stage 1"),
         (GOOD.replace("seed: 1", "seed: 1, dropout: 1.5"), "dropout"),
+        (GOOD.replace("seed: 1", "seed: 1, augment: mixup"), "augment"),
+        (GOOD.replace("epochs: 1", "epochs: trial"), "epochs"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, named: str) -> None:

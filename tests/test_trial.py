@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from mnist_ray import checkpoint
+from mnist_ray import checkpoint, models
 from mnist_ray.storage import RunStorage
 from mnist_ray.trial import NUMBER, TrainTrial, TrialContext, checkpoint_folder
 
@@ -17,6 +18,11 @@ HP = {
     "schedule": "cosine", "ema": 0.9,
 }  # fmt: skip
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
+LABELS = (IMAGES.mean((1, 2, 3)) > 127).astype(np.int64)
+for array in (IMAGES, LABELS):
+    array.flags.writeable = False  # as they come from the object store
+
 
 class Here(TrainTrial):
     """TrainTrial with the data that tune.with_parameters gives it in a search."""
@@ -24,12 +30,7 @@ class Here(TrainTrial):
     context_of_test: TrialContext
 
     def setup(self, config: dict) -> None:  # type: ignore[override]
-        generator = np.random.default_rng(0)
-        images = generator.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
-        labels = (images.mean((1, 2, 3)) > 127).astype(np.int64)
-        for array in (images, labels):
-            array.flags.writeable = False  # as they come from the object store
-        super().setup(config, self.context_of_test, images, labels, np.arange(90), np.arange(90, 120))
+        super().setup(config, self.context_of_test, IMAGES, LABELS, np.arange(90), np.arange(90, 120))
 
 
 @pytest.fixture
@@ -118,3 +119,26 @@ def test_a_damaged_checkpoint_is_named(trial_class: type[Here], tmp_path: Path) 
     trial.stop()
     assert result["done"]
     assert "latest.safetensors" in result["storage_error"]
+
+
+def test_every_trial_begins_with_the_start_and_augments(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    start = {name: tensor.numpy() for name, tensor in models.build(HP).state_dict().items()}
+    for array in start.values():
+        array.flags.writeable = False  # as they come from the object store
+    context = TrialContext(str(tmp_path), "val_accuracy", 1, 0, "fp32", 1, 0, augment="shift")
+
+    class Started(TrainTrial):
+        def setup(self, config: dict) -> None:  # type: ignore[override]
+            super().setup(config, context, IMAGES, LABELS, np.arange(90), np.arange(90, 120), start)
+
+    trial = Started({**HP, "lr": 1e-30, "ema": 0, NUMBER: 1})
+    trial.train()
+    assert trial.reset_config({**HP, "lr": 1e-30, "ema": 0, NUMBER: 2})
+    trial.train()
+    trial.stop()
+    for number in (1, 2):
+        weights, story = checkpoint.unpack((tmp_path / checkpoint_folder(number) / "best.safetensors").read_bytes(), "x")
+        learnt = [name for name in weights if name.endswith(("weight", "bias"))]
+        assert all(np.allclose(weights[name].numpy(), start[name], rtol=0, atol=1e-12) for name in learnt)
+        assert story["hyperparameters"]["augment"] == "shift"

@@ -21,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_ray import objectives
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.records import Row, rank
 from mnist_ray.stages import stage_folder
@@ -37,7 +38,7 @@ class Run:
     about: dict[str, Any]  # run.json
     trials: list[Row]  # trials.parquet, one row a settled trial
     history: list[Row]  # history.parquet, one row a trial and epoch
-    frozen: list[FrozenTrial]  # the same trials as Optuna has them, RUNNING ones too
+    frozen: list[FrozenTrial]  # the same trials as Optuna has them, RUNNING ones too; of several objectives with the run's metric alone
     timed: bool  # whether `frozen` knows when trials started and ended
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
     manifest: dict[str, Any] | None  # model.json; None before the chain has ended
@@ -62,6 +63,11 @@ class Run:
     @property
     def direction(self) -> Direction:
         return "maximize" if self.maximize else "minimize"
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What --objectives named; () where the metric is the only objective."""
+        return objectives.names(self.settings.get("objectives"))
 
     @property
     def completed(self) -> list[FrozenTrial]:
@@ -131,6 +137,8 @@ def read_run(storage: RunStorage) -> Run:
         raise CorruptFileError(f"{storage.join('run.json')} is not of this project or is damaged: {error!r}") from error
     trials, history = _table(storage, "trials.parquet"), _table(storage, "history.parquet")
     journal = [] if settings.get("study") else _journal(storage, study_name)
+    several = objectives.names(settings.get("objectives"))
+    journal = [objectives.single(trial, several, metric) for trial in journal]
     frozen = journal or _frozen(trials, history, metric)
     manifest: dict[str, Any] | None = None
     onnx = b""

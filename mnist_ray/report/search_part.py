@@ -3,6 +3,7 @@
 import heapq
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization as draw
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from mnist_ray import importance, objectives
 from mnist_ray.records import Row
 from mnist_ray.report.page import Figure, Markup, Number, count, numbers, table
 from mnist_ray.report.read import Run, as_study, thinned, value_of, varied
@@ -33,7 +34,7 @@ def search_part(run: Run, prefix: str) -> Markup:
     if not run.frozen:
         return Markup(f"<p>{'This run began with a model, not with a search.' if run.stages else 'No trial has ended yet.'}</p>")
     figures = [figure.html(prefix) for figure in search_figures(run, prefix)]
-    return Markup("\n".join([_states(run), *figures, all_trials(run, prefix)]))
+    return Markup("\n".join([_states(run), _front(run), *figures, all_trials(run, prefix)]))
 
 
 def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
@@ -56,9 +57,9 @@ def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
         yield _rank(run, order[:3], in_trials)
     if len(done) >= 2:
         yield edf([run], [run.name])
-    sizes = {row["number"]: row["n_parameters"] for row in run.trials}
-    if len({sizes.get(t.number) for t in done} - {None}) >= 2:
-        yield _pareto(run, sizes)
+    for name in ("parameters", *(n for n in run.objectives if n not in ("parameters", objectives.OF_METRIC[run.metric]))):
+        if len({t.values[0] for t in _pairs(run, name)}) >= 2:
+            yield _pareto(run, name)
     if run.timed:
         yield _timeline(run, in_trials)
 
@@ -118,15 +119,16 @@ def importances(run: Run) -> dict[str, float]:
 
     Optuna before 5.0 leaves out parameters that some trials do not have.
     """
-    return optuna.importance.get_param_importances(run.study(run.completed), evaluator=_evaluator())
-
-
-def _evaluator() -> PedAnovaImportanceEvaluator:
-    return PedAnovaImportanceEvaluator()  # Optuna's default since 5.0; earlier ones have another
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return optuna.importance.get_param_importances(run.study(run.completed), evaluator=importance.ped_anova())
 
 
 def _importances(run: Run, weights: dict[str, float]) -> Figure:
-    figure = plain(draw.plot_param_importances(run.study(run.completed), evaluator=_evaluator(), target_name=run.metric))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure = plain(draw.plot_param_importances(run.study(run.completed), evaluator=importance.ped_anova(), target_name=run.metric))
+    found = importance.importances(run.completed, run.direction) or {"PED-ANOVA": weights}
     figure.update_layout(xaxis={"title": {"text": "share"}}, yaxis={"title": {"text": ""}})
     return Figure(
         "importances",
@@ -134,7 +136,7 @@ def _importances(run: Run, weights: dict[str, float]) -> Figure:
         figure,
         f"PED-ANOVA (Watanabe et al. 2023): what sets the best tenth of {len(run.completed)} complete trials apart."
         + (" With so few trials the order is a hint at most." if len(run.completed) < 30 else ""),
-        numbers("Shares", table(("parameter", "share"), weights.items(), "Importances")),
+        numbers("Shares", table(("parameter", *found), [[name, *shares] for name, shares in importance.rows(found)], "Importances")),
         height=110 + 26 * len(weights),
     )
 
@@ -277,16 +279,33 @@ def edf(runs: Sequence[Run], names: Sequence[str]) -> Figure:
     )
 
 
-def _pareto(run: Run, sizes: dict[int, int | None]) -> Figure:
-    trials = []
+def _pairs(run: Run, name: str) -> list[FrozenTrial]:
+    """The complete trials with two values: that of the objective of this name, and the run's metric."""
+    column = "n_parameters" if name == "parameters" else f"values_{name}"
+    known = {row["number"]: row.get(column) for row in run.trials}
+    pairs = []
     for trial in run.completed:
-        size = sizes.get(trial.number)
-        if size is not None:
-            pair = optuna.trial.create_trial(values=[float(size), value_of(trial)])
+        value = known.get(trial.number)
+        if value is not None:
+            pair = optuna.trial.create_trial(values=[float(value), value_of(trial)])
             pair.number = trial.number
-            trials.append(pair)
-    study = as_study(trials, run.name, ["minimize", run.direction])
-    figure = plain(draw.plot_pareto_front(study, target_names=["parameters", run.metric]))
+            pairs.append(pair)
+    return pairs
+
+
+# What the figure of an objective is called, its axis, and what its front's caption says of it.
+PARETO = {
+    "parameters": ("Size against value", "parameters (trainable numbers)", "smaller"),
+    "latency": ("Latency against value", "latency (ms for one image, one thread)", "faster"),
+    "loss": ("Loss against value", "val_loss", "lower in its loss"),
+    "accuracy": ("Accuracy against value", "val_accuracy", "more accurate"),
+}
+
+
+def _pareto(run: Run, name: str) -> Figure:
+    title, axis, smaller = PARETO[name]
+    study = as_study(_pairs(run, name), run.name, [objectives.DIRECTIONS[name], run.direction])
+    figure = plain(draw.plot_pareto_front(study, target_names=[name, run.metric]))
     for trace in figure.data:
         # Optuna's text is the whole trial as JSON.
         found = [json.loads(text.replace("<br>", ""))["number"] for text in trace.text or ()]
@@ -295,14 +314,33 @@ def _pareto(run: Run, sizes: dict[int, int | None]) -> Figure:
         )
     figure.data[0].update(name="others", marker={"color": STATE_COLOURS["PRUNED"]})
     figure.data[1].update(name="front", marker={"color": SCALE[-1]})
-    figure.update_xaxes(type="log", title_text="parameters (trainable numbers)", exponentformat="SI")
-    front = sorted(((t.number, count(int(t.values[0])), t.values[1]) for t in study.best_trials), key=lambda row: row[2])
+    figure.update_xaxes(title_text=axis)
+    if name == "parameters":
+        figure.update_xaxes(type="log", exponentformat="SI")
+    front = sorted(((t.number, _cell(name, t.values[0]), t.values[1]) for t in study.best_trials), key=lambda row: row[2])
     return Figure(
-        "pareto",
-        "Size against value",
+        "pareto" if name == "parameters" else f"pareto-{name}",
+        title,
         figure,
-        "Pareto front: no complete trial is both smaller and better than one of these.",
-        numbers("The front", table(("trial", "parameters", run.metric), front, "Pareto front")),
+        f"Pareto front: no complete trial is both {smaller} and better than one of these.",
+        numbers("The front", table(("trial", name, run.metric), front, "Pareto front")),
+    )
+
+
+def _cell(name: str, value: float) -> Any:
+    return count(int(value)) if name == "parameters" else value
+
+
+def _front(run: Run) -> Markup:
+    """The Pareto front of all objectives of a run that has several."""
+    rows = [row for row in run.trials if row.get("pareto")]
+    if not rows:
+        return Markup("")
+    lines = [[row["number"], *(_cell(name, row[f"values_{name}"]) for name in run.objectives)] for row in rows]
+    header = ["trial", *("latency (ms)" if name == "latency" else name for name in run.objectives)]
+    return Markup(
+        f"<p>{len(rows)} complete trials are on the Pareto front of {', '.join(run.objectives)}: none is better in one and as good in "
+        f"the others. Figures of one value show {run.metric}.</p>{numbers('The front', table(header, lines, 'Pareto front'))}"
     )
 
 
@@ -358,6 +396,8 @@ def _states(run: Run) -> Markup:
     running = sum(t.state == TrialState.RUNNING for t in run.frozen)
     words = f"{len(run.trials):,} trials: {found['COMPLETE']} trained to the end, {found['PRUNED']} stopped early, {found['FAIL']} failed"
     words += f"; {running} not ended." if running else "."
+    if any(row.get("exploits") for row in run.trials):
+        words += " With pbt, trials went on with others’ weights: the parameters shown are those that each began with."
     if not run.timed:
         words += " The study lies in a database: ranges and scales are read off the trials’ values, and when they ran is not known here."
     return Markup(f"<p>{words}</p>")

@@ -2,9 +2,11 @@
 
 A space is `space(trial, data, **options) -> dict`: it asks the trial for values and returns the flat dict of hyperparameters
 that `models.build` and `training.Trainer` read. `data` says what the data set decides (see DataShape). A user's own is
-"module:function".
+"module:function". A space with a parameter `start` is given the hyperparameters of the network that --onnx names.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +23,16 @@ SPACES = {
     "vgg": "mnist_ray.spaces.vgg:vgg",
     "mlp": "mnist_ray.spaces.mlp:mlp",
     "cnn": "mnist_ray.spaces.cnn:cnn",
+    "optimizer": "mnist_ray.spaces.optimizer:optimizer",
+    "lightgbm": "mnist_ray.spaces.lightgbm:lightgbm",
 }
+
+# The keys of a dict that say how its network is trained, those of one optimiser apart; all others say what the network is.
+OF_ONE_OPTIMIZER = ("beta1", "beta2", "eps", "momentum", "nesterov")
+TRAINING = (
+    *("batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "l1", "ema", "augment"),
+    *OF_ONE_OPTIMIZER,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,24 @@ class DataShape:
 def find(name: str) -> Space:
     """The space of that name or dotted path; SettingsError naming --space otherwise."""
     return load(SPACES.get(name, name), "--space", SPACES)
+
+
+def starts_from_onnx(space: Space) -> bool:
+    """Whether the space has a parameter `start`: then --onnx gives it a trained network's hyperparameters, and its trials the weights."""
+    return "start" in inspect.signature(space).parameters
+
+
+def of_networks(space: Space) -> bool:
+    """Whether its trials are networks, which can be fine-tuned and exported: those of TrainTrial are, those of another class are not."""
+    return not hasattr(sys.modules[space.__module__], "TRAINABLE")
+
+
+def trainable(space: Space) -> Any:
+    """The class of Tune's that trains the space's trials: TrainTrial, unless the space's module names another as TRAINABLE.
+
+    Such a class derives from TrainTrial and keeps its contract; see lightgbm_trial.py. Imports Ray.
+    """
+    return load(getattr(sys.modules[space.__module__], "TRAINABLE", "mnist_ray.trial:TrainTrial"), "--space", SPACES)
 
 
 def options(space: Space, name: str, given: Mapping[str, str]) -> dict[str, Any]:

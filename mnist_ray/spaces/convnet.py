@@ -27,7 +27,8 @@ def convnet(
     `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
     (`weight_decay` is L2). The last two are off by default: a wider space costs trials.
     """
-    for option, value, least in (("min_width", min_width, 1), ("max_width", max_width, min_width), ("max_layers", max_layers, 1)):
+    limits = {"min_width": (min_width, 1), "max_width": (max_width, min_width), "max_layers": (max_layers, 1), "max_fc": (max_fc, 0)}
+    for option, (value, least) in limits.items():
         if value < least:
             raise SettingsError(f"--space-args: {option}={value} is too small; expected at least {least}")
     # Each block halves the image: three take 28x28 to 3x3.

@@ -1,0 +1,246 @@
+"""What a search costs beside the training: until the first step, per search, per trial, and in memory.
+
+MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
+MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
+MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
+
+search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in turn with a bare Ray whose two workers
+import torch and ray.tune: the floor under every number. From it come
+  - the time from the command to the first training step of the first trial (the network notes it down: stamped.py);
+  - the command's wall time less the training's, which is the epochs' own seconds divided by the slots (history.parquet);
+  - each trial process's memory (PSS, the largest of samples twice a second) less that of the bare worker.
+trials: many trials that only sleep for 0.1 s, two at a time, through the shipped search and through stock OptunaSearch with actors
+reused (noop_trial.py): wall time from the first trial's start to the last one's end, less the sleep.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import CORES, ROOT, BenchmarkSettings, ratios, section, spread
+from memory import pss
+
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.settings import main
+
+BENCHMARKS = ROOT / "benchmarks"
+PARTS = ("search", "trials")
+SLOTS = 2  # sleeping trials at a time
+
+
+@dataclass(frozen=True)
+class OverheadSettings(BenchmarkSettings):
+    """Measure what a search costs beside the training."""
+
+    parts: tuple[str, ...] = PARTS
+    """What to measure: search, trials."""
+    search_trials: int = 10
+    """Trials of the real search."""
+    max_epochs: int = 3
+    """Its epochs."""
+    train_images: int = 6000
+    """Its training images."""
+    trials: int = 200
+    """Trials that only sleep."""
+    seconds: float = 0.1
+    """How long each sleeps."""
+
+
+def run(
+    command: list[str], log: Path, while_running: Callable[[int], None] = lambda process: None, **environment: str
+) -> tuple[float, float]:
+    """When the command was started, and its wall time in seconds; its output goes to `log`. WorkError with the log's end where it fails.
+
+    while_running: called twice a second with the process's id.
+    """
+    # A Ray of its own, whatever else runs on this machine; its workers find the modules of this folder.
+    ours = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(BENCHMARKS)}
+    with log.open("wb") as file:
+        start = time.time()
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=BENCHMARKS, env={**os.environ, **ours, **environment}, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        while True:
+            try:
+                process.wait(0.5)
+                break
+            except subprocess.TimeoutExpired:
+                while_running(process.pid)
+        wall = time.time() - start
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if process.returncode:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise WorkError(f"{Path(command[0]).name} ended with {process.returncode}:\n{end}")
+    return start, wall
+
+
+# ---- a real search
+
+
+def real_search(settings: OverheadSettings, folder: Path) -> dict[str, Any]:
+    """One search: seconds until the first step, wall and training seconds, the idle slot at its end, and each trial process's PSS in MB."""
+    import pyarrow.parquet as pq
+
+    stamp = folder / "stamp"
+    command = [str(ROOT / "jobs" / "search.py"), "--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
+    command += ["--train-images", str(settings.train_images), "--val-images", "5000", "--trials", str(settings.search_trials)]
+    command += ["--max-epochs", str(settings.max_epochs), "--no-finetune", "--space", "stamped:space", "--space-args", f"stamp={stamp}"]
+    command += ["--storage", str(folder), "--name", "run"]
+    memory: dict[int, float] = {}
+
+    def sample(driver: int) -> None:
+        for worker in trial_processes(driver):
+            memory[worker] = max(memory.get(worker, 0), pss(worker))
+
+    start, wall = run(command, folder / "log", sample)
+    seconds = pq.read_table(folder / "run" / "history.parquet")["seconds"].to_numpy()
+    return {
+        "first": float(stamp.read_text()) - start,
+        "wall": wall,
+        "training": float(seconds.sum()) / CORES,
+        "idle": idle_at_end(folder / "run" / "study.journal"),
+        "memory": sorted(memory.values())[-CORES:],
+    }
+
+
+def trial_processes(driver: int) -> list[int]:
+    """The processes below `driver` that are a trial's: Ray names each after what runs in it."""
+    parents, names = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+        except (OSError, IndexError, ValueError):
+            continue  # it has just ended
+    found, level = [], [driver]
+    while level:
+        level = [child for child, parent in parents.items() if parent in level]
+        found += level
+    return [process for process in found if names.get(process, "").startswith("ray::") and "Train" in names[process]]
+
+
+def idle_at_end(journal: Path) -> float:
+    """Seconds, divided by the slots, that slots had no trial left while the last ones went on."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    trials = optuna.load_study(study_name=None, storage=storage).get_trials(deepcopy=False)
+    ends = sorted(t.datetime_complete.timestamp() for t in trials if t.datetime_complete)[-CORES:]
+    return sum(ends[-1] - end for end in ends) / CORES
+
+
+def bare_ray(folder: Path) -> dict[str, Any]:
+    """Seconds until a worker of a bare Ray has torch and ray.tune, and each worker's PSS in MB."""
+    log = folder / "log"
+    start, _ = run([str(BENCHMARKS / "bare_ray.py"), str(CORES)], log, RAY_AUTH_MODE="disabled")
+    answer = json.loads(log.read_text().splitlines()[-1])
+    return {"first": answer["ready"] - start, "memory": answer["pss"]}
+
+
+def measure_search(settings: OverheadSettings) -> None:
+    """Real searches and bare Rays in turn."""
+    searches: list[dict[str, Any]] = []
+    floors: list[dict[str, Any]] = []
+    for _ in range(settings.repeats):
+        for results, side in ((searches, lambda folder: real_search(settings, folder)), (floors, bare_ray)):
+            with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+                results.append(side(Path(folder)))
+        print(f"search {searches[-1]}\nbare Ray {floors[-1]}", flush=True)
+    beyond = [s["wall"] - s["training"] for s in searches]
+    busy = [b - s["idle"] for b, s in zip(beyond, searches, strict=True)]
+    allowed = [0.05 * s["training"] + 12 for s in searches]
+    trial_memory = [float(np.median(s["memory"])) for s in searches]
+    bare_memory = [float(np.median(f["memory"])) for f in floors]
+    section(
+        "What a search costs beside the training",
+        ["what", "median (quartiles)"],
+        [
+            ["command to the first training step, s", spread([s["first"] for s in searches], 1)],
+            ["for comparison: command to a bare Ray worker with torch and ray.tune, s", spread([f["first"] for f in floors], 1)],
+            ["wall time of the search, s", spread([s["wall"] for s in searches], 1)],
+            [f"its training: all epochs' seconds / {CORES} slots, s", spread([s["training"] for s in searches], 1)],
+            ["wall beyond the training, s", spread(beyond, 1)],
+            ["of it: slots without a trial left, at the end, s", spread([s["idle"] for s in searches], 1)],
+            ["wall beyond the training and that, s", spread(busy, 1)],
+            ["5 % of the training + 12 s, s", spread(allowed, 1)],
+            ["memory of a trial's process (largest PSS), MB", spread(trial_memory)],
+            ["memory of a bare worker with torch and ray.tune (PSS), MB", spread(bare_memory)],
+            ["a trial beyond the bare worker, MB", spread([a - b for a, b in zip(trial_memory, bare_memory, strict=True)])],
+        ],
+        n=f"n = {settings.repeats} searches and bare Rays in turn",
+        out=settings.out,
+        notes=[f"{settings.search_trials} trials of at most {settings.max_epochs} epochs on {settings.train_images:,} images each."],
+    )
+
+
+# ---- trials that only sleep
+
+
+def sleeping(settings: OverheadSettings, side: str) -> float:
+    """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of the ideal wall time."""
+    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+        folder = Path(name)
+        if side == "ours":
+            command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
+            command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", "--trials", str(settings.trials)]
+            run([*command, "--max-concurrent", str(SLOTS), "--storage", name, "--name", "ours", "--no-finetune"], folder / "log")
+        else:
+            command = [str(BENCHMARKS / "noop_trial.py"), str(settings.trials), str(SLOTS), str(settings.seconds), name]
+            run(command, folder / "log", RAY_AUTH_MODE="disabled")
+        times = [tuple(map(float, line.split())) for path in folder.glob("*.stamps") for line in path.read_text().splitlines()]
+        if len(times) != settings.trials:
+            log = (folder / "log").read_text(errors="replace").splitlines()[-20:]
+            raise WorkError(f"{side}: {len(times)} of {settings.trials} trials ran:\n" + "\n".join(log))
+        wall = max(end for _, end in times) - min(start for start, _ in times)
+        return 1000 * (wall / settings.trials - settings.seconds / SLOTS)
+
+
+def measure_trials(settings: OverheadSettings) -> None:
+    """Both searchers in turn."""
+    beyond: dict[str, list[float]] = {"ours": [], "stock": []}
+    for _ in range(settings.repeats):
+        for side, values in beyond.items():
+            values.append(sleeping(settings, side))
+            print(f"{side}: {values[-1]:.1f} ms a trial", flush=True)
+    section(
+        "What a trial costs beside its work",
+        ["search", "wall beyond the ideal, ms a trial, median (quartiles)", "stock / ours"],
+        [
+            ["the shipped search", spread(beyond["ours"], 1), ratios(beyond["stock"], beyond["ours"])],
+            ["stock OptunaSearch with TPE, actors reused", spread(beyond["stock"], 1), ""],
+        ],
+        n=f"n = {settings.repeats} repetitions of each side in turn",
+        out=settings.out,
+        notes=[
+            f"{settings.trials} trials of {settings.seconds} s, {SLOTS} at a time: at best {settings.trials * settings.seconds / SLOTS:g} s"
+        ],
+    )
+
+
+def measure(settings: OverheadSettings) -> None:
+    """The parts that are asked for."""
+    if not settings.parts or set(settings.parts) - set(PARTS):
+        raise SettingsError(f"--parts: {' '.join(settings.parts)!r} is not allowed; expected {' or '.join(PARTS)}")
+    if "search" in settings.parts:
+        measure_search(settings)
+    if "trials" in settings.parts:
+        measure_trials(settings)
+
+
+if __name__ == "__main__":
+    main(OverheadSettings, measure)

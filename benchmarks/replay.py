@@ -1,0 +1,366 @@
+"""Whether the search pays: the shipped searcher and scheduler against stock OptunaSearch and ASHA, replayed on recorded learning curves.
+
+python benchmarks/replay.py                                          # 3 minutes on two cores; needs curves.parquet (replay_curves.py)
+python benchmarks/replay.py --variants stock shipped tpe:2 random:3   # others: SAMPLER:REDUCTION_FACTOR
+
+Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and ResumableASHA; OptunaSearch and
+ASHAScheduler as they come) are asked for configurations and told of epochs in the order of a virtual clock, two trials at a time, until the
+given number of epochs is spent. The calls are those of Tune's controller, in its order.
+
+A suggestion that was not recorded is answered in two ways, each a table of its own, since neither is beyond doubt:
+- forest: a random forest learnt from all curves (logit of the accuracy at every epoch), as Eggensperger et al. (2015) recommend for
+  replaying hyperparameter searches. It is smooth, and knows no noise.
+- nearest: the recorded curve of the nearest configuration, with all its noise and chance; neighbours in so many dimensions are far away.
+The best is the best value that the answers hold: the nearest's best recorded accuracy; for the forest the largest of 20,000 random
+configurations and of all that was suggested.
+"""
+
+import heapq
+import math
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from common import CORES, ROOT, BenchmarkSettings, section, spread
+from replay_curves import read
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings, main
+
+SLOTS = 2
+SHIPPED = SearchSettings()
+ANSWERS = ("forest", "nearest")
+
+Curve = tuple[np.ndarray, np.ndarray]  # accuracy of each epoch, and its seconds
+
+
+@dataclass(frozen=True)
+class ReplaySettings(BenchmarkSettings):
+    """Replay searches on recorded curves."""
+
+    repeats: int = 50
+    """Seeds of every variant."""
+    curves: str = str(ROOT / "benchmarks" / "curves.parquet")
+    """What replay_curves.py has recorded."""
+    budget: int = 200
+    """Epochs that a search may spend."""
+    variants: tuple[str, ...] = ("stock", "shipped")
+    """stock, shipped, or SAMPLER:REDUCTION_FACTOR of our searcher."""
+    workers: int = CORES
+    """Processes at a time."""
+
+
+# ---- answers
+
+
+class Encoder:
+    """Parameters as numbers: each numeric one scaled to [0, 1] over the recorded ones (logarithms, where the space has them), each
+    other category as ones and zeros, and -1 for what a configuration does not have."""
+
+    def __init__(self, configurations: list[dict[str, Any]]) -> None:
+        self.numeric: dict[str, tuple[float, float]] = {}
+        self.categories: dict[str, list[Any]] = {}
+        for name in sorted({name for params in configurations for name in params}):
+            values = [params[name] for params in configurations if name in params]
+            if all(isinstance(v, int | float) for v in values) and len(set(values)) > 1:
+                scaled = [_scale(name, v) for v in values]
+                self.numeric[name] = (min(scaled), max(scaled))
+            else:
+                self.categories[name] = sorted(set(values), key=str)
+
+    def __call__(self, params: dict[str, Any]) -> np.ndarray:
+        row = []
+        for name, (low, high) in self.numeric.items():
+            row.append((_scale(name, params[name]) - low) / (high - low) if name in params else -1.0)
+        for name, values in self.categories.items():
+            row += [float(params.get(name) == v) for v in values]
+        return np.array(row)
+
+
+def _scale(name: str, value: float) -> float:
+    return math.log(value) if name.startswith(("lr", "weight_decay", "l1")) else float(value)
+
+
+class Answers:
+    """kind: one of ANSWERS. A configuration that diverged when it was recorded keeps its last value, or 0.1."""
+
+    def __init__(self, kind: str, path: str) -> None:
+        from sklearn.ensemble import RandomForestRegressor
+
+        rows = read(Path(path))
+        epochs = max(len(row["val_accuracy"]) for row in rows)
+        self.accuracies = np.array([_filled(row["val_accuracy"], epochs, 0.1) for row in rows])
+        self.seconds = np.array([_filled(row["seconds"], epochs, 1.0) for row in rows])
+        self.encode = Encoder([row["params"] for row in rows])
+        self.points = np.array([self.encode(row["params"]) for row in rows])
+        self.forest = None
+        self.oob = math.nan
+        if kind == "forest":
+            clipped = np.clip(self.accuracies, 0.01, 0.9999)
+            self.forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, max_features=0.5, oob_score=True, random_state=0)
+            self.forest.fit(self.points, np.hstack([np.log(clipped / (1 - clipped)), np.log(self.seconds)]))
+            self.oob = _rank_correlation(self.forest.oob_prediction_[:, epochs - 1], self.accuracies[:, -1])
+
+    def many(self, encoded: np.ndarray) -> Curve:
+        """Accuracies and seconds, [n, epochs] each, of encoded configurations [n, features]."""
+        if self.forest is None:
+            nearest = np.array([np.abs(self.points - point).sum(1).argmin() for point in encoded])
+            return self.accuracies[nearest], self.seconds[nearest]
+        logits, seconds = np.hsplit(self.forest.predict(encoded), 2)
+        return 1 / (1 + np.exp(-logits)), np.exp(seconds)
+
+    def __call__(self, params: dict[str, Any]) -> Curve:
+        accuracies, seconds = self.many(self.encode(params)[None])
+        return accuracies[0], seconds[0]
+
+
+def _filled(curve: list[float], epochs: int, empty: float) -> list[float]:
+    return curve + [curve[-1] if curve else empty] * (epochs - len(curve))
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+# ---- the two sides
+
+
+class Side(Protocol):
+    """A searcher and a scheduler, as Tune's controller sees them; and the parameters of a trial that was suggested."""
+
+    searcher: Any
+    scheduler: Any
+
+    def params(self, trial_id: str) -> dict[str, Any]: ...
+
+
+class Stock:
+    """OptunaSearch and ASHAScheduler as they come: TPE with its defaults, reduction factor 4."""
+
+    def __init__(self, space: Callable[..., dict[str, Any]], epochs: int, seed: int) -> None:
+        import optuna
+        from ray.tune.schedulers import ASHAScheduler
+        from ray.tune.search.optuna import OptunaSearch
+
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        self.searcher = OptunaSearch(space=space, metric="val_accuracy", mode="max", sampler=sampler)
+        self.scheduler = ASHAScheduler(time_attr="training_iteration", max_t=epochs)
+        self.scheduler.set_search_properties("val_accuracy", "max")
+
+    def params(self, trial_id: str) -> dict[str, Any]:
+        return dict(self.searcher._ot_trials[trial_id].params)
+
+
+class Shipped:
+    """StudySearch and the scheduler that a search makes."""
+
+    def __init__(self, space: Callable[..., dict[str, Any]], epochs: int, seed: int, sampler: str, reduction_factor: float) -> None:
+        import optuna
+
+        from mnist_ray import schedulers
+        from mnist_ray.optuna_search import StudySearch
+        from mnist_ray.pruners import make_pruner
+        from mnist_ray.records import Records
+        from mnist_ray.samplers import make_sampler
+        from mnist_ray.studies import open_study
+
+        settings = SearchSettings(max_epochs=epochs, sampler=sampler, reduction_factor=reduction_factor)
+        storage = optuna.storages.InMemoryStorage()
+        study = open_study(storage, "replay", settings.metric, make_sampler(sampler, seed), make_pruner(settings))
+        records = Records(settings.metric, total=10**9)
+        self.searcher = StudySearch(study, space, records, run="replay", max_epochs=epochs, on_settled=lambda number: None)
+        self.scheduler = schedulers.make(settings, {}, self.searcher)
+        self.scheduler.set_search_properties(settings.metric, "max")
+
+    def params(self, trial_id: str) -> dict[str, Any]:
+        return dict(self.searcher._ot_trials[trial_id].params)
+
+
+def make_side(variant: str, epochs: int, seed: int) -> Side:
+    """SettingsError where the variant is unknown."""
+    from mnist_ray.spaces import DataShape
+    from mnist_ray.spaces.convnet import convnet
+
+    shape = DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
+
+    def space(trial: Any) -> dict[str, Any]:
+        return convnet(trial, shape)
+
+    if variant == "stock":
+        return Stock(space, epochs, seed)
+    sampler, _, factor = (f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant).partition(":")
+    try:
+        return Shipped(space, epochs, seed, sampler, float(factor))
+    except ValueError as error:
+        raise SettingsError(f"--variants: {variant!r} is not allowed; expected stock, shipped or SAMPLER:REDUCTION_FACTOR") from error
+
+
+# ---- the replay
+
+
+def replay(side: Side, answers: Callable[[dict[str, Any]], Curve], budget: int) -> list[float]:
+    """The best accuracy seen so far after each epoch that the search has spent."""
+    best, trials = 0.0, 0
+    course: list[float] = []
+    running: list[tuple[float, int, Any, dict[str, Any]]] = []  # when its next epoch ends, a number against ties, trial, hidden state
+    now = 0.0
+    while len(course) < budget:
+        while len(running) < SLOTS:
+            trial_id = f"t{trials:05d}"
+            config = side.searcher.suggest(trial_id)
+            trial = SimpleNamespace(trial_id=trial_id, config=config)
+            side.scheduler.on_trial_add(None, trial)
+            accuracies, seconds = answers(side.params(trial_id))
+            heapq.heappush(running, (now + seconds[0], trials, trial, {"epoch": 0, "accuracies": accuracies, "seconds": seconds}))
+            trials += 1
+        now, number, trial, state = heapq.heappop(running)
+        accuracies, seconds = state["accuracies"], state["seconds"]
+        accuracy = float(accuracies[state["epoch"]])
+        state["epoch"] += 1
+        best = max(best, accuracy)
+        course.append(best)
+        done = state["epoch"] == len(accuracies)
+        result = _result(state["epoch"], accuracy, float(seconds[state["epoch"] - 1]), done)
+        # As in Tune's controller: a result with which the trial ends goes to the scheduler's and the searcher's on_trial_complete.
+        if not done:
+            done = side.scheduler.on_trial_result(None, trial, result) == "STOP"
+        if done:
+            side.scheduler.on_trial_complete(None, trial, result)
+            side.searcher.on_trial_complete(trial.trial_id, result=result)
+        else:
+            side.searcher.on_trial_result(trial.trial_id, result)
+            heapq.heappush(running, (now + seconds[state["epoch"]], number, trial, state))
+    return course
+
+
+def _result(epoch: int, accuracy: float, seconds: float, done: bool) -> dict[str, Any]:
+    """A row as trials report it; the loss follows the accuracy."""
+    loss = 1 - accuracy
+    return {
+        "epoch": epoch,
+        "training_iteration": epoch,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "val_loss": loss,
+        "val_accuracy": accuracy,
+        "lr": 0.0,
+        "images_per_second": 0.0,
+        "seconds": seconds,
+        "n_parameters": 0,
+        "node": "",
+        "done": done,
+    }
+
+
+_answers: dict[tuple[str, str], Answers] = {}
+
+
+def one(task: tuple[ReplaySettings, str, str, int]) -> tuple[str, str, list[float]]:
+    """The course of one search, in a worker process."""
+    import optuna
+
+    settings, kind, variant, seed = task
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    answers = _of(kind, settings.curves)
+    np.random.seed(seed)  # Ray's ASHA draws its bracket (there is one) from the global generator
+    side = make_side(variant, answers.accuracies.shape[1], seed)
+    return kind, variant, replay(side, answers, settings.budget)
+
+
+def _of(kind: str, path: str) -> Answers:
+    if (kind, path) not in _answers:
+        _answers[kind, path] = Answers(kind, path)
+    return _answers[kind, path]
+
+
+def best_of(answers: Answers) -> float:
+    """The best accuracy of the answers; of the forest's that of 20,000 random configurations."""
+    import optuna
+
+    if answers.forest is None:
+        return float(answers.accuracies.max())
+    from mnist_ray.spaces import DataShape
+    from mnist_ray.spaces.convnet import convnet
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    encoded = []
+    for _ in range(20_000):
+        trial = study.ask()
+        convnet(trial, DataShape(1, (28, 28), 10, (0.1307,), (0.3081,)))
+        encoded.append(answers.encode(dict(trial.params)))
+    return float(answers.many(np.array(encoded))[0].max())
+
+
+def measure(settings: ReplaySettings) -> None:
+    """All variants on both answers, the seeds in turn; a section for each answer."""
+    if not Path(settings.curves).exists():
+        raise SettingsError(f"--curves: {settings.curves} does not exist; python benchmarks/replay_curves.py makes it")
+    for variant in settings.variants:
+        make_side(variant, 2, 0)
+    tasks = [(settings, kind, v, seed) for kind in ANSWERS for seed in range(settings.repeats) for v in settings.variants]
+    courses: dict[tuple[str, str], list[list[float]]] = {}
+    with multiprocessing.get_context("spawn").Pool(settings.workers) as pool:
+        for i, (kind, variant, course) in enumerate(pool.imap(one, tasks), start=1):
+            courses.setdefault((kind, variant), []).append(course)
+            if i % 20 == 0:
+                print(f"{i} of {len(tasks)} searches", flush=True)
+    for kind in ANSWERS:
+        answers = _of(kind, settings.curves)
+        found = np.array([course for (k, _), many in courses.items() if k == kind for course in many])
+        best = max(best_of(answers), float(found.max()))
+        _report(settings, kind, answers, best, {v: np.array(courses[kind, v]) for v in settings.variants})
+
+
+def _report(settings: ReplaySettings, kind: str, answers: Answers, best: float, courses: dict[str, np.ndarray]) -> None:
+    quarter = settings.budget // 4
+    rows = []
+    for variant, course in courses.items():
+        reached = course >= best - 0.001
+        # A search that does not get there counts as the budget and one: medians stay right while at least half get there.
+        epochs = np.where(reached.any(1), reached.argmax(1) + 1, settings.budget + 1)
+        rows.append(
+            [
+                variant,
+                _epochs(epochs, settings.budget),
+                f"{reached.any(1).mean():.0%}",
+                spread(list(100 * (best - course[:, quarter - 1])), 3),
+                spread(list(100 * (best - course[:, -1])), 3),
+            ]
+        )
+    notes = [
+        f"{len(answers.points)} recorded configurations of {answers.accuracies.shape[1]} epochs; the best value is {best:.4f}, "
+        f"recorded accuracies: median {np.median(answers.accuracies[:, -1]):.4f}, largest {answers.accuracies.max():.4f}; "
+        f"{SLOTS} trials at a time, {settings.budget} epochs a search."
+    ]
+    if answers.forest is not None:
+        notes.append(f"Rank correlation of the forest's out-of-bag predictions with the recorded last accuracies: {answers.oob:.2f}.")
+    section(
+        f"Searches replayed on recorded curves, answers by {kind}",
+        [
+            "search",
+            "epochs until the best − 0.1 points, median (quartiles)",
+            "got there",
+            f"regret after {quarter} epochs, points",
+            f"regret after {settings.budget} epochs, points",
+        ],
+        rows,
+        n=f"n = {settings.repeats} seeds of each",
+        out=settings.out,
+        notes=notes,
+    )
+
+
+def _epochs(values: np.ndarray, budget: int) -> str:
+    low, middle, high = (f"> {budget}" if v > budget else f"{v:.0f}" for v in np.percentile(values, [25, 50, 75], method="higher"))
+    return f"{middle} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main(ReplaySettings, measure)

@@ -1,0 +1,114 @@
+"""The search's own process: killed again and again, started twice, taken over; and the fine-tuning started twice."""
+
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.storage import RunStorage, read_verified
+from tests.faults.tools import TINY, Rays, check_run, finish, load_study, no_open_trial, no_secret, search, stop, wait_for
+from tests.test_deterministic import results
+from tests.test_finetune import finetune
+
+STAGES = """
+train_on: train
+stages:
+  - {epochs: 2, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4, schedule: one_cycle, seed: 1}
+"""
+
+
+def lines(output: str) -> set[int]:
+    """Numbers of the trials that the output says have ended."""
+    return {int(line.split()[1]) for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line}
+
+
+@pytest.mark.parametrize(("kills", "trials"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_finds_the_same(rays: Rays, tmp_path: Path, kills: int, trials: int) -> None:
+    arguments = [*TINY, "--trials", str(trials), "--max-epochs", "6", "--deterministic", "--max-concurrent", "2", "--seed", "5"]
+    code, output = finish(search(rays.env, *arguments, "--storage", str(tmp_path / "whole"), "--name", "d"), 600)
+    assert code == 0, output
+    chance, killed, ended = random.Random(kills), 0, set()
+    folder = tmp_path / "cut" / "d"
+    process = search(rays.env, *arguments, "--storage", str(tmp_path / "cut"), "--name", "d")
+    while killed < kills:
+        # Most of the first seconds are the start, which is killed too.
+        time.sleep(chance.uniform(3, 14))
+        if process.poll() is not None:
+            break
+        output = stop(process)
+        killed += 1
+        assert not lines(output) & ended  # none of them ran again
+        if (folder / "study.journal").exists():
+            ended |= {t.number for t in load_study(folder).trials if t.state.is_finished()}
+        again = ["--resume"] if (folder / "run.json").exists() else arguments
+        process = search(rays.env, *again, "--storage", str(tmp_path / "cut"), "--name", "d")
+    code, output = finish(process, 600)
+    assert code == 0, output
+    assert not lines(output) & ended
+    assert killed >= kills / 2
+    check_run(str(folder), trials)
+    no_open_trial(folder)
+    assert [t.number for t in load_study(folder).trials] == list(range(trials))
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    print(f"{killed} kills")
+
+
+@pytest.fixture(scope="module")
+def at_work(rays: Rays, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen]]:
+    """A search that is at work."""
+    folder = tmp_path_factory.mktemp("work")
+    arguments = [*TINY, "--trials", "300", "--max-epochs", "8", "--scheduler", "none", "--storage", str(folder), "--name", "one"]
+    process = search(rays.env, *arguments)
+    wait_for(process, "epochs=")
+    yield folder, process
+    process.kill()
+    finish(process, 30)
+
+
+@pytest.mark.parametrize("flag", ["", "--resume", "--overwrite"])
+def test_a_run_that_is_at_work_is_left_alone(rays: Rays, at_work: tuple[Path, subprocess.Popen], flag: str) -> None:
+    folder, first = at_work
+    second = search(rays.env, *(TINY if flag != "--resume" else []), "--storage", str(folder), "--name", "one", *[flag] * bool(flag))
+    code, output = finish(second, 60)
+    assert (code, output.count("\n")) == (2, 1), output
+    assert "--name" in output
+    if flag:
+        assert f"another search is at work at {folder}/one (process {first.pid} on " in output
+    assert first.poll() is None
+
+
+def test_of_two_that_go_on_with_a_killed_run_one_does(rays: Rays, at_work: tuple[Path, subprocess.Popen]) -> None:
+    folder, first = at_work
+    stop(first)
+    trials = len(load_study(folder / "one").trials) + 4
+    arguments = ["--storage", str(folder), "--name", "one", "--resume", "--trials", str(trials)]
+    both = [search(rays.env, *arguments) for _ in range(2)]
+    ends = sorted((finish(each, 240) for each in both), key=lambda end: end[0])
+    assert [code for code, _ in ends] == [0, 2], ends
+    assert "another search is at work" in ends[1][1]
+    assert "waiting" not in ends[0][1]  # its process is known to be gone
+    check_run(str(folder / "one"), trials)
+    no_open_trial(folder / "one")
+    assert not (folder / "one" / "search.lease").exists()
+
+
+def test_of_two_fine_tunings_one_publishes(rays: Rays, at_work: tuple[Path, subprocess.Popen]) -> None:
+    """After the search above, whose run they share."""
+    folder = at_work[0]
+    if not (folder / "one" / "best" / "model.safetensors").exists():
+        pytest.skip("needs the run of the tests before")
+    (folder / "stages.yaml").write_text(STAGES)
+    shutil.copytree(folder / "one", folder / "tuned")
+    (folder / "tuned" / "search.lease").unlink(missing_ok=True)
+    arguments = ["--run", str(folder / "tuned"), "--stages", str(folder / "stages.yaml"), "--cpus", "1"]
+    ends = sorted((finish(each, 240) for each in [finetune(rays.env, *arguments) for _ in range(2)]), key=lambda end: end[0])
+    assert [code for code, _ in ends] == [0, 2], ends
+    assert "--run: another fine-tuning is at work" in ends[1][1]
+    run = RunStorage(str(folder / "tuned"))
+    read_verified(run)
+    assert "fine-tuning.lease" not in run.list()
+    no_secret(ends[0][1] + ends[1][1], run)

@@ -1,0 +1,288 @@
+"""What breaks things, and what looks at the result: processes below our own, Rays of several nodes, a network that fails, secrets."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from mnist_ray.storage import RunStorage
+from tests.conftest import free_port
+from tests.test_search import ROOT, check_run, finish, load_study, search, tables, wait_for
+
+__all__ = ["ROOT", "check_run", "finish", "load_study", "search", "tables", "wait_for"]
+
+DIGITS = ["--dataset", "digits", "--train-images", "200", "--val-images", "100"]
+TINY = [*DIGITS, "--space-args", "min_width=8", "max_width=16", "--no-finetune"]
+# Whoever finds one of these in a run's directory or output has found a leak.
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-4711",
+    "AWS_SESSION_TOKEN": "planted-aws-token-4712",
+    "PGPASSWORD": "planted-pg-password-4713",
+    "STUDY_PASSWORD": "planted-study-password-4714",
+}
+
+
+def outside(**more: str) -> dict[str, str]:
+    """An environment that knows no Ray."""
+    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    return {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"} | more
+
+
+def own_ray(**more: str) -> dict[str, str]:
+    """An environment in which search.py starts a Ray of its own, whatever others there are."""
+    return outside(RAY_ADDRESS="local", **more)
+
+
+def no_secret(output: str, run: RunStorage, secrets: dict[str, str] = SECRETS) -> None:
+    """Neither the output nor any file of the run holds a planted secret."""
+    content = {"output": output.encode(), **{name: run.read_bytes(name) for name in run.list()}}
+    for name, data in content.items():
+        for key, secret in secrets.items():
+            assert secret.encode() not in data, f"{key} is in {name}"
+
+
+def no_open_trial(folder: Path) -> None:
+    assert [t.number for t in load_study(folder).trials if t.state.name == "RUNNING"] == []
+
+
+# ---- processes
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """All descendants of a process of ours."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """The processes of trials below a process of ours."""
+    found = []
+    for process in below(pid):
+        with contextlib.suppress(psutil.Error):
+            # `ray::TrainTrial` between two calls, `ray::ResourceTrainable.train` within one: Tune's name for a class with resources
+            if re.match(r"ray::\w*(Trial|Trainable)\b", " ".join(process.cmdline())):
+                found.append(process)
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all below it, the parents first, so that none is started again."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+class Monkey(threading.Thread):
+    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop."""
+
+    def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.pause, self.chance, self.kills, self.over = pid, pause, random.Random(seed), 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
+            found = workers(self.pid)
+            if found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.chance.choice(found).kill()
+                    self.kills += 1
+
+    def __enter__(self) -> "Monkey":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.join()
+
+
+# ---- Rays of our own
+
+
+class Rays:
+    """A Ray of several nodes on loopback, each node a `ray start --block` of its own; `env` reaches it."""
+
+    def __init__(self, cpus: int, **env: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mrf-"))  # short: Unix sockets below it allow 107 characters
+        (self.folder / "token").write_text("fedcba9876543210" * 4)
+        self.port = free_port()
+        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "PATH": paths, "TMPDIR": str(self.folder)}
+        self.start_env = outside(**own, **env)
+        self.env = {**self.start_env, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
+        self.nodes: list[subprocess.Popen] = []
+        self.log = (self.folder / "log").open("wb")
+        self._start(
+            "--head", f"--port={self.port}", f"--num-cpus={cpus}", "--include-dashboard=false", f"--temp-dir={self.folder}",
+            f"--ray-client-server-port={free_port()}",
+        )  # fmt: skip
+        self._wait(1)
+
+    def add(self, cpus: int) -> subprocess.Popen:
+        """One more node; returns when the cluster knows it."""
+        node = self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}")
+        self._wait(len(self.nodes))
+        return node
+
+    def _start(self, *options: str) -> subprocess.Popen:
+        command = ["ray", "start", "--block", "--disable-usage-stats", "--num-gpus=0", "--node-ip-address=127.0.0.1", *options]
+        command.append(f"--dashboard-agent-listen-port={free_port()}")
+        node = subprocess.Popen(command, env=self.start_env, stdout=self.log, stderr=self.log)
+        self.nodes.append(node)
+        return node
+
+    def _wait(self, count: int) -> None:
+        code = (
+            "import ray, time; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
+            f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)"
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                subprocess.run([sys.executable, "-c", code], env=self.env, check=True, timeout=60, capture_output=True)
+                return
+            except (OSError, subprocess.SubprocessError):
+                time.sleep(0.3)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def pid(self) -> int:
+        """Of the head node, under which its workers are."""
+        return self.nodes[0].pid
+
+    def kill(self) -> None:
+        """All of it, at once, as a power cut would."""
+        for node in self.nodes:
+            kill_tree(node.pid)
+        for node in self.nodes:
+            node.wait(20)
+
+    def remove(self) -> None:
+        self.kill()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# ---- a network that fails
+
+
+class Network:
+    """Passes connections to 127.0.0.1:port on, through a port of its own, until told to fail.
+
+    mode: "up"; "down" (connections are refused, open ones are cut); "error" (HTTP 503); "slow" (0.3 s for each piece); "silent" (nothing
+    comes back).
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target, self.port, self.mode = port, free_port(), "up"
+        self.open: set[socket.socket] = set()
+        self.listener: socket.socket | None = None
+        self._listen()
+
+    def _listen(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        self.open.add(client)
+        with contextlib.suppress(OSError), client:
+            if self.mode == "error":
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
+            if self.mode == "silent":
+                while client.recv(65536):
+                    pass
+                return
+            with socket.create_connection(("127.0.0.1", self.target)) as server:
+                self.open.add(server)
+                back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
+                back.start()
+                self._copy(client, server)
+                back.join()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                if self.mode == "slow":
+                    time.sleep(0.3)
+                sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def set(self, mode: str) -> None:
+        self.mode = mode
+        if mode == "down" and self.listener is not None:
+            with contextlib.suppress(OSError):
+                self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+        elif mode != "down" and self.listener is None:
+            self._listen()
+        if mode != "up":
+            for connection in list(self.open):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        self.open = {each for each in self.open if each.fileno() >= 0}
+
+    @contextlib.contextmanager
+    def failing(self, mode: str) -> Iterator[None]:
+        self.set(mode)
+        try:
+            yield
+        finally:
+            self.set("up")
+
+
+# ---- disks
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of so many bytes (as 8m) at `folder`. To make space, remount it larger."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def can_mount() -> bool:
+    """Whether this process may mount, as root outside a strict container may."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        if os.getuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+def stop(process: subprocess.Popen, how: signal.Signals = signal.SIGKILL) -> str:
+    """Ends a search of ours; its last output."""
+    process.send_signal(how)
+    return finish(process, 60)[1]

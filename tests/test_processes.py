@@ -1,0 +1,59 @@
+"""Which processes are gone, and the folders that they left."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_ray import processes
+
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+KEEP = """
+import time
+from mnist_ray.processes import temporary_folder
+with temporary_folder("mray-t-") as folder:
+    (folder / "file").write_text("x")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_this_process_lives_and_a_dead_one_has_ended() -> None:
+    here = processes.this_process()
+    assert json.loads(json.dumps(here)) == here
+    assert processes.has_ended(here) is False
+    assert processes.has_ended({**here, "started": "1"}) is True  # its number was given out again
+    assert processes.has_ended({**here, "machine": "another"}) is None
+    child = subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    described = {**here, "pid": child.pid, "started": processes._started(child.pid)}
+    assert processes.has_ended(described) is False
+    child.kill()
+    child.stdout.read()
+    for _ in range(100):
+        if processes.has_ended(described):
+            break
+    assert processes.has_ended(described) is True  # also as long as nobody has waited for it
+    child.wait()
+    assert processes.has_ended(described) is True
+
+
+def test_the_next_one_removes_what_a_killed_process_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "mray-t-another").mkdir()  # not ours: nobody's name is in it
+    killed, living = (subprocess.Popen([sys.executable, "-c", KEEP], stdout=subprocess.PIPE, text=True) for _ in range(2))
+    assert killed.stdout is not None
+    assert living.stdout is not None
+    left, kept = Path(killed.stdout.readline().strip()), Path(living.stdout.readline().strip())
+    killed.kill()
+    killed.wait()
+    assert (left / "file").exists()
+    with processes.temporary_folder("mray-t-") as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mray-t-another", kept, folder])
+    assert not folder.exists()
+    living.kill()
+    living.wait()
