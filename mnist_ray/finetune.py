@@ -202,9 +202,10 @@ def run_chain(
     lineage, steps = [begins], [start]
     for number, stage in enumerate(work.recipe.stages, start=work.recipe.first_number):
         name = f"{stage_folder(number)}/model.safetensors"
-        model, _ = load_network(storage.read_bytes(name), storage.join(name), work.network)
+        model, story = load_network(storage.read_bytes(name), storage.join(name), work.network)
         steps.append(model)
-        lineage.append({"step": f"stage-{number}", **dataclasses.asdict(stage), "weights_sha256": checkpoint.digest(model.state_dict())})
+        as_run = {**dataclasses.asdict(stage), "lr": story["hyperparameters"]["lr"]}  # lower, where the stage had diverged
+        lineage.append({"step": f"stage-{number}", **as_run, "weights_sha256": checkpoint.digest(model.state_dict())})
     measured_on_validation = work.recipe.train_on == "train"
     if measured_on_validation:
         for entry, number in zip(lineage[1:], range(work.recipe.first_number, len(steps)), strict=False):

@@ -203,7 +203,8 @@ class StudySearch(OptunaSearch):
         record = self.records.trials[trial.number]
         best = record.best(self.metric)
         if error:
-            record.reason = record.reason or f"its worker died too often: {self.lost.get(trial.number, 'unknown why')}"
+            why = self.lost.get(trial.number)
+            record.reason = record.reason or "its worker died too often" + (f": {why}" if why else "")
         if record.reason or best is None:
             record.state = "FAIL"
             record.reason = record.reason or f"ended before its first epoch ({self.ending or 'stopped'})"

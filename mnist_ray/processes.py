@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -78,9 +79,25 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 def _remove_leftovers(prefix: str) -> None:
     for owner in Path(tempfile.gettempdir()).glob(f"{prefix}*/{OWNER}"):
-        try:
-            ended = has_ended(json.loads(owner.read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # another's, or just being written
-        if ended:
-            shutil.rmtree(owner.parent, ignore_errors=True)
+        # Another's, just being written, or removed by another at this moment.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if has_ended(json.loads(owner.read_text())):
+                _remove(owner)
+
+
+def _remove(owner: Path) -> None:
+    """Removes the folder that the file lies in, and the file last: where something stands in the way, the next one tries again."""
+    _end_all_within(owner.parent)
+    for part in owner.parent.iterdir():
+        if part != owner:
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+    owner.unlink()
+    owner.parent.rmdir()
+
+
+def _end_all_within(folder: Path) -> None:
+    """Ends what still runs with the folder as its place for temporary files: Ray's agents take a minute to see that their Ray is dead."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if f"TMPDIR={folder}" in environment.read_bytes().decode(errors="replace").split("\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)

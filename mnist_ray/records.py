@@ -45,9 +45,9 @@ class Record:
     state: str = "RUNNING"
     reason: str = ""
     n_parameters: int | None = None
-    latency_ms: float | None = None
     node: str = ""
     rows: dict[int, Row] = field(default_factory=dict)
+    latency_ms: float | None = None
     exploits: list[dict[str, Any]] = field(default_factory=list)  # see pbt.py: when it went on with whose weights, and its new values
 
     def best(self, metric: str) -> Row | None:

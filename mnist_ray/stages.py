@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import AUGMENTATIONS, read_yaml
 from mnist_ray.spaces import OF_ONE_OPTIMIZER
 from mnist_ray.storage import RunStorage
@@ -137,11 +137,17 @@ def train_stages(
 
     data: images uint8 [n, C, H, W], labels int64 [n], and the int64 indices of the training and validation part. A stage that is done
     (the same stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
+    A recipe's learning rate may be too much for the network that a search found: a stage that diverges is begun again with a third of it.
+    Raises WorkError where a hundredth is still too much.
     """
     import pyarrow as pa
 
     from mnist_ray import checkpoint, records
     from mnist_ray.training import Trainer
+
+    def trainer_of(stage: Stage) -> Trainer:
+        told = stage.hyperparameters(hp)
+        return Trainer(told, epochs=stage.epochs, seed=stage.seed, device=images.device, precision=precision, weights=weights)
 
     images, labels, train, val = data
     everything = recipe.train_on == "all"
@@ -155,16 +161,23 @@ def train_stages(
             weights = checkpoint.unpack(done, storage.join(folder))[0]
             yield f"stage {number}: done already"
             continue
-        trainer = Trainer(
-            stage.hyperparameters(hp), epochs=stage.epochs, seed=stage.seed, device=images.device, precision=precision, weights=weights
-        )
-        state = _read(storage, f"{folder}/training.safetensors", story)
+        state, as_run = _read(storage, f"{folder}/training.safetensors", story), stage
+        if state is not None:
+            as_run = dataclasses.replace(stage, lr=checkpoint.unpack(state, storage.join(folder))[1]["hyperparameters"]["lr"])
+        trainer = trainer_of(as_run)
         if state is not None:
             trainer.load_state(state, storage.join(folder))
             yield f"stage {number}: going on after epoch {trainer.epoch}"
         while trainer.epoch < stage.epochs:
             # With all images trained on, an accuracy on some of them would mean nothing: it stays NaN.
             row = trainer.run_epoch(images, labels, None if everything else train, None if everything else val)
+            if not row["train_loss"] < 2 * math.log(hp["classes"]):  # twice that of guessing, or not finite
+                as_run = dataclasses.replace(as_run, lr=as_run.lr / 3)
+                if as_run.lr < stage.lr / 100:
+                    raise WorkError(f"--stages: stage {number} diverges, even with a learning rate of {as_run.lr * 3:.2g}")
+                trainer = trainer_of(as_run)
+                yield f"stage {number} diverged in epoch {row['epoch']}: begun again with a learning rate of {as_run.lr:.3g}"
+                continue
             storage.write_bytes(f"{folder}/training.safetensors", trainer.state_bytes(story))
             yield _line(number, stage, row)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.weights().items()}

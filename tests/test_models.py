@@ -169,7 +169,7 @@ def test_ones_own_network_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "resnet"}, "model: 'resnet' is unknown; expected one of convnet, optunanet, vgg, mlp, cnn or"),
+        ({"model": "resnet"}, "model: 'resnet' is unknown; expected one of convnet, optunanet, vgg, mlp, cnn, foreign or"),
         ({"model": "no_such_module:f"}, "model: 'no_such_module:f' cannot be imported"),
         ({"model": f"{__name__}:nothing"}, "cannot be imported"),
         ({"model": None}, "model: 'None' is unknown"),

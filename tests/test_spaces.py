@@ -180,12 +180,12 @@ def test_the_grid_is_the_340_networks_each_once() -> None:
 def test_the_default_space_is_not_widened_by_its_options() -> None:
     plain = ranges("convnet")
     assert not {"l1", "fc_layers", "fc_width"} & set(plain)
-    assert plain["layers_per_block"] == IntDistribution(1, 2)
-    wide = ranges("convnet", l1=True, max_fc=2, max_layers=3, max_width=64)
+    assert plain["layers_per_block"] == IntDistribution(2, 2)
+    wide = ranges("convnet", l1=True, max_fc=2, min_layers=1, max_layers=3, max_width=64)
     assert wide["l1"] == FloatDistribution(1e-8, 1e-4, log=True)
     assert wide["fc_layers"] == IntDistribution(0, 2)
     assert wide["layers_per_block"] == IntDistribution(1, 3)
-    assert wide["width"] == IntDistribution(24, 64, step=8)
+    assert wide["width"] == IntDistribution(16, 64, step=8)
     assert {k: v for k, v in wide.items() if k in plain and k not in ("layers_per_block", "width")} == {
         k: v for k, v in plain.items() if k not in ("layers_per_block", "width")
     }
@@ -227,7 +227,7 @@ def test_an_impossible_width_scale_is_refused(name: str, scale: float) -> None:
         asked(name, MNIST, 1, width_scale=scale)
 
 
-@pytest.mark.parametrize("options", [{"min_width": 64}, {"min_width": 0}, {"max_layers": 0}, {"max_fc": -1}], ids=str)
+@pytest.mark.parametrize("options", [{"min_width": 64}, {"min_width": 0}, {"min_layers": 0}, {"max_layers": 1}, {"max_fc": -1}], ids=str)
 def test_impossible_convnet_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match=r"--space-args: \w+=-?\d+ is too small; expected at least \d+"):
         asked("convnet", MNIST, 1, **options)
@@ -259,7 +259,7 @@ def test_any_text_is_converted_or_refused_in_one_line(text: str) -> None:
 
 def test_messages_name_the_flag_and_what_is_allowed() -> None:
     space = spaces.find("convnet")
-    with pytest.raises(SettingsError, match="--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, max_layers"):
+    with pytest.raises(SettingsError, match="--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, min_layers, max_layers"):
         spaces.options(space, "convnet", {"depth": "3"})
     with pytest.raises(SettingsError, match="--space-args: max_width='wide' is not allowed; expected a value of type int"):
         spaces.options(space, "convnet", {"max_width": "wide"})

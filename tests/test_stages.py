@@ -1,12 +1,13 @@
 """The stages: what a recipe file may say, and that a stopped chain ends with the weights of one that was not."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from mnist_ray import models, stages, training
-from mnist_ray.errors import SettingsError
+from mnist_ray import checkpoint, models, stages, training
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.stages import Recipe, Stage, read_stages, stage_folder, train_stages
 from mnist_ray.storage import RunStorage
 
@@ -68,6 +69,24 @@ def test_a_stopped_chain_ends_with_the_same_bytes(tmp_path: Path, data: list, st
     again = run(tmp_path / "cut", data, start)
     assert len([line for line in again if "epoch " in line and "/" in line]) == 5 - stopped_after
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_stage_that_diverges_is_begun_again_slower(tmp_path: Path, data: list, start: dict) -> None:
+    wild = dataclasses.replace(STAGES[0], epochs=3, lr=1e4, schedule="constant", ema=0.0)
+    recipe = Recipe("test", "best", "train", (wild,))
+    with pytest.raises(WorkError, match="--stages: stage 1 diverges, even with a learning rate of 1.2e[+]02"):
+        run(tmp_path / "never", data, start, recipe)
+    wild = dataclasses.replace(wild, lr=9.0)
+    recipe = Recipe("test", "best", "train", (wild,))
+    lines = run(tmp_path / "whole", data, start, recipe)
+    assert "stage 1 diverged in epoch" in lines[0]
+    assert lines[-1].startswith("stage 1 epoch 3/3 ")
+    assert "nan" not in lines[-1].partition("val_loss")[0]
+    story = checkpoint.unpack(files(tmp_path / "whole")["finetune/stage-1/model.safetensors"], "it")[1]
+    assert story["hyperparameters"]["lr"] < wild.lr
+    run(tmp_path / "stopped", data, start, recipe, lines=len(lines) - 1)  # stopped after it was begun again
+    assert any("going on" in line for line in run(tmp_path / "stopped", data, start, recipe))
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, data: list, start: dict) -> None:

@@ -15,8 +15,9 @@ from mnist_ray.spaces import DataShape
 def convnet(
     trial: optuna.Trial,
     data: DataShape,
-    min_width: int = 24,
-    max_width: int = 40,
+    min_width: int = 16,
+    max_width: int = 32,
+    min_layers: int = 2,
     max_layers: int = 2,
     max_fc: int = 0,
     l1: bool = False,
@@ -24,10 +25,16 @@ def convnet(
     """Hyperparameters of `models.convnet` and of its training.
 
     Options: `min_width`, `max_width`: channels of the first block, in steps of 8 (the next blocks double them).
-    `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
+    `min_layers`, `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
     (`weight_decay` is L2). The last two are off by default: a wider space costs trials.
     """
-    limits = {"min_width": (min_width, 1), "max_width": (max_width, min_width), "max_layers": (max_layers, 1), "max_fc": (max_fc, 0)}
+    limits = {
+        "min_width": (min_width, 1),
+        "max_width": (max_width, min_width),
+        "min_layers": (min_layers, 1),
+        "max_layers": (max_layers, min_layers),
+        "max_fc": (max_fc, 0),
+    }
     for option, (value, least) in limits.items():
         if value < least:
             raise SettingsError(f"--space-args: {option}={value} is too small; expected at least {least}")
@@ -38,14 +45,15 @@ def convnet(
         "model": "convnet",
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
-        "layers_per_block": trial.suggest_int("layers_per_block", 1, max_layers),
+        "layers_per_block": trial.suggest_int("layers_per_block", min_layers, max_layers),
         "width": trial.suggest_int("width", min_width, max_width, step=8),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
         "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
         "pooling": trial.suggest_categorical("pooling", ["max", "avg", "conv"]),
         "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
-        "dropout": trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
+        # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
+        "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),
         "dropout_place": trial.suggest_categorical("dropout_place", ["head", "block", "layer"]),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
         "optimizer": optimizer,
