@@ -1,16 +1,19 @@
 # Makes the environment .venv where it is missing or older than pyproject.toml. PYTHON may name any Python >= 3.11.
 PYTHON ?= python3
 
-.PHONY: demo test lint slow
+.PHONY: demo test lint slow faults
 
 demo: .venv/ready
 	.venv/bin/python jobs/search.py --config jobs/recipes/demo.yaml --storage runs --name demo --overwrite
 
 test: .venv/ready
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/faults
 
 slow: .venv/ready
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow --ignore tests/faults
+
+faults: .venv/ready
+	.venv/bin/python -m pytest -m "not slow" tests/faults
 
 lint: .venv/ready
 	.venv/bin/ruff check .

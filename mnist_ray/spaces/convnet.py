@@ -45,7 +45,7 @@ def convnet(
         "model": "convnet",
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
-        "layers_per_block": trial.suggest_int("layers_per_block", min_layers, max_layers),
+        "layers_per_block": min_layers if min_layers == max_layers else trial.suggest_int("layers_per_block", min_layers, max_layers),
         "width": trial.suggest_int("width", min_width, max_width, step=8),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),

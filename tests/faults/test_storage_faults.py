@@ -64,6 +64,7 @@ def test_s3_is_away_for_30_seconds(network: Network, bucket: str) -> None:
         check_run(runs_folder(bucket, f"long-{mode}"), 6)
 
 
+@pytest.mark.slow
 def test_s3_stays_away(rays: Rays, network: Network, bucket: str) -> None:
     process = search(rays.env, *SEARCH, "--storage", bucket, "--name", "gone")
     seen = wait_for(process, "epochs=")
@@ -87,7 +88,7 @@ def test_s3_fails_while_a_model_is_published(network: Network, bucket: str, monk
     old, new = os.urandom(200_000), os.urandom(200_000)
     publish(run, {"model.onnx": old, "README.md": b"old"}, {"file": "model.onnx", "which": "old"})
     outcomes = []
-    for after in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0):
+    for after in (0.0, 1.0, 2.0, 3.0):
         monkeypatch.setenv("MNIST_RAY_STORAGE_RETRY_SECONDS", "0.3")
         network.set("slow")
         cut = threading.Timer(after, network.set, ("down",))

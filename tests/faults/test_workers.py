@@ -10,7 +10,7 @@ from tests.faults.tools import DIGITS, TINY, Monkey, Rays, check_run, finish, no
 
 @pytest.mark.parametrize("trials", [8, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_monkey_kills_workers(rays: Rays, tmp_path: Path, trials: int) -> None:
-    arguments = [*TINY, "--trials", str(trials), "--max-epochs", "8", "--storage", str(tmp_path), "--name", "m"]
+    arguments = [*TINY, "--trials", str(trials), "--max-epochs", "6", "--storage", str(tmp_path), "--name", "m"]
     with Monkey(rays.pid(), 5) as monkey:
         code, output = finish(search(rays.env, *arguments), 600)
     assert code == 0, output
