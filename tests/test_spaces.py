@@ -258,7 +258,7 @@ def test_any_text_is_converted_or_refused_in_one_line(text: str) -> None:
 
 def test_messages_name_the_flag_and_what_is_allowed() -> None:
     space = spaces.find("convnet")
-    with pytest.raises(SettingsError, match="--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, min_layers, max_layers"):
+    with pytest.raises(SettingsError, match="--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, min_layers"):
         spaces.options(space, "convnet", {"depth": "3"})
     with pytest.raises(SettingsError, match="--space-args: max_width='wide' is not allowed; expected a value of type int"):
         spaces.options(space, "convnet", {"max_width": "wide"})
