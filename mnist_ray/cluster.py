@@ -225,6 +225,11 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
     command = ["python", f"jobs/{script}"] if shipped else [sys.executable, str(ROOT / "jobs" / script)]
     # Elsewhere it starts where this process was called, so that relative paths and modules of the caller's own mean the same.
     where = "" if shipped else f"cd {shlex.quote(os.getcwd())} && exec "
+    if cluster.started_here:
+        # Ray tells a job the address of any Ray that it finds among this machine's processes, where it was not begun by `ray start`.
+        import ray
+
+        where += f"env RAY_ADDRESS={ray.get_runtime_context().gcs_address} "
     job = f"finetune-{uuid.uuid4().hex[:12]}"
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
