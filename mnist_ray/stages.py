@@ -145,9 +145,8 @@ def train_stages(
     from mnist_ray import checkpoint, records
     from mnist_ray.training import Trainer
 
-    def trainer_of(stage: Stage) -> Trainer:
-        told = stage.hyperparameters(hp)
-        return Trainer(told, epochs=stage.epochs, seed=stage.seed, device=images.device, precision=precision, weights=weights)
+    def trainer_of(stage: Stage, hyperparameters: Mapping[str, Any]) -> Trainer:
+        return Trainer(hyperparameters, epochs=stage.epochs, seed=stage.seed, device=images.device, precision=precision, weights=weights)
 
     images, labels, train, val = data
     everything = recipe.train_on == "all"
@@ -161,10 +160,10 @@ def train_stages(
             weights = checkpoint.unpack(done, storage.join(folder))[0]
             yield f"stage {number}: done already"
             continue
-        state, as_run = _read(storage, f"{folder}/training.safetensors", story), stage
+        state, hyperparameters = _read(storage, f"{folder}/training.safetensors", story), stage.hyperparameters(hp)
         if state is not None:
-            as_run = dataclasses.replace(stage, lr=checkpoint.unpack(state, storage.join(folder))[1]["hyperparameters"]["lr"])
-        trainer = trainer_of(as_run)
+            hyperparameters["lr"] = checkpoint.unpack(state, storage.join(folder))[1]["hyperparameters"]["lr"]
+        trainer = trainer_of(stage, hyperparameters)
         if state is not None:
             trainer.load_state(state, storage.join(folder))
             yield f"stage {number}: going on after epoch {trainer.epoch}"
@@ -172,11 +171,12 @@ def train_stages(
             # With all images trained on, an accuracy on some of them would mean nothing: it stays NaN.
             row = trainer.run_epoch(images, labels, None if everything else train, None if everything else val)
             if not row["train_loss"] < 2 * math.log(hp["classes"]):  # twice that of guessing, or not finite
-                as_run = dataclasses.replace(as_run, lr=as_run.lr / 3)
-                if as_run.lr < stage.lr / 100:
-                    raise WorkError(f"--stages: stage {number} diverges, even with a learning rate of {as_run.lr * 3:.2g}")
-                trainer = trainer_of(as_run)
-                yield f"stage {number} diverged in epoch {row['epoch']}: begun again with a learning rate of {as_run.lr:.3g}"
+                lr, told = hyperparameters["lr"], stage.hyperparameters(hp)["lr"]
+                if lr / 3 < told / 100:
+                    raise WorkError(f"--stages: stage {number} diverges, even with a learning rate of {lr:.2g}")
+                hyperparameters["lr"] = lr / 3
+                trainer = trainer_of(stage, hyperparameters)
+                yield f"stage {number} diverged in epoch {row['epoch']}: begun again with a learning rate of {lr / 3:.3g}"
                 continue
             storage.write_bytes(f"{folder}/training.safetensors", trainer.state_bytes(story))
             yield _line(number, stage, row)

@@ -97,7 +97,15 @@ def check_dashboard(command: str, env: dict[str, str]) -> None:
 
 
 def test_every_flag_in_the_text_exists() -> None:
-    known = {*SearchSettings.__dataclass_fields__, *FinetuneSettings.__dataclass_fields__, "help", "working_dir", "no_finetune", "export", "logdir"}
+    known = {
+        *SearchSettings.__dataclass_fields__,
+        *FinetuneSettings.__dataclass_fields__,
+        "help",
+        "working_dir",
+        "no_finetune",
+        "export",
+        "logdir",
+    }
     flags = {flag for code in re.findall(r"`([^`\n]+)`", README) for flag in re.findall(r"--([a-z][a-z-]+)", code)}
     assert len(flags) > 15
     assert {flag.replace("-", "_") for flag in flags} <= known
