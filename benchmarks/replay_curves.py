@@ -1,9 +1,9 @@
 """Train random configurations of the default space once and keep their learning curves for replay.py.
 
-MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py                        # 240 configurations: 25 minutes on two cores
+MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py                        # 200 configurations: 25 minutes on two cores
 MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400   # goes on: only those that the file lacks are trained
 
-Each is trained for 8 epochs on 1,500 MNIST images by one thread and judged after every epoch on the same 5,000 validation images
+Each is trained for 8 epochs on 1,000 MNIST images by one thread and judged after every epoch on the same 5,000 validation images
 (the training is so short that the judging costs as much). Configuration i is the i-th draw, whatever has been trained before.
 The file is rewritten after every configuration, so the script may be stopped at any moment and started again.
 """
@@ -33,11 +33,11 @@ class CurveSettings:
 
     out: str = str(Path(__file__).with_name("curves.parquet"))
     """The Parquet file; where it exists it is gone on with."""
-    configurations: int = 240
+    configurations: int = 200
     """How many the file shall hold."""
     epochs: int = 8
     """Epochs of each."""
-    train_images: int = 1500
+    train_images: int = 1000
     """Images that each is trained on."""
     val_images: int = 5000
     """Images that it is judged on."""

@@ -138,14 +138,21 @@ def test_a_search_over_trees(tmp_path: Path) -> None:
     """On a Ray of its own: pruned like networks, best/ a text file, no fine-tuning; gone on with under more trials."""
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     common = ["--storage", str(tmp_path), "--name", "trees"]
+    # two that learn, then one that hardly does: there is something to stop, whatever the sampler draws
+    points = tmp_path / "points.yaml"
+    points.write_text(
+        "- {learning_rate: 0.3, min_data_in_leaf: 5}\n- {learning_rate: 0.25, min_data_in_leaf: 5}\n"
+        "- {learning_rate: 0.03, num_leaves: 7, min_data_in_leaf: 100, lambda_l1: 10.0}\n"
+    )
     arguments = ["--space", "lightgbm", "--dataset", "digits", "--train-images", "300", "--max-epochs", "3", "--trials", "5"]
+    arguments += ["--points", str(points)]
     code, output = finish(search(env, *arguments, *common))
     assert code == 0, output
     assert output.startswith("--no-finetune is implied: space 'lightgbm'")
     assert "next:" not in output
     names = [trial.state.name for trial in load_study(tmp_path / "trees").trials]
     assert set(names) <= {"COMPLETE", "PRUNED"}
-    assert "PRUNED" in names
+    assert names[2] == "PRUNED"
     folder = tmp_path / "trees" / "best"
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.txt"]
     assert lightgbm.Booster(model_file=str(folder / "model.txt")).num_trees() > 0

@@ -86,9 +86,14 @@ def check_run(folder: str, trials: int) -> None:
 
 
 def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Path) -> None:
-    code, output = finish(
-        search(ray_head, *SMALL, "--trials", "8", "--max-epochs", "4", "--storage", str(tmp_path), "--name", "truth", "--no-finetune")
+    # two that learn, then two that take one small step an epoch: ASHA has something to stop, whatever the sampler draws
+    points = tmp_path / "points.yaml"
+    points.write_text(
+        "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64}\n- {optimizer: adamw, lr_adamw: 0.004, batch_size: 64}\n"
+        "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n- {optimizer: sgd, lr_sgd: 0.011, batch_size: 256}\n"
     )
+    size = [*SMALL, "--trials", "8", "--max-epochs", "4", "--points", str(points)]
+    code, output = finish(search(ray_head, *size, "--storage", str(tmp_path), "--name", "truth", "--no-finetune"))
     assert code == 0, output
     folder = tmp_path / "truth"
     check_run(str(folder), 8)
@@ -98,7 +103,7 @@ def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Pat
     rows, history = tables(RunStorage(str(folder)))
     states = {row["number"]: row["state"] for row in rows}
     assert {t.number: t.state.name for t in study.trials} == states
-    assert "PRUNED" in states.values()
+    assert states[2] == states[3] == "PRUNED"
     for trial in study.trials:
         expected = {h["epoch"]: h["val_accuracy"] for h in history if h["number"] == trial.number}
         assert trial.intermediate_values == expected
