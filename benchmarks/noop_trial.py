@@ -3,6 +3,7 @@
 python noop_trial.py TRIALS SLOTS SECONDS FOLDER     # stock: TPE, actors reused
 """
 
+import functools
 import os
 import platform
 import random
@@ -64,13 +65,14 @@ def stock(trials: int, slots: int, seconds: float, folder: str) -> None:
     from ray.tune.search.optuna import OptunaSearch
 
     shape = DataShape(1, (8, 8), 10, (0.3053,), (0.3761,))  # that of digits, which our side is given
+    configured = functools.partial(space, data=shape, seconds=seconds, stamps=folder)  # Ray pickles it, so no lambda
     ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     tune.Tuner(
         tune.with_resources(StockTrial, {"cpu": 1}),
         tune_config=tune.TuneConfig(
             metric="val_accuracy",
             mode="max",
-            search_alg=OptunaSearch(space=lambda trial: space(trial, shape, seconds, folder), metric="val_accuracy", mode="max"),
+            search_alg=OptunaSearch(space=configured, metric="val_accuracy", mode="max"),
             num_samples=trials,
             max_concurrent_trials=slots,
             reuse_actors=True,

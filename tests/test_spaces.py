@@ -17,6 +17,7 @@ from mnist_ray import models, samplers, spaces, stages
 from mnist_ray.errors import SettingsError
 from mnist_ray.options import arguments
 from mnist_ray.settings import read_yaml
+from mnist_ray.studies import read_points
 from mnist_ray.training import Trainer
 
 MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
@@ -308,11 +309,16 @@ def test_recipes_are_the_documents_experiments() -> None:
     assert {k: (v["space"], v["trials"], v["max_epochs"]) for k, v in found.items()} == {
         "s1-optunanet": ("optunanet", 1001, 10),
         "s2-depth": ("optunanet-depth", 340, 10),
+        "s3-chain": ("optunanet", 1, 1),
         "s4-optimizer": ("optimizer", 501, 10),
         "s5-vgg": ("vgg", 30, 6),
         "s7-mlp": ("mlp", 100, 10),
         "s9-cnn": ("cnn", 20, 10),
     }
+    points = RECIPES[0].parent / "points" / "s3-optunanet.yaml"
+    [winner] = read_points(str(points), lambda trial: spaces.find("optunanet")(trial, data=MNIST))
+    assert [winner[f"layer{i}_conv2d_filter"] for i in range(1, 5)] == [224, 224, 224, 160]
+    assert found["s3-chain"]["stages"] == "seed"
     assert (found["s7-mlp"]["train_images"], found["s7-mlp"]["val_images"]) == (3840, 1280)
     assert found["s1-optunanet"]["sampler_args"] == {"n_startup_trials": 50}
     assert found["s2-depth"]["sampler"] == "grid"

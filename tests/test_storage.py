@@ -515,7 +515,7 @@ def test_a_ctrl_c_within_an_upload_leaves_no_half_object(s3_server: str, monkeyp
     class Interrupted:
         def open_output_stream(self, *args: object, **named: object) -> object:
             stream = real.open_output_stream(*args, **named)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # in this thread, so that it is raised here and not within some destructor
             return stream
 
     run.__dict__["_fs"] = Interrupted()
