@@ -28,6 +28,7 @@ class Work:
     name: str
     dataset: str
     recipe: Recipe
+    committee: int
     onnx: bytes | None
     network: str | None
     cpus: float
@@ -52,6 +53,9 @@ def finetune(settings: FinetuneSettings) -> int:
     elif not storage.exists("best/model.safetensors"):
         raise SettingsError(f"--run: {storage.uri} has no best checkpoint yet; expected a run whose search has finished a trial")
     recipe = read_stages(settings.stages or searched["stages"])
+    committee = settings.committee if settings.committee is not None else searched.get("committee", 1)
+    if committee < 1:
+        raise SettingsError(f"--committee: {committee} is not allowed; expected at least 1")
     data_dir = settings.data_dir or searched["data_dir"]
     train_part, train, val = data.load_split(SearchSettings(**{k: v for k, v in searched.items() if k in SPLIT} | {"data_dir": data_dir}))
     if train_part.sha256 != run["data"]["sha256"]:
@@ -68,7 +72,9 @@ def finetune(settings: FinetuneSettings) -> int:
             gpus = settings.gpus if settings.gpus is not None else float(any(node.get("GPU") for node in each))
             cpus = settings.cpus or max(node.get("CPU", 0) for node in each if not gpus or node.get("GPU"))
             cluster.check_fits(cpus, gpus, each, cluster.autoscaler_maximum())
-            work = Work(storage.uri, run["name"], searched["dataset"], recipe, onnx, settings.network, cpus, gpus, searched["precision"])
+            work = Work(
+                storage.uri, run["name"], searched["dataset"], recipe, committee, onnx, settings.network, cpus, gpus, searched["precision"]
+            )
             manifest = _in_task(work, train_part, test_part, train, val)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: python jobs/finetune.py --run {storage.uri}", flush=True)
@@ -176,6 +182,7 @@ def run_chain(
     import torch
 
     from mnist_ray import checkpoint, models, onnx_model
+    from mnist_ray.committee import Committee
     from mnist_ray.report import predictions
     from mnist_ray.training import load_network, use_threads
 
@@ -196,27 +203,44 @@ def run_chain(
     work = dataclasses.replace(work, recipe=work.recipe.told(hp))
     weights = start.state_dict() if work.recipe.start == "best" else None
     yield f"fine-tuning {work.run}: {len(work.recipe.stages)} stages of recipe {work.recipe.name} on {device.type}"
-    yield from train_stages(work.recipe, hp, weights, storage, tensors, work.precision)
+    members = range(1, work.committee + 1)
+    for member in members:
+        if work.committee > 1:
+            yield f"network {member} of {work.committee}"
+        yield from train_stages(work.recipe, hp, weights, storage, tensors, work.precision, member)
 
     # The chain has ended: what it ships is exported and verified, and only then the test set is looked at, once, step by step.
+    def trained(number: int, member: int) -> tuple[torch.nn.Module, dict[str, Any]]:
+        name = f"{stage_folder(number, member)}/model.safetensors"
+        return load_network(storage.read_bytes(name), storage.join(name), work.network)
+
     lineage, steps = [begins], [start]
-    for number, stage in enumerate(work.recipe.stages, start=work.recipe.first_number):
-        name = f"{stage_folder(number)}/model.safetensors"
-        model, story = load_network(storage.read_bytes(name), storage.join(name), work.network)
+    numbers = range(work.recipe.first_number, work.recipe.first_number + len(work.recipe.stages))
+    for number, stage in zip(numbers, work.recipe.stages, strict=True):
+        model, story = trained(number, 1)
         steps.append(model)
         as_run = {**dataclasses.asdict(stage), "lr": story["hyperparameters"]["lr"]}  # lower, where the stage had diverged
         lineage.append({"step": f"stage-{number}", **as_run, "weights_sha256": checkpoint.digest(model.state_dict())})
     measured_on_validation = work.recipe.train_on == "train"
     if measured_on_validation:
-        for entry, number in zip(lineage[1:], range(work.recipe.first_number, len(steps)), strict=False):
+        for entry, number in zip(lineage[1:], numbers, strict=True):
             entry["val_accuracy"] = _last_val_accuracy(storage, number)
     # Where the stages saw all training images, the search's checkpoint is the last whose validation accuracy means anything.
     val_accuracy = lineage[-1 if measured_on_validation else 0].get("val_accuracy")
     metadata = {"dataset": work.dataset, "run": work.name, "val_accuracy": json.dumps(val_accuracy), "classes": json.dumps(list(classes))}
     sample = images[val[:VERIFIED_ON]] if len(val) >= VERIFIED_ON else images[:VERIFIED_ON]
+    networks = [steps[-1]]
+    for member in members[1:]:
+        networks.append(trained(numbers[-1], member)[0])
+        lineage.append({"step": f"member-{member}", "weights_sha256": checkpoint.digest(networks[-1].state_dict())})
+    steps += networks[1:]
+    if work.committee > 1:
+        steps.append(Committee(networks).eval())
+        lineage.append({"step": "committee", "networks": work.committee})
     files = []
     for model, entry in zip(steps, lineage, strict=True):
-        files.append(onnx_model.export(model, hp, metadata))
+        each: Any = hp if entry["step"] != "committee" else [hp] * work.committee
+        files.append(onnx_model.export(model, each, metadata))
         difference = onnx_model.verify(files[-1], model, sample)
         evaluation = onnx_model.Session(files[-1], entry["step"]).evaluate(test_images, test_labels)
         entry["test_accuracy"] = evaluation.accuracy

@@ -69,13 +69,6 @@ def export(model: "nn.Module", hp: Mapping[str, Any] | Sequence[Mapping[str, Any
     return proto.SerializeToString(deterministic=True)
 
 
-def export_committee(networks: Sequence["nn.Module"], hps: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
-    """The networks, each with its hyperparameters, as one file; verify it against Committee(networks)."""
-    from mnist_ray.committee import Committee
-
-    return export(Committee(networks), hps, metadata)
-
-
 def _on_cpu(model: "nn.Module") -> "nn.Module":
     """A copy for inference on the CPU, its weights in the plain order."""
     import torch

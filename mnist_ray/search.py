@@ -32,7 +32,7 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}  # of one command, not of the run
 # What may be given anew when a run goes on: how much and on what it runs, not what it is.
 CHANGEABLE = ONE_TIME | {"trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget", "finetune", "stages", "data_dir"}
-CHANGEABLE |= {"trial_timeout", "tensorboard", "activations", "mlflow", "wandb"}
+CHANGEABLE |= {"trial_timeout", "committee", "tensorboard", "activations", "mlflow", "wandb"}
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}  # decide on the result too, so --deterministic lets none of them change
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables while trials finish; the study itself is always up to date

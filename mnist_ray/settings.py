@@ -115,6 +115,8 @@ class SearchSettings:
     """Fine-tune the best and publish it when the search ends."""
     stages: str = "default"
     """The fine-tune stages: default, seed, or a YAML file."""
+    committee: int = 1
+    """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file gives."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the training; auto measures whether bf16 is faster here."""
     tensorboard: bool = False
@@ -151,6 +153,8 @@ class FinetuneSettings:
     """module:function of your own network, where the run's is one: a checkpoint alone must not choose what code runs."""
     stages: str | None = None
     """default, seed, or a YAML file (default: what the search was told)."""
+    committee: int | None = None
+    """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: what the search was told)."""
     data_dir: str | None = None
     """torchvision's root (default: what the search was told)."""
     cpus: float | None = None
@@ -205,14 +209,19 @@ def yaml_as_flags(cls: type, path: str) -> list[str]:
     return flags
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file that holds a mapping, without Python tags. SettingsError naming the file otherwise."""
+def load_yaml(path: str, where: str) -> Any:
+    """What a YAML file without Python tags holds. SettingsError that begins with `where` otherwise."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise SettingsError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{path}: is not plain YAML: {_one_line(str(error))}") from error
+        raise SettingsError(f"{where}: is not plain YAML: {_one_line(str(error))}") from error
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping. SettingsError naming the file otherwise."""
+    values = load_yaml(path, path)
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -298,6 +307,7 @@ def check_search(s: SearchSettings) -> None:
     at_least("--max-epochs", s.max_epochs, 1)
     at_least("--grace-period", s.grace_period, 1)
     at_least("--reduction-factor", s.reduction_factor, 2)
+    at_least("--committee", s.committee, 1)
     at_least("--max-concurrent", s.max_concurrent, 1)
     at_least("--seed", s.seed, 0)
     at_least("--train-images", s.train_images, 1)

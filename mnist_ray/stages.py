@@ -21,6 +21,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
 TRIALS = "trial"  # in a recipe file, in place of a value of one of these keys: the best trial's
 KEPT = ("batch_size", "lr", "weight_decay", "optimizer")
+SEEDS_APART = 1000  # between the members of a committee
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def _stage(row: Any, where: str) -> Stage:
     return Stage(**values)
 
 
-def stage_folder(number: int) -> str:
-    """A stage's folder below the run's directory."""
-    return f"finetune/stage-{number}"
+def stage_folder(number: int, member: int = 1) -> str:
+    """A stage's folder below the run's directory. member: which network of a committee, from 1."""
+    return f"finetune/stage-{number}" if member == 1 else f"finetune/member-{member}/stage-{number}"
 
 
 def train_stages(
@@ -132,11 +133,13 @@ def train_stages(
     storage: RunStorage,
     data: "Sequence[Tensor]",
     precision: str,
+    member: int = 1,
 ) -> Iterator[str]:
     """Trains the stages one after the other, yielding a log line an epoch; each leaves its `model.safetensors` and its curve.
 
     data: images uint8 [n, C, H, W], labels int64 [n], and the int64 indices of the training and validation part. A stage that is done
     (the same stage from the same weights) is not done again; one that was interrupted goes on after its last epoch with the same result.
+    member: which network of a committee this is, from 1: each has seeds of its own.
     A recipe's learning rate may be too much for the network that a search found: a stage that diverges is begun again with a third of it.
     Raises WorkError where a hundredth is still too much.
     """
@@ -151,7 +154,8 @@ def train_stages(
     images, labels, train, val = data
     everything = recipe.train_on == "all"
     for number, stage in enumerate(recipe.stages, start=recipe.first_number):
-        folder = stage_folder(number)
+        folder = stage_folder(number, member)
+        stage = dataclasses.replace(stage, seed=stage.seed + SEEDS_APART * (member - 1))
         begins_with = checkpoint.digest(weights) if weights else "random"
         # What the result depends on: a checkpoint of another story is not gone on with.
         story = {"stage": dataclasses.asdict(stage), "train_on": recipe.train_on, "begins_with": begins_with}

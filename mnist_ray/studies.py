@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalRedisBackend
@@ -28,7 +27,7 @@ from mnist_ray import objectives as several
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, rows_from
-from mnist_ray.settings import without_password
+from mnist_ray.settings import load_yaml, without_password
 from mnist_ray.storage import RunStorage
 
 RUN = "mnist_ray:run"  # user attribute of every trial: the run that it belongs to
@@ -439,12 +438,7 @@ def read_points(path: str, space: Space) -> list[dict[str, Any]]:
     A point may leave parameters out: the sampler suggests those. Raises SettingsError naming file and point where a name is unknown
     to the space or a value is outside its range.
     """
-    try:
-        points = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--points: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"--points: {path} is not plain YAML: {' '.join(str(error).split())}") from error
+    points = load_yaml(path, f"--points: {path}")
     if not isinstance(points, list) or not points or not all(isinstance(p, dict) and p for p in points):
         raise SettingsError(f"--points: {path}: expected a list of mappings from parameters to values")
     return [_checked(f"--points: {path}: point {i}", point, space) for i, point in enumerate(points, start=1)]

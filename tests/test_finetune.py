@@ -105,6 +105,27 @@ def test_stopping_the_parent_job_stops_the_child(ray_head: dict[str, str], searc
     assert (searched / "run" / "model.json").exists()
 
 
+def test_a_committee_is_one_file(ray_head: dict[str, str], searched: Path, tmp_path: Path) -> None:
+    """Its networks differ, it is gone on with like one, and evaluate reads it."""
+    shutil.copytree(searched / "run", tmp_path / "two")
+    (tmp_path / "stages.yaml").write_text("stages:\n  - {epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 0, seed: 1}\n")
+    arguments = ["--run", str(tmp_path / "two"), "--stages", str(tmp_path / "stages.yaml"), "--cpus", "1"]
+    code, output = finish(finetune(ray_head, *arguments))
+    assert code == 0, output
+    alone, _ = read_verified(RunStorage(str(tmp_path / "two")))
+    code, output = finish(finetune(ray_head, *arguments, "--committee", "2"))
+    assert code == 0, output
+    assert output.count("done already") == 1  # the first network is the one that is there
+    manifest, _ = read_verified(RunStorage(str(tmp_path / "two")))
+    steps = {entry["step"]: entry for entry in manifest["lineage"]}
+    assert list(steps) == ["search", "stage-1", "member-2", "committee"]
+    assert steps["stage-1"]["weights_sha256"] == alone["lineage"][1]["weights_sha256"] != steps["member-2"]["weights_sha256"]
+    assert manifest["n_parameters"] == 2 * alone["n_parameters"]
+    command = [sys.executable, "jobs/evaluate.py", str(tmp_path / "two" / "model.onnx"), "--dataset", "digits"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert f"accuracy  {manifest['test_accuracy']:.2%}"[:12] in out.stdout, out.stdout + out.stderr
+
+
 @pytest.mark.slow
 def test_from_an_onnx_file(ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str]) -> None:
     model = searched / "whole" / "model.onnx"

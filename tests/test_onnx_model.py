@@ -160,7 +160,7 @@ def test_verify_refuses_nan(digits: data.Images) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_committee_is_the_log_of_the_mean_probability(n: int, digits: data.Images) -> None:
     networks = [network(HP, seed) for seed in range(n)]
-    exported = onnx_model.export_committee(networks, [HP] * n, {"dataset": "digits"})
+    exported = onnx_model.export(Committee(networks), [HP] * n, {"dataset": "digits"})
     assert onnx_model.verify(exported, Committee(networks), digits.images) <= onnx_model.TOLERANCE
     pixels = torch.from_numpy(digits.images / np.float32(255))
     with torch.inference_mode():

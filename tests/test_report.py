@@ -148,7 +148,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     stages = tuple(Stage(epochs, 64, lr, 0.0, "sgd", seed=1) for epochs, lr in ((2, 0.02), (1, 0.005)))
     recipe = Recipe("short", "best", "train", stages)
     work = Work(
-        run=storage.uri, name="first", dataset="digits", recipe=recipe, onnx=None, network=None, cpus=1, gpus=0, precision="fp32"
+        run=storage.uri, name="first", dataset="digits", recipe=recipe, committee=1, onnx=None, network=None, cpus=1, gpus=0,
+        precision="fp32",
     )  # fmt: skip
     for line in run_chain(work, test.classes, train.images, train.labels, *indices, test.images, test.labels):
         last = line
@@ -384,6 +385,7 @@ def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
 
 def test_committee_and_mlp(finished: RunStorage) -> None:
     from mnist_ray import models
+    from mnist_ray.committee import Committee
 
     shared = {"in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.5], "std": [0.5]}
     hp = {"model": "mlp", "units": [12], "dropouts": [0.1], **shared}
@@ -395,7 +397,7 @@ def test_committee_and_mlp(finished: RunStorage) -> None:
     assert "All 12 filters" in text
     assert "<td>784, 12</td>" in text
     assert "they are not here" in text
-    together = dataclasses.replace(run, onnx=onnx_model.export_committee(networks, [hp, hp], {}))
+    together = dataclasses.replace(run, onnx=onnx_model.export(Committee(networks), [hp, hp], {}))
     assert "committee of 2 networks" in model_part.model_part(together, asked, "")
 
 

@@ -557,7 +557,7 @@ def test_a_bad_point_names_file_and_point(tmp_path: Path, text: str, named: str)
 
 
 def test_a_missing_file_of_points() -> None:
-    with pytest.raises(SettingsError, match="--points: /does/not/exist cannot be read"):
+    with pytest.raises(SettingsError, match="--points: /does/not/exist: cannot be read"):
         studies.read_points("/does/not/exist", branching)
 
 
