@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Ctrl-C is among what is tested, and a shell starts what it puts into the background deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:
