@@ -602,7 +602,13 @@ def _trial_name(trial: Any) -> str:
 
 
 def _short(params: dict[str, Any]) -> str:
-    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
+    def text(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        short = f"{value:.3g}"
+        return f"{value:.6g}" if short == "1" else short  # 0.9996 and 0.9999 are not the same beta2
+
+    return " ".join(f"{name}={text(value)}" for name, value in params.items())
 
 
 def _now() -> str:
