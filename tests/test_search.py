@@ -93,8 +93,12 @@ def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Pat
         "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n- {optimizer: sgd, lr_sgd: 0.011, batch_size: 256}\n"
     )
     size = [*SMALL, "--trials", "8", "--max-epochs", "4", "--points", str(points)]
-    code, output = finish(search(ray_head, *size, "--storage", str(tmp_path), "--name", "truth", "--no-finetune"))
+    for tracker in ("mlflow", "wandb", "comet_ml"):  # installed, but not asked for: Ray by itself would import each
+        (tmp_path / f"{tracker}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\n")
+    env = {**ray_head, "PYTHONPATH": str(tmp_path)}
+    code, output = finish(search(env, *size, "--storage", str(tmp_path), "--name", "truth", "--no-finetune"))
     assert code == 0, output
+    assert not (tmp_path / "imported").exists()
     folder = tmp_path / "truth"
     check_run(str(folder), 8)
     lines = [line for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line]
