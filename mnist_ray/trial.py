@@ -75,8 +75,10 @@ class TrainTrial(tune.Trainable):
         # Imported here: the driver, which only names this class, starts seconds earlier without torch.
         import torch
 
+        from mnist_ray.light_torch import leave_out_the_compiler
         from mnist_ray.training import use_threads
 
+        leave_out_the_compiler()
         assert context is not None
         self.context = context
         self.storage = RunStorage(context.run)
