@@ -2,6 +2,7 @@
 
 python benchmarks/replay.py                                          # 3 minutes on two cores; needs curves.parquet (replay_curves.py)
 python benchmarks/replay.py --variants stock shipped tpe:2 random:3   # others: SAMPLER:REDUCTION_FACTOR
+python benchmarks/replay.py --budget 600 --variants tpe:3 tpe:3:100   # and :KEPT, how many trials TPE looks at (see samplers.TPE)
 
 Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and ResumableASHA; OptunaSearch and
 ASHAScheduler as they come) are asked for configurations and told of epochs in the order of a virtual clock, two trials at a time, until the
@@ -49,7 +50,7 @@ class ReplaySettings(BenchmarkSettings):
     budget: int = 200
     """Epochs that a search may spend."""
     variants: tuple[str, ...] = ("stock", "shipped")
-    """stock, shipped, or SAMPLER:REDUCTION_FACTOR of our searcher."""
+    """stock, shipped, or SAMPLER:REDUCTION_FACTOR[:KEPT] of our searcher."""
     workers: int = CORES
     """Processes at a time."""
 
@@ -160,7 +161,7 @@ class Stock:
 class Shipped:
     """StudySearch and the scheduler that a search makes."""
 
-    def __init__(self, space: Callable[..., dict[str, Any]], epochs: int, seed: int, sampler: str, reduction_factor: float) -> None:
+    def __init__(self, space: Callable[..., Any], epochs: int, seed: int, name: str, reduction_factor: float, kept: int | None) -> None:
         import optuna
 
         from mnist_ray import schedulers
@@ -170,9 +171,12 @@ class Shipped:
         from mnist_ray.samplers import make_sampler
         from mnist_ray.studies import open_study
 
-        settings = SearchSettings(max_epochs=epochs, sampler=sampler, reduction_factor=reduction_factor)
+        settings = SearchSettings(max_epochs=epochs, sampler=name, reduction_factor=reduction_factor)
+        sampler = make_sampler(name, seed)
+        if kept is not None:
+            sampler.KEPT = kept
         storage = optuna.storages.InMemoryStorage()
-        study = open_study(storage, "replay", settings.metric, make_sampler(sampler, seed), make_pruner(settings))
+        study = open_study(storage, "replay", settings.metric, sampler, make_pruner(settings))
         records = Records(settings.metric, total=10**9)
         self.searcher = StudySearch(study, space, records, run="replay", max_epochs=epochs, on_settled=lambda number: None)
         self.scheduler = schedulers.make(settings, {}, self.searcher)
@@ -194,11 +198,13 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
 
     if variant == "stock":
         return Stock(space, epochs, seed)
-    sampler, _, factor = (f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant).partition(":")
+    sampler, *numbers = (f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant).split(":")
     try:
-        return Shipped(space, epochs, seed, sampler, float(factor))
-    except ValueError as error:
-        raise SettingsError(f"--variants: {variant!r} is not allowed; expected stock, shipped or SAMPLER:REDUCTION_FACTOR") from error
+        return Shipped(space, epochs, seed, sampler, float(numbers[0]), int(numbers[1]) if numbers[1:] else None)
+    except (ValueError, IndexError) as error:
+        raise SettingsError(
+            f"--variants: {variant!r} is not allowed; expected stock, shipped or SAMPLER:REDUCTION_FACTOR[:KEPT]"
+        ) from error
 
 
 # ---- the replay

@@ -3,12 +3,13 @@
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma  # private: TPE itself shows no way
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
@@ -27,11 +28,72 @@ class Grid(optuna.samplers.BruteForceSampler):
         """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
 
 
+class TPE(optuna.samplers.TPESampler):
+    """Optuna's TPE, which looks at no more than KEPT finished trials: the cost of a suggestion would grow with the study without end.
+
+    Kept are the best, which its model of good trials is made of, and of all others an even selection, old and new. Up to KEPT trials,
+    and with several objectives, it suggests what Optuna's does. (benchmarks/tpe_ask.py: cost; benchmarks/replay.py: what is lost.)
+    """
+
+    KEPT = 1000
+    _seen: frozenset[int] = frozenset()  # the finished trials, when _best was chosen
+    _best: tuple[FrozenTrial, ...] = ()
+    _view: "tuple[int, optuna.Study] | None" = None  # of the trial whose parameters are being suggested
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        self._view = None
+        return super().infer_relative_search_space(self._thinned(study, trial), trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return super().sample_relative(self._thinned(study, trial), trial, search_space)
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return super().sample_independent(self._thinned(study, trial), trial, param_name, param_distribution)
+
+    def _thinned(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
+        """The study, or what looks like one with fewer trials; the same for all parameters of a trial."""
+        if self._view is None or self._view[0] != trial.number:
+            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+            finished = [t for t in trials if t.state != TrialState.RUNNING]
+            if len(finished) > self.KEPT and len(study.directions) == 1:
+                chosen = self._chosen(study, finished) | {t.number for t in trials if t.state == TrialState.RUNNING}
+                study = cast(optuna.Study, _Part(study, [t for t in trials if t.number in chosen]))
+            self._view = (trial.number, study)
+        return self._view[1]
+
+    def _chosen(self, study: optuna.Study, finished: list[FrozenTrial]) -> set[int]:
+        """Numbers of KEPT finished trials."""
+        # Results are final: the best are among the best so far and those that have come since. By number, so that among equals the
+        # same are chosen after a resume.
+        new = [t for t in finished if t.number not in self._seen]
+        candidates = sorted([*self._best, *new], key=lambda t: t.number)
+        best, _ = _split_trials(study, candidates, default_gamma(self.KEPT))
+        self._best, self._seen = tuple(best), frozenset(t.number for t in finished)
+        numbers = {t.number for t in best}
+        others = [t.number for t in finished if t.number not in numbers]
+        places = self.KEPT - len(numbers)
+        return numbers | {others[i * len(others) // places] for i in range(1, places)} | {others[-1]}
+
+
+class _Part:
+    """A study to TPE, with some of its trials."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._whole, self._some = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def _get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False) -> list[FrozenTrial]:
+        assert not deepcopy  # TPE reads only
+        return [t for t in self._some if states is None or t.state in states]
+
+
 # Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar:
 # running trials repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
-TPE: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
+TPE_OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
-    "tpe": (optuna.samplers.TPESampler, TPE),
+    "tpe": (TPE, TPE_OPTIONS),
     # Most trials are stopped early: without them it would learn from the few that were not.
     "cmaes": (optuna.samplers.CmaEsSampler, {"consider_pruned_trials": True}),
     "gp": (optuna.samplers.GPSampler, {}),
@@ -62,7 +124,7 @@ def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if name in PARTIAL:
-                options["independent_sampler"] = optuna.samplers.TPESampler(**TPE, seed=options["seed"])
+                options["independent_sampler"] = TPE(**TPE_OPTIONS, seed=options["seed"])
             sampler = factory(**options)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"--sampler: {name!r} cannot be made with {dict(args or {})}: {error}") from error

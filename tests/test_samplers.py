@@ -1,5 +1,6 @@
 """Samplers: each suggests, each repeats itself with its seed, the grid ends, and one's own is found by its path."""
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.samplers import SAMPLERS, exhausted, make_sampler
+from mnist_ray.samplers import SAMPLERS, TPE, TPE_OPTIONS, exhausted, make_sampler
 
 ROOT = Path(__file__).parent.parent
 ANNEALING = "examples.simulated_annealing:SimulatedAnnealing"
@@ -267,3 +268,32 @@ def test_annealing_moves_through_small_integers_and_categories() -> None:
     for name, values in (("n", {1, 2, 3}), ("c", {"x", "yy", "zzz"})):
         assert {p[name] for p in params(study)} == values
     assert len({p["m"] for p in params(study)}) > 10
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to KEPT trials TPE is Optuna's; beyond, it sees the best, an even part of the rest and all that run, and its cost stays."""
+    plain = walk(optuna.samplers.TPESampler(**TPE_OPTIONS, seed=3), 40)
+    assert [t.params for t in walk(make_sampler("tpe", 3), 40).trials] == [t.params for t in plain.trials]
+
+    monkeypatch.setattr(TPE, "KEPT", 20)
+    seen: list[list[int]] = []
+    inner = optuna.samplers.TPESampler._sample
+
+    def sample(self: Any, study: optuna.Study, *arguments: Any) -> Any:
+        seen.append([t.number for t in study._get_trials(deepcopy=False)])
+        return inner(self, study, *arguments)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", sample)
+    study = walk(TPE(**TPE_OPTIONS, seed=3), 200, at_once=3)
+    finished = [t for t in study.trials[:197] if t.state == TrialState.COMPLETE]
+    best = min(finished, key=lambda t: t.value)
+    assert {len(numbers) for numbers in seen[-5:]} == {23}  # and the two others that run, and the trial itself
+    assert best.number in seen[-1]
+    assert seen[-1] == sorted(set(seen[-1]))
+    gaps = [b - a for a, b in itertools.pairwise(seen[-1])]
+    assert max(gaps) < 20
+    # The same after a resume, when nothing is remembered of the trials before.
+    again = TPE(**TPE_OPTIONS, seed=0)
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    assert again._chosen(study, done) == study.sampler._chosen(study, done)
