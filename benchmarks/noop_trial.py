@@ -1,6 +1,6 @@
 """For overhead.py: trials that only sleep, for our search and for stock OptunaSearch, which this script runs.
 
-python noop_trial.py TRIALS SLOTS SECONDS FOLDER     # stock: TPE, actors reused
+python noop_trial.py TRIALS SLOTS SECONDS FLOATS FOLDER     # stock: TPE, actors reused
 """
 
 import functools
@@ -59,16 +59,16 @@ class StockTrial(tune.Trainable):
         return sleep(self.hp, time.time())
 
 
-def stock(trials: int, slots: int, seconds: float, folder: str) -> None:
+def stock(trials: int, slots: int, seconds: float, floats: int, folder: str) -> None:
     """The search with what Ray ships."""
     import ray
     from ray.tune.search.optuna import OptunaSearch
 
     shape = DataShape(1, (8, 8), 10, (0.3053,), (0.3761,))  # that of digits, which our side is given
-    configured = functools.partial(space, data=shape, seconds=seconds, stamps=folder)  # Ray pickles it, so no lambda
+    configured = functools.partial(space, data=shape, seconds=seconds, stamps=folder, floats=floats)  # Ray pickles it, so no lambda
     ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     tune.Tuner(
-        tune.with_resources(StockTrial, {"cpu": 1}),
+        tune.with_resources(StockTrial, {"cpu": len(os.sched_getaffinity(0)) / slots}),
         tune_config=tune.TuneConfig(
             metric="val_accuracy",
             mode="max",
@@ -83,4 +83,4 @@ def stock(trials: int, slots: int, seconds: float, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    stock(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
+    stock(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -3,13 +3,14 @@
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
+python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 1     # 5 minutes; so for 10,000 trials
 
 search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in turn with a bare Ray whose two workers
 import torch and ray.tune: the floor under every number. From it come
   - the time from the command to the first training step of the first trial (the network notes it down: stamped.py);
   - the command's wall time less the training's, which is the epochs' own seconds divided by the slots (history.parquet);
   - each trial process's memory (PSS, the largest of samples twice a second) less that of the bare worker.
-trials: many trials that only sleep for 0.1 s, two at a time, through the shipped search and through stock OptunaSearch with actors
+trials: many trials that only sleep for 0.1 s, some at a time, through the shipped search and through stock OptunaSearch with actors
 reused (noop_trial.py): wall time from the first trial's start to the last one's end, less the sleep.
 """
 
@@ -33,7 +34,7 @@ from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
 PARTS = ("search", "trials")
-SLOTS = 2  # sleeping trials at a time
+SIDES = ("ours", "stock")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class OverheadSettings(BenchmarkSettings):
     """Trials that only sleep."""
     seconds: float = 0.1
     """How long each sleeps."""
+    slots: int = 2
+    """How many sleep at a time; each holds that part of the cores."""
+    floats: int = 0
+    """So many real parameters instead of the default space."""
+    sides: tuple[str, ...] = SIDES
+    """Whose trials sleep: ours, stock."""
 
 
 def run(
@@ -191,49 +198,67 @@ def measure_search(settings: OverheadSettings) -> None:
 # ---- trials that only sleep
 
 
-def sleeping(settings: OverheadSettings, side: str) -> float:
-    """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of the ideal wall time."""
+def sleeping(settings: OverheadSettings, side: str) -> tuple[float, float]:
+    """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of the ideal wall time; the driver's MB."""
+    memory = [0.0]
+
+    def sample(driver: int) -> None:
+        memory[0] = max(memory[0], pss(driver))
+
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
         if side == "ours":
             command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
-            command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", "--trials", str(settings.trials)]
-            run([*command, "--max-concurrent", str(SLOTS), "--storage", name, "--name", "ours", "--no-finetune"], folder / "log")
+            command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", f"floats={settings.floats}"]
+            command += ["--trials", str(settings.trials), "--max-concurrent", str(settings.slots)]
+            command += ["--cpus-per-trial", str(CORES / settings.slots)]
+            run([*command, "--storage", name, "--name", "ours", "--no-finetune"], folder / "log", sample)
         else:
-            command = [str(BENCHMARKS / "noop_trial.py"), str(settings.trials), str(SLOTS), str(settings.seconds), name]
-            run(command, folder / "log", RAY_AUTH_MODE="disabled")
+            numbers = (settings.trials, settings.slots, settings.seconds, settings.floats)
+            command = [str(BENCHMARKS / "noop_trial.py"), *map(str, numbers), name]
+            run(command, folder / "log", sample, RAY_AUTH_MODE="disabled")
         times = [tuple(map(float, line.split())) for path in folder.glob("*.stamps") for line in path.read_text().splitlines()]
         if len(times) != settings.trials:
             log = (folder / "log").read_text(errors="replace").splitlines()[-20:]
             raise WorkError(f"{side}: {len(times)} of {settings.trials} trials ran:\n" + "\n".join(log))
         wall = max(end for _, end in times) - min(start for start, _ in times)
-        return 1000 * (wall / settings.trials - settings.seconds / SLOTS)
+        return 1000 * (wall / settings.trials - settings.seconds / settings.slots), memory[0]
 
 
 def measure_trials(settings: OverheadSettings) -> None:
     """Both searchers in turn."""
-    beyond: dict[str, list[float]] = {"ours": [], "stock": []}
+    found: dict[str, list[tuple[float, float]]] = {side: [] for side in settings.sides}
     for _ in range(settings.repeats):
-        for side, values in beyond.items():
+        for side, values in found.items():
             values.append(sleeping(settings, side))
-            print(f"{side}: {values[-1]:.1f} ms a trial", flush=True)
+            print(f"{side}: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB", flush=True)
+    beyond = {side: [ms for ms, _ in values] for side, values in found.items()}
+    names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
     section(
-        "What a trial costs beside its work",
-        ["search", "wall beyond the ideal, ms a trial, median (quartiles)", "stock / ours"],
+        f"What a trial costs beside its work: {settings.trials:,} trials, {settings.slots} at a time",
+        ["search", "wall beyond the ideal, ms a trial, median (quartiles)", "the driver's memory (largest PSS), MB", "stock / ours"],
         [
-            ["the shipped search", spread(beyond["ours"], 1), ratios(beyond["stock"], beyond["ours"])],
-            ["stock OptunaSearch with TPE, actors reused", spread(beyond["stock"], 1), ""],
+            [
+                names[side],
+                spread(beyond[side], 1),
+                spread([mb for _, mb in values]),
+                ratios(beyond["stock"], beyond["ours"]) if side == "ours" and "stock" in beyond else "",
+            ]
+            for side, values in found.items()
         ],
         n=f"n = {settings.repeats} repetitions of each side in turn",
         out=settings.out,
         notes=[
-            f"{settings.trials} trials of {settings.seconds} s, {SLOTS} at a time: at best {settings.trials * settings.seconds / SLOTS:g} s"
+            f"Trials of {settings.seconds} s: at best {settings.trials * settings.seconds / settings.slots:g} s. "
+            + (f"{settings.floats} real parameters." if settings.floats else "The default space.")
         ],
     )
 
 
 def measure(settings: OverheadSettings) -> None:
     """The parts that are asked for."""
+    if not settings.sides or set(settings.sides) - set(SIDES):
+        raise SettingsError(f"--sides: {' '.join(settings.sides)!r} is not allowed; expected {' or '.join(SIDES)}")
     if not settings.parts or set(settings.parts) - set(PARTS):
         raise SettingsError(f"--parts: {' '.join(settings.parts)!r} is not allowed; expected {' or '.join(PARTS)}")
     if "search" in settings.parts:
