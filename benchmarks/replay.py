@@ -19,6 +19,7 @@ configurations and of all that was suggested.
 import heapq
 import math
 import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,38 +211,62 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
 # ---- the replay
 
 
+@dataclass
+class Running:
+    """A trial under way."""
+
+    trial: SimpleNamespace  # what the searcher and the scheduler are told of it
+    accuracies: np.ndarray  # of all its epochs
+    seconds: np.ndarray
+    epoch: int = 0  # that have ended
+    work: float = 0.0  # seconds that the searcher and the scheduler took for the last call
+
+
+def begin(side: Side, number: int, answers: Callable[[dict[str, Any]], Curve]) -> Running:
+    """Asks for a trial."""
+    start = time.perf_counter()
+    trial = SimpleNamespace(trial_id=f"t{number:05d}", config=side.searcher.suggest(f"t{number:05d}"))
+    side.scheduler.on_trial_add(None, trial)
+    work = time.perf_counter() - start
+    return Running(trial, *answers(side.params(trial.trial_id)), work=work)
+
+
+def end_epoch(side: Side, running: Running) -> tuple[float, bool]:
+    """Tells of the trial's next epoch: its accuracy, and whether the trial ends with it."""
+    start = time.perf_counter()
+    accuracy, seconds = float(running.accuracies[running.epoch]), float(running.seconds[running.epoch])
+    running.epoch += 1
+    done = running.epoch == len(running.accuracies)
+    result = _result(running.epoch, accuracy, seconds, done)
+    # As in Tune's controller: a result with which the trial ends goes to the scheduler's and the searcher's on_trial_complete.
+    if not done:
+        done = side.scheduler.on_trial_result(None, running.trial, result) == "STOP"
+    if done:
+        side.scheduler.on_trial_complete(None, running.trial, result)
+        side.searcher.on_trial_complete(running.trial.trial_id, result=result)
+    else:
+        side.searcher.on_trial_result(running.trial.trial_id, result)
+    running.work = time.perf_counter() - start
+    return accuracy, done
+
+
 def replay(side: Side, answers: Callable[[dict[str, Any]], Curve], budget: int) -> list[float]:
     """The best accuracy seen so far after each epoch that the search has spent."""
     best, trials = 0.0, 0
     course: list[float] = []
-    running: list[tuple[float, int, Any, dict[str, Any]]] = []  # when its next epoch ends, a number against ties, trial, hidden state
+    under_way: list[tuple[float, int, Running]] = []  # when its next epoch ends, its number
     now = 0.0
     while len(course) < budget:
-        while len(running) < SLOTS:
-            trial_id = f"t{trials:05d}"
-            config = side.searcher.suggest(trial_id)
-            trial = SimpleNamespace(trial_id=trial_id, config=config)
-            side.scheduler.on_trial_add(None, trial)
-            accuracies, seconds = answers(side.params(trial_id))
-            heapq.heappush(running, (now + seconds[0], trials, trial, {"epoch": 0, "accuracies": accuracies, "seconds": seconds}))
+        while len(under_way) < SLOTS:
+            running = begin(side, trials, answers)
+            heapq.heappush(under_way, (now + running.seconds[0], trials, running))
             trials += 1
-        now, number, trial, state = heapq.heappop(running)
-        accuracies, seconds = state["accuracies"], state["seconds"]
-        accuracy = float(accuracies[state["epoch"]])
-        state["epoch"] += 1
+        now, number, running = heapq.heappop(under_way)
+        accuracy, done = end_epoch(side, running)
         best = max(best, accuracy)
         course.append(best)
-        done = state["epoch"] == len(accuracies)
-        result = _result(state["epoch"], accuracy, float(seconds[state["epoch"] - 1]), done)
-        # As in Tune's controller: a result with which the trial ends goes to the scheduler's and the searcher's on_trial_complete.
         if not done:
-            done = side.scheduler.on_trial_result(None, trial, result) == "STOP"
-        if done:
-            side.scheduler.on_trial_complete(None, trial, result)
-            side.searcher.on_trial_complete(trial.trial_id, result=result)
-        else:
-            side.searcher.on_trial_result(trial.trial_id, result)
-            heapq.heappush(running, (now + seconds[state["epoch"]], number, trial, state))
+            heapq.heappush(under_way, (now + running.seconds[running.epoch], number, running))
     return course
 
 

@@ -42,14 +42,14 @@ def s3_server() -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
         try:
-            _make_bucket(f"http://127.0.0.1:{port}/bucket", server)
+            make_bucket(f"http://127.0.0.1:{port}/bucket", server)
             yield f"s3://bucket?endpoint_override=127.0.0.1:{port}&scheme=http"
         finally:
             server.terminate()
             server.wait(10)
 
 
-def _make_bucket(url: str, server: subprocess.Popen) -> None:
+def make_bucket(url: str, server: subprocess.Popen) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
