@@ -195,7 +195,7 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
     shape = DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 
     def space(trial: Any) -> dict[str, Any]:
-        return convnet(trial, shape)
+        return convnet(trial, shape, layer_dropout=True)
 
     if variant == "stock":
         return Stock(space, epochs, seed)
@@ -324,7 +324,7 @@ def best_of(answers: Answers) -> float:
     encoded = []
     for _ in range(20_000):
         trial = study.ask()
-        convnet(trial, DataShape(1, (28, 28), 10, (0.1307,), (0.3081,)))
+        convnet(trial, DataShape(1, (28, 28), 10, (0.1307,), (0.3081,)), layer_dropout=True)
         encoded.append(answers.encode(dict(trial.params)))
     return float(answers.many(np.array(encoded))[0].max())
 

@@ -43,6 +43,8 @@ class CurveSettings:
     """Images that it is judged on."""
     space: str = "convnet"
     """The search space."""
+    space_args: tuple[str, ...] = ("layer_dropout=true",)
+    """Its options: as wide as replay.py's searches."""
     dataset: str = "mnist"
     """The data set."""
     data_dir: str = field(default_factory=settings.default_data_dir)
@@ -57,7 +59,7 @@ def record(s: CurveSettings) -> int:
     """Trains what the file lacks. Raises SettingsError where the file was made with other settings."""
     path = Path(s.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"epochs", "train_images", "val_images", "space", "dataset", "seed"}
+    kept = {"epochs", "train_images", "val_images", "space", "space_args", "dataset", "seed"}
     made_with = {key: str(value) for key, value in dataclasses.asdict(s).items() if key in kept}
     rows = read(path, made_with) if path.exists() else []
     missing = sorted(set(range(s.configurations)) - {row["number"] for row in rows})
@@ -134,7 +136,9 @@ def _train(number: int) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.RandomSampler(seed=s.seed * 1_000_000 + number)
     trial = optuna.create_study(sampler=sampler).ask()
-    hp = spaces.find(s.space)(trial, data=data_shape(images))
+    space = spaces.find(s.space)
+    options = spaces.options(space, s.space, settings.key_values(s.space_args, "--space-args"))
+    hp = space(trial, data=data_shape(images), **options)
     trainer = Trainer(hp, epochs=s.epochs, seed=s.seed, precision=precision)
     curve: dict[str, list[float]] = {name: [] for name in CURVES}
     for _ in range(s.epochs):

@@ -1,5 +1,6 @@
 """What several test files share: an S3 server of its own on loopback."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -62,11 +63,18 @@ def make_bucket(url: str, server: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A `ray start --head` of the tests' own on loopback with token authentication: the environment that reaches it."""
+def ray_head() -> Iterator[dict[str, str]]:
+    """A Ray of the tests' own: the environment that reaches it."""
+    with head_of(Path(sys.executable).parent) as env:
+        yield env
+
+
+@contextlib.contextmanager
+def head_of(programs: Path) -> Iterator[dict[str, str]]:
+    """A `ray start --head` from that folder, on loopback with token authentication: the environment that reaches it."""
     # Short, because Unix sockets below it allow 107 characters.
-    folder = tempfile.mkdtemp(prefix="mrt-")
-    token = tmp_path_factory.mktemp("auth") / "token"
+    folder = Path(tempfile.mkdtemp(prefix="mrt-"))
+    token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
     port, dashboard = free_port(), free_port()
     env = {
@@ -75,16 +83,16 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
     command = [
-        "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1",
-        f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+        str(programs / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0",
+        "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
         f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
     ]  # fmt: skip
     start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    log = tmp_path_factory.mktemp("ray") / "head.log"
+    log = folder / "head.log"
     with log.open("w") as out:
         head = subprocess.Popen(command, env=start_env, stdout=out, stderr=subprocess.STDOUT)
     try:

@@ -189,6 +189,8 @@ def test_the_default_space_is_not_widened_by_its_options() -> None:
     assert {k: v for k, v in wide.items() if k in plain and k not in ("layers_per_block", "width")} == {
         k: v for k, v in plain.items() if k not in ("layers_per_block", "width")
     }
+    assert plain["dropout_place"] == CategoricalDistribution(["head", "block"])
+    assert ranges("convnet", layer_dropout=True)["dropout_place"] == CategoricalDistribution(["head", "block", "layer"])
 
 
 def test_l1_reaches_the_loss() -> None:

@@ -21,12 +21,14 @@ def convnet(
     max_layers: int = 2,
     max_fc: int = 0,
     l1: bool = False,
+    layer_dropout: bool = False,
 ) -> dict[str, Any]:
     """Hyperparameters of `models.convnet` and of its training.
 
     Options: `min_width`, `max_width`: channels of the first block, in steps of 8 (the next blocks double them).
     `min_layers`, `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
-    (`weight_decay` is L2). The last two are off by default: a wider space costs trials.
+    (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every layer, where batch normalisation does not bear it
+    (benchmarks/dropout_norm.py). The last three are off by default: a wider space costs trials.
     """
     limits = {
         "min_width": (min_width, 1),
@@ -54,7 +56,7 @@ def convnet(
         "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
         # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
         "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),
-        "dropout_place": trial.suggest_categorical("dropout_place", ["head", "block", "layer"]),
+        "dropout_place": trial.suggest_categorical("dropout_place", ["head", "block", *(["layer"] if layer_dropout else [])]),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
         "optimizer": optimizer,
         # A good rate depends on the optimiser by two orders of magnitude, so each has its own parameter.
