@@ -67,7 +67,7 @@ def stock(trials: int, slots: int, seconds: float, floats: int, folder: str) -> 
     shape = DataShape(1, (8, 8), 10, (0.3053,), (0.3761,))  # that of digits, which our side is given
     configured = functools.partial(space, data=shape, seconds=seconds, stamps=folder, floats=floats)  # Ray pickles it, so no lambda
     ray.init(address="local", log_to_driver=False, logging_level="ERROR")
-    tune.Tuner(
+    results = tune.Tuner(
         tune.with_resources(StockTrial, {"cpu": len(os.sched_getaffinity(0)) / slots}),
         tune_config=tune.TuneConfig(
             metric="val_accuracy",
@@ -77,8 +77,13 @@ def stock(trials: int, slots: int, seconds: float, floats: int, folder: str) -> 
             max_concurrent_trials=slots,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="stock", storage_path=folder, verbose=0),
+        # A trial that only sleeps has nothing to keep.
+        run_config=tune.RunConfig(
+            name="stock", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+        ),
     ).fit()
+    if results.errors:
+        raise results.errors[0]
     ray.shutdown()
 
 
