@@ -17,7 +17,7 @@ from mnist_ray import objectives
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row, rank
 from mnist_ray.samplers import exhausted
-from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask
+from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask, on_disk
 from mnist_ray.trial import NUMBER
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
@@ -105,6 +105,7 @@ class StudySearch(OptunaSearch):
             hp = self._space(trial)
         except ValueError as error:
             raise SettingsError(f"--study: the study {study.study_name!r} contradicts the space: {error}") from error
+        on_disk(study)  # before a worker writes the trial's checkpoints
         if trial.number not in self.records.trials:
             self.records.add(Record(trial.number, dict(trial.params)))
         self._ot_trials[trial_id] = trial

@@ -7,6 +7,7 @@ tool of Optuna's reads the study as it is.
 import contextlib
 import functools
 import importlib.util
+import json
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalRedisBackend
 from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray import objectives as several
@@ -126,13 +128,45 @@ def _torn(content: bytes) -> bool:
 
 
 class _FileLog(JournalFileBackend):
-    """Optuna's, naming the file where it cannot be written."""
+    """Optuna's, naming the file where it cannot be written, and waiting for the disk less often.
+
+    Optuna's waits for it (fsync) after each parameter: a dozen times a trial, 2 ms each and more. Here a trial is on the disk, all of it,
+    before it is handed out (`on_disk`), after each epoch, and when it has ended. A killed process loses nothing either way: what has
+    been written is the operating system's.
+    """
+
+    LATER = (
+        JournalOperation.CREATE_TRIAL,
+        JournalOperation.SET_TRIAL_PARAM,
+        JournalOperation.SET_TRIAL_USER_ATTR,
+        JournalOperation.SET_TRIAL_SYSTEM_ATTR,
+    )
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self._named(), get_lock_file(self._lock), open(self._file_path, "ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            if any(log["op_code"] not in self.LATER for log in logs):
+                os.fsync(file.fileno())
+
+    def sync(self) -> None:
+        with self._named(), open(self._file_path, "ab") as file:
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
         try:
-            super().append_logs(logs)
+            yield
         except OSError as error:
             raise WorkError(f"cannot write {self._file_path}: {error.strerror or error}") from error
+
+
+def on_disk(study: optuna.Study) -> None:
+    """Returns when what was written to the study's journal is on the disk. WorkError where that fails. (Servers see to it themselves.)"""
+    backend = getattr(study._storage, "_backend", None)
+    if isinstance(backend, _FileLog):
+        backend.sync()
 
 
 class _RedisLog(JournalRedisBackend):

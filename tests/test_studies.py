@@ -744,3 +744,23 @@ def test_two_searches_share_a_study_and_keep_its_password_to_themselves(servers:
     for path in kept:
         assert SECRET.encode() not in path.read_bytes(), path
     assert json.loads((tmp_path / "runs" / "two" / "run.json").read_text())["settings"]["study"] == named
+
+
+def test_a_suggestion_waits_for_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    study = optuna.create_study(storage=studies.journal_file(tmp_path / "study.journal"), study_name="s")
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (waits.append(file), fsync(file)))
+    trial = studies.ask(study, {"mine": 1}, {})
+    drawn = [trial.suggest_float(f"x{i}", 0, 1) for i in range(8)]
+    assert waits == []
+    studies.on_disk(study)
+    assert len(waits) == 1
+    # Another process sees it all, before and after.
+    other = optuna.load_study(study_name="s", storage=studies.journal_file(tmp_path / "study.journal"))
+    assert list(other.trials[0].params.values()) == drawn
+    trial.report(0.5, 1)
+    assert len(waits) == 2
+    study.tell(trial, 0.5)
+    assert len(waits) == 3
+    studies.on_disk(optuna.create_study())  # in memory: nothing to wait for
