@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -110,9 +111,13 @@ def _connected(options: dict[str, Any], folder: Path | None) -> Iterator[Cluster
     try:
         try:
             context = ray.init(**options)
-        except (OSError, RuntimeError) as error:  # a ConnectionError is an OSError
-            where = f"started in {folder}" if started_here else "joined"
-            raise WorkError(f"Ray cannot be {where}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
+            why = (str(error).strip() or repr(error)).splitlines()[0]
+            if folder is None:
+                raise WorkError(f"Ray cannot be joined: {why}") from error
+            free = shutil.disk_usage(folder).free // 2**20
+            hint = f" (only {free} MB are free there)" if free < 500 else ""
+            raise WorkError(f"Ray cannot be started in {folder}{hint}: {why}") from error
         finally:
             parameter.RayParams = plain
             if started_here:

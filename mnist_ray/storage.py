@@ -379,22 +379,16 @@ def publish(storage: RunStorage, files: dict[str, bytes], manifest: dict[str, An
     if manifest.get("sha256", sha256) != sha256:
         raise ValueError(f"the manifest's sha256 is not that of {name}")
     final = {**manifest, "sha256": sha256}
-    asides = set()
     if storage.exists("model.json"):
-        with suppress(CorruptFileError):
-            before = storage.read_json("model.json")
-            found = str(before.get("file")) if isinstance(before, dict) else ""
-            if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", found):
-                asides.add(found)  # of a publication that was cut off
         aside = f"{sha256[:16]}-{name}"
-        asides.add(aside)
         storage.write_bytes(aside, files[name])
         storage.write_json("model.json", {**final, "file": aside})
     for file, data in files.items():
         storage.write_bytes(file, data)
     storage.write_json("model.json", final)
-    for aside in asides:
-        storage.delete(aside)
+    for file in storage.list():  # also what publications that were cut off have left
+        if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
+            storage.delete(file)
 
 
 def read_verified(storage: RunStorage, manifest: str = "model.json") -> tuple[dict[str, Any], bytes]:
