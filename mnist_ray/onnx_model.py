@@ -39,6 +39,8 @@ CANNOT_RUN = (
     runtime_errors.NotImplemented,
     runtime_errors.RuntimeException,
 )
+PRODUCER = "mnist_ray"
+WHOLE = "sha256"  # in the metadata: the digest of the file without it
 TOLERANCE = 1e-4  # largest difference between torch's and onnxruntime's logits
 
 
@@ -66,6 +68,7 @@ def export(model: "nn.Module", hp: Mapping[str, Any] | Sequence[Mapping[str, Any
     }
     for key in sorted(facts):
         proto.metadata_props.add(key=key, value=facts[key])
+    proto.metadata_props.add(key=WHOLE, value=digest(proto))
     return proto.SerializeToString(deterministic=True)
 
 
@@ -117,7 +120,7 @@ def _strip(proto: onnx.ModelProto) -> None:
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
-    proto.producer_name, proto.producer_version, proto.ir_version = "mnist_ray", "", 10
+    proto.producer_name, proto.producer_version, proto.ir_version = PRODUCER, "", 10
 
 
 def _messages(message: Message) -> Iterator[Message]:
@@ -137,6 +140,16 @@ def weights_digest(proto: onnx.ModelProto) -> str:
         sha.update(f"{tensor.name} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of all that the file says, but for this digest itself."""
+    rest = onnx.ModelProto()
+    rest.CopyFrom(proto)
+    kept = [pair for pair in proto.metadata_props if pair.key != WHOLE]
+    del rest.metadata_props[:]
+    rest.metadata_props.extend(kept)
+    return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
 # ---- reading
@@ -172,8 +185,8 @@ def _read(where: str) -> bytes:
 def load_verified(data: bytes, source: str) -> onnx.ModelProto:
     """The parsed file. `source` is its name in errors.
 
-    Raises CorruptFileError where it is no ONNX file or its weights do not match the digest in its metadata, and SettingsError where it
-    keeps weights in other files (they would be read from wherever the program happens to run).
+    Raises CorruptFileError where it is no ONNX file or, being one of ours, does not match the digests in its metadata, and SettingsError
+    where it keeps weights in other files (they would be read from wherever the program happens to run).
     """
     try:
         proto = onnx.load_model_from_string(data)
@@ -183,9 +196,11 @@ def load_verified(data: bytes, source: str) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise CorruptFileError(f"{source} is not an ONNX model or is damaged: {_first_line(error)}") from error
-    expected = metadata(proto).get("weights_sha256")
-    if expected is not None and weights_digest(proto) != expected:
+    facts = metadata(proto)
+    if "weights_sha256" in facts and weights_digest(proto) != facts["weights_sha256"]:
         raise CorruptFileError(f"{source} is damaged: its weights do not match the SHA-256 that it carries")
+    if (proto.producer_name == PRODUCER or WHOLE in facts) and digest(proto) != facts.get(WHOLE):
+        raise CorruptFileError(f"{source} is damaged: it does not match the SHA-256 that it carries")
     return proto
 
 

@@ -560,3 +560,31 @@ def test_the_digest_covers_images_and_labels() -> None:
     assert digest(images[:, :, ::-1], labels) != digest(images, labels)
     assert digest(images, labels[::-1]) != digest(images, labels)
     assert Images("a", "train", images, labels, ("a", "b"), (0.1,), (0.2,)).shape == (1, 2, 2)
+
+
+@real_mnist
+def test_every_flipped_byte_of_mnist_is_found(tmp_path: Path) -> None:
+    raw = Path(str(REAL), "MNIST", "raw")
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    names = sorted(path.name for path in raw.iterdir() if path.name.startswith("t10k") and not path.name.endswith(".gz"))
+    if not names:
+        pytest.skip("the files lie there compressed")
+    for name in names:
+        shutil.copy(raw / name, tmp_path / "MNIST" / "raw" / name)
+    generator = np.random.default_rng(0)
+    for name in names:
+        path = tmp_path / "MNIST" / "raw" / name
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            for position in [*range(16), *generator.integers(0, size, 84)]:
+                file.seek(position)
+                byte = file.read(1)
+                file.seek(position)
+                file.write(bytes([byte[0] ^ int(generator.integers(1, 256))]))
+                file.flush()
+                with pytest.raises(SettingsError, match=rf"--data-dir: [^\n]*{name}[^\n]*$"):
+                    load("mnist", "test", str(tmp_path))
+                file.seek(position)
+                file.write(byte)
+                file.flush()
+    assert len(load("mnist", "test", str(tmp_path)).labels) == 10_000

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -185,9 +186,31 @@ def test_altered_weight_is_found(exported: bytes) -> None:
         onnx_model.load_verified(proto.SerializeToString(), "m.onnx")
 
 
+def test_every_flipped_byte_and_every_truncation_is_found(exported: bytes) -> None:
+    """Not only in the weights: the graph, its attributes and the metadata belong to the network too."""
+    generator = random.Random(0)
+    metadata_too = len(exported) - 3000  # the end, where the metadata is, is a small part of the file
+    positions = [*generator.sample(range(len(exported)), 150), *generator.sample(range(metadata_too, len(exported)), 100)]
+    whole = onnx_model.load_verified(exported, "m.onnx").SerializeToString(deterministic=True)
+    for position in positions:
+        damaged = bytearray(exported)
+        damaged[position] ^= generator.randrange(1, 256)
+        try:
+            found = onnx_model.load_verified(bytes(damaged), "m.onnx")
+        except (CorruptFileError, SettingsError) as error:
+            assert str(error).startswith("m.onnx")
+            assert "\n" not in str(error)
+        else:  # another way to write the same
+            assert found.SerializeToString(deterministic=True) == whole
+    for length in range(0, len(exported), len(exported) // 60):
+        with pytest.raises(CorruptFileError, match=r"^m\.onnx is [^\n]+$"):
+            onnx_model.load_verified(exported[:length], "m.onnx")
+
+
 def test_an_open_image_shape_is_refused(exported: bytes) -> None:
     proto = onnx.load_model_from_string(exported)
     del proto.metadata_props[:]
+    proto.producer_name = "another"
     for axis, name in ((2, "height"), (3, "width")):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
     with pytest.raises(SettingsError, match=r"^m\.onnx leaves the images' shape open \(1xheightxwidth\); expected fixed [^\n]*$"):
@@ -217,12 +240,21 @@ def with_metadata(data: bytes, **facts: str) -> bytes:
     merged = {**onnx_model.metadata(proto), **facts}
     del proto.metadata_props[:]
     helper.set_model_props(proto, merged)
+    return signed(proto)
+
+
+def signed(proto: onnx.ModelProto) -> bytes:
+    """With the digest that whoever changes a file on purpose writes too."""
+    facts = onnx_model.metadata(proto) | {onnx_model.WHOLE: onnx_model.digest(proto)}
+    del proto.metadata_props[:]
+    helper.set_model_props(proto, facts)
     return proto.SerializeToString()
 
 
 def test_rebuild_refuses_what_is_not_ours(exported: bytes) -> None:
     proto = onnx.load_model_from_string(exported)
     del proto.metadata_props[:]
+    proto.producer_name = "another"
     with pytest.raises(SettingsError, match="no hyperparameters"):
         onnx_model.rebuild(proto.SerializeToString(), "m.onnx")
     with pytest.raises(SettingsError, match=r"weight 1\.weight is \(4, 1, 3, 3\), expected \(8, 1, 3, 3\)"):

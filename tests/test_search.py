@@ -16,7 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mnist_ray import checkpoint
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.search import _previous as previous_run
 from mnist_ray.search import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from mnist_ray.storage import RunStorage, read_verified
@@ -212,6 +213,17 @@ def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> 
         "model.json",
         "README.md",
     }
+
+
+def test_a_run_json_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    storage = RunStorage(str(tmp_path))
+    storage.write_json("run.json", {"settings": resolved(SearchSettings()), "data": {"sha256": "0" * 64}, "state": "searching"})
+    whole = storage.read_bytes("run.json")
+    assert previous_run(storage)["state"] == "searching"
+    for length in range(0, len(whole) - 2, len(whole) // 60):  # but for the last brace and the end of the line
+        (tmp_path / "run.json").write_bytes(whole[:length])
+        with pytest.raises(MnistRayError, match=r"^[^\n]*run.json is (damaged|not JSON): [^\n]*$"):
+            previous_run(storage)
 
 
 def test_a_name_is_never_overwritten(ray_head: dict[str, str], tmp_path: Path) -> None:

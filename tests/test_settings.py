@@ -1,5 +1,6 @@
 """Settings: flags over YAML, and errors of one line that name the flag or file."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_any_file_is_settings_or_one_line(tmp_path_factory: pytest.TempPathFacto
     except MnistRayError as error:
         assert error.exit_code == 2
         assert "\n" not in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_any_command_line_as_a_whole_process(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    values = ["-1", "0", "1", "7", "1e9", "nan", "", "ä", "asha", "val_loss", "tpe", "30m", "a=b", "--trials", "{", "None", "true", "../x"]
+    argv = [word for name in chance.sample(NAMES, 3) for word in (f"--{name}", chance.choice(values))]
+    command = [sys.executable, str(Path(__file__).parent.parent / "jobs/search.py"), *argv, "--dataset", "digits", "--dry-run"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert out.returncode in (0, 2), (argv, out.stderr)
+    assert "Traceback" not in out.stderr, argv
+    if out.returncode:
+        assert len((out.stdout + out.stderr).strip().splitlines()) == 1, (argv, out.stderr)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_durations_and_pairs() -> None:
