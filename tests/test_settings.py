@@ -120,7 +120,6 @@ def test_any_file_is_settings_or_one_line(tmp_path_factory: pytest.TempPathFacto
         assert "\n" not in str(error)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_any_command_line_as_a_whole_process(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
