@@ -176,22 +176,6 @@ def capacity(cpus: float, gpus: float, each: list[dict[str, float]], maximum: Ma
     return max(1, sum(map(hold, each)), hold(maximum))
 
 
-def warm_up(slots: int, cpus: float, gpus: float) -> None:
-    """Has so many workers import what trials need, while the caller prepares them: the trials then begin in these very processes.
-
-    Returns at once. At most as many as the living nodes can run are asked for.
-    """
-    import ray
-
-    @ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-    def imports() -> None:
-        import mnist_ray.training
-        import mnist_ray.trial  # noqa: F401
-
-    for _ in range(slots):
-        imports.remote()
-
-
 def check_shared_storage(storage: RunStorage) -> None:
     """SettingsError where a node of the cluster does not see the files that this process writes."""
     import ray

@@ -282,10 +282,6 @@ class _Run:
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
         cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
         slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
-        if spaces.of_networks(spaces.find(s.space)):
-            cluster.warm_up(
-                min(slots, s.trials, cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, {})), s.cpus_per_trial, s.gpus_per_trial
-            )
         if s.deterministic:  # noted in run.json: what depends on the machine must not depend on the next one
             s = self.settings = dataclasses.replace(s, max_concurrent=slots, precision="fp32" if s.precision == "auto" else s.precision)
         self._claim()

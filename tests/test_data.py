@@ -563,7 +563,7 @@ def test_the_digest_covers_images_and_labels() -> None:
 
 
 @real_mnist
-def test_every_flipped_byte_of_mnist_is_found(tmp_path: Path) -> None:
+def test_every_flipped_byte_and_every_truncation_of_mnist_is_found(tmp_path: Path) -> None:
     raw = Path(str(REAL), "MNIST", "raw")
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     names = sorted(path.name for path in raw.iterdir() if path.name.startswith("t10k") and not path.name.endswith(".gz"))
@@ -587,4 +587,9 @@ def test_every_flipped_byte_of_mnist_is_found(tmp_path: Path) -> None:
                 file.seek(position)
                 file.write(byte)
                 file.flush()
+        for length in range(size - 1, 0, -(size // 50)):  # shorter and shorter
+            os.truncate(path, length)
+            with pytest.raises(SettingsError, match=rf"--data-dir: [^\n]*{name}[^\n]*$"):
+                load("mnist", "test", str(tmp_path))
+        shutil.copy(raw / name, path)
     assert len(load("mnist", "test", str(tmp_path)).labels) == 10_000
