@@ -691,7 +691,7 @@ def test_thousand_trials(tmp_path: Path) -> None:
 # ---- in a browser, with the network off
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
