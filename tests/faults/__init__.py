@@ -7,7 +7,7 @@
 | the search killed at random moments, stopped by SIGINT and SIGTERM | test_driver.py; tests/test_search.py, tests/test_deterministic.py |
 | ASHA's rungs after a resume | tests/test_schedulers.py |
 | the fine-tuning killed in each stage, and between export and publication | tests/test_finetune.py, tests/test_stages.py |
-| a node dies, all nodes die | test_cluster_faults.py |
+| a node dies, one goes with notice, all nodes die | test_cluster_faults.py |
 | a host is cut off from the network and comes back | test_hosts.py |
 | S3 away, slow, answering with errors, while checkpoints and models are written | test_storage_faults.py; tests/test_storage.py |
 | the study's SQL server started again | test_cluster_faults.py; tests/test_studies.py with MariaDB and Redis too |

@@ -4,6 +4,8 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.faults.tools import (
     SECRETS,
     TINY,
     Rays,
+    below,
     check_run,
     finish,
     kill_tree,
@@ -61,6 +64,38 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
     assert not {int(line.split()[1]) for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line} & finished
     check_run(str(tmp_path / "n"), 12)
     no_open_trial(tmp_path / "n")
+
+
+@pytest.mark.slow
+def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
+    """Drained as the autoscaler does it before a preemption: ten seconds later it is gone; its trial goes on elsewhere."""
+    several = Rays(0)
+    try:
+        nodes = [several.add(1), several.add(1)]
+        arguments = [*TINY, "--trials", "8", "--max-epochs", "24", "--scheduler", "none", "--max-concurrent", "2"]
+        process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "spot")
+        seen = wait_for(process, "epochs=")
+        while not all(workers(node.pid) for node in nodes):
+            assert process.poll() is None
+        code = (
+            "import ray; ray.init(logging_level='ERROR', log_to_driver=False)\n"
+            "print([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU')][0])"
+        )
+        found = subprocess.run([sys.executable, "-c", code], env=several.env, capture_output=True, text=True, check=True, timeout=60)
+        node_id = found.stdout.split()[-1]
+        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=10"]
+        drain = ["ray", "drain-node", f"--address={several.env['RAY_ADDRESS']}", f"--node-id={node_id}", *notice]
+        subprocess.run(drain, env=several.env, check=True, capture_output=True, timeout=60)
+        taken = next(node for node in nodes if any(node_id in " ".join(p.cmdline()) for p in below(node.pid)))
+        time.sleep(10)
+        kill_tree(taken.pid)  # Ray leaves that to the cloud
+        code, output = finish(process)
+        assert code == 0, seen + output
+        assert "8 complete, 0 pruned, 0 failed" in output
+        check_run(str(tmp_path / "spot"), 8)
+        no_open_trial(tmp_path / "spot")
+    finally:
+        several.remove()
 
 
 def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
