@@ -3,7 +3,7 @@
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
-python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 1     # 5 minutes; so for 10,000 trials
+python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 1     # a long study on many slots
 
 search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in turn with a bare Ray whose two workers
 import torch and ray.tune: the floor under every number. From it come

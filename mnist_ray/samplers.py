@@ -1,6 +1,9 @@
 """Optuna's samplers by name, each with a seed, and whether the grid has been walked to its end."""
 
+import functools
+import heapq
 import inspect
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
@@ -9,7 +12,6 @@ from typing import Any, cast
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.samplers._tpe.sampler import _split_trials, default_gamma  # private: TPE itself shows no way
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
@@ -67,12 +69,24 @@ class TPE(optuna.samplers.TPESampler):
         # same are chosen after a resume.
         new = [t for t in finished if t.number not in self._seen]
         candidates = sorted([*self._best, *new], key=lambda t: t.number)
-        best, _ = _split_trials(study, candidates, default_gamma(self.KEPT))
+        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+        best = heapq.nsmallest(min(math.ceil(self.KEPT / 10), 25), candidates, key=functools.partial(_place, sign))  # TPE's own number
         self._best, self._seen = tuple(best), frozenset(t.number for t in finished)
         numbers = {t.number for t in best}
         others = [t.number for t in finished if t.number not in numbers]
         places = self.KEPT - len(numbers)
         return numbers | {others[i * len(others) // places] for i in range(1, places)} | {others[-1]}
+
+
+def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
+    """TPE's order, the best first: complete trials by their value, then pruned ones by how far they came and by their last value there."""
+    if trial.state == TrialState.COMPLETE:
+        assert trial.value is not None
+        return 0, 0, sign * trial.value
+    if not trial.intermediate_values:
+        return 2, 0, 0.0
+    step, value = max(trial.intermediate_values.items())
+    return 1, -step, math.inf if math.isnan(value) else sign * value
 
 
 class _Part:

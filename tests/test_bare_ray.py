@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from tests.conftest import head_of
-from tests.test_search import ROOT, SMALL, check_published
+from tests.test_search import ROOT, SMALL, check_published, check_two_jobs
 
 
 @pytest.mark.slow
@@ -27,8 +27,5 @@ def test_a_ray_of_another_environment(tmp_path: Path) -> None:
             [*command, "--", "python", "jobs/search.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800
         )
         assert submit.returncode == 0, submit.stdout + submit.stderr
-        listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60).stdout
-    jobs = [part for part in listing.split("JobDetails(") if str(tmp_path) in part]
-    assert len(jobs) == 2
-    assert all("SUCCEEDED" in job for job in jobs)
+        check_two_jobs(env, tmp_path)
     check_published(f"{tmp_path}/bare")

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.samplers import SAMPLERS, TPE, TPE_OPTIONS, exhausted, make_sampler
+from mnist_ray.samplers import SAMPLERS, TPE, TPE_OPTIONS, _place, exhausted, make_sampler
 
 ROOT = Path(__file__).parent.parent
 ANNEALING = "examples.simulated_annealing:SimulatedAnnealing"
@@ -297,3 +297,7 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
     again = TPE(**TPE_OPTIONS, seed=0)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     assert again._chosen(study, done) == study.sampler._chosen(study, done)
+    # In TPE's own order: complete ones first, then by how far a pruned one came.
+    ordered = sorted(done, key=lambda t: _place(1, t))
+    assert [t.value for t in ordered if t.state == TrialState.COMPLETE] == sorted(t.value for t in done if t.state == TrialState.COMPLETE)
+    assert {t.number for t in ordered[:2]} <= again._chosen(study, done)

@@ -168,11 +168,16 @@ def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_
         cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert submit.returncode == 0, submit.stdout + submit.stderr
-    listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=60).stdout
-    jobs = [part for part in listing.split("JobDetails(") if str(tmp_path) in part]
+    check_two_jobs(ray_head, tmp_path)
+    check_published(f"{tmp_path}/jobs")
+
+
+def check_two_jobs(env: dict[str, str], folder: Path) -> None:
+    """The search in that folder and its fine-tuning, both done."""
+    listing = subprocess.run(["ray", "job", "list"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60).stdout
+    jobs = [part for part in listing.split("JobDetails(") if str(folder) in part]
     assert len(jobs) == 2
     assert all("SUCCEEDED" in job for job in jobs)
-    check_published(f"{tmp_path}/jobs")
 
 
 def check_published(run: str) -> None:
