@@ -33,21 +33,28 @@ def s3_server() -> Iterator[str]:
 
     Keys reach pyarrow through the environment, as a user's do.
     """
-    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-of-s3-server")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
         patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-        try:
-            make_bucket(f"http://127.0.0.1:{port}/bucket", server)
-            yield f"s3://bucket?endpoint_override=127.0.0.1:{port}&scheme=http"
-        finally:
-            server.terminate()
-            server.wait(10)
+        with moto("127.0.0.1") as place:
+            yield f"s3://bucket?endpoint_override={place}&scheme=http"
+
+
+@contextlib.contextmanager
+def moto(host: str) -> Iterator[str]:
+    """A moto server at that address with the empty bucket `bucket`: its host and port."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    try:
+        make_bucket(f"http://{host}:{port}/bucket", server)
+        yield f"{host}:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 def make_bucket(url: str, server: subprocess.Popen) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mnist_ray.storage import RunStorage
-from tests.conftest import free_port, make_bucket
+from tests.conftest import moto
 from tests.faults.tools import DIGITS, ROOT, SECRETS, check_run, finish, kill_tree, no_secret, outside, wait_for, workers
 
 NETWORK = "10.213.77"  # a bridge at .254, the hosts from .1 on
@@ -130,15 +130,8 @@ def far_bucket(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"])
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     hosts.env |= {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
-    address, port = f"{NETWORK}.254", free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        make_bucket(f"http://{address}:{port}/bucket", server)
-        yield f"s3://bucket/hosts?endpoint_override={address}:{port}&scheme=http"
-    finally:
-        server.terminate()
-        server.wait(10)
+    with moto(f"{NETWORK}.254") as place:
+        yield f"s3://bucket/hosts?endpoint_override={place}&scheme=http"
 
 
 @pytest.mark.slow
