@@ -220,13 +220,13 @@ def run_chain(
         model, story = trained(number, 1)
         steps.append(model)
         as_run = {**dataclasses.asdict(stage), "lr": story["hyperparameters"]["lr"]}  # lower, where the stage had diverged
+        curve = _curve(storage, number)
+        as_run["seconds"] = round(sum(curve["seconds"]), 1)
+        if work.recipe.train_on == "train":
+            as_run["val_accuracy"] = curve["val_accuracy"][-1]
         lineage.append({"step": f"stage-{number}", **as_run, "weights_sha256": checkpoint.digest(model.state_dict())})
-    measured_on_validation = work.recipe.train_on == "train"
-    if measured_on_validation:
-        for entry, number in zip(lineage[1:], numbers, strict=True):
-            entry["val_accuracy"] = _last_val_accuracy(storage, number)
     # Where the stages saw all training images, the search's checkpoint is the last whose validation accuracy means anything.
-    val_accuracy = lineage[-1 if measured_on_validation else 0].get("val_accuracy")
+    val_accuracy = lineage[-1 if work.recipe.train_on == "train" else 0].get("val_accuracy")
     metadata = {"dataset": work.dataset, "run": work.name, "val_accuracy": json.dumps(val_accuracy), "classes": json.dumps(list(classes))}
     sample = images[val[:VERIFIED_ON]] if len(val) >= VERIFIED_ON else images[:VERIFIED_ON]
     networks = [steps[-1]]
@@ -275,13 +275,13 @@ def run_chain(
     yield manifest
 
 
-def _last_val_accuracy(storage: RunStorage, number: int) -> float:
+def _curve(storage: RunStorage, number: int) -> dict[str, list[Any]]:
+    """A stage's columns, one value an epoch (see records.HISTORY)."""
     import io
 
     import pyarrow.parquet as pq
 
-    curve = pq.read_table(io.BytesIO(storage.read_bytes(f"{stage_folder(number)}/curve.parquet")))
-    return curve["val_accuracy"][-1].as_py()
+    return pq.read_table(io.BytesIO(storage.read_bytes(f"{stage_folder(number)}/curve.parquet"))).to_pydict()
 
 
 def model_card(manifest: dict[str, Any], hp: dict[str, Any]) -> str:

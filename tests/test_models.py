@@ -87,14 +87,14 @@ CHOICES = {
     "kernel_size": [3, 5],
     "activation": ["relu", "leaky_relu", "gelu", "silu", "elu"],
     "activation_position": ["after_norm", "before_norm"],
-    "pooling": ["max", "avg", "conv"],
+    "pooling": ["max", "avg", "blur", "conv"],
     "pool_position": ["end", "conv"],
     "dropout_place": ["head", "block", "layer", "layer_first", "layer_between"],
 }
 
 
 def test_every_combination_of_convnet_builds_and_learns_something() -> None:
-    """Forward and backward of all 600, small: no combination has an operation in place that spoils another's gradient."""
+    """Forward and backward of all 800, small: no combination has an operation in place that spoils another's gradient."""
     x = images(SMALL, 4)
     for values in itertools.product(*CHOICES.values()):
         hp = {**CONVNET, **SMALL, "layers_per_block": 1, **dict(zip(CHOICES, values, strict=True))}
@@ -174,7 +174,7 @@ def test_ones_own_network_by_its_path() -> None:
         ({"model": f"{__name__}:nothing"}, "cannot be imported"),
         ({"model": None}, "model: 'None' is unknown"),
         ({"activation": "tanhh"}, "hyperparameter activation is 'tanhh': expected one of relu, leaky_relu"),
-        ({"pooling": "min"}, "hyperparameter pooling is 'min': expected one of max, avg, conv"),
+        ({"pooling": "min"}, "hyperparameter pooling is 'min': expected one of max, avg, blur, conv"),
         ({"dropout_place": "roof"}, "hyperparameter dropout_place is 'roof'"),
         ({"pool_position": "start"}, "hyperparameter pool_position is 'start'"),
         ({"activation_position": "never"}, "hyperparameter activation_position is 'never'"),

@@ -19,6 +19,7 @@ def convnet(
     max_width: int = 32,
     min_layers: int = 2,
     max_layers: int = 2,
+    max_kernel: int = 5,
     max_fc: int = 0,
     l1: bool = False,
     layer_dropout: bool = False,
@@ -26,15 +27,17 @@ def convnet(
     """Hyperparameters of `models.convnet` and of its training.
 
     Options: `min_width`, `max_width`: channels of the first block, in steps of 8 (the next blocks double them).
-    `min_layers`, `max_layers`: convolutions a block. `max_fc`: hidden linear layers. `l1`: whether to search L1 regularisation too
-    (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every layer, where batch normalisation does not bear it
-    (benchmarks/dropout_norm.py). The last three are off by default: a wider space costs trials.
+    `min_layers`, `max_layers`: convolutions a block. `max_kernel`: of the first block's convolutions, 3 or 5. `max_fc`: hidden linear
+    layers. `l1`: whether to search L1 regularisation too (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every
+    layer, where batch normalisation does not bear it (benchmarks/dropout_norm.py). The last three are off by default: a wider space
+    costs trials.
     """
     limits = {
         "min_width": (min_width, 1),
         "max_width": (max_width, min_width),
         "min_layers": (min_layers, 1),
         "max_layers": (max_layers, min_layers),
+        "max_kernel": (max_kernel, 3),
         "max_fc": (max_fc, 0),
     }
     for option, (value, least) in limits.items():
@@ -49,10 +52,10 @@ def convnet(
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
         "layers_per_block": min_layers if min_layers == max_layers else trial.suggest_int("layers_per_block", min_layers, max_layers),
         "width": trial.suggest_int("width", min_width, max_width, step=8),
-        "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]),
+        "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]) if max_kernel >= 5 else 3,
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
         "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
-        "pooling": trial.suggest_categorical("pooling", ["max", "avg", "conv"]),
+        "pooling": trial.suggest_categorical("pooling", ["blur", "max", "conv"]),
         "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
         # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
         "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),

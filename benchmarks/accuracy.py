@@ -1,0 +1,125 @@
+"""The accuracy of the recipes: each run from nothing by one command, its run.json and model.json kept under benchmarks/accuracy/.
+
+python benchmarks/accuracy.py --data-dir DIR --storage DIR --recipe default --repeats 5   # started again, it goes on
+python benchmarks/accuracy.py --repeats 0                                                 # the table alone, from what is kept
+
+A run is `python jobs/search.py --config jobs/recipes/RECIPE.yaml --seed SEED`, with seeds 1, 2, 3 and so on, one run at a time: search,
+fine-tuning, ONNX file, and the one look at the test set through it. Nothing is left out: every run that was begun is finished and stands
+in the table. With --committee each search is followed by so many fine-tunings with seeds of their own, each counted as a network of its
+own, and their mean probabilities as one file more.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, BenchmarkSettings, mean_sd, section
+
+from mnist_ray.errors import WorkError
+from mnist_ray.settings import default_storage, main
+
+KEPT = ROOT / "benchmarks" / "accuracy"
+OF_THE_MACHINE = ("storage", "data_dir")  # settings that only name a place
+
+
+@dataclass(frozen=True)
+class AccuracySettings(BenchmarkSettings):
+    """Run a recipe from nothing with several seeds, and write the table of all recipes' runs."""
+
+    recipe: str = "default"
+    """A file of jobs/recipes, without .yaml."""
+    storage: str = default_storage()
+    """Where the runs with their weights are kept."""
+    dataset: str | None = None
+    """Another data set than the recipe's."""
+    committee: int = 1
+    """Networks to fine-tune after each search."""
+
+
+def measure(settings: AccuracySettings) -> None:
+    """The runs that are missing, one after the other; then the table."""
+    for seed in range(1, settings.repeats + 1):
+        name = f"{settings.recipe}-{settings.dataset}-{seed}" if settings.dataset else f"{settings.recipe}-{seed}"
+        if not (KEPT / name / "model.json").exists():
+            run(settings, name, seed)
+    rows = [row for folder in groups().items() for row in rows_of(*folder)]
+    section(
+        "Accuracy of the recipes",
+        ["recipe", "data", "networks", "test accuracy, %, mean ± sd", "errors in each", "parameters", "wall time of the command"],
+        rows,
+        n="every run that was made",
+        out=settings.out,
+        notes=[
+            "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
+            "gives their mean probabilities. All accuracies are those of the exported files on the test images, looked at once, at the end."
+        ],
+    )
+
+
+def run(settings: AccuracySettings, name: str, seed: int) -> None:
+    """One run, or the rest of one that was interrupted."""
+    storage = os.path.abspath(settings.storage)
+    folder = Path(storage, name)
+    if (folder / "run.json").exists():
+        words = ["--resume"]
+    else:
+        words = ["--config", f"jobs/recipes/{settings.recipe}.yaml", "--seed", str(seed), "--data-dir", os.path.abspath(settings.data_dir)]
+        words += ["--committee", str(settings.committee)] if settings.committee > 1 else []
+        words += ["--dataset", settings.dataset] if settings.dataset else []
+    command = [sys.executable, "jobs/search.py", *words, "--storage", storage, "--name", name]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise WorkError(f"{name} did not end well; started again, it goes on")
+    (KEPT / name).mkdir(parents=True, exist_ok=True)
+    for file in ("run.json", "model.json"):
+        content = json.loads((folder / file).read_text())
+        if file == "run.json":
+            for place in OF_THE_MACHINE:
+                content["command"] = content["command"].replace(content["settings"][place], "DIR")
+                content["settings"][place] = "DIR"
+        (KEPT / name / file).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def groups() -> dict[tuple[str, str], list[Path]]:
+    """The runs of each recipe and data set."""
+    found: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for folder in sorted(KEPT.iterdir()):
+        searched = json.loads((folder / "run.json").read_text())["settings"]
+        found[Path(searched["config"]).stem, searched["dataset"]].append(folder)
+    return found
+
+
+def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
+    """The row of the single networks, and one of each committee."""
+    single, parameters, minutes, names = [], set(), [], []
+    committees = []
+    for folder in folders:
+        run, model = (json.loads((folder / file).read_text()) for file in ("run.json", "model.json"))
+        last = [entry for entry in model["lineage"] if entry["step"].startswith("stage-")][-1]
+        networks = [last, *(entry for entry in model["lineage"] if entry["step"].startswith("member-"))]
+        single += [entry["test_accuracy"] for entry in networks]
+        parameters.add(model["n_parameters"] // len(networks))
+        took = (datetime.fromisoformat(run["end"]) - datetime.fromisoformat(run["start"])).total_seconds() / 60
+        minutes.append(f"{took:.0f} min")
+        names.append(folder.name + (f" × {len(networks)}" if len(networks) > 1 else ""))
+        if len(networks) > 1:
+            committees.append((folder.name, len(networks), model))
+    n = model["test_images"]
+    yield [
+        f"`{group[0]}`", group[1], ", ".join(names), mean_sd([100 * a for a in single]), ", ".join(str(round(n * (1 - a))) for a in single),
+        " to ".join(f"{p:,}" for p in sorted({min(parameters), max(parameters)})), ", ".join(minutes),
+    ]  # fmt: skip
+    for name, k, model in committees:
+        errors = model["test_errors"]
+        accuracy = f"{100 * model['test_accuracy']:.2f}"
+        yield [f"`{group[0]}`, committee", group[1], f"{name} × {k} in one file", accuracy, errors, f"{model['n_parameters']:,}", ""]
+
+
+if __name__ == "__main__":
+    main(AccuracySettings, measure)
