@@ -1,4 +1,4 @@
-"""The accuracy of the recipes: each run from nothing by one command, its run.json and model.json kept under benchmarks/accuracy/.
+"""The accuracy of the recipes: each run from nothing by one command; its run.json, model.json and trials.parquet are kept under accuracy/.
 
 python benchmarks/accuracy.py --data-dir DIR --storage DIR --recipe default --repeats 5   # started again, it goes on
 python benchmarks/accuracy.py --repeats 0                                                 # the table alone, from what is kept
@@ -11,6 +11,7 @@ own, and their mean probabilities as one file more.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -52,7 +53,16 @@ def measure(settings: AccuracySettings) -> None:
     rows = [row for folder in groups().items() for row in rows_of(*folder)]
     section(
         "Accuracy of the recipes",
-        ["recipe", "data", "networks", "test accuracy, %, mean ± sd", "errors in each", "parameters", "wall time of the command"],
+        [
+            "recipe",
+            "data",
+            "networks",
+            "test accuracy, %, mean ± sd",
+            "errors in each",
+            "parameters",
+            "a network's stages, at most",
+            "the whole command",
+        ],
         rows,
         n="every run that was made",
         out=settings.out,
@@ -84,6 +94,7 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
                 content["command"] = content["command"].replace(content["settings"][place], "DIR")
                 content["settings"][place] = "DIR"
         (KEPT / name / file).write_text(json.dumps(content, indent=1) + "\n")
+    shutil.copy(folder / "trials.parquet", KEPT / name)
 
 
 def groups() -> dict[tuple[str, str], list[Path]]:
@@ -97,28 +108,33 @@ def groups() -> dict[tuple[str, str], list[Path]]:
 
 def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
     """The row of the single networks, and one of each committee."""
-    single, parameters, minutes, names = [], set(), [], []
-    committees = []
+    names, accuracies, parameters, training, walls, committees = [], [], set(), [], [], []
     for folder in folders:
         run, model = (json.loads((folder / file).read_text()) for file in ("run.json", "model.json"))
-        last = [entry for entry in model["lineage"] if entry["step"].startswith("stage-")][-1]
-        networks = [last, *(entry for entry in model["lineage"] if entry["step"].startswith("member-"))]
-        single += [entry["test_accuracy"] for entry in networks]
+        stages = [entry for entry in model["lineage"] if entry["step"].startswith("stage-")]
+        networks = [stages[-1], *(entry for entry in model["lineage"] if entry["step"].startswith("member-"))]
+        accuracies += [entry["test_accuracy"] for entry in networks]
         parameters.add(model["n_parameters"] // len(networks))
-        took = (datetime.fromisoformat(run["end"]) - datetime.fromisoformat(run["start"])).total_seconds() / 60
-        minutes.append(f"{took:.0f} min")
-        names.append(folder.name + (f" × {len(networks)}" if len(networks) > 1 else ""))
-        if len(networks) > 1:
+        training.append(sum(stage["seconds"] for stage in stages) / 60)
+        if len(networks) == 1:
+            names.append(folder.name)
+            took = datetime.fromisoformat(run["end"]) - datetime.fromisoformat(run["start"])
+            walls.append(f"{took.total_seconds() / 60:.0f} min")
+        else:
+            names.append(f"{folder.name} × {len(networks)}")
             committees.append((folder.name, len(networks), model))
     n = model["test_images"]
     yield [
-        f"`{group[0]}`", group[1], ", ".join(names), mean_sd([100 * a for a in single]), ", ".join(str(round(n * (1 - a))) for a in single),
-        " to ".join(f"{p:,}" for p in sorted({min(parameters), max(parameters)})), ", ".join(minutes),
+        f"`{group[0]}`", group[1], ", ".join(names), mean_sd([100 * a for a in accuracies]),
+        ", ".join(f"{n * (1 - a):.0f}" for a in accuracies),
+        " to ".join(f"{p:,}" for p in sorted({min(parameters), max(parameters)})), f"{max(training):.1f} min", ", ".join(walls),
     ]  # fmt: skip
     for name, k, model in committees:
-        errors = model["test_errors"]
         accuracy = f"{100 * model['test_accuracy']:.2f}"
-        yield [f"`{group[0]}`, committee", group[1], f"{name} × {k} in one file", accuracy, errors, f"{model['n_parameters']:,}", ""]
+        yield [
+            f"`{group[0]}`, committee", group[1], f"{name} × {k} in one file", accuracy, model["test_errors"], f"{model['n_parameters']:,}",
+            "", "",
+        ]  # fmt: skip
 
 
 if __name__ == "__main__":

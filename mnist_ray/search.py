@@ -64,7 +64,7 @@ def search(settings: SearchSettings) -> int:
     on_data = functools.partial(space, data=data_shape(images_and_split[0]))
     points, older = _check_study(settings, name, previous, on_data, images_and_split, start)
     if settings.dry_run:
-        return _dry_run(settings, space, data_shape(images_and_split[0]))
+        return _dry_run(settings, on_data, points)
     check_writable(settings.storage)
     if not (settings.resume or settings.overwrite) and storage.exists("run.json"):
         raise SettingsError(f"--name: a run is there already at {storage.uri}; give another name, --resume or --overwrite")
@@ -228,16 +228,18 @@ def _same_place(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and place(one) == place(other)
 
 
-def _dry_run(settings: SearchSettings, space: Callable[..., dict[str, Any]], shape: spaces.DataShape) -> int:
-    """Prints the settings and the first suggestions, without Ray or storage."""
+def _dry_run(settings: SearchSettings, space: Callable[[Any], dict[str, Any]], points: list[dict[str, Any]]) -> int:
+    """Prints the settings and the first suggestions, the points before all others, without Ray or storage."""
     import optuna
     import yaml
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(yaml.safe_dump(resolved(settings), sort_keys=False), end="")
     study = optuna.create_study(sampler=_sampler(settings))
+    for point in points:
+        study.enqueue_trial(point)
     for number in range(min(3, settings.trials)):
-        print(f"suggestion {number}: {json.dumps(space(study.ask(), shape))}")
+        print(f"suggestion {number}: {json.dumps(space(study.ask()))}")
     return 0
 
 

@@ -268,10 +268,15 @@ def test_wrong_settings_leave_nothing_behind(tmp_path: Path, arguments: list[str
 
 
 def test_a_dry_run_prints_settings_and_suggestions(tmp_path: Path) -> None:
-    code, output = finish(search(dict(os.environ), *SMALL, "--trials", "2", "--dry-run", "--storage", str(tmp_path / "runs")), 60)
+    points = tmp_path / "points.yaml"
+    points.write_text("- {width: 16, lr_sgd: 0.125, optimizer: sgd}\n")
+    flags = ["--trials", "2", "--points", str(points), "--dry-run", "--storage", str(tmp_path / "runs")]
+    code, output = finish(search(dict(os.environ), *SMALL, *flags), 60)
     assert code == 0
     assert "trials: 2" in output
-    assert output.count("suggestion ") == 2
+    first, second = (json.loads(line.partition(": ")[2]) for line in output.splitlines() if line.startswith("suggestion "))
+    assert (first["width"], first["lr"], first["optimizer"]) == (16, 0.125, "sgd")
+    assert second["lr"] != 0.125
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,143 @@
+"""Does each part pay? Search, stages and weight averaging, each left out, on the same training images and seeds.
+
+MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # 40 minutes on two cores; started again, it goes on
+
+Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on the 10,000 MNIST images that its search
+trained on, and judged on the 30,000 training images that its search has not seen, by their loss; the test set is looked at after that
+and decides nothing. The winner of seed S is the best trial of the kept run default-S (see accuracy.py), or of default-1 without one.
+"""
+
+import json
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import CORES, ROOT, BenchmarkSettings, convnet, difference, mean_sd, section
+
+from mnist_ray.settings import main
+
+ACCURACY = ROOT / "benchmarks" / "accuracy"
+# What one would type without a search: the network of the other benchmarks with one more block, and dropout where tutorials have it.
+PLAIN: dict[str, Any] = {"blocks": 3, "dropout": 0.5, "dropout_place": "head"}
+CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and what is changed in each stage
+    "plain": ("default", {}),
+    "searched": ("default", {}),
+    "searched, no average": ("default", {"ema": 0.0}),
+    "searched, S3's stages": ("seed", {}),
+}
+ROWS = {  # words, chain, how many of its stages
+    "default hyperparameters, three stages": ("plain", 3),
+    "search, three stages": ("searched", 3),
+    "search, the first two stages": ("searched", 2),
+    "search, the first stage": ("searched", 1),
+    "search, three stages, no weight average": ("searched, no average", 3),
+    "search, the seed document's stages (S3, 23 epochs)": ("searched, S3's stages", 4),
+}
+AGAINST = "search, three stages"
+
+
+@dataclass(frozen=True)
+class AblationSettings(BenchmarkSettings):
+    """Measure what search, stages and weight averaging give."""
+
+    repeats: int = 5
+    """Seeds of each."""
+    cache: str | None = None
+    """JSON-lines file that keeps finished chains; what is in it is not run again."""
+    workers: int = CORES
+    """Chains at a time, each with one thread."""
+
+
+def searched(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the kept run, and the hyperparameters of its best trial."""
+    import optuna
+    import pyarrow.parquet as pq
+
+    from mnist_ray import spaces
+    from mnist_ray.settings import key_values
+
+    kept = next(folder for folder in (ACCURACY / f"default-{seed}", ACCURACY / "default-1") if folder.exists())
+    run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
+    trials = pq.read_table(kept / "trials.parquet").to_pylist()
+    best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])
+    values = {name.removeprefix("params_"): value for name, value in best.items() if name.startswith("params_") and value is not None}
+    settings = run["settings"]
+    space = spaces.find(settings["space"])
+    options = spaces.options(space, settings["space"], key_values(settings["space_args"], "--space-args"))
+    grey = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
+    return settings, space(optuna.trial.FixedTrial(values), data=grey, **options)
+
+
+def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
+    """One chain's key with, after each stage, the loss and accuracy (in percent) on the unseen training images and on the test set."""
+    import torch
+
+    from mnist_ray import data
+    from mnist_ray.stages import SEEDS_APART, read_stages
+    from mnist_ray.training import Trainer, use_threads
+
+    settings, key = task
+    use_threads(1)
+    split, hp = searched(key["seed"])
+    part, test = (data.load("mnist", name, settings.data_dir) for name in ("train", "test"))
+    train, seen = data.split(part.labels, val_images=split["val_images"], train_images=split["train_images"], seed=split["seed"])
+    unseen = np.setdiff1d(np.arange(len(part.labels)), np.concatenate([train, seen]))
+    recipe, change = CHAINS[key["chain"]]
+    if key["chain"] == "plain":
+        hp = convnet(**PLAIN)
+    tensors = [torch.from_numpy(a.copy()) for a in (part.images, part.labels, test.images, test.labels)]
+    weights, stages = None, []
+    for stage in read_stages(recipe).stages:
+        seed = stage.seed + SEEDS_APART * (key["seed"] - 1)
+        trainer = Trainer({**stage.hyperparameters(hp), **change}, epochs=stage.epochs, seed=seed, weights=weights)
+        for _ in range(stage.epochs):
+            trainer.train_epoch(tensors[0], tensors[1], torch.from_numpy(train))
+        weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+        loss, accuracy = trainer.evaluate(tensors[0], tensors[1], torch.from_numpy(unseen))
+        test_loss, test_accuracy = trainer.evaluate(tensors[2], tensors[3], torch.arange(len(test.labels)))
+        stages.append({"loss": loss, "accuracy": 100 * accuracy, "test_loss": test_loss, "test_accuracy": 100 * test_accuracy})
+    return {"key": key, "stages": stages}
+
+
+def measure(settings: AblationSettings) -> None:
+    """What the cache lacks is run; then the table."""
+    keys = [{"chain": chain, "seed": seed} for seed in range(1, settings.repeats + 1) for chain in CHAINS]
+    cache = Path(settings.cache) if settings.cache else None
+    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
+    missing = [key for key in keys if key not in [each["key"] for each in done]]
+    print(f"{len(keys) - len(missing)} chains are there, {len(missing)} to do", flush=True)
+    with multiprocessing.get_context("spawn").Pool(max(1, min(settings.workers, len(missing)))) as pool:
+        for result in pool.imap_unordered(run, [(settings, key) for key in missing]):
+            done.append(result)
+            print(f"{result['key']}: {result['stages'][-1]}", flush=True)
+            if cache:
+                with cache.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+    found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in done}
+
+    def values(row: str, what: str) -> list[float]:
+        chain, stages = ROWS[row]
+        return [found[chain, seed][stages - 1][what] for seed in range(1, settings.repeats + 1)]
+
+    section(
+        "What search, stages and averaging give",
+        ["", "loss on 30,000 unseen images", f"difference to “{AGAINST}” (95 %)", "accuracy there, %", "test accuracy, %"],
+        [
+            [
+                row,
+                mean_sd(values(row, "loss"), 4),
+                "" if row == AGAINST else difference(values(row, "loss"), values(AGAINST, "loss"), 4),
+                mean_sd(values(row, "accuracy"), 2),
+                mean_sd(values(row, "test_accuracy"), 2),
+            ]
+            for row in ROWS
+        ],
+        n=f"n = {settings.repeats} seeds each, mean ± sd, 10,000 training images",
+        out=settings.out,
+    )
+
+
+if __name__ == "__main__":
+    main(AblationSettings, measure)
