@@ -1,6 +1,6 @@
 """Does each part pay? Search, stages and weight averaging, each left out, on the same training images and seeds.
 
-MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # 40 minutes on two cores; started again, it goes on
+MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # an hour on two cores; started again, it goes on
 
 Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on the 10,000 MNIST images that its search
 trained on, and judged on the 30,000 training images that its search has not seen, by their loss; the test set is looked at after that
@@ -25,6 +25,7 @@ CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and wha
     "plain": ("default", {}),
     "searched": ("default", {}),
     "searched, no average": ("default", {"ema": 0.0}),
+    "searched, max pooling": ("default", {"pooling": "max"}),
     "searched, S3's stages": ("seed", {}),
 }
 ROWS = {  # words, chain, how many of its stages
@@ -33,6 +34,7 @@ ROWS = {  # words, chain, how many of its stages
     "search, the first two stages": ("searched", 2),
     "search, the first stage": ("searched", 1),
     "search, three stages, no weight average": ("searched, no average", 3),
+    "search, three stages, max pooling": ("searched, max pooling", 3),
     "search, the seed document's stages (S3, 23 epochs)": ("searched, S3's stages", 4),
 }
 AGAINST = "search, three stages"

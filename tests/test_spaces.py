@@ -16,7 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from mnist_ray import models, samplers, spaces, stages
 from mnist_ray.errors import SettingsError
 from mnist_ray.options import arguments
-from mnist_ray.settings import read_yaml
+from mnist_ray.settings import SearchSettings, check_search, key_values, parse, read_yaml
 from mnist_ray.studies import read_points
 from mnist_ray.training import Trainer
 
@@ -304,6 +304,21 @@ def test_recipes_name_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -
     header = path.read_text().split("\nspace:")[0]
     assert f"# Command: python jobs/search.py --config jobs/recipes/{path.name}" in header
     assert "# Result: see README.md" in header
+
+
+@pytest.mark.parametrize("name", ["augmented", "default", "demo", "small"])
+def test_our_recipes_are_settings_that_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RECIPES[0].parent.parent.parent)
+    recipe = parse(SearchSettings, ["--config", f"jobs/recipes/{name}.yaml"])
+    check_search(recipe)
+    space = spaces.find(recipe.space)
+    hp = space(
+        optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask(),
+        data=MNIST,
+        **spaces.options(space, recipe.space, key_values(recipe.space_args, "--space-args")),
+    )
+    for stage in stages.read_stages(recipe.stages).stages:
+        models.build(stage.hyperparameters(hp))
 
 
 def test_recipes_are_the_documents_experiments() -> None:
