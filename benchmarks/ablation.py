@@ -8,13 +8,11 @@ and decides nothing. The winner of seed S is the best trial of the kept run defa
 """
 
 import json
-import multiprocessing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CORES, ROOT, BenchmarkSettings, convnet, difference, mean_sd, section
+from common import CORES, ROOT, BenchmarkSettings, cached, convnet, difference, mean_sd, section
 
 from mnist_ray.settings import main
 
@@ -106,17 +104,7 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 def measure(settings: AblationSettings) -> None:
     """What the cache lacks is run; then the table."""
     keys = [{"chain": chain, "seed": seed} for seed in range(1, settings.repeats + 1) for chain in CHAINS]
-    cache = Path(settings.cache) if settings.cache else None
-    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
-    missing = [key for key in keys if key not in [each["key"] for each in done]]
-    print(f"{len(keys) - len(missing)} chains are there, {len(missing)} to do", flush=True)
-    with multiprocessing.get_context("spawn").Pool(max(1, min(settings.workers, len(missing)))) as pool:
-        for result in pool.imap_unordered(run, [(settings, key) for key in missing]):
-            done.append(result)
-            print(f"{result['key']}: {result['stages'][-1]}", flush=True)
-            if cache:
-                with cache.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
+    done = cached(run, settings, keys)
     found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in done}
 
     def values(row: str, what: str) -> list[float]:

@@ -3,6 +3,7 @@
 Every script measures its sides in turn, repetition by repetition, so that a machine that slows down slows down all of them.
 """
 
+import json
 import multiprocessing
 import os
 import platform
@@ -134,6 +135,29 @@ def convnet(blocks: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:
         "lr": 1e-3,
         **more,
     }
+
+
+# ---- runs that are kept
+
+
+def cached(run: Callable[[Any], dict[str, Any]], settings: Any, keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What run((settings, key)) returns for each key, its "key" included; what the file settings.cache holds is not run again.
+
+    settings.workers run at a time, in processes of their own.
+    """
+    cache = Path(settings.cache) if settings.cache else None
+    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
+    done = [result for result in done if result["key"] in keys]
+    missing = [key for key in keys if key not in [result["key"] for result in done]]
+    print(f"{len(keys) - len(missing)} runs are there, {len(missing)} to do", flush=True)
+    with multiprocessing.get_context("spawn").Pool(max(1, min(settings.workers, len(missing)))) as pool:
+        for result in pool.imap_unordered(run, [(settings, key) for key in missing]):
+            done.append(result)
+            print(json.dumps(result), flush=True)
+            if cache:
+                with cache.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+    return done
 
 
 # ---- figures

@@ -8,13 +8,10 @@ dropped. The activation is GELU: with ReLU, dropout before it and after it are t
 """
 
 import dataclasses
-import json
-import multiprocessing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from common import CORES, BenchmarkSettings, convnet, difference, mean_sd, mnist, section
+from common import CORES, BenchmarkSettings, cached, convnet, difference, mean_sd, mnist, section
 
 from mnist_ray.settings import main
 
@@ -69,18 +66,7 @@ def measure(settings: DropoutSettings) -> None:
     """What the cache lacks is run; then the table."""
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name in ("rate", "train_images", "epochs")}
     keys = [{"place": place, "seed": seed, **kept} for seed in range(settings.repeats) for place in PLACES]
-    cache = Path(settings.cache) if settings.cache else None
-    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
-    missing = [key for key in keys if key not in [run["key"] for run in done]]
-    print(f"{len(keys) - len(missing)} runs are there, {len(missing)} to do", flush=True)
-    with multiprocessing.get_context("spawn").Pool(max(1, min(settings.workers, len(missing)))) as pool:
-        for result in pool.imap_unordered(run, [(settings, key) for key in missing]):
-            done.append(result)
-            print(f"{result['key']['place']} seed {result['key']['seed']}: {result['accuracy']:.2f} %, {result['loss']:.4f}", flush=True)
-            if cache:
-                with cache.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-    found = {(result["key"]["place"], result["key"]["seed"]): result for result in done if result["key"] in keys}
+    found = {(result["key"]["place"], result["key"]["seed"]): result for result in cached(run, settings, keys)}
 
     def values(place: str, what: str) -> list[float]:
         return [found[place, seed][what] for seed in range(settings.repeats)]

@@ -63,7 +63,8 @@ def pooling(hp: Hyperparameters, channels: int) -> nn.Module:
     kinds: dict[str, Callable[[], nn.Module]] = {
         "max": lambda: nn.MaxPool2d(2),
         "avg": lambda: nn.AvgPool2d(2),
-        # The mean of 3x3 instead of the binomial filter: as accurate, and a step costs 1.05 times that of "max" instead of 2.1 times.
+        # The mean of 3x3 instead of the binomial filter: a step of 32-32-64-64-128-128 then costs 1.1 times that of "max" instead of
+        # 2.2 times (five epochs in turn on one core), with 314 errors instead of 308 in 50,000 (one seed; "max" 365).
         "blur": lambda: nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)),
         "conv": lambda: nn.Conv2d(channels, channels, 3, stride=2, padding=1),
     }
