@@ -104,8 +104,8 @@ def _serve(pipe: Any, make: Callable[..., Callable[..., Any]], arguments: tuple[
         pipe.send((start, perf_counter(), result))
 
 
-def mnist(settings: BenchmarkSettings, train_images: int | None = None, val_images: int = 5000, seed: int = 0) -> Any:
-    """The Images of MNIST's training part, and the indices of the training and of the validation images."""
+def mnist(settings: BenchmarkSettings, train_images: int | None = None, val_images: int = 5000, seed: int = 0) -> data.Split:
+    """MNIST's training part."""
     return data.load_split(
         SearchSettings(dataset="mnist", data_dir=settings.data_dir, train_images=train_images, val_images=val_images, seed=seed)
     )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -239,11 +239,19 @@ def split(labels: np.ndarray, *, val_images: int, train_images: int | None = Non
     return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
 
 
-def load_split(settings: SearchSettings) -> tuple[Images, np.ndarray, np.ndarray]:
-    """The training part that a search is told to use, and the indices (int64) of its training and validation images."""
+class Split(NamedTuple):
+    """A data set's training part, and the indices (int64) of the images in it to train and to validate on."""
+
+    images: Images
+    train: np.ndarray
+    val: np.ndarray
+
+
+def load_split(settings: SearchSettings) -> Split:
+    """What a search is told to use."""
     part = load(settings.dataset, "train", settings.data_dir)
     val_images = settings.val_images or default_val_images(settings.dataset, settings.data_dir)
-    return part, *split(part.labels, val_images=val_images, train_images=settings.train_images, seed=settings.seed)
+    return Split(part, *split(part.labels, val_images=val_images, train_images=settings.train_images, seed=settings.seed))
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:

@@ -49,8 +49,8 @@ def search(settings: SearchSettings) -> int:
         settings = resumed_settings(settings, previous["settings"])
         check_search(settings)
     trackers.check(settings)
-    images_and_split = data.load_split(settings)
-    if previous and previous["data"]["sha256"] != images_and_split[0].sha256:
+    split = data.load_split(settings)
+    if previous and previous["data"]["sha256"] != split.images.sha256:
         raise SettingsError(f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)")
     start = read_start(settings, storage, previous)
     space = _space(settings, start)
@@ -61,8 +61,8 @@ def search(settings: SearchSettings) -> int:
         pbt.check(settings, spaces.of_networks(spaces.find(settings.space)))
         settings = dataclasses.replace(settings, sampler="random")
     _sampler(settings)
-    on_data = functools.partial(space, data=data_shape(images_and_split[0]))
-    points, older = _check_study(settings, name, previous, on_data, images_and_split, start)
+    on_data = functools.partial(space, data=data_shape(split.images))
+    points, older = _check_study(settings, name, previous, on_data, split, start)
     if settings.dry_run:
         return _dry_run(settings, on_data, points)
     check_writable(settings.storage)
@@ -84,7 +84,7 @@ def search(settings: SearchSettings) -> int:
             cluster.interruptible(),
         ):
             cluster.check_shared_storage(RunStorage(settings.storage))
-            return _Run(settings, name, storage, previous, space, images_and_split, points, older, start, watchers).run(ray_cluster)
+            return _Run(settings, name, storage, previous, space, split, points, older, start, watchers).run(ray_cluster)
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {_resume_command(settings, name)}", flush=True)
         return INTERRUPTED
@@ -129,13 +129,12 @@ def _sampler(settings: SearchSettings, asked: int = 0) -> Any:
     return make_sampler(settings.sampler, (settings.seed + asked) % 2**32, key_values(settings.sampler_args, "--sampler-args"))
 
 
-def _purpose(settings: SearchSettings, images_and_split: tuple[data.Images, Any, Any], start: Start | None) -> dict[str, Any]:
+def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -> dict[str, Any]:
     """What searches that share a study must have in common, or the values of its trials could not be compared."""
-    _, train, val = images_and_split
     return {
         "dataset": settings.dataset,
-        "train_images": len(train),
-        "val_images": len(val),
+        "train_images": len(split.train),
+        "val_images": len(split.val),
         "space": settings.space,
         "space_args": sorted(settings.space_args),
         "metric": settings.metric,
@@ -151,7 +150,7 @@ def _check_study(
     name: str,
     previous: dict[str, Any] | None,
     space: Callable[[Any], dict[str, Any]],
-    images_and_split: tuple[data.Images, Any, Any],
+    split: data.Split,
     start: Start | None,
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     """Everything about scheduler, points and study that can be refused before Ray starts. Returns points and older trials."""
@@ -171,7 +170,7 @@ def _check_study(
     points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
     older = []
     if s.warm_start and not (previous and previous.get("warm_started")):
-        older = studies.older_trials(s.warm_start, s.metric, _purpose(s, images_and_split, start), space, several)
+        older = studies.older_trials(s.warm_start, s.metric, _purpose(s, split, start), space, several)
     if s.study and not s.dry_run:
         if previous and s.study == "memory":
             raise SettingsError("--resume: the run's study was in memory and has ended with it")
@@ -179,7 +178,7 @@ def _check_study(
         with studies.opened(s.study) as storage:
             study = studies.existing(storage, study_name)
             if study:
-                studies.check_study(study, s.metric, _purpose(s, images_and_split, start), space, several)
+                studies.check_study(study, s.metric, _purpose(s, split, start), space, several)
                 if not previous:
                     studies.check_run(study, name)
                 if s.deterministic:
@@ -262,7 +261,7 @@ class _Run:
         storage: RunStorage,
         previous: dict[str, Any] | None,
         space: Callable[..., dict[str, Any]],
-        images_and_split: tuple[data.Images, Any, Any],
+        split: data.Split,
         points: list[dict[str, Any]],
         older: list[Any],
         start: Start | None,
@@ -271,7 +270,7 @@ class _Run:
         self.settings, self.name, self.storage, self.previous, self.space = settings, name, storage, previous, space
         self.points, self.older, self.start, self.watchers = points, older, start, watchers
         self.trainable = spaces.trainable(spaces.find(settings.space))
-        self.data = images_and_split
+        self.split = split
         self.several = objectives.names(settings.objectives)
         self.records = Records(settings.metric, settings.trials, self.several)
         self.unswept: set[int] = set()  # settled trials whose checkpoints are still there
@@ -316,14 +315,14 @@ class _Run:
 
         assert self.records.best is not None
         best = self.records.trials[self.records.best[0]]
-        network = str(self.space(optuna.trial.FixedTrial(best.params), data=data_shape(self.data[0]))["model"])
+        network = str(self.space(optuna.trial.FixedTrial(best.params), data=data_shape(self.split.images))["model"])
         own = ["--network", network] if ":" in network else []
         return ["--run", self.storage.uri, *own, *(["--verbose"] if self.settings.verbose else [])]
 
     def _claim(self) -> None:
         """Writes run.json; of two searches that start with one name at the same moment, one gets it."""
         s = self.settings
-        images, train, val = self.data
+        images, train, val = self.split
         if self.previous:
             self.description = {**self.previous, "settings": {**resolved(s), "name": self.name}, "state": "searching"}
             self.storage.write_json("run.json", self.description)
@@ -367,7 +366,7 @@ class _Run:
         # Searches that share a study need suggestions of their own, though their seed, which fixes the split, may be the same.
         self.offset = zlib.crc32(self.name.encode()) if s.study else 0
         sampler = _sampler(s, asked=self.offset)
-        common = (s.study_name or self.name, s.metric, sampler, make_pruner(s), _purpose(s, self.data, self.start), self.several)
+        common = (s.study_name or self.name, s.metric, sampler, make_pruner(s), _purpose(s, self.split, self.start), self.several)
         if s.study:
             with opened(s.study) as shared:
                 yield open_study(shared, *common), None
@@ -390,7 +389,7 @@ class _Run:
         from mnist_ray.trial import SummaryWarnings, TrainTrial, TrialContext, checkpoint_folder
 
         s = self.settings
-        images, train, val = self.data
+        images, train, val = self.split
         self.journal = journal
         if self.previous:
             study.sampler = _sampler(s, asked=self.offset + len(study.get_trials(deepcopy=False)))
