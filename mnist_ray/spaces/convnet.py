@@ -55,7 +55,7 @@ def convnet(
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]) if max_kernel >= 5 else 3,
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
         "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
-        "pooling": trial.suggest_categorical("pooling", ["blur", "max", "conv"]),
+        "pooling": trial.suggest_categorical("pooling", ["blur", "max"]),
         "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
         # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
         "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),
