@@ -68,9 +68,9 @@ def measure(settings: AccuracySettings) -> None:
         out=settings.out,
         notes=[
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
-            "gives their mean probabilities. `earlier`: `default` before its space lost the learnt pooling, its search half of its validation "
-            "images, and its last two stages less label smoothing; these runs' test accuracies were known by then. All accuracies are "
-            "those of the exported files on the test images, looked at once, at the end."
+            "gives their mean probabilities. `earlier`: `default` before its space lost the learnt pooling, its search half of its "
+            "validation images, and its last two stages less label smoothing; these runs' test accuracies were known by then. All "
+            "accuracies are those of the exported files on the test images, looked at once, at the end."
         ],
     )
 
