@@ -176,6 +176,21 @@ def capacity(cpus: float, gpus: float, each: list[dict[str, float]], maximum: Ma
     return max(1, sum(map(hold, each)), hold(maximum))
 
 
+class Slots:
+    """How many trials of so many CPUs and GPUs run at a time on the cluster as it is now: nodes come and go. maximum: see capacity."""
+
+    AGAIN_AFTER = 2.0  # seconds for which an answer is taken to hold
+
+    def __init__(self, cpus: float, gpus: float, maximum: Mapping[str, float]) -> None:
+        self.trial, self.maximum = (cpus, gpus), maximum
+        self.number, self.asked_at = 0, -math.inf
+
+    def __call__(self) -> int:
+        if time.monotonic() - self.asked_at > self.AGAIN_AFTER:
+            self.number, self.asked_at = capacity(*self.trial, nodes(), self.maximum), time.monotonic()
+        return self.number
+
+
 def check_shared_storage(storage: RunStorage) -> None:
     """SettingsError where a node of the cluster does not see the files that this process writes."""
     import ray

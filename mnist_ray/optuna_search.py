@@ -5,6 +5,8 @@ RUNNING for ever, cannot continue a study's trials, and pickles the storage's UR
 Here a stopped trial is PRUNED with all its intermediate values, a failed one FAIL, and the study alone says what has been done.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask, on_disk
 from mnist_ray.trial import NUMBER
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
+# A suggestion that takes more than this part of a trial is made while the trials before it still run: a slot that waited for it would
+# lose more than the suggestion gains by knowing one trial more.
+ASK_AHEAD_FROM = 0.05
 
 
 class StudySearch(OptunaSearch):
@@ -28,6 +33,7 @@ class StudySearch(OptunaSearch):
 
     space: a function of an optuna.Trial that returns the flat dict of hyperparameters.
     on_settled: called with a trial's number after the study knows of its end.
+    slots: how many trials may run at this moment; no more are handed out.
     continued: trials of an earlier process, still RUNNING in the study, that have a checkpoint: they are handed out first.
     retried: numbers and values of trials that were cut off before their first checkpoint: tried again, under new numbers.
     points: known good configurations, with their places in the list that names them: tried before the sampler is asked.
@@ -45,6 +51,7 @@ class StudySearch(OptunaSearch):
         run: str,
         max_epochs: int,
         on_settled: Callable[[int], None],
+        slots: Callable[[], float] = lambda: math.inf,
         continued: Sequence[FrozenTrial] = (),
         retried: Sequence[tuple[int, dict[str, Any]]] = (),
         points: Sequence[tuple[int, dict[str, Any]]] = (),
@@ -52,9 +59,12 @@ class StudySearch(OptunaSearch):
         mode = "min" if records.metric == "val_loss" else "max"
         super().__init__(space=None, metric=records.metric, mode=mode)
         self._space, self._ot_study = space, study
-        self.records, self.run, self.max_epochs, self.on_settled = records, run, max_epochs, on_settled
+        self.records, self.run, self.max_epochs, self.on_settled, self.slots = records, run, max_epochs, on_settled, slots
         self.continued, self.retried, self.points = list(continued), list(retried), list(points)
         self._steps: dict[int, set[int]] = {}  # trial number -> the epochs that the study has
+        self._ahead: tuple[optuna.Trial, dict[str, Any]] | None = None  # suggested, but not handed out yet
+        self._asking = 0.0  # seconds that the last suggestion took
+        self._trained, self._ended_here = 0.0, 0  # seconds of all trials that have ended, and how many they are
         self.ending: str | None = None  # why the search as a whole is being ended, e.g. "time budget"
         self.storage_error: str | None = None
         self.lost: dict[int, str] = {}  # trial number -> how its last worker was lost
@@ -75,23 +85,35 @@ class StudySearch(OptunaSearch):
     # ---- suggestions
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's config of the next trial: its hyperparameters and its number."""
+        """Tune's config of the next trial: its hyperparameters and its number. None while all slots are taken: Tune asks again."""
         if self.storage_error:
             return None
         try:
-            return self._next(trial_id)
+            if len(self._ot_trials) < self.slots():
+                return self._next(trial_id)
+            if self._asking * self._ended_here > ASK_AHEAD_FROM * self._trained:
+                self._ahead = self._ahead or self._ask()
         except (WorkError, OSError) as error:  # Tune would end with a traceback
             self.storage_error = str(error)
-            return None
+        return None
 
     def _next(self, trial_id: str) -> dict[str, Any] | str | None:
-        study = self._ot_study
+        suggestion, self._ahead = self._ahead or self._ask(), None
+        if suggestion is None:
+            return Searcher.FINISHED
+        trial, hp = suggestion
+        self._ot_trials[trial_id] = trial
+        return {NUMBER: trial.number, **hp}
+
+    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """The next trial and its hyperparameters; None when there is none to come."""
+        study, start = self._ot_study, time.perf_counter()
         if self.continued:
             frozen = self.continued.pop(0)
             trial = optuna.Trial(study, frozen._trial_id)  # a running trial gives its stored values again
             self._steps[trial.number] = set(objectives.curve(frozen))
         elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
-            return Searcher.FINISHED
+            return None
         else:
             values: dict[str, Any] = {}
             attributes: dict[str, Any] = {RUN: self.run}
@@ -108,9 +130,9 @@ class StudySearch(OptunaSearch):
         on_disk(study)  # before a worker writes the trial's checkpoints
         if trial.number not in self.records.trials:
             self.records.add(Record(trial.number, dict(trial.params)))
-        self._ot_trials[trial_id] = trial
         self._steps.setdefault(trial.number, set())
-        return {NUMBER: trial.number, **hp}
+        self._asking = time.perf_counter() - start
+        return trial, hp
 
     def _tried_again(self) -> int:
         return sum(record.reason == INTERRUPTED for record in self.records.trials.values())
@@ -202,6 +224,8 @@ class StudySearch(OptunaSearch):
     def _ended(self, trial: optuna.Trial, error: bool) -> None:
         """Tells the study. error: Tune has given up on the trial."""
         record = self.records.trials[trial.number]
+        self._trained += sum(row.get("seconds") or 0.0 for row in record.rows.values())
+        self._ended_here += 1
         best = record.best(self.metric)
         if error:
             why = self.lost.get(trial.number)
@@ -221,3 +245,9 @@ class StudySearch(OptunaSearch):
         trial.set_user_attr(SUMMARY, record.summary())
         self._ot_study.tell(trial, value, state=TrialState[record.state])
         self.on_settled(trial.number)
+
+    def close(self) -> None:
+        """After the search: a trial that was suggested ahead, and that will not run any more, ends."""
+        if self._ahead and not self.storage_error:
+            trial, self._ahead = self._ahead[0], None
+            self._ended(trial, error=False)

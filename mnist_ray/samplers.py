@@ -38,13 +38,21 @@ class TPE(optuna.samplers.TPESampler):
     """
 
     KEPT = 1000
-    _seen: frozenset[int] = frozenset()  # the finished trials, when _best was chosen
-    _best: tuple[FrozenTrial, ...] = ()
     _view: "tuple[int, optuna.Study] | None" = None  # of the trial whose parameters are being suggested
+
+    # What is known of the study's trials. Only those that had not ended at the last suggestion are looked at again.
+    _known = 0  # how many there were
+    _open: Sequence[int] = ()  # the numbers of those that had not ended
+    _finished: Sequence[int] = ()  # the numbers, in ascending order, of those with a result
+    _best: Sequence[FrozenTrial] = ()
+    _unseen: Sequence[FrozenTrial] = ()  # with a result, but not in the search space's groups yet
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         self._view = None
-        return super().infer_relative_search_space(self._thinned(study, trial), trial)
+        self._thinned(study, trial)
+        # The groups only ever get finer: a trial that they have seen changes nothing.
+        seen, self._unseen = self._unseen, ()
+        return super().infer_relative_search_space(cast(optuna.Study, _Part(study, seen)) if self._group else study, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         return super().sample_relative(self._thinned(study, trial), trial, search_space)
@@ -55,27 +63,36 @@ class TPE(optuna.samplers.TPESampler):
     def _thinned(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
         """The study, or what looks like one with fewer trials; the same for all parameters of a trial."""
         if self._view is None or self._view[0] != trial.number:
-            trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-            finished = [t for t in trials if t.state != TrialState.RUNNING]
-            if len(finished) > self.KEPT and len(study.directions) == 1:
-                chosen = self._chosen(study, finished) | {t.number for t in trials if t.state == TrialState.RUNNING}
-                study = cast(optuna.Study, _Part(study, [t for t in trials if t.number in chosen]))
+            trials = study.get_trials(deepcopy=False)
+            self._update(study, trials)
+            if len(self._finished) > self.KEPT and len(study.directions) == 1:
+                running = [n for n in self._open if trials[n].state == TrialState.RUNNING]
+                study = cast(optuna.Study, _Part(study, [trials[n] for n in sorted({*self._chosen(), *running})]))
             self._view = (trial.number, study)
         return self._view[1]
 
-    def _chosen(self, study: optuna.Study, finished: list[FrozenTrial]) -> set[int]:
+    def _update(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        """Takes note of the trials that have ended since the last suggestion; trials[n] has the number n."""
+        pending = [*self._open, *range(self._known, len(trials))]
+        self._known, self._open = len(trials), [n for n in pending if not trials[n].state.is_finished()]
+        new = [trials[n] for n in pending if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self._finished = sorted([*self._finished, *(t.number for t in new)])
+        self._unseen = [*self._unseen, *new]
+        if len(study.directions) == 1:
+            # Results are final: the best are among the best so far and the new. By number, so that among equals the same are chosen
+            # after a resume.
+            candidates = sorted([*self._best, *new], key=lambda t: t.number)
+            sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+            good = min(math.ceil(self.KEPT / 10), 25)  # TPE's own number
+            self._best = heapq.nsmallest(good, candidates, key=functools.partial(_place, sign))
+
+    def _chosen(self) -> list[int]:
         """Numbers of KEPT finished trials."""
-        # Results are final: the best are among the best so far and those that have come since. By number, so that among equals the
-        # same are chosen after a resume.
-        new = [t for t in finished if t.number not in self._seen]
-        candidates = sorted([*self._best, *new], key=lambda t: t.number)
-        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-        best = heapq.nsmallest(min(math.ceil(self.KEPT / 10), 25), candidates, key=functools.partial(_place, sign))  # TPE's own number
-        self._best, self._seen = tuple(best), frozenset(t.number for t in finished)
-        numbers = {t.number for t in best}
-        others = [t.number for t in finished if t.number not in numbers]
-        places = self.KEPT - len(numbers)
-        return numbers | {others[i * len(others) // places] for i in range(1, places)} | {others[-1]}
+        best = [t.number for t in self._best]
+        chosen = frozenset(best)
+        others = [n for n in self._finished if n not in chosen]
+        places = self.KEPT - len(best)
+        return sorted([*best, *(others[i * len(others) // places] for i in range(1, places)), others[-1]])
 
 
 def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
@@ -92,7 +109,7 @@ def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
 class _Part:
     """A study to TPE, with some of its trials."""
 
-    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         self._whole, self._some = study, trials
 
     def __getattr__(self, name: str) -> Any:

@@ -282,7 +282,8 @@ class _Run:
         self.dashboard = ray_cluster.dashboard
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
         cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
-        slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
+        self.slots = cluster.Slots(s.cpus_per_trial, s.gpus_per_trial, maximum)
+        slots = s.max_concurrent or self.slots()
         if s.deterministic:  # noted in run.json: what depends on the machine must not depend on the next one
             s = self.settings = dataclasses.replace(s, max_concurrent=slots, precision="fp32" if s.precision == "auto" else s.precision)
         self._claim()
@@ -439,10 +440,13 @@ class _Run:
             "retried": to_try_again(study, self.name),
             "points": remaining_points(study, self.name, self.points),
         }
+        population = s.scheduler == "pbt"  # whose trials take turns: all of them are begun, and Tune keeps their states
         if s.deterministic:
             search_alg: StudySearch = OrderedSearch(*parts, **options, window=s.max_concurrent or slots, sampler=self._sampler_of)
-        else:
+        elif population:
             search_alg = StudySearch(*parts, **options)
+        else:
+            search_alg = StudySearch(*parts, **options, slots=self.slots if s.max_concurrent is None else lambda: slots)
         context = TrialContext(
             self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial, "latency" in self.several,
             s.augment, s.tensorboard, s.activations,
@@ -457,9 +461,7 @@ class _Run:
             start=self.start.weights if self.start else None,
         )
         remaining = s.trials - self.records.settled()
-        population = s.scheduler == "pbt"  # whose trials take turns: all of them are begun, and Tune keeps their states
-        if population:
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)  # the searcher alone decides how many are handed out
         if remaining > 0:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, {"cpu": s.cpus_per_trial, "gpu": s.gpus_per_trial}),
@@ -469,7 +471,6 @@ class _Run:
                     search_alg=search_alg,
                     scheduler=schedulers.make(s, past, search_alg),
                     num_samples=remaining,
-                    max_concurrent_trials=None if population else slots,
                     reuse_actors=True,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
@@ -490,6 +491,7 @@ class _Run:
             self.bar = tqdm(total=s.trials, initial=self.records.settled(), unit="trial", disable=None, dynamic_ncols=True, leave=False)
             with self.bar, watch.patched_tune(search_alg.worker_lost), trackers.following(self.watchers, self.records):
                 tuner.fit()
+                search_alg.close()
                 if search_alg.storage_error:
                     raise WorkError(f"storage failed: {search_alg.storage_error}; when it works again: {_resume_command(s, self.name)}")
         else:

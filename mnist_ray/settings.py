@@ -89,7 +89,7 @@ class SearchSettings:
     gpus_per_trial: float = 0
     """GPU or fraction of one for each trial."""
     max_concurrent: int | None = None
-    """Most trials at a time (default: what the cluster's resources hold)."""
+    """Most trials at a time (default: what the cluster's resources hold, also when nodes join)."""
     storage: str = field(default_factory=default_storage)
     """Where runs are kept: a folder or s3://bucket/path that every node sees."""
     name: str | None = None

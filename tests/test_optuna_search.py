@@ -252,3 +252,70 @@ def test_a_failing_storage_ends_the_search_and_leaves_the_trial_to_be_continued(
     third._steps[0] = set()
     third.on_trial_result("a", {**result(1), "storage_error": "the disk is full"})
     assert third.storage_error == "the disk is full"
+
+
+def test_no_more_are_handed_out_than_there_are_slots() -> None:
+    slots = [2]
+    search = searcher(a_study(), slots=lambda: slots[0])
+    assert [isinstance(search.suggest(name), dict) for name in "abc"] == [True, True, False]
+    slots[0] = 3  # a node has joined
+    assert [isinstance(search.suggest(name), dict) for name in "cd"] == [True, False]
+    slots[0] = 1  # two have left
+    finish(search, "a")
+    assert search.suggest("d") is None
+    finish(search, "b")
+    finish(search, "c")
+    assert search.suggest("d") == {NUMBER: 3, "x": search.records.trials[3].params["x"]}
+
+
+def ends(search: StudySearch, trial_id: str, seconds: float) -> None:
+    for epoch in (1, 2):
+        search.on_trial_result(trial_id, result(epoch, seconds=seconds))
+    search.on_trial_complete(trial_id, result(3, seconds=seconds))
+
+
+def test_where_trials_are_short_the_next_is_suggested_before_a_slot_is_free() -> None:
+    study = a_study()
+    search = searcher(study, trials=4, slots=lambda: 2)
+    search.suggest("a")
+    search.suggest("b")
+    assert search.suggest("c") is None
+    assert len(study.trials) == 2  # nothing is known yet of how long a trial takes
+    ends(search, "a", seconds=1e-6)
+    search.suggest("c")
+    assert search.suggest("d") is search.suggest("d") is None
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, *[TrialState.RUNNING] * 3]
+    ends(search, "b", seconds=1e-6)
+    assert search.suggest("d") == {NUMBER: 3, "x": study.trials[3].params["x"]}
+    assert search.suggest("e") is None
+    ends(search, "c", seconds=1e-6)
+    ends(search, "d", seconds=1e-6)
+    assert search.suggest("e") == Searcher.FINISHED
+    search.close()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+
+
+def test_where_trials_are_long_a_suggestion_knows_all_that_have_ended() -> None:
+    study = a_study()
+    search = searcher(study, slots=lambda: 1)
+    search.suggest("a")
+    ends(search, "a", seconds=1000)
+    search.suggest("b")
+    assert search.suggest("c") is None
+    assert len(study.trials) == 2
+
+
+def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
+    study = a_study()
+    search = searcher(study, slots=lambda: 1)
+    search.suggest("a")
+    ends(search, "a", seconds=1e-6)
+    search.suggest("b")
+    assert search.suggest("c") is None
+    search.ending = "stopped by --time-budget"
+    search.on_trial_complete("b", result(1))
+    search.close()
+    search.close()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert search.records.trials[2].reason == "ended before its first epoch (stopped by --time-budget)"
+    assert search.settled == [0, 1, 2]  # type: ignore[attr-defined]

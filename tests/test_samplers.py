@@ -296,8 +296,11 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
     # The same after a resume, when nothing is remembered of the trials before.
     again = TPE(**TPE_OPTIONS, seed=0)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    assert again._chosen(study, done) == study.sampler._chosen(study, done)
+    for sampler in (again, study.sampler):
+        sampler._update(study, study.get_trials(deepcopy=False))
+    assert len(again._chosen()) == 20
+    assert again._chosen() == study.sampler._chosen()
     # In TPE's own order: complete ones first, then by how far a pruned one came.
     ordered = sorted(done, key=lambda t: _place(1, t))
     assert [t.value for t in ordered if t.state == TrialState.COMPLETE] == sorted(t.value for t in done if t.state == TrialState.COMPLETE)
-    assert {t.number for t in ordered[:2]} <= again._chosen(study, done)
+    assert {t.number for t in ordered[:2]} <= set(again._chosen())

@@ -66,6 +66,25 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
     no_open_trial(tmp_path / "n")
 
 
+def test_a_node_joins_and_gets_trials(tmp_path: Path) -> None:
+    several = Rays(0)
+    try:
+        first = several.add(1)
+        arguments = [*TINY, "--trials", "12", "--max-epochs", "16", "--scheduler", "none"]
+        process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "j")
+        wait_for(process, "epochs=")
+        assert workers(first.pid)
+        second = several.add(1)
+        while not workers(second.pid):
+            assert process.poll() is None, "the search ended without the new node"
+            time.sleep(0.1)
+        code, output = finish(process)
+        assert code == 0, output
+        assert "12 complete, 0 pruned, 0 failed" in output
+    finally:
+        several.remove()
+
+
 @pytest.mark.slow
 def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
     """Drained as the autoscaler does it before a preemption: ten seconds later it is gone; its trial goes on elsewhere."""
