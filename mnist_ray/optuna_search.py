@@ -23,9 +23,11 @@ from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask, on_disk
 from mnist_ray.trial import NUMBER
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
-# A suggestion that takes more than this part of a trial is made while the trials before it still run: a slot that waited for it would
-# lose more than the suggestion gains by knowing one trial more.
+# Suggestions that take more than this part of a trial are made while the trials before them still run: slots that waited for them would
+# lose more than the suggestions gain by knowing a trial more.
 ASK_AHEAD_FROM = 0.05
+
+Suggestion = tuple[optuna.Trial, dict[str, Any]]  # a trial of the study and its hyperparameters
 
 
 class StudySearch(OptunaSearch):
@@ -62,7 +64,8 @@ class StudySearch(OptunaSearch):
         self.records, self.run, self.max_epochs, self.on_settled, self.slots = records, run, max_epochs, on_settled, slots
         self.continued, self.retried, self.points = list(continued), list(retried), list(points)
         self._steps: dict[int, set[int]] = {}  # trial number -> the epochs that the study has
-        self._ahead: tuple[optuna.Trial, dict[str, Any]] | None = None  # suggested, but not handed out yet
+        self._ahead: list[Suggestion] = []  # not handed out yet
+        self._starting: set[str] = set()  # handed out, but not begun yet
         self._asking = 0.0  # seconds that the last suggestion took
         self._trained, self._ended_here = 0.0, 0  # seconds of all trials that have ended, and how many they are
         self.ending: str | None = None  # why the search as a whole is being ended, e.g. "time budget"
@@ -91,22 +94,36 @@ class StudySearch(OptunaSearch):
         try:
             if len(self._ot_trials) < self.slots():
                 return self._next(trial_id)
-            if self._asking * self._ended_here > ASK_AHEAD_FROM * self._trained:
-                self._ahead = self._ahead or self._ask()
+            self._ask_ahead()
         except (WorkError, OSError) as error:  # Tune would end with a traceback
             self.storage_error = str(error)
         return None
 
     def _next(self, trial_id: str) -> dict[str, Any] | str | None:
-        suggestion, self._ahead = self._ahead or self._ask(), None
+        suggestion = self._ahead.pop(0) if self._ahead else self._ask()
         if suggestion is None:
             return Searcher.FINISHED
         trial, hp = suggestion
         self._ot_trials[trial_id] = trial
+        self._starting.add(trial_id)
         return {NUMBER: trial.number, **hp}
 
-    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]] | None:
-        """The next trial and its hyperparameters; None when there is none to come."""
+    def begun(self, trial_id: str) -> None:
+        """Notes that a trial trains now."""
+        self._starting.discard(trial_id)
+
+    def _ask_ahead(self) -> None:
+        """One suggestion for each slot, where trials are that short; not while a trial waits to be started, and not where suggestions
+        could not keep up with the trials anyway."""
+        if self._starting or not self._ended_here:
+            return
+        mean = self._trained / self._ended_here
+        if ASK_AHEAD_FROM * mean < self._asking < mean / self.slots():
+            while len(self._ahead) < self.slots() and (suggestion := self._ask()):
+                self._ahead.append(suggestion)
+
+    def _ask(self) -> Suggestion | None:
+        """The next one; None when there is none to come."""
         study, start = self._ot_study, time.perf_counter()
         if self.continued:
             frozen = self.continued.pop(0)
@@ -214,6 +231,7 @@ class StudySearch(OptunaSearch):
         if result:
             self.on_trial_result(trial_id, result)
         del self._ot_trials[trial_id]
+        self._starting.discard(trial_id)
         if self.storage_error:
             return  # it stays RUNNING in the study, to be continued by --resume
         try:
@@ -247,7 +265,6 @@ class StudySearch(OptunaSearch):
         self.on_settled(trial.number)
 
     def close(self) -> None:
-        """After the search: a trial that was suggested ahead, and that will not run any more, ends."""
-        if self._ahead and not self.storage_error:
-            trial, self._ahead = self._ahead[0], None
-            self._ended(trial, error=False)
+        """After the search: trials that were suggested ahead, and that will not run any more, end."""
+        while self._ahead and not self.storage_error:
+            self._ended(self._ahead.pop(0)[0], error=False)

@@ -1,6 +1,7 @@
 """The searcher without Ray: what it asks of a study, whose trials it counts, and what it tells at a trial's end."""
 
 import math
+import time
 from typing import Any
 
 import optuna
@@ -268,39 +269,57 @@ def test_no_more_are_handed_out_than_there_are_slots() -> None:
     assert search.suggest("d") == {NUMBER: 3, "x": search.records.trials[3].params["x"]}
 
 
-def ends(search: StudySearch, trial_id: str, seconds: float) -> None:
+def begin(search: StudySearch, trial_id: str) -> int:
+    config = search.suggest(trial_id)
+    assert isinstance(config, dict)
+    search.begun(trial_id)
+    return config[NUMBER]
+
+
+def end(search: StudySearch, trial_id: str, seconds: float) -> None:
     for epoch in (1, 2):
         search.on_trial_result(trial_id, result(epoch, seconds=seconds))
     search.on_trial_complete(trial_id, result(3, seconds=seconds))
 
 
-def test_where_trials_are_short_the_next_is_suggested_before_a_slot_is_free() -> None:
+def slow_space(trial: optuna.Trial) -> dict[str, Any]:
+    time.sleep(0.02)
+    return space(trial)
+
+
+def test_where_trials_are_short_the_next_are_suggested_before_a_slot_is_free() -> None:
     study = a_study()
-    search = searcher(study, trials=4, slots=lambda: 2)
-    search.suggest("a")
-    search.suggest("b")
+    search = searcher(study, trials=5, slots=lambda: 2)
+    search._space = slow_space
+    begin(search, "a")
+    begin(search, "b")
     assert search.suggest("c") is None
     assert len(study.trials) == 2  # nothing is known yet of how long a trial takes
-    ends(search, "a", seconds=1e-6)
+    end(search, "a", seconds=0.1)
     search.suggest("c")
+    assert search.suggest("d") is None
+    assert len(study.trials) == 3  # first the one that was handed out begins
+    search.begun("c")
     assert search.suggest("d") is search.suggest("d") is None
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, *[TrialState.RUNNING] * 3]
-    ends(search, "b", seconds=1e-6)
-    assert search.suggest("d") == {NUMBER: 3, "x": study.trials[3].params["x"]}
-    assert search.suggest("e") is None
-    ends(search, "c", seconds=1e-6)
-    ends(search, "d", seconds=1e-6)
-    assert search.suggest("e") == Searcher.FINISHED
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, *[TrialState.RUNNING] * 4]
+    end(search, "b", seconds=0.1)
+    end(search, "c", seconds=0.1)
+    assert [begin(search, "d"), begin(search, "e")] == [3, 4]
+    assert search.suggest("f") is None
+    end(search, "d", seconds=0.1)
+    end(search, "e", seconds=0.1)
+    assert search.suggest("f") == Searcher.FINISHED
     search.close()
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
 
 
-def test_where_trials_are_long_a_suggestion_knows_all_that_have_ended() -> None:
+@pytest.mark.parametrize("seconds", [1e-6, 1000])
+def test_where_it_would_gain_nothing_a_suggestion_knows_all_that_have_ended(seconds: float) -> None:
     study = a_study()
     search = searcher(study, slots=lambda: 1)
-    search.suggest("a")
-    ends(search, "a", seconds=1000)
-    search.suggest("b")
+    begin(search, "a")
+    end(search, "a", seconds)
+    begin(search, "b")
     assert search.suggest("c") is None
     assert len(study.trials) == 2
 
@@ -308,9 +327,10 @@ def test_where_trials_are_long_a_suggestion_knows_all_that_have_ended() -> None:
 def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
     study = a_study()
     search = searcher(study, slots=lambda: 1)
-    search.suggest("a")
-    ends(search, "a", seconds=1e-6)
-    search.suggest("b")
+    search._space = slow_space
+    begin(search, "a")
+    end(search, "a", seconds=0.1)
+    begin(search, "b")
     assert search.suggest("c") is None
     search.ending = "stopped by --time-budget"
     search.on_trial_complete("b", result(1))

@@ -32,6 +32,9 @@ class Searcher:
     def give_up(self, trial_id: str, reason: str) -> None:
         self.given_up.append((trial_id, reason))
 
+    def begun(self, trial_id: str) -> None:
+        pass
+
 
 def trial(trial_id: str) -> Any:
     class Hashable(SimpleNamespace):
