@@ -68,9 +68,10 @@ def measure(settings: AccuracySettings) -> None:
         out=settings.out,
         notes=[
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
-            "gives their mean probabilities. `earlier`: `default` before its space lost the learnt pooling, its search half of its "
-            "validation images, and its last two stages less label smoothing; these runs' test accuracies were known by then. All "
-            "accuracies are those of the exported files on the test images, looked at once, at the end."
+            "gives their mean probabilities. The first two networks of `default-1` shared the cores with other work; the other three took "
+            "10.0 to 10.5 min (finetune/member-*/stage-*/curve.parquet). `earlier`: `default` before its space lost the learnt pooling, "
+            "its search half of its validation images, and its last two stages less label smoothing; their test accuracies were known "
+            "by then. All accuracies are those of the exported files on the test images, looked at once, at the end."
         ],
     )
 
@@ -119,6 +120,7 @@ def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
         accuracies += [entry["test_accuracy"] for entry in networks]
         parameters.add(model["n_parameters"] // len(networks))
         training.append(sum(stage["seconds"] for stage in stages) / 60)
+        training += [entry["seconds"] / 60 for entry in networks[1:] if "seconds" in entry]
         if len(networks) == 1:
             names.append(folder.name)
             took = datetime.fromisoformat(run["end"]) - datetime.fromisoformat(run["start"])

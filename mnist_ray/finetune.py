@@ -232,7 +232,9 @@ def run_chain(
     networks = [steps[-1]]
     for member in members[1:]:
         networks.append(trained(numbers[-1], member)[0])
-        lineage.append({"step": f"member-{member}", "weights_sha256": checkpoint.digest(networks[-1].state_dict())})
+        seconds = round(sum(sum(_curve(storage, number, member)["seconds"]) for number in numbers), 1)
+        digest = checkpoint.digest(networks[-1].state_dict())
+        lineage.append({"step": f"member-{member}", "seconds": seconds, "weights_sha256": digest})
     steps += networks[1:]
     if work.committee > 1:
         steps.append(Committee(networks).eval())
@@ -275,13 +277,13 @@ def run_chain(
     yield manifest
 
 
-def _curve(storage: RunStorage, number: int) -> dict[str, list[Any]]:
+def _curve(storage: RunStorage, number: int, member: int = 1) -> dict[str, list[Any]]:
     """A stage's columns, one value an epoch (see records.HISTORY)."""
     import io
 
     import pyarrow.parquet as pq
 
-    return pq.read_table(io.BytesIO(storage.read_bytes(f"{stage_folder(number)}/curve.parquet"))).to_pydict()
+    return pq.read_table(io.BytesIO(storage.read_bytes(f"{stage_folder(number, member)}/curve.parquet"))).to_pydict()
 
 
 def model_card(manifest: dict[str, Any], hp: dict[str, Any]) -> str:
