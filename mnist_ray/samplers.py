@@ -1,6 +1,5 @@
 """Optuna's samplers by name, each with a seed, and whether the grid has been walked to its end."""
 
-import functools
 import heapq
 import inspect
 import math
@@ -40,11 +39,12 @@ class TPE(optuna.samplers.TPESampler):
     KEPT = 1000
     _view: "tuple[int, optuna.Study] | None" = None  # of the trial whose parameters are being suggested
 
-    # What is known of the study's trials. Only those that had not ended at the last suggestion are looked at again.
+    # What is known of the study's trials, by their places in its list. Only those that had not ended are looked at again.
     _known = 0  # how many there were
-    _open: Sequence[int] = ()  # the numbers of those that had not ended
-    _finished: Sequence[int] = ()  # the numbers, in ascending order, of those with a result
-    _best: Sequence[FrozenTrial] = ()
+    _whole = True  # whether they were all of the study's
+    _open: Sequence[int] = ()  # those that had not ended
+    _finished: Sequence[int] = ()  # those with a result, in ascending order
+    _best: Sequence[int] = ()
     _unseen: Sequence[FrozenTrial] = ()  # with a result, but not in the search space's groups yet
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -72,25 +72,29 @@ class TPE(optuna.samplers.TPESampler):
         return self._view[1]
 
     def _update(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
-        """Takes note of the trials that have ended since the last suggestion; trials[n] has the number n."""
+        """Takes note of the trials that have ended since the last suggestion."""
+        # Optuna's Hyperband shows a sampler only the trials of one bracket, and the next time those of another.
+        whole = not trials or trials[-1].number == len(trials) - 1
+        if not (whole and self._whole) or len(trials) < self._known:
+            self._known, self._open, self._finished, self._best, self._unseen = 0, (), (), (), ()
+        self._whole = whole
         pending = [*self._open, *range(self._known, len(trials))]
         self._known, self._open = len(trials), [n for n in pending if not trials[n].state.is_finished()]
-        new = [trials[n] for n in pending if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        self._finished = sorted([*self._finished, *(t.number for t in new)])
-        self._unseen = [*self._unseen, *new]
+        ended = [n for n in pending if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self._finished = sorted([*self._finished, *ended])
+        self._unseen = [*self._unseen, *(trials[n] for n in ended)]
         if len(study.directions) == 1:
-            # Results are final: the best are among the best so far and the new. By number, so that among equals the same are chosen
-            # after a resume.
-            candidates = sorted([*self._best, *new], key=lambda t: t.number)
+            # Results are final: the best are among the best so far and the new. In order, so that among equals the same are chosen after
+            # a resume.
+            candidates = sorted([*self._best, *ended])
             sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
             good = min(math.ceil(self.KEPT / 10), 25)  # TPE's own number
-            self._best = heapq.nsmallest(good, candidates, key=functools.partial(_place, sign))
+            self._best = heapq.nsmallest(good, candidates, key=lambda n: _place(sign, trials[n]))
 
     def _chosen(self) -> list[int]:
-        """Numbers of KEPT finished trials."""
-        best = [t.number for t in self._best]
-        chosen = frozenset(best)
-        others = [n for n in self._finished if n not in chosen]
+        """KEPT finished trials."""
+        best = frozenset(self._best)
+        others = [n for n in self._finished if n not in best]
         places = self.KEPT - len(best)
         return sorted([*best, *(others[i * len(others) // places] for i in range(1, places)), others[-1]])
 

@@ -85,16 +85,14 @@ def best_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(512, 512, dtype=dtype)
-        times = []
-        for _ in range(5):
+    pairs = [(torch.ones(512, 512, dtype=dtype), list[float]()) for dtype in (torch.float32, torch.bfloat16)]
+    for _ in range(10):  # in turn: what else runs on the machine slows both
+        for a, times in pairs:
             start = time.perf_counter()
             a @ a
             times.append(time.perf_counter() - start)
-        return min(times)
-
-    return "bf16" if seconds(torch.float32) > 1.5 * seconds(torch.bfloat16) else "fp32"
+    single, half = (min(times) for _, times in pairs)
+    return "bf16" if single > 1.5 * half else "fp32"
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
