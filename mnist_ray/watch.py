@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mnist_ray.optuna_search import StudySearch
 
 DEATHS = 8  # workers that a trial may lose in a row without a new epoch; one more, and it is given up
-STARTING = 20.0  # seconds that a worker may take to start before its trial is given to another
 _LONGEST_STEP = 1.0  # seconds of a step of Tune's that count as waiting: in a longer one the driver was busy or asleep itself
 
 
@@ -72,7 +71,8 @@ def patched_tune(worker_lost: Callable[[str, str], None]) -> Iterator[None]:
     time. Here it is started again as any other is. And `worker_lost` is told, with the trial's id, how a worker was lost.
 
     A worker that becomes free while another one starts: Tune gives it the trial for which that one is started, and stops the start. With
-    trials that are over sooner than a worker has started, all of them would run one after the other. Here it gets the next trial.
+    trials that are over sooner than a worker has started, all of them would run one after the other. Here it gets the next trial, where
+    the other one has its resources already; a trial that waits for them gets the free worker, which may be holding them.
 
     And callbacks are not counted for Ray's usage statistics: to name its own, Ray imports every tracker that is installed (1.5 s for
     MLflow and wandb, which leaves folders behind when it is killed).
@@ -80,7 +80,6 @@ def patched_tune(worker_lost: Callable[[str, str], None]) -> Iterator[None]:
     tag_callbacks = air_usage.tag_callbacks
     actor_failed, trial_failed = TuneController._actor_failed, TuneController._process_trial_failure
     reuse = TuneController._maybe_reuse_cached_actor
-    starting: dict[Any, float] = {}  # worker that starts -> when its trial could first have had another
 
     def patched_actor_failed(self: TuneController, tracked_actor: Any, exception: Exception) -> None:
         trial = self._actor_to_trial[tracked_actor]
@@ -97,8 +96,7 @@ def patched_tune(worker_lost: Callable[[str, str], None]) -> Iterator[None]:
 
     def patched_reuse(self: TuneController, trial: Trial) -> bool:
         own = self._trial_to_actor.get(trial)
-        now = time.monotonic()
-        if own and trial not in self._resetting_trials and now - starting.setdefault(own, now) < STARTING:
+        if own and trial not in self._resetting_trials and self._actor_manager.is_actor_started(own):
             return False
         return reuse(self, trial)
 

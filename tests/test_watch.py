@@ -87,19 +87,21 @@ def test_only_new_epochs_make_up_for_lost_workers() -> None:
     assert counts == [0, 1, 0, 1, 2, 0]
 
 
-def test_a_worker_that_starts_keeps_its_trial_for_a_while(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_starts_keeps_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(watch.TuneController, "_maybe_reuse_cached_actor", lambda self, one: bool(asked.append(one)) or True)
-    controller = SimpleNamespace(_trial_to_actor={"starts": "worker 1", "resets": "worker 2"}, _resetting_trials={"resets"})
+    controller = SimpleNamespace(
+        _trial_to_actor={"starts": "worker 1", "resets": "worker 2", "waits": "worker 3"},
+        _resetting_trials={"resets"},
+        _actor_manager=SimpleNamespace(is_actor_started={"worker 1", "worker 2"}.__contains__),
+    )
     with watch.patched_tune(lambda trial_id, how: None):
-
-        def reuse(one: str) -> bool:
-            return watch.TuneController._maybe_reuse_cached_actor(controller, one)  # type: ignore[arg-type]
-
-        assert [reuse("starts"), reuse("new"), reuse("resets"), reuse("starts")] == [False, True, True, False]
-        clock.now += watch.STARTING
-        assert reuse("starts")  # the free worker may hold what the other one waits for
-    assert asked == ["new", "resets", "starts"]
+        given = {
+            one: watch.TuneController._maybe_reuse_cached_actor(controller, one)  # type: ignore[arg-type]
+            for one in ("starts", "new", "resets", "waits")
+        }
+    assert given == {"starts": False, "new": True, "resets": True, "waits": True}
+    assert asked == ["new", "resets", "waits"]
 
 
 def test_the_time_is_checked() -> None:
