@@ -1,9 +1,9 @@
 """Does each part pay? Search, stages and weight averaging, each left out, on the same training images and seeds.
 
-MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # an hour on two cores; started again, it goes on
+MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # started again, it goes on
 
 Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on the 10,000 MNIST images that its search
-trained on, and judged on the 30,000 training images that its search has not seen, by their loss; the test set is looked at after that
+trained on, and judged on the training images that its search has not seen, by their loss; the test set is looked at after that
 and decides nothing. The winner of seed S is the best trial of the kept run default-S (see accuracy.py), or of default-1 without one.
 """
 
@@ -113,7 +113,7 @@ def measure(settings: AblationSettings) -> None:
 
     section(
         "What search, stages and averaging give",
-        ["", "loss on 30,000 unseen images", f"difference to “{AGAINST}” (95 %)", "accuracy there, %", "test accuracy, %"],
+        ["", "loss on unseen training images", f"difference to “{AGAINST}” (95 %)", "accuracy there, %", "test accuracy, %"],
         [
             [
                 row,

@@ -68,10 +68,8 @@ def measure(settings: AccuracySettings) -> None:
         out=settings.out,
         notes=[
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
-            "gives their mean probabilities. The first two networks of `default-1` shared the cores with other work; the other three took "
-            "10.0 to 10.5 min (finetune/member-*/stage-*/curve.parquet). `earlier`: `default` before its space lost the learnt pooling, "
-            "its search half of its validation images, and its last two stages less label smoothing; their test accuracies were known "
-            "by then. All accuracies are those of the exported files on the test images, looked at once, at the end."
+            "gives their mean probabilities. All accuracies are those of the exported files on the test images, looked at once, at the "
+            "end. What is to be said of single runs stands in accuracy/README.md."
         ],
     )
 
@@ -103,7 +101,7 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
 def groups() -> dict[tuple[str, str], list[Path]]:
     """The runs of each recipe and data set; those of a recipe that has changed since are kept as earlier-SEED."""
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    for folder in sorted(KEPT.iterdir()):
+    for folder in sorted(file.parent for file in KEPT.glob("*/model.json")):
         searched = json.loads((folder / "run.json").read_text())["settings"]
         recipe = "earlier" if folder.name.startswith("earlier") else Path(searched["config"]).stem
         found[recipe, searched["dataset"]].append(folder)
