@@ -312,10 +312,13 @@ def check_search(s: SearchSettings) -> None:
     at_least("--seed", s.seed, 0)
     at_least("--train-images", s.train_images, 1)
     at_least("--val-images", s.val_images, 1)
-    at_least("--gpus-per-trial", s.gpus_per_trial, 0)
+    if not 0 <= s.gpus_per_trial < float("inf"):
+        raise SettingsError(f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; expected 0 or more")
+    if s.reduction_factor == float("inf"):
+        raise SettingsError(f"--reduction-factor: {s.reduction_factor} is not allowed; expected a number from 2 on")
     if not 0 < s.cpus_per_trial < float("inf"):
         raise SettingsError(f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0")
-    if s.gpus_per_trial > 1 and s.gpus_per_trial != int(s.gpus_per_trial):
+    if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
         raise SettingsError(f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; above 1 only whole GPUs can be assigned")
     if s.grace_period > s.max_epochs:
         raise SettingsError(f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}")
