@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray import objectives
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.records import HISTORY, INTERRUPTED, Record, Records, Row, rank
+from mnist_ray.records import HISTORY, Record, Records, Row, rank
 from mnist_ray.samplers import exhausted
 from mnist_ray.studies import AGAIN, POINT, RUN, SUMMARY, ask, on_disk
 from mnist_ray.trial import NUMBER
@@ -129,7 +129,7 @@ class StudySearch(OptunaSearch):
             frozen = self.continued.pop(0)
             trial = optuna.Trial(study, frozen._trial_id)  # a running trial gives its stored values again
             self._steps[trial.number] = set(objectives.curve(frozen))
-        elif len(self.records.trials) - self._tried_again() >= self.records.total or exhausted(study):
+        elif len(self.records.trials) - self.records.tried_again >= self.records.total or exhausted(study):
             return None
         else:
             values: dict[str, Any] = {}
@@ -150,9 +150,6 @@ class StudySearch(OptunaSearch):
         self._steps.setdefault(trial.number, set())
         self._asking = time.perf_counter() - start
         return trial, hp
-
-    def _tried_again(self) -> int:
-        return sum(record.reason == INTERRUPTED for record in self.records.trials.values())
 
     # ---- results
 
@@ -249,19 +246,20 @@ class StudySearch(OptunaSearch):
             why = self.lost.get(trial.number)
             record.reason = record.reason or "its worker died too often" + (f": {why}" if why else "")
         if record.reason or best is None:
-            record.state = "FAIL"
+            state = "FAIL"
             record.reason = record.reason or f"ended before its first epoch ({self.ending or 'stopped'})"
         elif len(record.rows) >= self.max_epochs:
-            record.state = "COMPLETE"
+            state = "COMPLETE"
         else:
-            record.state = "PRUNED"
+            state = "PRUNED"
             record.reason = f"{self.ending or 'stopped by the scheduler'} after epoch {max(record.rows)}"
+        self.records.end(trial.number, state)
         value: float | list[float] | None = None
-        if record.state == "COMPLETE" and best is not None:
+        if state == "COMPLETE" and best is not None:
             asked = self.records.objectives
             value = objectives.values(asked, record, self.metric) if asked else best[self.metric]
         trial.set_user_attr(SUMMARY, record.summary())
-        self._ot_study.tell(trial, value, state=TrialState[record.state])
+        self._ot_study.tell(trial, value, state=TrialState[state])
         self.on_settled(trial.number)
 
     def close(self) -> None:

@@ -75,14 +75,25 @@ class Records:
         self.metric, self.total, self.objectives = metric, total, tuple(objectives)
         self.trials: dict[int, Record] = {}
         self.best: tuple[int, Row] | None = None  # over all epochs of all trials
+        self.tried_again = 0  # trials that were cut off and whose values get another number
+        # Counted, not looked for: every trial asks, and a search may have ten thousand.
+        self._running: set[int] = set()
         self._started, self._settled_before = time.monotonic(), 0
 
     def add(self, record: Record) -> Record:
         """Takes a trial in, with whatever rows it has already."""
         self.trials[record.number] = record
+        if record.state == "RUNNING":
+            self._running.add(record.number)
+        self.tried_again += record.reason == INTERRUPTED
         for row in record.rows.values():
             self._consider(record, row)
         return record
+
+    def end(self, number: int, state: str) -> None:
+        """Notes how a trial ended: COMPLETE, PRUNED or FAIL."""
+        self.trials[number].state = state
+        self._running.discard(number)
 
     def resumed(self) -> None:
         """What is settled by now took no time of this process: it does not count for the time left."""
@@ -101,7 +112,7 @@ class Records:
 
     def settled(self) -> int:
         """How many of the run's trials have ended. One that was cut off and is tried again under another number does not count."""
-        return sum(record.state != "RUNNING" and record.reason != INTERRUPTED for record in self.trials.values())
+        return len(self.trials) - len(self._running) - self.tried_again
 
     def line(self, number: int) -> str:
         """The log line of a finished trial."""
