@@ -185,7 +185,7 @@ def test_the_default_space_is_not_widened_by_its_options() -> None:
     assert wide["l1"] == FloatDistribution(1e-8, 1e-4, log=True)
     assert wide["fc_layers"] == IntDistribution(0, 2)
     assert wide["layers_per_block"] == IntDistribution(1, 3)
-    assert wide["width"] == IntDistribution(16, 64, step=8)
+    assert wide["width"] == IntDistribution(16, 64, step=4)
     assert {k: v for k, v in wide.items() if k in plain and k not in ("layers_per_block", "width")} == {
         k: v for k, v in plain.items() if k not in ("layers_per_block", "width")
     }

@@ -26,7 +26,7 @@ def convnet(
 ) -> dict[str, Any]:
     """Hyperparameters of `models.convnet` and of its training.
 
-    Options: `min_width`, `max_width`: channels of the first block, in steps of 8 (the next blocks double them).
+    Options: `min_width`, `max_width`: channels of the first block, in steps of 4 (the next blocks double them).
     `min_layers`, `max_layers`: convolutions a block. `max_kernel`: of the first block's convolutions, 3 or 5. `max_fc`: hidden linear
     layers. `l1`: whether to search L1 regularisation too (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every
     layer, where batch normalisation does not bear it (benchmarks/dropout_norm.py). The last three are off by default: a wider space
@@ -51,7 +51,7 @@ def convnet(
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
         "layers_per_block": min_layers if min_layers == max_layers else trial.suggest_int("layers_per_block", min_layers, max_layers),
-        "width": trial.suggest_int("width", min_width, max_width, step=8),
+        "width": trial.suggest_int("width", min_width, max_width, step=4),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]) if max_kernel >= 5 else 3,
         "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
         "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
