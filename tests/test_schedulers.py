@@ -287,6 +287,20 @@ def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path
     assert ending.stop_all()
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "none"])
+def test_the_first_that_waits_is_started_and_ended_trials_are_not_looked_at(tmp_path: Path, scheduler: str) -> None:
+    chosen = tune(tmp_path, scheduler, 1).scheduler
+
+    def choose(*statuses: str) -> int | None:
+        live = [SimpleNamespace(status=status, config={NUMBER: number}) for number, status in enumerate(statuses)][::-1]
+        trial = chosen.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: live))
+        return None if trial is None else trial.config[NUMBER]
+
+    assert choose("RUNNING", "PAUSED", "PENDING", "PENDING") == 2
+    assert choose("RUNNING", "PAUSED", "RUNNING", "PAUSED") == 1
+    assert choose("RUNNING") is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "percentile", "successive-halving", "threshold", "patient"])
 def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
