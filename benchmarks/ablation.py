@@ -23,7 +23,6 @@ CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and wha
     "plain": ("default", {}),
     "searched": ("default", {}),
     "searched, no average": ("default", {"ema": 0.0}),
-    "searched, max pooling": ("default", {"pooling": "max"}),
     "searched, S3's stages": ("seed", {}),
 }
 ROWS = {  # words, chain, how many of its stages
@@ -32,7 +31,6 @@ ROWS = {  # words, chain, how many of its stages
     "search, the first two stages": ("searched", 2),
     "search, the first stage": ("searched", 1),
     "search, three stages, no weight average": ("searched, no average", 3),
-    "search, three stages, max pooling": ("searched, max pooling", 3),
     "search, the seed document's stages (S3, 23 epochs)": ("searched, S3's stages", 4),
 }
 AGAINST = "search, three stages"
