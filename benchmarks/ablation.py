@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from common import CORES, ROOT, BenchmarkSettings, cached, convnet, difference, mean_sd, section
 
+from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
 
 ACCURACY = ROOT / "benchmarks" / "accuracy"
@@ -46,6 +47,8 @@ class AblationSettings(BenchmarkSettings):
     """JSON-lines file that keeps finished chains; what is in it is not run again."""
     workers: int = CORES
     """Chains at a time, each with one thread."""
+    chains: tuple[str, ...] = tuple(CHAINS)
+    """Which of them; `searched` is what the others are compared with."""
 
 
 def searched(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,7 +104,9 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 
 def measure(settings: AblationSettings) -> None:
     """What the cache lacks is run; then the table."""
-    keys = [{"chain": chain, "seed": seed} for seed in range(1, settings.repeats + 1) for chain in CHAINS]
+    if unknown := sorted({*settings.chains} - {*CHAINS}) or sorted({"searched"} - {*settings.chains}):
+        raise SettingsError(f"--chains: {unknown[0]!r} is unknown or missing; expected searched and any of {', '.join(CHAINS)}")
+    keys = [{"chain": chain, "seed": seed} for chain in settings.chains for seed in range(1, settings.repeats + 1)]
     done = cached(run, settings, keys)
     found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in done}
 
@@ -121,6 +126,7 @@ def measure(settings: AblationSettings) -> None:
                 mean_sd(values(row, "test_accuracy"), 2),
             ]
             for row in ROWS
+            if ROWS[row][0] in settings.chains
         ],
         n=f"n = {settings.repeats} seeds each, mean ± sd, 10,000 training images",
         out=settings.out,
