@@ -305,10 +305,10 @@ def test_the_first_that_waits_is_started_and_ended_trials_are_not_looked_at(tmp_
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "percentile", "successive-halving", "threshold", "patient"])
 def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
     two = ["n_startup_trials=2"]
-    args = {"median": two, "percentile": two, "threshold": ["lower=0.6"], "patient": ["wraps=none", "patience=0"]}
+    args = {"median": two, "percentile": two, "threshold": ["lower=0.15"], "patient": ["wraps=none", "patience=0"]}
     command = [
         sys.executable, "jobs/search.py", "--dataset", "digits", "--train-images", "300", "--val-images", "150", "--space-args",
-        "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune",
+        "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune", "--seed", "1",
         "--scheduler", scheduler, "--grace-period", "4" if scheduler == "threshold" else "1",
     ]  # fmt: skip
     if scheduler in args:

@@ -236,7 +236,7 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
     assert trackers.begin([second], "mine", {**SETTINGS, "trials": 5}, folder, known) == known
     records.trials[3].rows = {1: row(1), 2: row(2), 3: row(3)}
     records.report(3, row(4, 0.95))
-    records.trials[3].state = "COMPLETE"
+    records.end(3, "COMPLETE")
     second.sync(records)
     second.end("FINISHED")
     runs = children(second)
@@ -380,7 +380,7 @@ def test_a_failing_tracker_is_told_of_once_and_tried_again(monkeypatch: pytest.M
     records = some_records()
     with trackers.following([good, bad, dead], records):
         time.sleep(0.2)
-        records.trials[3].state = "COMPLETE"
+        records.end(3, "COMPLETE")
     assert good.seen[0] == 3
     assert good.seen[-2:] == bad.seen[-2:] == [4, "FINISHED"]
     assert dead.seen == []
