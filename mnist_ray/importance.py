@@ -23,7 +23,7 @@ from mnist_ray.objectives import Direction
 from mnist_ray.records import table_text
 
 FEWEST = 8  # complete trials; what fewer of them say is chance
-MOST = 300  # complete trials that the forests are grown on: fANOVA takes 3 s for 300 of 8 real parameters, and 17 s for 1,000
+MOST = 300  # complete trials that the forests are grown on: fANOVA takes 3 s for 300 of 8 real parameters, and 18 s for 1,000
 TREES = 32  # half of Optuna's: 0.6 s for 200 trials of 15 parameters
 SEED = 0
 FOREST = ("fANOVA", "impurity")

@@ -300,8 +300,8 @@ def check_search(s: SearchSettings) -> None:
     """The checks that need nothing but the settings. Raises SettingsError naming the flag."""
 
     def at_least(flag: str, value: float | None, least: float) -> None:
-        if value is not None and not value >= least:  # also refuses NaN
-            raise SettingsError(f"{flag}: {value} is too small; expected at least {least}")
+        if value is not None and not least <= value < float("inf"):  # also refuses NaN
+            raise SettingsError(f"{flag}: {value} is not allowed; expected a number of at least {least}")
 
     at_least("--trials", s.trials, 1)
     at_least("--max-epochs", s.max_epochs, 1)
@@ -312,10 +312,7 @@ def check_search(s: SearchSettings) -> None:
     at_least("--seed", s.seed, 0)
     at_least("--train-images", s.train_images, 1)
     at_least("--val-images", s.val_images, 1)
-    if not 0 <= s.gpus_per_trial < float("inf"):
-        raise SettingsError(f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; expected 0 or more")
-    if s.reduction_factor == float("inf"):
-        raise SettingsError(f"--reduction-factor: {s.reduction_factor} is not allowed; expected a number from 2 on")
+    at_least("--gpus-per-trial", s.gpus_per_trial, 0)
     if not 0 < s.cpus_per_trial < float("inf"):
         raise SettingsError(f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0")
     if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
