@@ -146,7 +146,15 @@ def test_an_unknown_optimizer_is_named() -> None:
         Trainer({**HP, "optimizer": "adamax"}, epochs=1, seed=0)
 
 
-def test_precision_is_probed() -> None:
+@pytest.mark.parametrize(
+    ("has", "precision"), [({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False, "amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")]
+)
+def test_precision_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], precision: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert training.best_precision(torch.device("cpu")) == precision
+
+
+def test_precision_is_one_that_torch_knows_here() -> None:
     assert training.best_precision(torch.device("cpu")) in ("bf16", "fp32")
 
 
