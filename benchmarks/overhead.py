@@ -3,7 +3,8 @@
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
-python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 1     # a long study on many slots
+python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 3     # many slots: 15 minutes
+python benchmarks/overhead.py --parts trials --trials 1000 10000 --slots 16 --floats 8 --sides ours --repeats 2     # a long study: 20
 
 search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in turn with a bare Ray whose two workers
 import torch and ray.tune: the floor under every number. From it come
@@ -49,8 +50,8 @@ class OverheadSettings(BenchmarkSettings):
     """Its epochs."""
     train_images: int = 6000
     """Its training images."""
-    trials: int = 200
-    """Trials that only sleep."""
+    trials: tuple[int, ...] = (200,)
+    """Trials that only sleep; several numbers: studies of several lengths in turn."""
     seconds: float = 0.1
     """How long each sleeps."""
     slots: int = 2
@@ -198,7 +199,7 @@ def measure_search(settings: OverheadSettings) -> None:
 # ---- trials that only sleep
 
 
-def sleeping(settings: OverheadSettings, side: str) -> tuple[float, float]:
+def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float, float]:
     """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of the ideal wall time; the driver's MB."""
     memory = [0.0]
 
@@ -210,48 +211,56 @@ def sleeping(settings: OverheadSettings, side: str) -> tuple[float, float]:
         if side == "ours":
             command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
             command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", f"floats={settings.floats}"]
-            command += ["--trials", str(settings.trials), "--max-concurrent", str(settings.slots)]
+            command += ["--trials", str(trials), "--max-concurrent", str(settings.slots)]
             command += ["--cpus-per-trial", str(CORES / settings.slots)]
             run([*command, "--storage", name, "--name", "ours", "--no-finetune"], folder / "log", sample)
         else:
-            numbers = (settings.trials, settings.slots, settings.seconds, settings.floats)
+            numbers = (trials, settings.slots, settings.seconds, settings.floats)
             command = [str(BENCHMARKS / "noop_trial.py"), *map(str, numbers), name]
             run(command, folder / "log", sample, RAY_AUTH_MODE="disabled")
         times = [tuple(map(float, line.split())) for path in folder.glob("*.stamps") for line in path.read_text().splitlines()]
-        if len(times) != settings.trials:
+        if len(times) != trials:
             log = (folder / "log").read_text(errors="replace").splitlines()[-20:]
-            raise WorkError(f"{side}: {len(times)} of {settings.trials} trials ran:\n" + "\n".join(log))
+            raise WorkError(f"{side}: {len(times)} of {trials} trials ran:\n" + "\n".join(log))
         wall = max(end for _, end in times) - min(start for start, _ in times)
-        return 1000 * (wall / settings.trials - settings.seconds / settings.slots), memory[0]
+        return 1000 * (wall / trials - settings.seconds / settings.slots), memory[0]
 
 
 def measure_trials(settings: OverheadSettings) -> None:
-    """Both searchers in turn."""
-    found: dict[str, list[tuple[float, float]]] = {side: [] for side in settings.sides}
+    """Both searchers and all lengths in turn."""
+    lengths = [(side, trials) for trials in settings.trials for side in settings.sides]
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {length: [] for length in lengths}
     for _ in range(settings.repeats):
-        for side, values in found.items():
-            values.append(sleeping(settings, side))
-            print(f"{side}: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB", flush=True)
-    beyond = {side: [ms for ms, _ in values] for side, values in found.items()}
+        for (side, trials), values in found.items():
+            values.append(sleeping(settings, side, trials))
+            print(f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB", flush=True)
+    beyond = {length: [ms for ms, _ in values] for length, values in found.items()}
     names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
+    counts = " and ".join(f"{trials:,}" for trials in settings.trials)
     section(
-        f"What a trial costs beside its work: {settings.trials:,} trials, {settings.slots} at a time",
-        ["search", "wall beyond the ideal, ms a trial, median (quartiles)", "the driver's memory (largest PSS), MB", "stock / ours"],
+        f"What a trial costs beside its work: {counts} trials, {settings.slots} at a time",
+        [
+            "search",
+            "trials",
+            "wall beyond the ideal, ms a trial, median (quartiles)",
+            "by the first line",
+            "stock / ours",
+            "driver, MB (PSS)",
+        ],
         [
             [
                 names[side],
-                spread(beyond[side], 1),
-                spread([mb for _, mb in values]),
-                ratios(beyond["stock"], beyond["ours"]) if side == "ours" and "stock" in beyond else "",
+                f"{trials:,}",
+                spread(values, 1),
+                ratios(values, beyond[lengths[0]]),
+                ratios(beyond["stock", trials], values) if side == "ours" and "stock" in settings.sides else "",
+                spread([mb for _, mb in found[side, trials]]),
             ]
-            for side, values in found.items()
+            for (side, trials), values in beyond.items()
         ],
-        n=f"n = {settings.repeats} repetitions of each side in turn",
+        n=f"n = {settings.repeats} repetitions of each in turn",
         out=settings.out,
-        notes=[
-            f"Trials of {settings.seconds} s: at best {settings.trials * settings.seconds / settings.slots:g} s. "
-            + (f"{settings.floats} real parameters." if settings.floats else "The default space.")
-        ],
+        notes=[f"Trials of {settings.seconds} s. " + (f"{settings.floats} real parameters." if settings.floats else "The default space.")],
     )
 
 

@@ -118,7 +118,7 @@ class SearchSettings:
     committee: int = 1
     """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file gives."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the training; auto measures whether bf16 is faster here."""
+    """Arithmetic of the training; auto is bf16 where the machine has instructions for it."""
     tensorboard: bool = False
     """Write curves, histograms of the weights and the graph of every trial into the run's folder tensorboard/."""
     activations: bool = False

@@ -83,7 +83,7 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="mrt-"))
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     env = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -97,14 +97,15 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
         str(programs / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0",
         "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
-        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}",
     ]  # fmt: skip
     start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     log = folder / "head.log"
     with log.open("w") as out:
         head = subprocess.Popen(command, env=start_env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        _wait_for_jobs(f"http://127.0.0.1:{dashboard}/api/version", token.read_text(), head, log)
+        for url in (f"http://127.0.0.1:{dashboard}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+            _wait_for(url, token.read_text(), head, log)  # a job that is submitted before the agent is there is refused
         yield env
     finally:
         head.terminate()
@@ -115,7 +116,7 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_jobs(url: str, token: str, head: subprocess.Popen, log: Path) -> None:
+def _wait_for(url: str, token: str, head: subprocess.Popen, log: Path) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + 90
     while True:
