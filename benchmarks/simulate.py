@@ -1,6 +1,6 @@
 """Two hundred workers and five thousand trials in virtual time: how busy do the shipped searcher and scheduler keep them?
 
-python benchmarks/simulate.py     # one core; needs curves.parquet (replay_curves.py)
+python benchmarks/simulate.py --speed 0.5     # 5 minutes on one core; needs curves.parquet (replay_curves.py)
 
 Nothing is trained and no Ray is started. As in replay.py the objects that Tune would ask are asked, and trials get recorded learning curves
 (the forest's) with the seconds that each epoch took on one core for 1,000 images. The clock is virtual, but the controller's work is real:
