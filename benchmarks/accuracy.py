@@ -99,11 +99,11 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
 
 
 def groups() -> dict[tuple[str, str], list[Path]]:
-    """The runs of each recipe and data set; those of a recipe that has changed since are kept as earlier-SEED."""
+    """The runs of each recipe and data set; those of a recipe that has changed since are kept as earlier-…."""
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for folder in sorted(file.parent for file in KEPT.glob("*/model.json")):
         searched = json.loads((folder / "run.json").read_text())["settings"]
-        recipe = "earlier" if folder.name.startswith("earlier") else Path(searched["config"]).stem
+        recipe = folder.name.rpartition("-")[0] if folder.name.startswith("earlier") else Path(searched["config"]).stem
         found[recipe, searched["dataset"]].append(folder)
     return found
 
