@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.processes import temporary_folder
 from mnist_ray.storage import RunStorage
 
@@ -112,7 +112,7 @@ def _connected(options: dict[str, Any], folder: Path | None) -> Iterator[Cluster
         try:
             context = ray.init(**options)
         except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
-            why = (str(error).strip() or repr(error)).splitlines()[0]
+            why = first_line(error)
             if folder is None:
                 raise WorkError(f"Ray cannot be joined: {why}") from error
             free = shutil.disk_usage(folder).free // 2**20
@@ -238,7 +238,7 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
     try:
         client = JobSubmissionClient(cluster.dashboard)
     except (ConnectionError, RuntimeError) as error:
-        raise WorkError(f"the job server at {cluster.dashboard} does not answer: {str(error).splitlines()[0]}") from error
+        raise WorkError(f"the job server at {cluster.dashboard} does not answer: {first_line(error)}") from error
     runtime_env = dict(cluster.runtime_env)
     # With a shipped working directory the job finds its script there, and `python` is the runtime environment's.
     shipped = "working_dir" in runtime_env
@@ -259,7 +259,7 @@ def submit_and_follow(cluster: Cluster, script: str, arguments: list[str]) -> st
         except RuntimeError as error:
             # After a short search, on a machine that is slow, the node's agent may not have started yet.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise WorkError(f"the job server at {cluster.dashboard} refuses the job: {str(error).splitlines()[0]}") from error
+                raise WorkError(f"the job server at {cluster.dashboard} refuses the job: {first_line(error)}") from error
             time.sleep(1)
     printed = 0
     finished = False

@@ -19,3 +19,8 @@ class WorkError(MnistRayError):
 
 class CorruptFileError(WorkError):
     """A file of ours does not hold what was written: truncated, altered, or of another format."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type's name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray import cluster, data, lease, report
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.settings import INTERRUPTED, FinetuneSettings, SearchSettings, default_data_dir, resolved
 from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
 from mnist_ray.storage import RunStorage, check_writable, open_run, publish
@@ -157,7 +157,7 @@ def _in_task(work: Work, train_part: data.Images, test_part: data.Images, train:
             raise cause from error
         except (WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
             if restart == RESTARTS:
-                raise WorkError(f"the fine-tuning's worker died {restart + 1} times: {str(error).splitlines()[0]}") from error
+                raise WorkError(f"the fine-tuning's worker died {restart + 1} times: {first_line(error)}") from error
             print(f"the worker died; going on from its last epoch (restart {restart + 1} of {RESTARTS})", flush=True)
     raise AssertionError("unreachable")
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, first_line
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -73,7 +73,7 @@ def check_parts(settings: "SearchSettings", make_sampler: "Callable[[], BaseSamp
                 trial.suggest_int("x", 0, 9)
                 study.tell(trial, [float(i)] * len(asked))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        raise SettingsError(f"--sampler: {settings.sampler!r} cannot do several --objectives: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"--sampler: {settings.sampler!r} cannot do several --objectives: {first_line(error)}") from error
 
 
 def directions(asked: Sequence[str]) -> list[Direction]:

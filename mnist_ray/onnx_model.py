@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
-from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError, first_line
 from mnist_ray.storage import RunStorage, read_verified
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def load_verified(data: bytes, source: str) -> onnx.ModelProto:
                 raise SettingsError(f"{source}: the weight {message.name!r} lies in another file; expected a model in one file")
         onnx.checker.check_model(proto)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise CorruptFileError(f"{source} is not an ONNX model or is damaged: {_first_line(error)}") from error
+        raise CorruptFileError(f"{source} is not an ONNX model or is damaged: {first_line(error)}") from error
     facts = metadata(proto)
     if "weights_sha256" in facts and weights_digest(proto) != facts["weights_sha256"]:
         raise CorruptFileError(f"{source} is damaged: its weights do not match the SHA-256 that it carries")
@@ -222,7 +222,7 @@ def verify(data: bytes, model: "nn.Module", images: np.ndarray) -> float:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise WorkError(f"the exported model is not valid: {_first_line(error)}") from error
+        raise WorkError(f"the exported model is not valid: {first_line(error)}") from error
     session = Session(data, "the exported model")
     network = _on_cpu(model)
     with torch.inference_mode():
@@ -306,7 +306,7 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except CANNOT_RUN as error:
-            raise SettingsError(f"{source} cannot be run: {_first_line(error)}") from error
+            raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
         self._input = self._session.get_inputs()[0]
         if len(self._session.get_inputs()) != 1 or self._input.type != "tensor(float)" or len(self._input.shape) != 4:
             raise SettingsError(f"{source} takes other input than one float32 tensor [batch, C, H, W]")
@@ -364,7 +364,3 @@ def confidence_interval(right: int, n: int) -> tuple[float, float]:
 def _pixels(images: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [0, 1]."""
     return images.astype(np.float32) / np.float32(255)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

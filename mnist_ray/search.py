@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_ray import cluster, data, lease, objectives, records, report, spaces, trackers
-from mnist_ray.errors import MnistRayError, SettingsError, WorkError
+from mnist_ray.errors import MnistRayError, SettingsError, WorkError, first_line
 from mnist_ray.processes import temporary_folder
 from mnist_ray.records import Records
 from mnist_ray.settings import INTERRUPTED, SearchSettings, check_search, duration, key_values, resolved, without_password
@@ -166,7 +166,7 @@ def _check_study(
     try:
         studies.ranges(space, samples=1)  # a value in --space-args that the space itself refuses
     except ValueError as error:  # Optuna's, of a range that is none
-        raise SettingsError(f"--space-args: space {s.space!r} has no suggestion with them: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"--space-args: space {s.space!r} has no suggestion with them: {first_line(error)}") from error
     points = previous.get("points", []) if previous else studies.read_points(s.points, space) if s.points else []
     older = []
     if s.warm_start and not (previous and previous.get("warm_started")):

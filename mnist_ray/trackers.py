@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.records import Record, Records, Row
 from mnist_ray.settings import SearchSettings, without_password
 from mnist_ray.storage import RunStorage
@@ -152,10 +152,6 @@ def _network_error(error: BaseException | None) -> OSError | None:
     return found
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 # ---- TensorBoard
 
 
@@ -218,7 +214,7 @@ class MLflow:
 
     def reason(self, error: Exception) -> str:
         """See Tracker. Of a database's error the driver's part, of a server's the network's."""
-        text = _first_line(_network_error(error) or getattr(error, "orig", None) or error).replace(self.url, self.shown)
+        text = first_line(_network_error(error) or getattr(error, "orig", None) or error).replace(self.url, self.shown)
         password = urlsplit(self.url).password
         return without_password(text.replace(password, "***") if password else text)[:300]
 
@@ -343,7 +339,7 @@ class WandB:
 
     def reason(self, error: Exception) -> str:
         """See Tracker."""
-        return without_password(_first_line(error))[:300]
+        return without_password(first_line(error))[:300]
 
     def begin(self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None) -> str:
         """See Tracker: returns the project. The trials that an `earlier` process saw ending are left alone."""

@@ -95,12 +95,20 @@ def test_samplers_that_can(sampler: str) -> None:
     check_parts(sampler=sampler)
 
 
-@pytest.mark.parametrize("sampler", ["cmaes", "tests.test_objectives:OneOnly"])
+@pytest.mark.parametrize("sampler", ["cmaes", "tests.test_objectives:OneOnly", "tests.test_objectives:Silent"])
 def test_samplers_that_cannot_are_refused_in_one_line(sampler: str) -> None:
     with pytest.raises(SettingsError, match=f"--sampler: '{sampler}' cannot do several --objectives") as refused:
         check_parts(sampler=sampler)
     assert "\n" not in str(refused.value)
     check_parts(sampler=sampler, objectives=None)
+
+
+class Silent(optuna.samplers.RandomSampler):
+    """A person's own sampler that refuses several objectives without a word."""
+
+    def before_trial(self, study: optuna.Study, trial: Any) -> None:
+        if len(study.directions) > 1:
+            raise NotImplementedError
 
 
 class OneOnly(optuna.samplers.RandomSampler):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.errors import CorruptFileError
+from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.storage import RunStorage
 
 FILE = "predictions.parquet"
@@ -34,4 +34,4 @@ def read(storage: RunStorage, model_sha256: str) -> tuple[np.ndarray, np.ndarray
         logits = np.array(table["logits"].to_pylist(), np.float32)
         return table["label"].to_numpy().astype(np.int64), logits.reshape(table.num_rows, -1)
     except (pa.ArrowException, KeyError) as error:
-        raise CorruptFileError(f"{storage.join(FILE)} is damaged: {str(error).splitlines()[0]}") from error
+        raise CorruptFileError(f"{storage.join(FILE)} is damaged: {first_line(error)}") from error

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray import objectives
-from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.records import Row, rank
 from mnist_ray.stages import stage_folder
 from mnist_ray.storage import RunStorage, read_verified
@@ -154,7 +154,7 @@ def _table(storage: RunStorage, name: str) -> list[Row]:
     except FileNotFoundError:
         return []
     except pa.ArrowException as error:
-        raise CorruptFileError(f"{storage.join(name)} is not a Parquet file or is damaged: {str(error).splitlines()[0]}") from error
+        raise CorruptFileError(f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}") from error
 
 
 def _stages(storage: RunStorage, manifest: dict[str, Any] | None) -> list[tuple[int, list[Row]]]:
