@@ -18,6 +18,7 @@ from mnist_ray.storage import RunStorage, check_writable, open_run, publish
 VERIFIED_ON = 1000  # real images on which the file is compared with torch
 SPLIT = ("dataset", "train_images", "val_images", "seed")  # the settings of a search that decide its split
 RESTARTS = 3  # of the work when its worker or node dies; it goes on from its last epoch
+SILENT = 30.0  # seconds without a line of the task, after which it is said what it may be waiting for; each time twice as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,9 @@ def _in_task(work: Work, train_part: data.Images, test_part: data.Images, train:
     for restart in range(RESTARTS + 1):
         try:
             result: str | dict[str, Any] = ""
-            for reference in task.remote(work, test_part.classes, *arrays):
+            lines = task.remote(work, test_part.classes, *arrays)
+            _wait_for_first(lines, work)
+            for reference in lines:
                 result = ray.get(reference)
                 if isinstance(result, str):
                     print(result, flush=True)
@@ -160,6 +163,22 @@ def _in_task(work: Work, train_part: data.Images, test_part: data.Images, train:
                 raise WorkError(f"the fine-tuning's worker died {restart + 1} times: {first_line(error)}") from error
             print(f"the worker died; going on from its last epoch (restart {restart + 1} of {RESTARTS})", flush=True)
     raise AssertionError("unreachable")
+
+
+def _wait_for_first(lines: Any, work: Work) -> None:
+    """Until the task has begun, says what it wants and what the cluster has free: other work may hold it for hours."""
+    import ray
+
+    patience = SILENT
+    while not ray.wait([lines], timeout=patience, fetch_local=False)[0]:
+        patience *= 2
+        free, total = ray.available_resources(), ray.cluster_resources()
+        wanted = {"CPU": work.cpus, "GPU": work.gpus}
+        print(
+            "the fine-tuning has not begun; it waits for one node with "
+            + " and ".join(f"{n:g} {key}s ({free.get(key, 0):g} of {total.get(key, 0):g} are free)" for key, n in wanted.items() if n),
+            flush=True,
+        )
 
 
 def run_chain(

@@ -139,6 +139,30 @@ def test_from_an_onnx_file(ray_head: dict[str, str], searched: Path, undisturbed
     assert manifest["lineage"][0]["test_accuracy"] == before["test_accuracy"]
 
 
+WAITING = """
+import time
+import types
+import ray
+from mnist_ray import finetune
+
+ray.init(log_to_driver=False)
+finetune.SILENT = 2.0
+held = ray.remote(num_cpus=2)(lambda: time.sleep(6)).remote()
+time.sleep(1)
+lines = ray.remote(num_cpus=2)(lambda: (yield "begun")).remote()
+finetune._wait_for_first(lines, types.SimpleNamespace(cpus=2.0, gpus=0.0))
+print(ray.get(next(lines)))
+"""
+
+
+def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
+    """Where other work has the CPUs, for hours perhaps."""
+    out = subprocess.run([sys.executable, "-c", WAITING], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=90)
+    lines = out.stdout.splitlines()
+    assert lines[0] == "the fine-tuning has not begun; it waits for one node with 2 CPUs (0 of 2 are free)", out.stdout + out.stderr
+    assert lines[-1] == "begun"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
