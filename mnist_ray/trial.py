@@ -84,6 +84,9 @@ class TrainTrial(tune.Trainable):
         self.storage = RunStorage(context.run)
         use_threads(context.cpus)
         self.device = torch.device("cuda" if context.gpus else "cpu")
+        if 0 < context.gpus < 1:
+            # A trial that outgrows its share fails alone, instead of taking the memory of those beside it.
+            torch.cuda.set_per_process_memory_fraction(context.gpus)
         with warnings.catch_warnings():
             # The arrays are read-only views of shared memory, and nothing here writes to them.
             warnings.simplefilter("ignore", UserWarning)

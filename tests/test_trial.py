@@ -142,3 +142,15 @@ def test_every_trial_begins_with_the_start_and_augments(tmp_path: Path) -> None:
         learnt = [name for name in weights if name.endswith(("weight", "bias"))]
         assert all(np.allclose(weights[name].numpy(), start[name], rtol=0, atol=1e-12) for name in learnt)
         assert story["hyperparameters"]["augment"] == "shift"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_trial_that_outgrows_its_share_of_the_gpu_fails_alone(trial_class: type[Here], tmp_path: Path) -> None:
+    share = 1e-4  # of 80 GB: 8 MB
+    large = type("Large", (trial_class,), {"context_of_test": TrialContext(str(tmp_path), "val_accuracy", 1, 0, "fp32", 1, share)})
+    try:
+        result = large({**HP, "width": 1024, NUMBER: 1}).train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory" in result["reason"]
+    assert result["done"]
