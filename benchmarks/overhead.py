@@ -60,6 +60,8 @@ class OverheadSettings(BenchmarkSettings):
     """So many real parameters instead of the default space."""
     sides: tuple[str, ...] = SIDES
     """Whose trials sleep: ours, stock."""
+    sampler: str = "tpe"
+    """Ours; stock has TPE."""
 
 
 def run(
@@ -212,7 +214,7 @@ def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float,
             command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
             command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", f"floats={settings.floats}"]
             command += ["--trials", str(trials), "--max-concurrent", str(settings.slots)]
-            command += ["--cpus-per-trial", str(CORES / settings.slots)]
+            command += ["--cpus-per-trial", str(CORES / settings.slots), "--sampler", settings.sampler]
             run([*command, "--storage", name, "--name", "ours", "--no-finetune"], folder / "log", sample)
         else:
             numbers = (trials, settings.slots, settings.seconds, settings.floats)
@@ -238,7 +240,8 @@ def measure_trials(settings: OverheadSettings) -> None:
     names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
     counts = " and ".join(f"{trials:,}" for trials in settings.trials)
     section(
-        f"What a trial costs beside its work: {counts} trials, {settings.slots} at a time",
+        f"What a trial costs beside its work: {counts} trials, {settings.slots} at a time"
+        + ("" if settings.sampler == "tpe" else f", sampler {settings.sampler}"),
         [
             "search",
             "trials",

@@ -29,6 +29,19 @@ class Grid(optuna.samplers.BruteForceSampler):
         """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
 
 
+class UpperEnd(optuna.samplers.RandomSampler):
+    """The upper end of every range and the largest of choices that are numbers; any of other choices. A space's largest networks."""
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if isinstance(param_distribution, IntDistribution | FloatDistribution):
+            return param_distribution.high
+        if isinstance(param_distribution, CategoricalDistribution):
+            choices = param_distribution.choices
+            if all(isinstance(choice, int | float) for choice in choices):
+                return max(cast(Sequence[float], choices))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
 class TPE(optuna.samplers.TPESampler):
     """Optuna's TPE, which looks at no more than KEPT finished trials: the cost of a suggestion would grow with the study without end.
 

@@ -73,7 +73,8 @@ def search(settings: SearchSettings) -> int:
 
         read_stages(settings.stages)  # a misspelt file is found now, not after the search
     if not cluster.running():
-        cluster.check_fits(settings.cpus_per_trial, settings.gpus_per_trial, [cluster.machine_resources(settings.gpus_per_trial > 0)], {})
+        gpus = 0 if isinstance(settings.gpus_per_trial, str) else settings.gpus_per_trial
+        cluster.check_fits(settings.cpus_per_trial, gpus, [cluster.machine_resources(gpus > 0)], {})
     watchers = trackers.opened(settings)
     try:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
@@ -114,6 +115,7 @@ def _trainable_checked(settings: SearchSettings) -> SearchSettings:
         ("--augment", settings.augment != "none"),
         ("--scheduler pbt", settings.scheduler == "pbt"),
         ("--tensorboard", settings.tensorboard),
+        ("--gpus-per-trial auto", settings.gpus_per_trial == "auto"),
     ):
         if wanted:
             raise SettingsError(f"{flag}: is for networks, and space {settings.space!r} trains none")
@@ -281,8 +283,11 @@ class _Run:
         s = self.settings
         self.dashboard = ray_cluster.dashboard
         each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
-        cluster.check_fits(s.cpus_per_trial, s.gpus_per_trial, each, maximum)
-        self.slots = cluster.Slots(s.cpus_per_trial, s.gpus_per_trial, maximum)
+        if s.gpus_per_trial == "auto":  # noted in run.json: a run that goes on does not measure again
+            s = self.settings = dataclasses.replace(s, gpus_per_trial=self._share_of_gpu([*each, maximum]))
+        self.gpus = float(s.gpus_per_trial)
+        cluster.check_fits(s.cpus_per_trial, self.gpus, each, maximum)
+        self.slots = cluster.Slots(s.cpus_per_trial, self.gpus, maximum)
         slots = s.max_concurrent or self.slots()
         if s.deterministic:  # noted in run.json: what depends on the machine must not depend on the next one
             s = self.settings = dataclasses.replace(s, max_concurrent=slots, precision="fp32" if s.precision == "auto" else s.precision)
@@ -310,6 +315,37 @@ class _Run:
             if spaces.of_networks(spaces.find(s.space)):
                 print(f"next: python jobs/finetune.py --run {self.storage.uri}", flush=True)
         return 0
+
+    def _share_of_gpu(self, each: list[dict[str, float]]) -> float:
+        """What part of a GPU a trial gets: measured by a task on one of them (see gpu_share.py); 0 where no node has any."""
+        import optuna
+        import ray
+
+        from mnist_ray import gpu_share
+        from mnist_ray.samplers import UpperEnd, make_sampler
+
+        with_gpu = [node for node in each if node.get("GPU")]
+        if not with_gpu:
+            return 0
+        s, images = self.settings, self.split.images
+        cpus = min(node.get("CPU", 1) / node["GPU"] for node in with_gpu)  # beside one GPU
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+        def suggestions(sampler: Any) -> list[dict[str, Any]]:
+            study = optuna.create_study(sampler=sampler)
+            return [self.space(study.ask(), data=data_shape(images)) for _ in range(9)]
+
+        drawn = suggestions(make_sampler("random", s.seed, {}))
+        largest = [*suggestions(UpperEnd(s.seed)), *drawn]
+        data_bytes = images.images.nbytes + images.labels.nbytes
+        print("--gpus-per-trial auto: measuring on a GPU, as soon as one is free", flush=True)
+        measure = ray.remote(num_gpus=1, num_cpus=min(s.cpus_per_trial, cpus))(gpu_share.measure)
+        try:
+            found = ray.get(measure.remote(largest, drawn, data_bytes, cpus / s.cpus_per_trial, s.cpus_per_trial, s.precision))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, WorkError) else error) from error
+        print(f"--gpus-per-trial auto: {1 / found.trials:g}; {found}", flush=True)
+        return 1 / found.trials
 
     def _finetune_arguments(self) -> list[str]:
         import optuna
@@ -448,7 +484,7 @@ class _Run:
         else:
             search_alg = StudySearch(*parts, **options, slots=self.slots if s.max_concurrent is None else lambda: slots)
         context = TrialContext(
-            self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, s.gpus_per_trial, "latency" in self.several,
+            self.storage.uri, s.metric, s.max_epochs, s.seed, s.precision, s.cpus_per_trial, self.gpus, "latency" in self.several,
             s.augment, s.tensorboard, s.activations,
         )  # fmt: skip
         trainable = tune.with_parameters(
@@ -464,7 +500,7 @@ class _Run:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)  # the searcher alone decides how many are handed out
         if remaining > 0:
             tuner = tune.Tuner(
-                tune.with_resources(trainable, {"cpu": s.cpus_per_trial, "gpu": s.gpus_per_trial}),
+                tune.with_resources(trainable, {"cpu": s.cpus_per_trial, "gpu": self.gpus}),
                 tune_config=tune.TuneConfig(
                     metric=s.metric,
                     mode=search_alg.mode,

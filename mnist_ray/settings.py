@@ -86,8 +86,9 @@ class SearchSettings:
     """The same seed gives the same search, also with several trials at a time; a trial that is done early may wait for others."""
     cpus_per_trial: float = 1
     """CPUs, and with them threads, of one trial."""
-    gpus_per_trial: float = 0
-    """GPU or fraction of one for each trial."""
+    gpus_per_trial: float | Literal["auto"] = 0
+    """GPU or fraction of one for each trial; auto: by the memory of the space's largest networks and by what is measured on the GPU
+    with 1, 2, 4, 8 and 16 trials at a time (0 where the cluster has none)."""
     max_concurrent: int | None = None
     """Most trials at a time (default: what the cluster's resources hold, also when nodes join)."""
     storage: str = field(default_factory=default_storage)
@@ -312,11 +313,16 @@ def check_search(s: SearchSettings) -> None:
     at_least("--seed", s.seed, 0)
     at_least("--train-images", s.train_images, 1)
     at_least("--val-images", s.val_images, 1)
-    at_least("--gpus-per-trial", s.gpus_per_trial, 0)
+    if not isinstance(s.gpus_per_trial, str):
+        at_least("--gpus-per-trial", s.gpus_per_trial, 0)
+        if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
+            raise SettingsError(f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; above 1 only whole GPUs can be assigned")
+    elif s.deterministic:
+        raise SettingsError(
+            "--gpus-per-trial: auto measures, which may come out otherwise the next time; with --deterministic give a number"
+        )
     if not 0 < s.cpus_per_trial < float("inf"):
         raise SettingsError(f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0")
-    if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
-        raise SettingsError(f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; above 1 only whole GPUs can be assigned")
     if s.grace_period > s.max_epochs:
         raise SettingsError(f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}")
     if s.seed >= 2**32:
