@@ -238,7 +238,7 @@ def measure_trials(settings: OverheadSettings) -> None:
             print(f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB", flush=True)
     beyond = {length: [ms for ms, _ in values] for length, values in found.items()}
     names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
-    counts = " and ".join(f"{trials:,}" for trials in settings.trials)
+    counts = " to ".join(f"{trials:,}" for trials in sorted({settings.trials[0], settings.trials[-1]}))
     section(
         f"What a trial costs beside its work: {counts} trials, {settings.slots} at a time"
         + ("" if settings.sampler == "tpe" else f", sampler {settings.sampler}"),

@@ -175,8 +175,10 @@ def _wait_for_first(lines: Any, work: Work) -> None:
         free, total = ray.available_resources(), ray.cluster_resources()
         wanted = {"CPU": work.cpus, "GPU": work.gpus}
         print(
-            "the fine-tuning has not begun; it waits for one node with "
-            + " and ".join(f"{n:g} {key}s ({free.get(key, 0):g} of {total.get(key, 0):g} are free)" for key, n in wanted.items() if n),
+            "the fine-tuning has not begun; it waits for a worker on one node with "
+            + " and ".join(
+                f"{n:g} {key}s (free in the cluster: {free.get(key, 0):g} of {total.get(key, 0):g})" for key, n in wanted.items() if n
+            ),
             flush=True,
         )
 

@@ -51,7 +51,7 @@ def fewest(images_per_second: Mapping[int, float]) -> int:
 
 
 def numbers(memory: float, total: float, slots: float) -> list[int]:
-    """How many at a time are worth a try: no more than the device's bytes and the node's CPUs (slots: trials) hold, but one always."""
+    """How many at a time are worth a try: no more than the device's bytes hold and than `slots`, but one always."""
     most = max(1.0, min(slots, total / (MARGIN * memory) if memory else math.inf))
     return [number for number in AT_A_TIME if number <= most]
 
@@ -68,8 +68,8 @@ def measure(
     """Measures on this machine's device, in some 20 s.
 
     largest: hyperparameters of the networks that may need most memory; drawn: of networks as a search meets them, of which the one with
-    the median number of parameters is trained. data_bytes: of the images and labels that each process holds on the device. slots: for how
-    many trials there are CPUs; cpus: of one trial. Raises WorkError where a process cannot be measured.
+    the median number of parameters is trained. data_bytes: of the images and labels that each process holds on the device. slots: how many
+    trials the CPUs and --max-concurrent allow at a time; cpus: of one trial. Raises WorkError where a process cannot be measured.
     """
     try:
         with _pool(1, cpus) as pool:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -338,10 +339,11 @@ class _Run:
         drawn = suggestions(make_sampler("random", s.seed, {}))
         largest = [*suggestions(UpperEnd(s.seed)), *drawn]
         data_bytes = images.images.nbytes + images.labels.nbytes
+        slots = min(cpus / s.cpus_per_trial, s.max_concurrent or math.inf)
         print("--gpus-per-trial auto: measuring on a GPU, as soon as one is free", flush=True)
         measure = ray.remote(num_gpus=1, num_cpus=min(s.cpus_per_trial, cpus))(gpu_share.measure)
         try:
-            found = ray.get(measure.remote(largest, drawn, data_bytes, cpus / s.cpus_per_trial, s.cpus_per_trial, s.precision))
+            found = ray.get(measure.remote(largest, drawn, data_bytes, slots, s.cpus_per_trial, s.precision))
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, WorkError) else error) from error
         print(f"--gpus-per-trial auto: {1 / found.trials:g}; {found}", flush=True)

@@ -159,7 +159,9 @@ def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
     """Where other work has the CPUs, for hours perhaps."""
     out = subprocess.run([sys.executable, "-c", WAITING], cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=90)
     lines = out.stdout.splitlines()
-    assert lines[0] == "the fine-tuning has not begun; it waits for one node with 2 CPUs (0 of 2 are free)", out.stdout + out.stderr
+    assert lines[0] == "the fine-tuning has not begun; it waits for a worker on one node with 2 CPUs (free in the cluster: 0 of 2)", (
+        out.stdout + out.stderr
+    )
     assert lines[-1] == "begun"
 
 
