@@ -6,24 +6,18 @@ A trial of one epoch writes its weights and its state; the rest is the search's:
 removed. Each further epoch of a trial is up to three writes more.
 """
 
+import logging
 import re
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import CORES, ROOT, BenchmarkSettings, section
+from moto.server import ThreadedMotoServer
 from overhead import run
 
-from mnist_ray.errors import WorkError
 from mnist_ray.settings import main
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -42,41 +36,35 @@ class RequestSettings(BenchmarkSettings):
     """How long each sleeps."""
 
 
-@contextmanager
-def server(log: Path) -> Iterator[str]:
-    """An S3 server on loopback that writes a line a request to `log`: its host and port. The bucket is called runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
-    with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", place.rpartition(":")[2]], stdout=file, stderr=file)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"http://{place}/runs", method="PUT"), timeout=10).close()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        else:
-            raise WorkError(f"moto does not answer: {log.read_text()}")
-        yield place
-    finally:
-        process.terminate()
-        process.wait()
+class Requests(logging.Handler):
+    """Counts the server's log lines, some of them coloured, by method: '127.0.0.1 - - [date] "PUT /runs/n HTTP/1.1" 200 -'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count.update(re.findall(rf"({'|'.join(METHODS)}) /", record.getMessage()))
 
 
 def count(trials: int, seconds: float) -> Counter[str]:
     """The requests of one search, by method."""
-    with tempfile.TemporaryDirectory(prefix="requests-") as name:
-        folder, log = Path(name), Path(name, "requests")
-        with server(log) as place:
-            before = len(log.read_text().splitlines())
+    requests, server = Requests(), ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    logging.getLogger("werkzeug").addHandler(requests)
+    server.start()
+    try:
+        place = "{}:{}".format(*server.get_host_and_port())
+        urllib.request.urlopen(urllib.request.Request(f"http://{place}/runs", method="PUT")).close()  # the bucket
+        requests.count.clear()
+        with tempfile.TemporaryDirectory(prefix="requests-") as folder:
             command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
             command += ["--space-args", f"seconds={seconds}", f"stamps={folder}", "floats=8", "--trials", str(trials)]
-            command += ["--storage", f"s3://runs?endpoint_override={place}&scheme=http", "--name", "n", "--no-finetune"]
-            run([*command, "--max-concurrent", str(CORES)], folder / "log", **KEYS)
-            lines = log.read_text().splitlines()[before:]
-    return Counter(match[1] for line in lines if (match := re.search(r'"(\w+) /', line)))
+            command += ["--storage", f"s3://runs?endpoint_override={place}&scheme=http", "--name", Path(folder).name, "--no-finetune"]
+            run([*command, "--max-concurrent", str(CORES)], Path(folder, "log"), **KEYS)
+    finally:
+        logging.getLogger("werkzeug").removeHandler(requests)
+        server.stop()
+    return requests.count
 
 
 def measure(settings: RequestSettings) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.errors import WorkError
+from mnist_ray.errors import WorkError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def measure(
             for number in worth:
                 rates[number] = sum(pool.map(_images_per_second, *zip(*[(typical, precision, device)] * number, strict=True)))
     except Exception as error:  # of the device, of a process that died, of a network of the user's own
-        raise WorkError(f"--gpus-per-trial: auto: {type(error).__name__}: {error}; give a number instead") from error
+        raise WorkError(f"--gpus-per-trial: auto: {type(error).__name__}: {first_line(error)}; give a number instead") from error
     return Found(memory, total, rates)
 
 

@@ -345,7 +345,7 @@ class _Run:
         try:
             found = ray.get(measure.remote(largest, drawn, data_bytes, slots, s.cpus_per_trial, s.precision))
         except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, WorkError) else error) from error
+            raise error.cause from error
         print(f"--gpus-per-trial auto: {1 / found.trials:g}; {found}", flush=True)
         return 1 / found.trials
 
