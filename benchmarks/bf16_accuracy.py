@@ -2,42 +2,44 @@
 
 MNIST_RAY_DATA=DIR python benchmarks/bf16_accuracy.py     # 5 minutes on two cores
 
-conv 32-32-64-64 with the default space's recipe, 3 epochs on 10,000 MNIST images, judged once at the end on the same 5,000. A seed has the
-same first weights, the same order and the same split in both; each run has one thread.
+conv 32-32-64-64 with the default stages' optimisation, 4 epochs on 10,000 MNIST images, judged once at the end by the 50,000 other training
+images. A seed has the same split, the same first weights and the same order in both; each run has one thread.
 """
 
 import multiprocessing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from common import CORES, BenchmarkSettings, convnet, difference, mean_sd, mnist, section
 
 from mnist_ray.settings import main
 
-HP = convnet(optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="one_cycle", label_smoothing=0.1, ema=0.998, dropout=0.2)
+HP = convnet(optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="one_cycle", label_smoothing=0.1, ema=0.998, dropout=0.2, batch_size=64)
 
 
 @dataclass(frozen=True)
 class Bf16Settings(BenchmarkSettings):
-    """Compare validation accuracies after training in bf16 and in fp32."""
+    """Compare accuracies on unseen images after training in bf16 and in fp32."""
 
     repeats: int = 10
     """Seeds."""
     train_images: int = 10_000
     """Images that each run is trained on."""
-    epochs: int = 3
+    epochs: int = 4
     """Epochs of each run."""
 
 
 def run(task: tuple[Bf16Settings, int, str]) -> tuple[int, str, float, float]:
-    """Seed, precision, validation accuracy in percent, and validation loss of one run."""
+    """Seed, precision, accuracy in percent and loss of one run on the images that it has not seen."""
     import torch
 
     from mnist_ray.training import Trainer, use_threads
 
     settings, seed, precision = task
     use_threads(1)
-    part, train, val = mnist(settings, settings.train_images)
+    part, train, _ = mnist(settings, settings.train_images, seed=seed)
+    val = np.setdiff1d(np.arange(len(part.labels)), train)
     tensors: list[Any] = [torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, val)]
     trainer = Trainer(HP, epochs=settings.epochs, seed=seed, precision=precision)
     for _ in range(settings.epochs):
@@ -59,7 +61,7 @@ def measure(settings: Bf16Settings) -> None:
     loss_by_seed = {p: [losses[p][seed] for seed in range(settings.repeats)] for p in losses}
     section(
         "Accuracy in bf16 and in fp32",
-        ["precision", "validation accuracy, %, mean ± sd", "validation loss, mean ± sd"],
+        ["precision", "accuracy, %, mean ± sd", "loss, mean ± sd"],
         [
             *([p, mean_sd(by_seed[p]), mean_sd(loss_by_seed[p], 4)] for p in by_seed),
             [
@@ -70,7 +72,7 @@ def measure(settings: Bf16Settings) -> None:
         ],
         n=f"n = {settings.repeats} seeds each, {settings.train_images:,} training images, {settings.epochs} epochs",
         out=settings.out,
-        notes=["With 5,000 validation images one image is 0.02 points."],
+        notes=[f"Judged by the {60_000 - settings.train_images:,} training images that were not trained on: one image is 0.002 points."],
     )
 
 
