@@ -74,6 +74,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _end_all_within(folder)  # the helpers of Ray's dashboard outlive it by a moment, and could still write there
         shutil.rmtree(folder, ignore_errors=True)
 
 

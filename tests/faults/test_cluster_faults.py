@@ -150,6 +150,15 @@ def ours(folder: str) -> list[str]:
     return found
 
 
+def nothing_of(folder: str) -> bool:
+    """Whether all processes that know of the folder are gone within ten seconds: a killed one may be listed for a moment more."""
+    deadline = time.monotonic() + 10
+    while (left := ours(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print(left)
+    return not left
+
+
 def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
     """SIGKILL leaves the session's folder, and no process; the next search removes the folder, and after Ctrl-C its own too."""
     folder = tempfile.mkdtemp(prefix="t")
@@ -173,7 +182,7 @@ def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
         assert stop(process, signal.SIGINT).splitlines()[-1].endswith("--name left --resume")
         assert process.returncode == 130
         assert os.listdir(folder) == []
-        assert ours(folder) == []
+        assert nothing_of(folder)
         assert not (tmp_path / ".ray").exists()
         no_secret("", RunStorage(str(tmp_path / "left")))
     finally:
@@ -193,7 +202,7 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
         code, output = finish(search(env, *arguments, "--storage", str(tmp_path), "--name", "f", cwd=tmp_path))
         assert code == 1, output
         assert os.listdir(folder) == []
-        assert ours(folder) == []
+        assert nothing_of(folder)
         assert not (tmp_path / "f" / "search.lease").exists()
     finally:
         shutil.rmtree(folder)
