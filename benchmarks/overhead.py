@@ -246,7 +246,7 @@ def measure_trials(settings: OverheadSettings) -> None:
             "search",
             "trials",
             "wall beyond the ideal, ms a trial, median (quartiles)",
-            "by the first line",
+            "ratio to the first row",
             "stock / ours",
             "driver, MB (PSS)",
         ],
