@@ -61,7 +61,8 @@ def _started_elsewhere(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder that is gone at the end; where this process is killed, the next one that asks for such a folder removes it.
+    """A folder that is gone at the end, with the processes that still have it as their place for temporary files (Linux); where this
+    process is killed, the next one that asks for such a folder removes it.
 
     Raises WorkError where none can be made.
     """
