@@ -69,7 +69,7 @@ def measure(settings: AccuracySettings) -> None:
         notes=[
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
             "gives their mean probabilities. All accuracies are those of the exported files on the test images, looked at once, at the "
-            "end. What is to be said of single runs stands in accuracy/README.md."
+            "end. A run's command is in its run.json; what is to be said of single runs stands in accuracy/README.md."
         ],
     )
 

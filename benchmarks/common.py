@@ -175,9 +175,9 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> str:
 
 
 def mean_sd(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard deviation."""
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ± {sd:.{digits}f}"
+    """Mean and, of more than one value, the standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], digits: int = 3) -> str:
