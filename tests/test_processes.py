@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,13 @@ def test_the_next_one_removes_what_a_killed_process_left(tmp_path: Path, monkeyp
     assert not folder.exists()
     living.kill()
     living.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc to find such processes by")
+def test_what_still_runs_within_the_folder_is_ended_with_it() -> None:
+    with processes.temporary_folder("mray-t-") as folder:
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        left = subprocess.Popen([sys.executable, "-c", SLEEP], env=environment, stdout=subprocess.PIPE)
+        assert left.stdout is not None
+        left.stdout.readline()
+    assert left.wait(10) == -signal.SIGKILL
