@@ -3,8 +3,8 @@
 MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # started again, it goes on
 
 Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on the 10,000 MNIST images that its search
-trained on, and judged on the training images that its search has not seen, by their loss; the test set is looked at after that
-and decides nothing. The winner of seed S is the best trial of the kept run default-S (see accuracy.py), or of default-1 without one.
+trained on, and judged on the training images that its search has not seen, by loss and accuracy; the test set is looked at after that
+and decides nothing. The search is the kept run default-1 (see accuracy.py).
 """
 
 import json
@@ -17,7 +17,6 @@ from common import CORES, ROOT, BenchmarkSettings, cached, convnet, difference, 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
 
-ACCURACY = ROOT / "benchmarks" / "accuracy"
 # What one would type without a search: the network of the other benchmarks with one more block, and dropout where tutorials have it.
 PLAIN: dict[str, Any] = {"blocks": 3, "dropout": 0.5, "dropout_place": "head"}
 CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and what is changed in each stage
@@ -51,7 +50,7 @@ class AblationSettings(BenchmarkSettings):
     """Which of them; `searched` is what the others are compared with."""
 
 
-def searched(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def searched() -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the kept run, and the hyperparameters of its best trial."""
     import optuna
     import pyarrow.parquet as pq
@@ -59,7 +58,7 @@ def searched(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     from mnist_ray import spaces
     from mnist_ray.settings import key_values
 
-    kept = next(folder for folder in (ACCURACY / f"default-{seed}", ACCURACY / "default-1") if folder.exists())
+    kept = ROOT / "benchmarks" / "accuracy" / "default-1"
     run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
     trials = pq.read_table(kept / "trials.parquet").to_pylist()
     best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])
@@ -81,7 +80,7 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 
     settings, key = task
     use_threads(1)
-    split, hp = searched(key["seed"])
+    split, hp = searched()
     part, test = (data.load("mnist", name, settings.data_dir) for name in ("train", "test"))
     train, seen = data.split(part.labels, val_images=split["val_images"], train_images=split["train_images"], seed=split["seed"])
     unseen = np.setdiff1d(np.arange(len(part.labels)), np.concatenate([train, seen]))
