@@ -8,10 +8,10 @@ from mnist_ray.storage import RunStorage
 from tests.faults.tools import DIGITS, TINY, Monkey, Rays, check_run, finish, no_open_trial, no_secret, search, tables, workers
 
 
-@pytest.mark.parametrize("trials", [8, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_monkey_kills_workers(rays: Rays, tmp_path: Path, trials: int) -> None:
+@pytest.mark.parametrize(("trials", "pause"), [(12, 3), pytest.param(30, 5, marks=pytest.mark.slow)])
+def test_a_monkey_kills_workers(rays: Rays, tmp_path: Path, trials: int, pause: float) -> None:
     arguments = [*TINY, "--trials", str(trials), "--max-epochs", "6", "--storage", str(tmp_path), "--name", "m"]
-    with Monkey(rays.pid(), 5) as monkey:
+    with Monkey(rays.pid(), pause) as monkey:
         code, output = finish(search(rays.env, *arguments), 600)
     assert code == 0, output
     assert monkey.kills >= 2
