@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import CORES, ROOT, BenchmarkSettings, cached, convnet, difference, mean_sd, section
+from accuracy import KEPT
+from common import CORES, BenchmarkSettings, cached, convnet, difference, mean_sd, section
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
@@ -58,7 +59,7 @@ def searched() -> tuple[dict[str, Any], dict[str, Any]]:
     from mnist_ray import spaces
     from mnist_ray.settings import key_values
 
-    kept = ROOT / "benchmarks" / "accuracy" / "default-1"
+    kept = KEPT / "default-1"
     run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
     trials = pq.read_table(kept / "trials.parquet").to_pylist()
     best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])
