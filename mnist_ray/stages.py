@@ -39,6 +39,7 @@ class Stage:
     ema: float = 0.0
     dropout: float | None = None  # None keeps the network's own
     augment: str | None = None  # None augments as the search did
+    pool_jitter: int | None = None  # pixels, for networks with blur pooling (see models.BlurPool); None keeps the network's own
 
     def hyperparameters(self, hp: Mapping[str, Any]) -> dict[str, Any]:
         """The network's dict with this stage's training in it. What belongs to another optimiser than the stage's is left out."""
@@ -105,7 +106,7 @@ def _stage(row: Any, where: str) -> Stage:
             if value not in choices:
                 raise SettingsError(f"{where}: {key} is {value!r}; allowed are {', '.join(choices)}")
             continue
-        whole = key in ("epochs", "batch_size", "seed")
+        whole = key in ("epochs", "batch_size", "seed", "pool_jitter")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise SettingsError(f"{where}: {key} is {value!r}; expected a{' whole' if whole else ''} number")
         low = {"epochs": 1, "batch_size": 1}.get(key, 0)

@@ -128,6 +128,38 @@ def test_convnet_pools_after_the_convolution_or_at_the_end() -> None:
     assert kinds({**hp, "fc": [7]})[5:] == ["Flatten", "Dropout", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
 
 
+@pytest.mark.parametrize("size", [(28, 28), (14, 9), (7, 7)])
+def test_blur_pooling_reads_at_moved_rows_and_columns_in_training_alone(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(5, 3, *size).to(memory_format=torch.channels_last)
+    plain, jittered = models.BlurPool(), models.BlurPool(1)
+    expected = plain.eval()(x)
+    assert torch.equal(plain.train()(x), expected)
+    assert torch.equal(jittered.eval()(x), expected)
+    changed = jittered.train()(x)
+    assert changed.shape == expected.shape
+    assert len({tuple(c) for c in (changed - expected).flatten(1).sign().tolist()}) == 5, "each image has random numbers of its own"
+    # What is read is a mean of 3x3 that exists: it is that of some place of the unhalved, filtered map.
+    everywhere = nn.functional.avg_pool2d(nn.functional.max_pool2d(x, 2, stride=1), 3, stride=1, padding=1, count_include_pad=False)
+    places = everywhere.flatten(2).unsqueeze(2) - changed.flatten(2).unsqueeze(3)
+    assert places.abs().amin(3).max() < 1e-5
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, device: torch.zeros(shape, dtype=torch.int64, device=device))
+    torch.testing.assert_close(jittered(x), expected)
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, device: torch.ones(shape, dtype=torch.int64, device=device))
+    there = [1 + 2 * i for i in range(expected.shape[2])], [1 + 2 * i for i in range(expected.shape[3])]
+    rows, columns = ([min(i, n - 1) for i in each] for each, n in zip(there, everywhere.shape[2:], strict=True))
+    torch.testing.assert_close(jittered(x), everywhere[:, :, rows][:, :, :, columns])
+
+
+def test_pool_jitter_changes_no_weight_and_trains() -> None:
+    hp = {**CONVNET, **SMALL, "pooling": "blur"}
+    model, jittered = models.build(hp), models.build({**hp, "pool_jitter": 1})
+    jittered.load_state_dict(model.state_dict())
+    x = images(SMALL, 4)
+    torch.testing.assert_close(jittered.eval()(x), model.eval()(x))
+    jittered.train()(x).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in jittered.parameters())
+
+
 def test_optunanet_is_the_documents_network() -> None:
     """Order of the layers, and the size: FC 7840 -> 1024 -> 10 behind convolutions of 224, 224, 224 and 160 filters."""
     hp = {"model": "optunanet", **GREY, "filters": [224, 224, 224, 160], "kernels": [5, 7, 7, 5], "fc": [1024], "dropout": 0.5}

@@ -175,7 +175,15 @@ def test_a_stage_says_how_it_augments(tmp_path: Path) -> None:
     assert Stage(1, 8, 0.1, 0, "sgd", 1, augment="none").hyperparameters(TRIAL)["augment"] == "none"
 
 
-@pytest.mark.parametrize("name", ["s1", "s2", "s4", "augmented"])
+def test_a_stage_says_how_its_pooling_is_jittered(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD.replace("seed: 1", "seed: 1, pool_jitter: 1"))
+    assert read_stages(str(file)).stages[0].hyperparameters(TRIAL)["pool_jitter"] == 1
+    assert "pool_jitter" not in Stage(1, 8, 0.1, 0, "sgd", 1).hyperparameters(TRIAL)
+    assert Stage(1, 8, 0.1, 0, "sgd", 1, pool_jitter=0).hyperparameters({**TRIAL, "pool_jitter": 1})["pool_jitter"] == 0
+
+
+@pytest.mark.parametrize("name", ["s1", "s2", "s4", "augmented", "record"])
 def test_the_shipped_files_are_read(name: str) -> None:
     assert read_stages(str(stages.RECIPES / f"stages-{name}.yaml")).stages
 
@@ -202,6 +210,8 @@ GOOD = "stages:\n  - {epochs: 1, batch_size: 8, lr: 0.1, weight_decay: 0, optimi
         ("stages: [1]\n", "stage 1"),
         (GOOD.replace("seed: 1", "seed: 1, dropout: 1.5"), "dropout"),
         (GOOD.replace("seed: 1", "seed: 1, augment: mixup"), "augment"),
+        (GOOD.replace("seed: 1", "seed: 1, pool_jitter: 0.5"), "pool_jitter"),
+        (GOOD.replace("seed: 1", "seed: 1, pool_jitter: -1"), "pool_jitter"),
         (GOOD.replace("epochs: 1", "epochs: trial"), "epochs"),
     ],
 )
