@@ -1,4 +1,4 @@
-"""Does each part pay? Search, stages and weight averaging, each left out, on the same training images and seeds.
+"""Does each part pay? Search, stages, weight averaging and jittered pooling, each left out, on the same training images and seeds.
 
 MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # started again, it goes on
 
@@ -17,6 +17,7 @@ from common import CORES, BenchmarkSettings, cached, convnet, difference, mean_s
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
+from mnist_ray.stages import RECIPES
 
 # What one would type without a search: the network of the other benchmarks with one more block, and dropout where tutorials have it.
 PLAIN: dict[str, Any] = {"blocks": 3, "dropout": 0.5, "dropout_place": "head"}
@@ -25,21 +26,28 @@ CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and wha
     "searched": ("default", {}),
     "searched, no average": ("default", {"ema": 0.0}),
     "searched, S3's stages": ("seed", {}),
+    "record": (str(RECIPES / "stages-record.yaml"), {}),
+    "record, no jitter": (str(RECIPES / "stages-record.yaml"), {"pool_jitter": 0}),
 }
-ROWS = {  # words, chain, how many of its stages
-    "default hyperparameters, three stages": ("plain", 3),
-    "search, three stages": ("searched", 3),
-    "search, the first two stages": ("searched", 2),
-    "search, the first stage": ("searched", 1),
-    "search, three stages, no weight average": ("searched, no average", 3),
-    "search, the seed document's stages (S3, 23 epochs)": ("searched, S3's stages", 4),
+TABLES = {  # heading: its rows (words, chain, how many of its stages); the others are compared with the first
+    "What search, stages and averaging give": {
+        "search, three stages": ("searched", 3),
+        "default hyperparameters, three stages": ("plain", 3),
+        "search, the first two stages": ("searched", 2),
+        "search, the first stage": ("searched", 1),
+        "search, three stages, no weight average": ("searched, no average", 3),
+        "search, the seed document's stages (S3, 23 epochs)": ("searched, S3's stages", 4),
+    },
+    "What jittered pooling gives": {
+        "the record recipe's stages": ("record", 3),
+        "the same without jitter in the pooling": ("record, no jitter", 3),
+    },
 }
-AGAINST = "search, three stages"
 
 
 @dataclass(frozen=True)
 class AblationSettings(BenchmarkSettings):
-    """Measure what search, stages and weight averaging give."""
+    """Measure what search, stages, weight averaging and jittered pooling give."""
 
     repeats: int = 5
     """Seeds of each."""
@@ -48,7 +56,7 @@ class AblationSettings(BenchmarkSettings):
     workers: int = CORES
     """Chains at a time, each with one thread."""
     chains: tuple[str, ...] = tuple(CHAINS)
-    """Which of them; `searched` is what the others are compared with."""
+    """Which of them; a table is written where the chain that it compares with is among them."""
 
 
 def searched() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,37 +111,40 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(settings: AblationSettings) -> None:
-    """What the cache lacks is run; then the table."""
-    if unknown := sorted({*settings.chains} - {*CHAINS}) or sorted({"searched"} - {*settings.chains}):
-        raise SettingsError(f"--chains: {unknown[0]!r} is unknown or missing; expected searched and any of {', '.join(CHAINS)}")
+    """What the cache lacks is run; then the tables."""
+    if unknown := sorted({*settings.chains} - {*CHAINS}):
+        raise SettingsError(f"--chains: {unknown[0]!r} is unknown; expected any of {', '.join(CHAINS)}")
     keys = [{"chain": chain, "seed": seed} for chain in settings.chains for seed in range(1, settings.repeats + 1)]
     done = cached(run, settings, keys)
     found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in done}
+    for heading, rows in TABLES.items():
+        rows = {words: row for words, row in rows.items() if row[0] in settings.chains}
+        if [*rows][:1] == [*TABLES[heading]][:1]:
+            write(settings, heading, rows, found)
+
+
+def write(settings: AblationSettings, heading: str, rows: dict[str, tuple[str, int]], found: dict[tuple[str, int], Any]) -> None:
+    """One table: each row compared with the first."""
 
     def values(row: str, what: str) -> list[float]:
-        chain, stages = ROWS[row]
+        chain, stages = rows[row]
         return [found[chain, seed][stages - 1][what] for seed in range(1, settings.repeats + 1)]
 
-    def against(row: str, what: str, digits: int) -> tuple[str, str]:
-        theirs = "" if row == AGAINST else difference(values(row, what), values(AGAINST, what), digits)
+    against = next(iter(rows))
+
+    def compared(row: str, what: str, digits: int) -> tuple[str, str]:
+        theirs = "" if row == against else difference(values(row, what), values(against, what), digits)
         return mean_sd(values(row, what), digits), theirs
 
     section(
-        "What search, stages and averaging give",
-        ["", "loss on unseen training images", f"− “{AGAINST}” (95 %)", "accuracy there, %", "− the same (95 %)", "test accuracy, %"],
-        [
-            [
-                row,
-                *against(row, "loss", 4),
-                *against(row, "accuracy", 2),
-                mean_sd(values(row, "test_accuracy"), 2),
-            ]
-            for row in ROWS
-            if ROWS[row][0] in settings.chains
-        ],
+        heading,
+        ["", "loss on unseen training images", f"− “{against}” (95 %)", "accuracy there, %", "− the same (95 %)", "test accuracy, %"],
+        [[row, *compared(row, "loss", 4), *compared(row, "accuracy", 2), mean_sd(values(row, "test_accuracy"), 2)] for row in rows],
         n=f"n = {settings.repeats} seeds each, mean ± sd, 10,000 training images",
         out=settings.out,
-        notes=["The seed document's stages do without label smoothing, with which the loss has another scale: compare their accuracy."],
+        notes=["The seed document's stages do without label smoothing, with which the loss has another scale: compare their accuracy."]
+        if "searched, S3's stages" in [chain for chain, _ in rows.values()]
+        else [],
     )
 
 
