@@ -118,9 +118,9 @@ def measure(settings: AblationSettings) -> None:
     done = cached(run, settings, keys)
     found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in done}
     for heading, rows in TABLES.items():
-        rows = {words: row for words, row in rows.items() if row[0] in settings.chains}
-        if [*rows][:1] == [*TABLES[heading]][:1]:
-            write(settings, heading, rows, found)
+        against, _ = next(iter(rows.values()))
+        if against in settings.chains:
+            write(settings, heading, {words: row for words, row in rows.items() if row[0] in settings.chains}, found)
 
 
 def write(settings: AblationSettings, heading: str, rows: dict[str, tuple[str, int]], found: dict[tuple[str, int], Any]) -> None:
