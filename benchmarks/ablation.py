@@ -4,7 +4,7 @@ MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # st
 
 Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on the 10,000 MNIST images that its search
 trained on, and judged on the training images that its search has not seen, by loss and accuracy; the test set is looked at after that
-and decides nothing. The search is the kept run default-1 (see accuracy.py).
+and decides nothing. The search is the kept run earlier-plain-1 (see accuracy.py).
 """
 
 import json
@@ -67,7 +67,7 @@ def searched() -> tuple[dict[str, Any], dict[str, Any]]:
     from mnist_ray import spaces
     from mnist_ray.settings import key_values
 
-    kept = KEPT / "default-1"
+    kept = KEPT / "earlier-plain-1"
     run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
     trials = pq.read_table(kept / "trials.parquet").to_pylist()
     best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])

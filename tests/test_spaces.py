@@ -306,7 +306,7 @@ def test_recipes_name_what_exists(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "# Result: see README.md" in header
 
 
-@pytest.mark.parametrize("name", ["augmented", "default", "demo"])
+@pytest.mark.parametrize("name", ["augmented", "default", "demo", "record"])
 def test_our_recipes_are_settings_that_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RECIPES[0].parent.parent.parent)
     recipe = parse(SearchSettings, ["--config", f"jobs/recipes/{name}.yaml"])
