@@ -40,6 +40,8 @@ TABLES = {  # heading: its rows (words, chain, how many of its stages); the othe
     },
     "What jittered pooling gives": {
         "the record recipe's stages": ("record", 3),
+        "the first two of them": ("record", 2),
+        "the first of them": ("record", 1),
         "the same without jitter in the pooling": ("record, no jitter", 3),
     },
 }
