@@ -136,7 +136,7 @@ def test_a_stopped_search_goes_on(ray_head: dict[str, str], tmp_path: Path, how:
     code, output = finish(process, 30)
     assert time.monotonic() - started < 10
     if how != signal.SIGKILL:
-        assert code == 130
+        assert code == 130, output
         assert "--name cut --resume" in output
         assert json.loads((tmp_path / "cut" / "run.json").read_text())["state"] == "interrupted"
     code, output = finish(search(ray_head, "--storage", str(tmp_path), "--name", "cut", "--resume"))
