@@ -3,7 +3,7 @@
 Every network takes float images [batch, C, H, W] with pixels in [0, 1] and returns logits [batch, classes]; normalisation by the
 data set's mean and standard deviation is its first layer. The dict names its family in `model` and carries what the data set
 decides: `in_channels`, `image_size` (height, width), `classes`, `mean` and `std` (one value a channel); and optionally, in every family
-here, `deslant` (true: see Deslant).
+here but `foreign`, `deslant` (true: see Deslant).
 """
 
 from collections.abc import Callable, Mapping, Sequence
