@@ -6,7 +6,6 @@ the heart still beats. A process that was suspended for longer finds at its next
 
 import contextlib
 import json
-import os
 import signal
 import threading
 import time
@@ -110,7 +109,8 @@ def _beat(storage: RunStorage, name: str, mine: dict[str, Any], over: threading.
             missing = missing + 1 if found is None else 0
             if missing > 1 or (found is not None and found.get("token") != mine["token"]):
                 lost.set()
-                os.kill(os.getpid(), signal.SIGTERM)  # a signal, since only that wakes a thread that waits
+                # A signal, since only that wakes a thread that waits, and to the main thread itself: one to the process may reach this one.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
             if found is not None:
                 mine["beat"] += 1
