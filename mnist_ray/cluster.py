@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mnist_ray.errors import SettingsError, WorkError, first_line
@@ -22,6 +24,7 @@ from mnist_ray.processes import temporary_folder
 from mnist_ray.storage import RunStorage
 
 AGENT_SECONDS = 120  # to wait for a node's agent, which starts jobs and is itself started after Ray has answered
+IMPORT_SECONDS = 5.0  # that an interrupt waits for an import
 
 ROOT = Path(__file__).resolve().parent.parent  # where jobs/ lies
 
@@ -52,12 +55,28 @@ def quiet_ray() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM, which `ray job stop` sends, is a KeyboardInterrupt as Ctrl-C is."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM, which `ray job stop` sends, is a KeyboardInterrupt as Ctrl-C is. Either waits for the end of an import that it falls into
+    (IMPORT_SECONDS at most): extension modules turn it into an ImportError."""
+    came: list[float] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+            frame = frame.f_back
+        if frame is None or came[-1] - came[0] > IMPORT_SECONDS:
+            raise KeyboardInterrupt
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), number))
+        again.daemon = True
+        again.start()
+
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def running() -> bool:

@@ -1,7 +1,9 @@
 """What a cluster can hold, and whether all of it sees the storage."""
 
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,33 @@ CPU, GPU = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
 )
 def test_capacity(cpus: float, gpus: float, nodes: list, maximum: dict, expected: int) -> None:
     assert cluster.capacity(cpus, gpus, nodes, maximum) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_an_import(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        signal.raise_signal(number)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    within = f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(%s)\n"
+    names = [f"interrupted_{number}_{kind}" for kind in ("soon_over", "endless")]
+    for name, seconds in zip(names, (0.2, 30), strict=True):
+        (tmp_path / f"{name}.py").write_text(within % seconds)
+
+    def import_and_go_on(name: str) -> None:
+        importlib.import_module(name)
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        import_and_go_on(names[0])
+    assert names[0] in sys.modules  # as only what ended well is
+    monkeypatch.setattr(cluster, "IMPORT_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        import_and_go_on(names[1])
+    assert 0.3 < time.monotonic() - started < 20
+    assert names[1] not in sys.modules
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_what_fits_nowhere_is_named() -> None:
