@@ -32,7 +32,7 @@ def convnet(
     layers. `l1`: whether to search L1 regularisation too (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every
     layer, where batch normalisation does not bear it (benchmarks/dropout_norm.py). These three are off by default: a wider space
     costs trials. `moment_normalize`: whether the networks make each image upright and of a more even width first
-    (models.MomentNormalize), which is for handwriting.
+    (models.MomentNormalize), which helps shallow networks read handwriting.
     """
     limits = {
         "min_width": (min_width, 1),
