@@ -27,7 +27,6 @@ CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and wha
     "searched": (DEFAULT, {}),
     "no average": (DEFAULT, {"ema": 0.0}),
     "no jitter": (DEFAULT, {"pool_jitter": 0}),
-    "moments": (DEFAULT, {"moment_normalize": True}),
     "S3's stages": ("seed", {}),
 }
 ROWS = {  # words: chain, how many of its stages; the others are compared with the first
@@ -37,14 +36,13 @@ ROWS = {  # words: chain, how many of its stages; the others are compared with t
     "search, the first stage": ("searched", 1),
     "search, three stages, no weight average": ("no average", 3),
     "search, three stages, no jitter in the pooling": ("no jitter", 3),
-    "search, three stages, with moment normalisation": ("moments", 3),
     "search, the seed document's stages (S3, 23 epochs)": ("S3's stages", 4),
 }
 
 
 @dataclass(frozen=True)
 class AblationSettings(BenchmarkSettings):
-    """Measure what search, stages, weight averaging, moment normalisation and jittered pooling give."""
+    """Measure what search, stages, weight averaging and jittered pooling give."""
 
     repeats: int = 5
     """Seeds of each."""

@@ -2,8 +2,7 @@
 
 Every network takes float images [batch, C, H, W] with pixels in [0, 1] and returns logits [batch, classes]; normalisation by the
 data set's mean and standard deviation is its first layer. The dict names its family in `model` and carries what the data set
-decides: `in_channels`, `image_size` (height, width), `classes`, `mean` and `std` (one value a channel); and optionally, in every family
-here but `foreign`, `moment_normalize` (true: see MomentNormalize).
+decides: `in_channels`, `image_size` (height, width), `classes`, `mean` and `std` (one value a channel).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,46 +32,6 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) * self.scale
-
-
-class MomentNormalize(nn.Module):
-    """Each image without slant and of a more even width, by the moments of its ink: nothing random, in training, evaluation and the
-    exported graph alike.
-
-    For images [batch, C, H, W], bright on a background of 0. The rows are moved sideways by the covariance of the ink's columns and rows
-    over the variance of its rows, at most 45 degrees; then the columns are spread or drawn together by the root of what the ink's standard
-    deviation lacks of TYPICAL. The ink's centre of mass stays where it is. The idea is Casey's (1970); LeCun et al. 1998 compare networks
-    on MNIST with and without slant, Cireşan et al. 2012 train on several widths.
-    """
-
-    TYPICAL = 0.32  # of an upright MNIST digit's columns, where half the image's width is 1
-    FURTHEST = 4 / 3  # by how much the columns are spread or drawn together at most
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        # As grid_sample counts: from -1 in the middle of the first pixel to 1 in that of the last.
-        self.register_buffer("rows", torch.linspace(-1, 1, height).view(1, -1, 1), persistent=False)
-        self.register_buffer("columns", torch.linspace(-1, 1, width).view(1, 1, -1), persistent=False)
-        self.steepest = (height - 1) / (width - 1)  # 45 degrees
-
-    def forward(self, images: Tensor) -> Tensor:
-        ink = images.mean(1)
-        centre = self._mean(self.columns, ink)
-        rows, columns = self.rows - self._mean(self.rows, ink), self.columns - centre
-        slant = self._mean(rows * columns, ink) / self._mean(rows * rows, ink).clamp(min=1e-6)
-        lean = slant.clamp(-self.steepest, self.steepest) * rows
-        # The lower limit is for an empty image, and for one whose ink is one column.
-        spread = self._mean((columns - lean) ** 2, ink).clamp(min=1e-6).sqrt() / self.TYPICAL
-        read = centre + columns * spread.sqrt().clamp(1 / self.FURTHEST, self.FURTHEST) + lean
-        return F.grid_sample(images, torch.stack([read, self.rows.expand_as(read)], 3), align_corners=True)
-
-    @staticmethod
-    def _mean(values: Tensor, ink: Tensor) -> Tensor:
-        """[batch, 1, 1]: the values [1 or batch, H, W] weighted by the ink [batch, H, W]; 0 for an empty image."""
-        return (values * ink).sum((1, 2), keepdim=True) / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
 
 
 def choose(hp: Hyperparameters, key: str, kinds: Mapping[str, Any]) -> Any:
@@ -252,10 +211,7 @@ def with_linear(
 
     The flat size is measured by one forward pass without gradients.
     """
-    normalize: nn.Module = Normalize(hp["mean"], hp["std"])
-    if hp.get("moment_normalize"):  # without weights, and within the first layer: the other layers keep their names
-        normalize = nn.Sequential(MomentNormalize(*hp["image_size"]), normalize)
-    body = nn.Sequential(normalize, *layers)
+    body = nn.Sequential(Normalize(hp["mean"], hp["std"]), *layers)
     with torch.no_grad():
         features = body.eval()(torch.zeros(1, hp["in_channels"], *hp["image_size"])).shape[1]
     for i, width in enumerate(widths):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from typing import Any
 
 import pytest
@@ -149,53 +148,6 @@ def test_blur_pooling_reads_at_moved_rows_and_columns_in_training_alone(size: tu
     there = [1 + 2 * i for i in range(expected.shape[2])], [1 + 2 * i for i in range(expected.shape[3])]
     rows, columns = ([min(i, n - 1) for i in each] for each, n in zip(there, everywhere.shape[2:], strict=True))
     torch.testing.assert_close(jittered(x), everywhere[:, :, rows][:, :, :, columns])
-
-
-def slant_and_spread(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each image [n, 1, H, W]: by how many columns the ink moves from row to row, and its columns' standard deviation without that."""
-    slants, spreads = [], []
-    for ink in x[:, 0].double():
-        r, c = torch.meshgrid(torch.arange(ink.shape[0]), torch.arange(ink.shape[1]), indexing="ij")
-        r, c = r - (r * ink).sum() / ink.sum(), c - (c * ink).sum() / ink.sum()
-        slants.append((r * c * ink).sum() / (r * r * ink).sum())
-        spreads.append((((c - slants[-1] * r) ** 2 * ink).sum() / ink.sum()).sqrt())
-    return torch.stack(slants), torch.stack(spreads)
-
-
-def test_moment_normalization_takes_the_slant_and_half_of_what_the_width_is_off() -> None:
-    from mnist_ray import data
-
-    x = torch.from_numpy(data.load("digits", "train").images[:200].copy()).float() / 255
-    normalize = models.MomentNormalize(28, 28)
-    (slant, spread), (left, after) = slant_and_spread(x), slant_and_spread(normalize(x))
-    assert slant.abs().max() > 0.3
-    assert left.abs().max() < 0.02
-    typical = normalize.TYPICAL * 13.5  # in pixels
-    ratio = (spread / typical).log()
-    assert ratio.abs().max() > 2 * math.log(normalize.FURTHEST)
-    expected = ratio - (ratio / 2).clamp(-math.log(normalize.FURTHEST), math.log(normalize.FURTHEST))
-    torch.testing.assert_close((after / typical).log(), expected, atol=0.06, rtol=0)  # interpolation blurs, so widens, a little
-    # A stroke through the middle of 9 rows that is one column further right in each row below: 45 degrees, on a canvas that is not square.
-    stroke = torch.zeros(1, 1, 9, 15)
-    stroke[0, 0, range(9), range(3, 12)] = 1
-    vertical = torch.zeros(1, 1, 9, 15)
-    vertical[0, 0, :, 7] = 1
-    wider = vertical.clone()
-    wider[0, 0, :, [6, 8]] = 1 / 4  # read three quarters of a column away from the middle
-    normalize = models.MomentNormalize(9, 15)
-    torch.testing.assert_close(normalize(stroke), wider)
-    torch.testing.assert_close(normalize(vertical), wider)
-    assert torch.equal(normalize(0 * stroke), 0 * stroke)
-
-
-@pytest.mark.parametrize("family", ["convnet", "mlp"])
-def test_a_network_with_moment_normalization_has_the_same_weights_names(family: str) -> None:
-    own = {"convnet": CONVNET, "mlp": {"model": "mlp", "units": [8], "dropouts": [0.1]}}[family]
-    model, normalized = (models.build({**own, **GREY, **extra}) for extra in ({}, {"moment_normalize": True}))
-    assert [*normalized.state_dict()] == [*model.state_dict()]
-    normalized.load_state_dict(model.state_dict())
-    x = images(GREY, 4)
-    torch.testing.assert_close(normalized.eval()(x), model.eval()(models.MomentNormalize(28, 28)(x)))
 
 
 def test_pool_jitter_changes_no_weight_and_trains() -> None:

@@ -191,9 +191,6 @@ def test_the_default_space_is_not_widened_by_its_options() -> None:
     }
     assert plain["dropout_place"] == CategoricalDistribution(["head", "block"])
     assert ranges("convnet", layer_dropout=True)["dropout_place"] == CategoricalDistribution(["head", "block", "layer"])
-    assert ranges("convnet", moment_normalize=True) == plain
-    assert "moment_normalize" not in asked("convnet", TINY, 1)[0][1]
-    assert asked("convnet", TINY, 1, moment_normalize=True)[0][1]["moment_normalize"] is True
 
 
 def test_l1_reaches_the_loss() -> None:

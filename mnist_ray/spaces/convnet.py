@@ -23,7 +23,6 @@ def convnet(
     max_fc: int = 0,
     l1: bool = False,
     layer_dropout: bool = False,
-    moment_normalize: bool = False,
 ) -> dict[str, Any]:
     """Hyperparameters of `models.convnet` and of its training.
 
@@ -31,8 +30,7 @@ def convnet(
     `min_layers`, `max_layers`: convolutions a block. `max_kernel`: of the first block's convolutions, 3 or 5. `max_fc`: hidden linear
     layers. `l1`: whether to search L1 regularisation too (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every
     layer, where batch normalisation does not bear it (benchmarks/dropout_norm.py). These three are off by default: a wider space
-    costs trials. `moment_normalize`: whether the networks make each image upright and of a more even width first
-    (models.MomentNormalize), which helps shallow networks read handwriting.
+    costs trials.
     """
     limits = {
         "min_width": (min_width, 1),
@@ -73,8 +71,6 @@ def convnet(
         "schedule": trial.suggest_categorical("schedule", ["one_cycle", "cosine"]),
         "ema": 0.998,
     }
-    if moment_normalize:
-        hp["moment_normalize"] = True
     if max_fc:
         hidden = trial.suggest_int("fc_layers", 0, max_fc)
         hp["fc"] = [trial.suggest_categorical("fc_width", [64, 128, 256])] * hidden if hidden else []
