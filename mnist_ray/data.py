@@ -193,20 +193,16 @@ def default_val_images(name: str, data_dir: str | None = None) -> int:
     return 215 if name == "digits" else 5000
 
 
-def split(
-    labels: np.ndarray, *, val_images: int, train_images: int | None = None, seed: int, last: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def split(labels: np.ndarray, *, val_images: int, train_images: int | None = None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide a training part into training and validation images, in the classes' proportions.
 
-    The validation images depend on `labels`, `val_images`, `last` and `seed` alone, so runs on subsets share them.
+    The validation images depend on `labels`, `val_images` and `seed` alone, so runs on subsets share them.
 
     Args:
         labels: int `[n]`.
         val_images: images held out.
         train_images: take this many of the rest; None takes all.
         seed: of the draw.
-        last: validate on the last images, in whatever proportions they have. In MNIST a writer's images follow one another (those at even
-            and at odd places from different writers; Yadav & Bottou 2019 trace them), so that no more than two have images on both sides.
 
     Returns:
         Indices of the training and of the validation images, int64, sorted, disjoint.
@@ -225,10 +221,7 @@ def split(
             f"--val-images {val_images}: allowed are {classes} to {n - classes} "
             f"({n} training images, at least one of each of {classes} classes on either side)"
         )
-    if last:
-        rest, val = np.arange(n - val_images), np.arange(n - val_images, n)
-    else:
-        rest, val = train_test_split(np.arange(n), test_size=val_images, stratify=labels, random_state=seed)
+    rest, val = train_test_split(np.arange(n), test_size=val_images, stratify=labels, random_state=seed)
     train = rest
     if train_images is not None and train_images != len(rest):
         if not classes <= train_images <= len(rest):
@@ -258,8 +251,7 @@ def load_split(settings: SearchSettings) -> Split:
     """What a search is told to use."""
     part = load(settings.dataset, "train", settings.data_dir)
     val_images = settings.val_images or default_val_images(settings.dataset, settings.data_dir)
-    last = settings.val_split == "last"
-    return Split(part, *split(part.labels, val_images=val_images, train_images=settings.train_images, seed=settings.seed, last=last))
+    return Split(part, *split(part.labels, val_images=val_images, train_images=settings.train_images, seed=settings.seed))
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:

@@ -16,7 +16,7 @@ from mnist_ray.stages import Recipe, read_stages, stage_folder, train_stages
 from mnist_ray.storage import RunStorage, check_writable, open_run, publish
 
 VERIFIED_ON = 1000  # real images on which the file is compared with torch
-SPLIT = ("dataset", "train_images", "val_images", "val_split", "seed")  # the settings of a search that decide its split
+SPLIT = ("dataset", "train_images", "val_images", "seed")  # the settings of a search that decide its split
 RESTARTS = 3  # of the work when its worker or node dies; it goes on from its last epoch
 SILENT = 30.0  # seconds without a line of the task, after which it is said what it may be waiting for; each time twice as long
 

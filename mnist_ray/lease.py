@@ -36,7 +36,7 @@ def held(storage: RunStorage, work: str, flag: str = "--name") -> Iterator[None]
     mine = {"token": uuid.uuid4().hex, "process": processes.this_process(), "beat": 0}
     _take(storage, work, flag, mine)
     over, lost = threading.Event(), threading.Event()
-    heart = threading.Thread(target=_beat, args=(storage, file(work), mine, over, lost), daemon=True)
+    heart = threading.Thread(target=_beat, args=(storage, file(work), mine, threading.get_ident(), over, lost), daemon=True)
     heart.start()
     try:
         yield
@@ -100,8 +100,8 @@ def _read(storage: RunStorage, name: str) -> dict[str, Any] | None:
     return {}
 
 
-def _beat(storage: RunStorage, name: str, mine: dict[str, Any], over: threading.Event, lost: threading.Event) -> None:
-    """Renews the file until `over`, then removes it; interrupts the process where it is another's."""
+def _beat(storage: RunStorage, name: str, mine: dict[str, Any], worker: int, over: threading.Event, lost: threading.Event) -> None:
+    """Renews the file until `over`, then removes it; interrupts the thread `worker` where it is another's."""
     missing = 0
     while not over.wait(BEAT):
         with contextlib.suppress(WorkError, OSError):  # the storage does not answer: the work itself will say so
@@ -109,8 +109,8 @@ def _beat(storage: RunStorage, name: str, mine: dict[str, Any], over: threading.
             missing = missing + 1 if found is None else 0
             if missing > 1 or (found is not None and found.get("token") != mine["token"]):
                 lost.set()
-                # A signal, since only that wakes a thread that waits, and to the main thread itself: one to the process may reach this one.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                # A signal, since only that wakes a thread that waits; to that thread, since one to the process may reach this one.
+                signal.pthread_kill(worker, signal.SIGTERM)
                 return
             if found is not None:
                 mine["beat"] += 1

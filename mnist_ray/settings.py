@@ -53,9 +53,6 @@ class SearchSettings:
     """How many images to train on (default: all but the validation images)."""
     val_images: int | None = None
     """How many images to validate on (default: 5,000; digits: 215)."""
-    val_split: Literal["random", "last"] = "random"
-    """Which: drawn at random, in the classes' proportions, or the last of the training part. MNIST's images are in the order of their
-    writers: with last, the networks are judged by hands that they were not trained on, as they will be by the test images."""
     augment: Augmentation = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation, scale, shift), elastic or both of these."""
     onnx: str | None = None

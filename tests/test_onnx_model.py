@@ -124,7 +124,6 @@ VARIANTS = {
     "gelu-blur": {"pooling": "blur", "pool_position": "conv"},
     "relu-before-norm-avg": {"activation": "relu", "activation_position": "before_norm", "pooling": "avg", "layers_per_block": 2},
     "leaky-colour": {"activation": "leaky_relu", "in_channels": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3, "image_size": [32, 32]},
-    "colour-odd": {"in_channels": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3, "image_size": [9, 11]},
     "elu-odd": {"activation": "elu", "image_size": [9, 11], "kernel_size": 5, "classes": 3, "dropout_place": "block"},
 }
 
