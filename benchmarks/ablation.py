@@ -3,8 +3,8 @@
 MNIST_RAY_DATA=DIR python benchmarks/ablation.py --cache ablation.jsonl     # started again, it goes on
 
 Every network is trained from random weights, with one thread, by the stages of jobs/recipes/ on 10,000 of the first 20,000 MNIST training
-images, and judged by loss and accuracy on those from 30,000 on, which other writers wrote (Yadav & Bottou 2019 trace them) and which did not
-decide in the search; the test set is looked at after that and decides nothing. The search is the kept run default-1 (see accuracy.py).
+images, and judged by loss and accuracy on those from 30,000 on, which other writers wrote (Yadav & Bottou 2019 trace them) and which did
+not decide in the search; the test set is looked at after that and decides nothing. The search is the kept run default-1 (see accuracy.py).
 """
 
 import json
