@@ -15,14 +15,15 @@ import numpy as np
 from accuracy import KEPT
 from common import CORES, BenchmarkSettings, cached, convnet, difference, mean_sd, section
 
-from mnist_ray.settings import main
-from mnist_ray.stages import RECIPES
+from mnist_ray.settings import RECIPES, main
 
 TRAINED, OF, JUDGED_FROM = 10_000, 20_000, 30_000
 # What one would type without a search: the network of the other benchmarks with one more block, and dropout where tutorials have it.
 PLAIN: dict[str, Any] = {"blocks": 3, "dropout": 0.5, "dropout_place": "head"}
 DEFAULT = str(RECIPES / "stages-mnist.yaml")
-CHAINS: dict[str, tuple[str, dict[str, Any]]] = {  # the stages' recipe, and what is changed in each stage
+CHAINS: dict[
+    str, tuple[str, dict[str, Any]]
+] = {  # the stages' recipe, and what is changed in each stage
     "plain": (DEFAULT, {}),
     "searched": (DEFAULT, {}),
     "no average": (DEFAULT, {"ema": 0.0}),
@@ -64,10 +65,16 @@ def searched() -> tuple[dict[str, Any], dict[str, Any]]:
     run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
     trials = pq.read_table(kept / "trials.parquet").to_pylist()
     best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])
-    values = {name.removeprefix("params_"): value for name, value in best.items() if name.startswith("params_") and value is not None}
+    values = {
+        name.removeprefix("params_"): value
+        for name, value in best.items()
+        if name.startswith("params_") and value is not None
+    }
     settings = run["settings"]
     space = spaces.find(settings["space"])
-    options = spaces.options(space, settings["space"], key_values(settings["space_args"], "--space-args"))
+    options = spaces.options(
+        space, settings["space"], key_values(settings["space_args"], "--space-args")
+    )
     grey = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
     return settings, space(optuna.trial.FixedTrial(values), data=grey, **options)
 
@@ -77,37 +84,55 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     from mnist_ray import data
-    from mnist_ray.stages import SEEDS_APART, read_stages
-    from mnist_ray.training import Trainer, use_threads
+    from mnist_ray.finetune_job.stages import SEEDS_APART, read_stages
+    from mnist_ray.training.trainer import Trainer, use_threads
 
     settings, key = task
     use_threads(1)
     part, test = (data.load("mnist", name, settings.data_dir) for name in ("train", "test"))
     train, _ = data.split(part.labels[:OF], val_images=OF - TRAINED, seed=1)
     split, hp = searched()
-    _, seen = data.split(part.labels, val_images=split["val_images"], train_images=split["train_images"], seed=split["seed"])
+    _, seen = data.split(
+        part.labels,
+        val_images=split["val_images"],
+        train_images=split["train_images"],
+        seed=split["seed"],
+    )
     judged = np.setdiff1d(np.arange(JUDGED_FROM, len(part.labels)), seen)
     recipe, change = CHAINS[key["chain"]]
     if key["chain"] == "plain":
         hp = convnet(**PLAIN)
-    tensors = [torch.from_numpy(a.copy()) for a in (part.images, part.labels, test.images, test.labels)]
+    tensors = [
+        torch.from_numpy(a.copy()) for a in (part.images, part.labels, test.images, test.labels)
+    ]
     weights, stages = None, []
     for stage in read_stages(recipe).stages:
         seed = stage.seed + SEEDS_APART * (key["seed"] - 1)
-        trainer = Trainer({**stage.hyperparameters(hp), **change}, epochs=stage.epochs, seed=seed, weights=weights)
+        trainer = Trainer(
+            {**stage.hyperparameters(hp), **change}, epochs=stage.epochs, seed=seed, weights=weights
+        )
         for _ in range(stage.epochs):
             trainer.train_epoch(tensors[0], tensors[1], torch.from_numpy(train))
         weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
         loss, accuracy = trainer.evaluate(tensors[0], tensors[1], torch.from_numpy(judged))
         _, test_accuracy = trainer.evaluate(tensors[2], tensors[3], torch.arange(len(test.labels)))
-        stages.append({"loss": loss, "accuracy": 100 * accuracy, "test_accuracy": 100 * test_accuracy})
+        stages.append(
+            {"loss": loss, "accuracy": 100 * accuracy, "test_accuracy": 100 * test_accuracy}
+        )
     return {"key": key, "stages": stages}
 
 
 def measure(settings: AblationSettings) -> None:
     """What the cache lacks is run; then the table."""
-    keys = [{"chain": chain, "seed": seed} for chain in CHAINS for seed in range(1, settings.repeats + 1)]
-    found = {(each["key"]["chain"], each["key"]["seed"]): each["stages"] for each in cached(run, settings, keys)}
+    keys = [
+        {"chain": chain, "seed": seed}
+        for chain in CHAINS
+        for seed in range(1, settings.repeats + 1)
+    ]
+    found = {
+        (each["key"]["chain"], each["key"]["seed"]): each["stages"]
+        for each in cached(run, settings, keys)
+    }
     against = next(iter(ROWS))
 
     def values(row: str, what: str) -> list[float]:
@@ -115,16 +140,35 @@ def measure(settings: AblationSettings) -> None:
         return [found[chain, seed][stages - 1][what] for seed in range(1, settings.repeats + 1)]
 
     def compared(row: str, what: str, digits: int) -> tuple[str, str]:
-        theirs = "" if row == against else difference(values(row, what), values(against, what), digits)
+        theirs = (
+            "" if row == against else difference(values(row, what), values(against, what), digits)
+        )
         return mean_sd(values(row, what), digits), theirs
 
     section(
         "What each part gives",
-        ["", "loss, other writers' images", f"− “{against}” (95 %)", "accuracy there, %", "− the same (95 %)", "test accuracy, %"],
-        [[row, *compared(row, "loss", 4), *compared(row, "accuracy", 2), mean_sd(values(row, "test_accuracy"), 2)] for row in ROWS],
+        [
+            "",
+            "loss, other writers' images",
+            f"− “{against}” (95 %)",
+            "accuracy there, %",
+            "− the same (95 %)",
+            "test accuracy, %",
+        ],
+        [
+            [
+                row,
+                *compared(row, "loss", 4),
+                *compared(row, "accuracy", 2),
+                mean_sd(values(row, "test_accuracy"), 2),
+            ]
+            for row in ROWS
+        ],
         n=f"n = {settings.repeats} seeds each, mean ± sd, {TRAINED:,} training images",
         out=settings.out,
-        notes=["The seed document's stages do without label smoothing, with which the loss has another scale: compare their accuracy."],
+        notes=[
+            "The seed document's stages do without label smoothing, with which the loss has another scale: compare their accuracy."
+        ],
     )
 
 

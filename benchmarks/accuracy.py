@@ -47,7 +47,11 @@ class AccuracySettings(BenchmarkSettings):
 def measure(settings: AccuracySettings) -> None:
     """The runs that are missing, one after the other; then the table."""
     for seed in range(1, settings.repeats + 1):
-        name = f"{settings.recipe}-{settings.dataset}-{seed}" if settings.dataset else f"{settings.recipe}-{seed}"
+        name = (
+            f"{settings.recipe}-{settings.dataset}-{seed}"
+            if settings.dataset
+            else f"{settings.recipe}-{seed}"
+        )
         if not (KEPT / name / "model.json").exists():
             run(settings, name, seed)
     rows = [row for folder in groups().items() for row in rows_of(*folder)]
@@ -81,7 +85,14 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
     if (folder / "run.json").exists():
         words = ["--resume"]
     else:
-        words = ["--config", f"jobs/recipes/{settings.recipe}.yaml", "--seed", str(seed), "--data-dir", os.path.abspath(settings.data_dir)]
+        words = [
+            "--config",
+            f"jobs/recipes/{settings.recipe}.yaml",
+            "--seed",
+            str(seed),
+            "--data-dir",
+            os.path.abspath(settings.data_dir),
+        ]
         words += ["--committee", str(settings.committee)] if settings.committee > 1 else []
         words += ["--dataset", settings.dataset] if settings.dataset else []
     command = [sys.executable, "jobs/search.py", *words, "--storage", storage, "--name", name]
@@ -103,7 +114,11 @@ def groups() -> dict[tuple[str, str], list[Path]]:
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for folder in sorted(file.parent for file in KEPT.glob("*/model.json")):
         searched = json.loads((folder / "run.json").read_text())["settings"]
-        recipe = folder.name.rpartition("-")[0] if folder.name.startswith("earlier") else Path(searched["config"]).stem
+        recipe = (
+            folder.name.rpartition("-")[0]
+            if folder.name.startswith("earlier")
+            else Path(searched["config"]).stem
+        )
         found[recipe, searched["dataset"]].append(folder)
     return found
 
@@ -112,9 +127,14 @@ def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
     """The row of the single networks, and one of each committee."""
     names, accuracies, parameters, training, walls, committees = [], [], set(), [], [], []
     for folder in folders:
-        run, model = (json.loads((folder / file).read_text()) for file in ("run.json", "model.json"))
+        run, model = (
+            json.loads((folder / file).read_text()) for file in ("run.json", "model.json")
+        )
         stages = [entry for entry in model["lineage"] if entry["step"].startswith("stage-")]
-        networks = [stages[-1], *(entry for entry in model["lineage"] if entry["step"].startswith("member-"))]
+        networks = [
+            stages[-1],
+            *(entry for entry in model["lineage"] if entry["step"].startswith("member-")),
+        ]
         accuracies += [entry["test_accuracy"] for entry in networks]
         parameters.add(model["n_parameters"] // len(networks))
         training.append(sum(stage["seconds"] for stage in stages) / 60)

@@ -29,4 +29,8 @@ if __name__ == "__main__":
     workers = [ray.remote(num_cpus=0)(Worker).remote() for _ in range(int(sys.argv[1]))]
     answers = ray.get([worker.ready.remote() for worker in workers])
     ray.shutdown()
-    print(json.dumps({"ready": min(now for now, _ in answers), "pss": [memory for _, memory in answers]}))
+    print(
+        json.dumps(
+            {"ready": min(now for now, _ in answers), "pss": [memory for _, memory in answers]}
+        )
+    )

@@ -15,7 +15,16 @@ from common import CORES, BenchmarkSettings, convnet, difference, mean_sd, mnist
 
 from mnist_ray.settings import main
 
-HP = convnet(optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="one_cycle", label_smoothing=0.1, ema=0.998, dropout=0.2, batch_size=64)
+HP = convnet(
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=5e-4,
+    schedule="one_cycle",
+    label_smoothing=0.1,
+    ema=0.998,
+    dropout=0.2,
+    batch_size=64,
+)
 
 
 @dataclass(frozen=True)
@@ -34,13 +43,15 @@ def run(task: tuple[Bf16Settings, int, str]) -> tuple[int, str, float, float]:
     """Seed, precision, accuracy in percent and loss of one run on the images that it has not seen."""
     import torch
 
-    from mnist_ray.training import Trainer, use_threads
+    from mnist_ray.training.trainer import Trainer, use_threads
 
     settings, seed, precision = task
     use_threads(1)
     part, train, _ = mnist(settings, settings.train_images, seed=seed)
     val = np.setdiff1d(np.arange(len(part.labels)), train)
-    tensors: list[Any] = [torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, val)]
+    tensors: list[Any] = [
+        torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, val)
+    ]
     trainer = Trainer(HP, epochs=settings.epochs, seed=seed, precision=precision)
     for _ in range(settings.epochs):
         trainer.train_epoch(*tensors[:3])
@@ -50,7 +61,11 @@ def run(task: tuple[Bf16Settings, int, str]) -> tuple[int, str, float, float]:
 
 def measure(settings: Bf16Settings) -> None:
     """All seeds in both precisions, in turn."""
-    tasks = [(settings, seed, precision) for seed in range(settings.repeats) for precision in ("bf16", "fp32")]
+    tasks = [
+        (settings, seed, precision)
+        for seed in range(settings.repeats)
+        for precision in ("bf16", "fp32")
+    ]
     accuracies: dict[str, dict[int, float]] = {"bf16": {}, "fp32": {}}
     losses: dict[str, dict[int, float]] = {"bf16": {}, "fp32": {}}
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:

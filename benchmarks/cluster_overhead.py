@@ -46,39 +46,88 @@ def cluster() -> Iterator[dict[str, str]]:
     """Three raylets: the environment that reaches them."""
     from ray.cluster_utils import Cluster
 
-    with tempfile.TemporaryDirectory(prefix="mrb-") as folder:  # short: Unix sockets below it allow 107 characters
+    with tempfile.TemporaryDirectory(
+        prefix="mrb-"
+    ) as folder:  # short: Unix sockets below it allow 107 characters
 
         def node(name: str) -> dict[str, Any]:
             # A folder of its own, as on a machine of its own: in a shared one each node clears the others' working directories away.
             return {"temp_dir": f"{folder}/{name}", "object_store_memory": 400 * 2**20}
 
-        three = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, **node("head")})
+        three = Cluster(
+            True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": 0,
+                **node("head"),
+            },
+        )
         try:
             for i in range(NODES):
                 three.add_node(num_cpus=CORES / NODES, **node(str(i)))
-            yield {"RAY_ADDRESS": three.address, "RAY_API_SERVER_ADDRESS": f"http://{three.webui_url}"}
+            yield {
+                "RAY_ADDRESS": three.address,
+                "RAY_API_SERVER_ADDRESS": f"http://{three.webui_url}",
+            }
         finally:
             three.shutdown()
 
 
 def search(settings: ClusterSettings, folder: str) -> list[str]:
     """The command's arguments after `python`."""
-    arguments = ["--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir), "--no-finetune"]
-    arguments += ["--sampler", "random", "--scheduler", "none", "--max-concurrent", f"{NODES}", "--cpus-per-trial", f"{CORES / NODES:g}"]
-    arguments += ["--train-images", str(settings.train_images), "--trials", str(settings.trials), "--max-epochs", str(settings.max_epochs)]
+    arguments = [
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        os.path.abspath(settings.data_dir),
+        "--no-finetune",
+    ]
+    arguments += [
+        "--sampler",
+        "random",
+        "--scheduler",
+        "none",
+        "--max-concurrent",
+        f"{NODES}",
+        "--cpus-per-trial",
+        f"{CORES / NODES:g}",
+    ]
+    arguments += [
+        "--train-images",
+        str(settings.train_images),
+        "--trials",
+        str(settings.trials),
+        "--max-epochs",
+        str(settings.max_epochs),
+    ]
     return ["jobs/search.py", *arguments, "--storage", folder, "--name", "run", "--seed", "1"]
 
 
 def as_job(settings: ClusterSettings, folder: str) -> float:
     """Wall seconds of the search as a job."""
-    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", ".", "--", sys.executable]
+    submit = [
+        str(Path(sys.executable).with_name("ray")),
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        sys.executable,
+    ]
     with cluster() as environment:
         start = time.time()
         done = subprocess.run(
-            [*submit, *search(settings, folder)], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+            [*submit, *search(settings, folder)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
-            raise WorkError("the job failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-20:]))
+            raise WorkError(
+                "the job failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+            )
         return time.time() - start
 
 
@@ -105,11 +154,16 @@ def measure(settings: ClusterSettings) -> None:
             ["as a job on three raylets, s", spread(walls["job"], 1)],
             ["as a plain command, s", spread(walls["plain"], 1)],
             ["the job's extra time, s", spread(extra, 1)],
-            ["5 % of the plain command + 15 s, s", spread([0.05 * alone + 15 for alone in walls["plain"]], 1)],
+            [
+                "5 % of the plain command + 15 s, s",
+                spread([0.05 * alone + 15 for alone in walls["plain"]], 1),
+            ],
         ],
         n=f"n = {settings.repeats} of each in turn",
         out=settings.out,
-        notes=[f"{settings.trials} trials of {settings.max_epochs} epochs on {settings.train_images:,} images each, {NODES} at a time."],
+        notes=[
+            f"{settings.trials} trials of {settings.max_epochs} epochs on {settings.train_images:,} images each, {NODES} at a time."
+        ],
     )
 
 

@@ -50,7 +50,9 @@ class Side:
     A side that is not called waits and costs nothing.
     """
 
-    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(
+        self, make: Callable[..., Callable[..., Any]], arguments: Sequence[tuple[Any, ...]]
+    ) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._pipes, self._processes = [], []
         for each in arguments:
@@ -67,13 +69,17 @@ class Side:
         for pipe in self._pipes:
             pipe.send(args)
         answers = self._answers()
-        return max(end for _, end, _ in answers) - min(start for start, _, _ in answers), [result for _, _, result in answers]
+        return max(end for _, end, _ in answers) - min(start for start, _, _ in answers), [
+            result for _, _, result in answers
+        ]
 
     def _answers(self) -> list[Any]:
         try:
             return [pipe.recv() for pipe in self._pipes]
         except (EOFError, ConnectionResetError) as error:
-            raise WorkError("a process of the benchmark has died; its own message stands above") from error
+            raise WorkError(
+                "a process of the benchmark has died; its own message stands above"
+            ) from error
 
     def close(self) -> None:
         """Ends the processes."""
@@ -104,10 +110,21 @@ def _serve(pipe: Any, make: Callable[..., Callable[..., Any]], arguments: tuple[
         pipe.send((start, perf_counter(), result))
 
 
-def mnist(settings: BenchmarkSettings, train_images: int | None = None, val_images: int = 5000, seed: int = 0) -> data.Split:
+def mnist(
+    settings: BenchmarkSettings,
+    train_images: int | None = None,
+    val_images: int = 5000,
+    seed: int = 0,
+) -> data.Split:
     """MNIST's training part."""
     return data.load_split(
-        SearchSettings(dataset="mnist", data_dir=settings.data_dir, train_images=train_images, val_images=val_images, seed=seed)
+        SearchSettings(
+            dataset="mnist",
+            data_dir=settings.data_dir,
+            train_images=train_images,
+            val_images=val_images,
+            seed=seed,
+        )
     )
 
 
@@ -140,17 +157,25 @@ def convnet(blocks: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:
 # ---- runs that are kept
 
 
-def cached(run: Callable[[Any], dict[str, Any]], settings: Any, keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def cached(
+    run: Callable[[Any], dict[str, Any]], settings: Any, keys: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """What run((settings, key)) returns for each key, its "key" included; what the file settings.cache holds is not run again.
 
     settings.workers run at a time, in processes of their own.
     """
     cache = Path(settings.cache) if settings.cache else None
-    done = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
+    done = (
+        [json.loads(line) for line in cache.read_text().splitlines()]
+        if cache and cache.exists()
+        else []
+    )
     done = [result for result in done if result["key"] in keys]
     missing = [key for key in keys if key not in [result["key"] for result in done]]
     print(f"{len(keys) - len(missing)} runs are there, {len(missing)} to do", flush=True)
-    with multiprocessing.get_context("spawn").Pool(max(1, min(settings.workers, len(missing)))) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        max(1, min(settings.workers, len(missing)))
+    ) as pool:
         for result in pool.imap_unordered(run, [(settings, key) for key in missing]):
             done.append(result)
             print(json.dumps(result), flush=True)
@@ -195,7 +220,15 @@ def difference(ours: Sequence[float], theirs: Sequence[float], digits: int = 3) 
 # ---- RESULTS.md
 
 
-def section(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], *, n: str, out: str, notes: Sequence[str] = ()) -> None:
+def section(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    n: str,
+    out: str,
+    notes: Sequence[str] = (),
+) -> None:
     """Prints a section and puts it into the file `out`: in place of the one with the same title, or at the end.
 
     n: how much was repeated, in words. notes: paragraphs (or further tables) below the table.
@@ -215,7 +248,11 @@ def section(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], *,
     print(text, flush=True)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Measured results\n\nEach section is written by the command below it.\n"
+    old = (
+        path.read_text(encoding="utf-8")
+        if path.exists()
+        else "# Measured results\n\nEach section is written by the command below it.\n"
+    )
     parts = re.split(r"^(?=## )", old, flags=re.MULTILINE)
     same = [i for i, part in enumerate(parts) if part.splitlines()[:1] == [f"## {title}"]]
     if same:
@@ -233,8 +270,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def machine() -> str:
     """Processor, cores and versions, in one line."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "onnxruntime"))
+    names = [
+        line.partition(":")[2].strip()
+        for line in _lines("/proc/cpuinfo")
+        if line.startswith("model name")
+    ]
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "onnxruntime")
+    )
     return f"{names[0] if names else platform.machine()}, {CORES} cores, Python {platform.python_version()}, {versions}"
 
 

@@ -34,14 +34,30 @@ class BytesSettings(BenchmarkSettings):
 
 def largest(settings: BytesSettings, trials: int) -> tuple[int, int]:
     """MiB and objects of all nodes' object stores together, the most that was seen while the search ran."""
-    searched = ClusterSettings(trials=trials, max_epochs=1, train_images=500, data_dir=settings.data_dir)
+    searched = ClusterSettings(
+        trials=trials, max_epochs=1, train_images=500, data_dir=settings.data_dir
+    )
     with cluster() as environment, tempfile.TemporaryDirectory(prefix="data-bytes-") as folder:
         env, log, seen = {**os.environ, **environment}, Path(folder, "log"), (0, 0)
-        status = [str(Path(sys.executable).with_name("ray")), "memory", "--stats-only", "--address", env["RAY_ADDRESS"]]
+        status = [
+            str(Path(sys.executable).with_name("ray")),
+            "memory",
+            "--stats-only",
+            "--address",
+            env["RAY_ADDRESS"],
+        ]
         with log.open("wb") as file:
-            process = subprocess.Popen([sys.executable, *search(searched, folder)], cwd=ROOT, env=env, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                [sys.executable, *search(searched, folder)],
+                cwd=ROOT,
+                env=env,
+                stdout=file,
+                stderr=file,
+            )
             while process.poll() is None:
-                match = STATUS.search(subprocess.run(status, env=env, capture_output=True, text=True).stdout)
+                match = STATUS.search(
+                    subprocess.run(status, env=env, capture_output=True, text=True).stdout
+                )
                 seen = max(seen, (int(match[1]), int(match[2])) if match else seen)
                 time.sleep(2)
         if process.returncode:

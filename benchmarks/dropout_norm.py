@@ -23,7 +23,14 @@ PLACES = {
     "block": "after each block",
     "head": "before the last linear layer",
 }
-RECIPE: dict[str, Any] = {"activation": "gelu", "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "one_cycle", "ema": 0.998}
+RECIPE: dict[str, Any] = {
+    "activation": "gelu",
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "one_cycle",
+    "ema": 0.998,
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,19 @@ def run(task: tuple[DropoutSettings, dict[str, Any]]) -> dict[str, Any]:
     """One run's key with its validation loss and accuracy (in percent)."""
     import torch
 
-    from mnist_ray.training import Trainer, use_threads
+    from mnist_ray.training.trainer import Trainer, use_threads
 
     settings, key = task
     use_threads(1)
     part, train, val = mnist(settings, key["train_images"])
-    tensors: list[Any] = [torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, val)]
-    place: dict[str, Any] = {"dropout": 0.0} if key["place"] == "none" else {"dropout": key["rate"], "dropout_place": key["place"]}
+    tensors: list[Any] = [
+        torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, val)
+    ]
+    place: dict[str, Any] = (
+        {"dropout": 0.0}
+        if key["place"] == "none"
+        else {"dropout": key["rate"], "dropout_place": key["place"]}
+    )
     trainer = Trainer(convnet(**RECIPE, **place), epochs=key["epochs"], seed=key["seed"])
     for _ in range(key["epochs"]):
         trainer.train_epoch(*tensors[:3])
@@ -64,23 +77,44 @@ def run(task: tuple[DropoutSettings, dict[str, Any]]) -> dict[str, Any]:
 
 def measure(settings: DropoutSettings) -> None:
     """What the cache lacks is run; then the table."""
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name in ("rate", "train_images", "epochs")}
-    keys = [{"place": place, "seed": seed, **kept} for seed in range(settings.repeats) for place in PLACES]
-    found = {(result["key"]["place"], result["key"]["seed"]): result for result in cached(run, settings, keys)}
+    kept = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name in ("rate", "train_images", "epochs")
+    }
+    keys = [
+        {"place": place, "seed": seed, **kept}
+        for seed in range(settings.repeats)
+        for place in PLACES
+    ]
+    found = {
+        (result["key"]["place"], result["key"]["seed"]): result
+        for result in cached(run, settings, keys)
+    }
 
     def values(place: str, what: str) -> list[float]:
         return [found[place, seed][what] for seed in range(settings.repeats)]
 
     section(
         f"Dropout {settings.rate:g} with batch normalisation",
-        ["dropout", "validation accuracy, %, mean ± sd", "difference to none (95 %)", "validation loss, mean ± sd", "difference (95 %)"],
+        [
+            "dropout",
+            "validation accuracy, %, mean ± sd",
+            "difference to none (95 %)",
+            "validation loss, mean ± sd",
+            "difference (95 %)",
+        ],
         [
             [
                 f"`{place}`: {words}",
                 mean_sd(values(place, "accuracy")),
-                "" if place == "none" else difference(values(place, "accuracy"), values("none", "accuracy")),
+                ""
+                if place == "none"
+                else difference(values(place, "accuracy"), values("none", "accuracy")),
                 mean_sd(values(place, "loss"), 4),
-                "" if place == "none" else difference(values(place, "loss"), values("none", "loss"), 4),
+                ""
+                if place == "none"
+                else difference(values(place, "loss"), values("none", "loss"), 4),
             ]
             for place, words in PLACES.items()
         ],

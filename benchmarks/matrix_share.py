@@ -56,7 +56,7 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mnist_ray.training import Trainer, use_threads
+    from mnist_ray.training.trainer import Trainer, use_threads
 
     use_threads(1)
     part, train, _ = mnist(settings)
@@ -65,7 +65,9 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         torch.from_numpy(part.labels.copy()),
         torch.from_numpy(train[: settings.images]),
     )
-    trainers = {name: Trainer(hp, epochs=1000, seed=0, precision="bf16") for name, hp in NETWORKS.items()}
+    trainers = {
+        name: Trainer(hp, epochs=1000, seed=0, precision="bf16") for name, hp in NETWORKS.items()
+    }
     flops = {}
     for name, trainer in trainers.items():
         trainer.train_epoch(pixels, labels, index[:1280])
@@ -73,7 +75,9 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         with FlopCounterMode(display=False) as counter:
             model(torch.rand(128, 1, 28, 28)).sum().backward()
         flops[name] = counter.get_total_flops() / 128
-    matrices = {n: (torch.rand(n, n).bfloat16(), torch.rand(n, n).bfloat16()) for n in (512, 1024, 2048)}
+    matrices = {
+        n: (torch.rand(n, n).bfloat16(), torch.rand(n, n).bfloat16()) for n in (512, 1024, 2048)
+    }
 
     def product_rate(n: int) -> float:
         """GFLOP/s of products for a third of a second."""
@@ -90,11 +94,22 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         seconds = dict.fromkeys([*GROUPS, "rest"], 0.0)
 
         class Timed(TorchDispatchMode):
-            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            def __torch_dispatch__(
+                self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
                 start = time.perf_counter()
                 result = function(*args, **(kwargs or {}))
                 taken = time.perf_counter() - start
-                seconds[next((group for group, words in GROUPS.items() if any(word in str(function) for word in words)), "rest")] += taken
+                seconds[
+                    next(
+                        (
+                            group
+                            for group, words in GROUPS.items()
+                            if any(word in str(function) for word in words)
+                        ),
+                        "rest",
+                    )
+                ] += taken
                 return result
 
         with Timed():
@@ -106,7 +121,11 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
             return max(map(product_rate, matrices))
         if what == "profile":
             return profile(trainers[name])
-        return trainers[name].train_epoch(pixels, labels, index)["images_per_second"] * flops[name] / 1e9
+        return (
+            trainers[name].train_epoch(pixels, labels, index)["images_per_second"]
+            * flops[name]
+            / 1e9
+        )
 
     return call
 
@@ -118,7 +137,10 @@ def measure(settings: MatrixShareSettings) -> None:
     peaks: dict[str, list[float]] = {}
     with Side(worker, [(settings,)]) as alone, Side(worker, [(settings,)] * CORES) as together:
         for _ in range(settings.repeats):
-            for how, side in (("one core, the others at rest", alone), (f"{CORES} cores, a process each", together)):
+            for how, side in (
+                ("one core, the others at rest", alone),
+                (f"{CORES} cores, a process each", together),
+            ):
                 for name in NETWORKS:
                     _, peak = side("peak", "")
                     _, rate = side("train", name)
@@ -128,15 +150,26 @@ def measure(settings: MatrixShareSettings) -> None:
         profiles = {name: alone("profile", name)[1][0] for name in NETWORKS}
     breakdown = table(
         ["part of the operators' time (one core)", *NETWORKS],
-        [[group, *(f"{100 * profiles[name][group]:.1f} %" for name in NETWORKS)] for group in [*GROUPS, "rest"]],
+        [
+            [group, *(f"{100 * profiles[name][group]:.1f} %" for name in NETWORKS)]
+            for group in [*GROUPS, "rest"]
+        ],
     )
     section(
         "Share of the bf16 matrix rate while training",
         ["network", "on", "GFLOP/s trained, median (quartiles)", "share of the matrix rate, %"],
-        [[name, how, spread(values), spread(shares[name, how], 1)] for (name, how), values in rates.items()],
+        [
+            [name, how, spread(values), spread(shares[name, how], 1)]
+            for (name, how), values in rates.items()
+        ],
         n=f"n = {settings.repeats} repetitions, {settings.images:,} images a process each",
         out=settings.out,
-        notes=["Matrix rate: " + "; ".join(f"{how}: {spread(values)} GFLOP/s" for how, values in peaks.items()) + ".", breakdown],
+        notes=[
+            "Matrix rate: "
+            + "; ".join(f"{how}: {spread(values)} GFLOP/s" for how, values in peaks.items())
+            + ".",
+            breakdown,
+        ],
     )
 
 

@@ -8,7 +8,13 @@ from mnist_ray.spaces.convnet import convnet
 TRAINABLE = "noop_trial:NoOpTrial"  # what our search trains the trials with
 
 
-def space(trial: Any, data: DataShape, seconds: float = 0.1, stamps: str = "", floats: int = 0) -> dict[str, Any]:
+def space(
+    trial: Any, data: DataShape, seconds: float = 0.1, stamps: str = "", floats: int = 0
+) -> dict[str, Any]:
     """The default space, or so many real parameters. stamps: a folder where each process notes when its trials began and ended."""
-    suggested = {f"x{i}": trial.suggest_float(f"x{i}", 0, 1) for i in range(floats)} if floats else convnet(trial, data)
+    suggested = (
+        {f"x{i}": trial.suggest_float(f"x{i}", 0, 1) for i in range(floats)}
+        if floats
+        else convnet(trial, data)
+    )
     return {**suggested, "seconds": seconds, "stamps": stamps}

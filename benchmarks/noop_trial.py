@@ -17,7 +17,7 @@ from ray import tune
 
 from mnist_ray.spaces import DataShape
 from mnist_ray.storage import RunStorage
-from mnist_ray.trial import TrainTrial, TrialContext, checkpoint_folder
+from mnist_ray.tune.trainable import TrainTrial, TrialContext, checkpoint_folder
 
 
 def sleep(hp: Mapping[str, Any], start: float) -> dict[str, Any]:
@@ -26,14 +26,30 @@ def sleep(hp: Mapping[str, Any], start: float) -> dict[str, Any]:
     with open(f"{hp['stamps']}/{os.getpid()}.stamps", "a") as file:
         file.write(f"{start} {time.time()}\n")
     accuracy = random.random()
-    row = {"epoch": 1, "train_loss": 0.0, "train_accuracy": 0.0, "val_loss": 1 - accuracy, "val_accuracy": accuracy}
-    return {**row, "lr": 0.0, "images_per_second": 0.0, "seconds": hp["seconds"], "n_parameters": 0, "node": platform.node(), "done": True}
+    row = {
+        "epoch": 1,
+        "train_loss": 0.0,
+        "train_accuracy": 0.0,
+        "val_loss": 1 - accuracy,
+        "val_accuracy": accuracy,
+    }
+    return {
+        **row,
+        "lr": 0.0,
+        "images_per_second": 0.0,
+        "seconds": hp["seconds"],
+        "n_parameters": 0,
+        "node": platform.node(),
+        "done": True,
+    }
 
 
 class NoOpTrial(TrainTrial):
     """For our search. The checkpoints that it expects are written within the trial's own time: they are its work."""
 
-    def setup(self, config: dict[str, Any], context: TrialContext | None = None, **data: Any) -> None:  # type: ignore[override]
+    def setup(
+        self, config: dict[str, Any], context: TrialContext | None = None, **data: Any
+    ) -> None:  # type: ignore[override]
         assert context is not None
         self.context, self.storage = context, RunStorage(context.run)
         self._begin(config)
@@ -64,8 +80,12 @@ def stock(trials: int, slots: int, seconds: float, floats: int, folder: str) -> 
     import ray
     from ray.tune.search.optuna import OptunaSearch
 
-    shape = DataShape(1, (8, 8), 10, (0.3053,), (0.3761,))  # that of digits, which our side is given
-    configured = functools.partial(space, data=shape, seconds=seconds, stamps=folder, floats=floats)  # Ray pickles it, so no lambda
+    shape = DataShape(
+        1, (8, 8), 10, (0.3053,), (0.3761,)
+    )  # that of digits, which our side is given
+    configured = functools.partial(
+        space, data=shape, seconds=seconds, stamps=folder, floats=floats
+    )  # Ray pickles it, so no lambda
     ray.init(address="local", log_to_driver=False, logging_level="ERROR")
     results = tune.Tuner(
         tune.with_resources(StockTrial, {"cpu": len(os.sched_getaffinity(0)) / slots}),
@@ -79,7 +99,10 @@ def stock(trials: int, slots: int, seconds: float, floats: int, folder: str) -> 
         ),
         # A trial that only sleeps has nothing to keep.
         run_config=tune.RunConfig(
-            name="stock", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+            name="stock",
+            storage_path=folder,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     ).fit()
     if results.errors:

@@ -65,7 +65,10 @@ class OverheadSettings(BenchmarkSettings):
 
 
 def run(
-    command: list[str], log: Path, while_running: Callable[[int], None] = lambda process: None, **environment: str
+    command: list[str],
+    log: Path,
+    while_running: Callable[[int], None] = lambda process: None,
+    **environment: str,
 ) -> tuple[float, float]:
     """When the command was started, and its wall time in seconds; its output goes to `log`. WorkError with the log's end where it fails.
 
@@ -76,7 +79,11 @@ def run(
     with log.open("wb") as file:
         start = time.time()
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=BENCHMARKS, env={**os.environ, **ours, **environment}, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, *command],
+            cwd=BENCHMARKS,
+            env={**os.environ, **ours, **environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     try:
         while True:
@@ -104,9 +111,30 @@ def real_search(settings: OverheadSettings, folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     stamp = folder / "stamp"
-    command = [str(ROOT / "jobs" / "search.py"), "--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
-    command += ["--train-images", str(settings.train_images), "--val-images", "5000", "--trials", str(settings.search_trials)]
-    command += ["--max-epochs", str(settings.max_epochs), "--no-finetune", "--space", "stamped:space", "--space-args", f"stamp={stamp}"]
+    command = [
+        str(ROOT / "jobs" / "search.py"),
+        "--dataset",
+        "mnist",
+        "--data-dir",
+        os.path.abspath(settings.data_dir),
+    ]
+    command += [
+        "--train-images",
+        str(settings.train_images),
+        "--val-images",
+        "5000",
+        "--trials",
+        str(settings.search_trials),
+    ]
+    command += [
+        "--max-epochs",
+        str(settings.max_epochs),
+        "--no-finetune",
+        "--space",
+        "stamped:space",
+        "--space-args",
+        f"stamp={stamp}",
+    ]
     command += ["--storage", str(folder), "--name", "run"]
     memory: dict[int, float] = {}
 
@@ -131,14 +159,20 @@ def trial_processes(driver: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+            names[int(path.name)] = (
+                (path / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+            )
         except (OSError, IndexError, ValueError):
             continue  # it has just ended
     found, level = [], [driver]
     while level:
         level = [child for child, parent in parents.items() if parent in level]
         found += level
-    return [process for process in found if names.get(process, "").startswith("ray::") and "Train" in names[process]]
+    return [
+        process
+        for process in found
+        if names.get(process, "").startswith("ray::") and "Train" in names[process]
+    ]
 
 
 def idle_at_end(journal: Path) -> float:
@@ -167,7 +201,10 @@ def measure_search(settings: OverheadSettings) -> None:
     searches: list[dict[str, Any]] = []
     floors: list[dict[str, Any]] = []
     for _ in range(settings.repeats):
-        for results, side in ((searches, lambda folder: real_search(settings, folder)), (floors, bare_ray)):
+        for results, side in (
+            (searches, lambda folder: real_search(settings, folder)),
+            (floors, bare_ray),
+        ):
             with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
                 results.append(side(Path(folder)))
         print(f"search {searches[-1]}\nbare Ray {floors[-1]}", flush=True)
@@ -181,20 +218,34 @@ def measure_search(settings: OverheadSettings) -> None:
         ["what", "median (quartiles)"],
         [
             ["command to the first training step, s", spread([s["first"] for s in searches], 1)],
-            ["for comparison: command to a bare Ray worker with torch and ray.tune, s", spread([f["first"] for f in floors], 1)],
+            [
+                "for comparison: command to a bare Ray worker with torch and ray.tune, s",
+                spread([f["first"] for f in floors], 1),
+            ],
             ["wall time of the search, s", spread([s["wall"] for s in searches], 1)],
-            [f"its training: all epochs' seconds / {CORES} slots, s", spread([s["training"] for s in searches], 1)],
+            [
+                f"its training: all epochs' seconds / {CORES} slots, s",
+                spread([s["training"] for s in searches], 1),
+            ],
             ["wall beyond the training, s", spread(beyond, 1)],
-            ["of it: slots without a trial left, at the end, s", spread([s["idle"] for s in searches], 1)],
+            [
+                "of it: slots without a trial left, at the end, s",
+                spread([s["idle"] for s in searches], 1),
+            ],
             ["wall beyond the training and that, s", spread(busy, 1)],
             ["5 % of the training + 12 s, s", spread(allowed, 1)],
             ["memory of a trial's process (largest PSS), MB", spread(trial_memory)],
             ["memory of a bare worker with torch and ray.tune (PSS), MB", spread(bare_memory)],
-            ["a trial beyond the bare worker, MB", spread([a - b for a, b in zip(trial_memory, bare_memory, strict=True)])],
+            [
+                "a trial beyond the bare worker, MB",
+                spread([a - b for a, b in zip(trial_memory, bare_memory, strict=True)]),
+            ],
         ],
         n=f"n = {settings.repeats} searches and bare Rays in turn",
         out=settings.out,
-        notes=[f"{settings.search_trials} trials of at most {settings.max_epochs} epochs on {settings.train_images:,} images each."],
+        notes=[
+            f"{settings.search_trials} trials of at most {settings.max_epochs} epochs on {settings.train_images:,} images each."
+        ],
     )
 
 
@@ -211,16 +262,42 @@ def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float,
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
         if side == "ours":
-            command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
-            command += ["--space-args", f"seconds={settings.seconds}", f"stamps={folder}", f"floats={settings.floats}"]
+            command = [
+                str(ROOT / "jobs" / "search.py"),
+                "--dataset",
+                "digits",
+                "--space",
+                "noop_space:space",
+                "--max-epochs",
+                "1",
+            ]
+            command += [
+                "--space-args",
+                f"seconds={settings.seconds}",
+                f"stamps={folder}",
+                f"floats={settings.floats}",
+            ]
             command += ["--trials", str(trials), "--max-concurrent", str(settings.slots)]
-            command += ["--cpus-per-trial", str(CORES / settings.slots), "--sampler", settings.sampler]
-            run([*command, "--storage", name, "--name", "ours", "--no-finetune"], folder / "log", sample)
+            command += [
+                "--cpus-per-trial",
+                str(CORES / settings.slots),
+                "--sampler",
+                settings.sampler,
+            ]
+            run(
+                [*command, "--storage", name, "--name", "ours", "--no-finetune"],
+                folder / "log",
+                sample,
+            )
         else:
             numbers = (trials, settings.slots, settings.seconds, settings.floats)
             command = [str(BENCHMARKS / "noop_trial.py"), *map(str, numbers), name]
             run(command, folder / "log", sample, RAY_AUTH_MODE="disabled")
-        times = [tuple(map(float, line.split())) for path in folder.glob("*.stamps") for line in path.read_text().splitlines()]
+        times = [
+            tuple(map(float, line.split()))
+            for path in folder.glob("*.stamps")
+            for line in path.read_text().splitlines()
+        ]
         if len(times) != trials:
             log = (folder / "log").read_text(errors="replace").splitlines()[-20:]
             raise WorkError(f"{side}: {len(times)} of {trials} trials ran:\n" + "\n".join(log))
@@ -235,10 +312,15 @@ def measure_trials(settings: OverheadSettings) -> None:
     for _ in range(settings.repeats):
         for (side, trials), values in found.items():
             values.append(sleeping(settings, side, trials))
-            print(f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB", flush=True)
+            print(
+                f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB",
+                flush=True,
+            )
     beyond = {length: [ms for ms, _ in values] for length, values in found.items()}
     names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
-    counts = " to ".join(f"{trials:,}" for trials in sorted({settings.trials[0], settings.trials[-1]}))
+    counts = " to ".join(
+        f"{trials:,}" for trials in sorted({settings.trials[0], settings.trials[-1]})
+    )
     section(
         f"What a trial costs beside its work: {counts} trials, {settings.slots} at a time"
         + ("" if settings.sampler == "tpe" else f", sampler {settings.sampler}"),
@@ -256,23 +338,32 @@ def measure_trials(settings: OverheadSettings) -> None:
                 f"{trials:,}",
                 spread(values, 1),
                 ratios(values, beyond[lengths[0]]),
-                ratios(beyond["stock", trials], values) if side == "ours" and "stock" in settings.sides else "",
+                ratios(beyond["stock", trials], values)
+                if side == "ours" and "stock" in settings.sides
+                else "",
                 spread([mb for _, mb in found[side, trials]]),
             ]
             for (side, trials), values in beyond.items()
         ],
         n=f"n = {settings.repeats} repetitions of each in turn",
         out=settings.out,
-        notes=[f"Trials of {settings.seconds} s. " + (f"{settings.floats} real parameters." if settings.floats else "The default space.")],
+        notes=[
+            f"Trials of {settings.seconds} s. "
+            + (f"{settings.floats} real parameters." if settings.floats else "The default space.")
+        ],
     )
 
 
 def measure(settings: OverheadSettings) -> None:
     """The parts that are asked for."""
     if not settings.sides or set(settings.sides) - set(SIDES):
-        raise SettingsError(f"--sides: {' '.join(settings.sides)!r} is not allowed; expected {' or '.join(SIDES)}")
+        raise SettingsError(
+            f"--sides: {' '.join(settings.sides)!r} is not allowed; expected {' or '.join(SIDES)}"
+        )
     if not settings.parts or set(settings.parts) - set(PARTS):
-        raise SettingsError(f"--parts: {' '.join(settings.parts)!r} is not allowed; expected {' or '.join(PARTS)}")
+        raise SettingsError(
+            f"--parts: {' '.join(settings.parts)!r} is not allowed; expected {' or '.join(PARTS)}"
+        )
     if "search" in settings.parts:
         measure_search(settings)
     if "trials" in settings.parts:

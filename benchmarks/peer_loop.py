@@ -16,11 +16,20 @@ from torchvision import datasets, transforms
 from mnist_ray import models
 
 
-def loader(data_dir: str, indices: Any, batch_size: int, *, shuffle: bool, workers: int = 0) -> DataLoader:
+def loader(
+    data_dir: str, indices: Any, batch_size: int, *, shuffle: bool, workers: int = 0
+) -> DataLoader:
     """Batches of the images of MNIST's training part that `indices` names."""
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
     images = datasets.MNIST(data_dir, train=True, transform=transform)
-    return DataLoader(Subset(images, [int(i) for i in indices]), batch_size=batch_size, shuffle=shuffle, num_workers=workers)
+    return DataLoader(
+        Subset(images, [int(i) for i in indices]),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+    )
 
 
 def network(hp: Mapping[str, Any]) -> nn.Module:

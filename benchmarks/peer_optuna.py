@@ -37,7 +37,9 @@ def main(task: dict[str, Any]) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=task["seed"]), pruner=optuna.pruners.MedianPruner()
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=task["seed"]),
+        pruner=optuna.pruners.MedianPruner(),
     )
     study.optimize(objective, n_trials=task["trials"])
 

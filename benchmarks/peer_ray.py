@@ -38,7 +38,9 @@ def train_mnist(config: dict[str, Any], task: dict[str, Any]) -> None:
 class Printer(tune.Callback):
     """A line for every result."""
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         print(json.dumps({"time": time.time(), "accuracy": result["mean_accuracy"]}), flush=True)
 
 
@@ -53,12 +55,16 @@ def main(task: dict[str, Any]) -> None:
             tune_config=tune.TuneConfig(
                 metric="mean_accuracy",
                 mode="max",
-                search_alg=OptunaSearch(space=space, metric="mean_accuracy", mode="max", seed=task["seed"] + 1),
+                search_alg=OptunaSearch(
+                    space=space, metric="mean_accuracy", mode="max", seed=task["seed"] + 1
+                ),
                 scheduler=AsyncHyperBandScheduler(max_t=task["epochs"]),
                 num_samples=task["trials"],
                 max_concurrent_trials=task["cores"],
             ),
-            run_config=tune.RunConfig(name="peer", storage_path=folder, verbose=0, callbacks=[Printer()]),
+            run_config=tune.RunConfig(
+                name="peer", storage_path=folder, verbose=0, callbacks=[Printer()]
+            ),
         ).fit()
     ray.shutdown()
 

@@ -18,7 +18,9 @@ def space(trial: Any, data: DataShape = MNIST) -> dict[str, Any]:
         "width": trial.suggest_int("width", 16, 32, step=8),
         "kernel_size": 3,
         "activation": "relu",
-        "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
+        "activation_position": trial.suggest_categorical(
+            "activation_position", ["after_norm", "before_norm"]
+        ),
         "pooling": "max",
         "pool_position": "end",
         "dropout": trial.suggest_float("dropout", 0.0, 0.5, step=0.1),

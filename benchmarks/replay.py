@@ -77,7 +77,9 @@ class Encoder:
     def __call__(self, params: dict[str, Any]) -> np.ndarray:
         row = []
         for name, (low, high) in self.numeric.items():
-            row.append((_scale(name, params[name]) - low) / (high - low) if name in params else -1.0)
+            row.append(
+                (_scale(name, params[name]) - low) / (high - low) if name in params else -1.0
+            )
         for name, values in self.categories.items():
             row += [float(params.get(name) == v) for v in values]
         return np.array(row)
@@ -103,9 +105,19 @@ class Answers:
         self.oob = math.nan
         if kind == "forest":
             clipped = np.clip(self.accuracies, 0.01, 0.9999)
-            self.forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, max_features=0.5, oob_score=True, random_state=0)
-            self.forest.fit(self.points, np.hstack([np.log(clipped / (1 - clipped)), np.log(self.seconds)]))
-            self.oob = _rank_correlation(self.forest.oob_prediction_[:, epochs - 1], self.accuracies[:, -1])
+            self.forest = RandomForestRegressor(
+                n_estimators=100,
+                min_samples_leaf=2,
+                max_features=0.5,
+                oob_score=True,
+                random_state=0,
+            )
+            self.forest.fit(
+                self.points, np.hstack([np.log(clipped / (1 - clipped)), np.log(self.seconds)])
+            )
+            self.oob = _rank_correlation(
+                self.forest.oob_prediction_[:, epochs - 1], self.accuracies[:, -1]
+            )
 
     def many(self, encoded: np.ndarray) -> Curve:
         """Accuracies and seconds, [n, epochs] each, of encoded configurations [n, features]."""
@@ -151,7 +163,9 @@ class Stock:
         from ray.tune.search.optuna import OptunaSearch
 
         sampler = optuna.samplers.TPESampler(seed=seed)
-        self.searcher = OptunaSearch(space=space, metric="val_accuracy", mode="max", sampler=sampler)
+        self.searcher = OptunaSearch(
+            space=space, metric="val_accuracy", mode="max", sampler=sampler
+        )
         self.scheduler = ASHAScheduler(time_attr="training_iteration", max_t=epochs)
         self.scheduler.set_search_properties("val_accuracy", "max")
 
@@ -162,24 +176,36 @@ class Stock:
 class Shipped:
     """StudySearch and the scheduler that a search makes."""
 
-    def __init__(self, space: Callable[..., Any], epochs: int, seed: int, name: str, reduction_factor: float, kept: int | None) -> None:
+    def __init__(
+        self,
+        space: Callable[..., Any],
+        epochs: int,
+        seed: int,
+        name: str,
+        reduction_factor: float,
+        kept: int | None,
+    ) -> None:
         import optuna
 
-        from mnist_ray import schedulers
-        from mnist_ray.optuna_search import StudySearch
-        from mnist_ray.pruners import make_pruner
-        from mnist_ray.records import Records
-        from mnist_ray.samplers import make_sampler
-        from mnist_ray.studies import open_study
+        from mnist_ray.run.records import Records
+        from mnist_ray.study.pruners import make_pruner
+        from mnist_ray.study.samplers import make_sampler
+        from mnist_ray.study.studies import open_study
+        from mnist_ray.tune import schedulers
+        from mnist_ray.tune.searcher import StudySearch
 
-        settings = SearchSettings(max_epochs=epochs, sampler=name, reduction_factor=reduction_factor)
+        settings = SearchSettings(
+            max_epochs=epochs, sampler=name, reduction_factor=reduction_factor
+        )
         sampler = make_sampler(name, seed)
         if kept is not None:
             sampler.KEPT = kept
         storage = optuna.storages.InMemoryStorage()
         study = open_study(storage, "replay", settings.metric, sampler, make_pruner(settings))
         records = Records(settings.metric, total=10**9)
-        self.searcher = StudySearch(study, space, records, run="replay", max_epochs=epochs, on_settled=lambda number: None)
+        self.searcher = StudySearch(
+            study, space, records, run="replay", max_epochs=epochs, on_settled=lambda number: None
+        )
         self.scheduler = schedulers.make(settings, {}, self.searcher)
         self.scheduler.set_search_properties(settings.metric, "max")
 
@@ -199,9 +225,18 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
 
     if variant == "stock":
         return Stock(space, epochs, seed)
-    sampler, *numbers = (f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant).split(":")
+    sampler, *numbers = (
+        f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant
+    ).split(":")
     try:
-        return Shipped(space, epochs, seed, sampler, float(numbers[0]), int(numbers[1]) if numbers[1:] else None)
+        return Shipped(
+            space,
+            epochs,
+            seed,
+            sampler,
+            float(numbers[0]),
+            int(numbers[1]) if numbers[1:] else None,
+        )
     except (ValueError, IndexError) as error:
         raise SettingsError(
             f"--variants: {variant!r} is not allowed; expected stock, shipped or SAMPLER:REDUCTION_FACTOR[:KEPT]"
@@ -225,7 +260,9 @@ class Running:
 def begin(side: Side, number: int, answers: Callable[[dict[str, Any]], Curve]) -> Running:
     """Asks for a trial."""
     start = time.perf_counter()
-    trial = SimpleNamespace(trial_id=f"t{number:05d}", config=side.searcher.suggest(f"t{number:05d}"))
+    trial = SimpleNamespace(
+        trial_id=f"t{number:05d}", config=side.searcher.suggest(f"t{number:05d}")
+    )
     side.scheduler.on_trial_add(None, trial)
     work = time.perf_counter() - start
     return Running(trial, *answers(side.params(trial.trial_id)), work=work)
@@ -234,7 +271,10 @@ def begin(side: Side, number: int, answers: Callable[[dict[str, Any]], Curve]) -
 def end_epoch(side: Side, running: Running) -> tuple[float, bool]:
     """Tells of the trial's next epoch: its accuracy, and whether the trial ends with it."""
     start = time.perf_counter()
-    accuracy, seconds = float(running.accuracies[running.epoch]), float(running.seconds[running.epoch])
+    accuracy, seconds = (
+        float(running.accuracies[running.epoch]),
+        float(running.seconds[running.epoch]),
+    )
     running.epoch += 1
     done = running.epoch == len(running.accuracies)
     result = _result(running.epoch, accuracy, seconds, done)
@@ -332,10 +372,17 @@ def best_of(answers: Answers) -> float:
 def measure(settings: ReplaySettings) -> None:
     """All variants on both answers, the seeds in turn; a section for each answer."""
     if not Path(settings.curves).exists():
-        raise SettingsError(f"--curves: {settings.curves} does not exist; python benchmarks/replay_curves.py makes it")
+        raise SettingsError(
+            f"--curves: {settings.curves} does not exist; python benchmarks/replay_curves.py makes it"
+        )
     for variant in settings.variants:
         make_side(variant, 2, 0)
-    tasks = [(settings, kind, v, seed) for kind in ANSWERS for seed in range(settings.repeats) for v in settings.variants]
+    tasks = [
+        (settings, kind, v, seed)
+        for kind in ANSWERS
+        for seed in range(settings.repeats)
+        for v in settings.variants
+    ]
     courses: dict[tuple[str, str], list[list[float]]] = {}
     with multiprocessing.get_context("spawn").Pool(settings.workers) as pool:
         for i, (kind, variant, course) in enumerate(pool.imap(one, tasks), start=1):
@@ -344,12 +391,26 @@ def measure(settings: ReplaySettings) -> None:
                 print(f"{i} of {len(tasks)} searches", flush=True)
     for kind in ANSWERS:
         answers = _of(kind, settings.curves)
-        found = np.array([course for (k, _), many in courses.items() if k == kind for course in many])
+        found = np.array(
+            [course for (k, _), many in courses.items() if k == kind for course in many]
+        )
         best = max(best_of(answers), float(found.max()))
-        _report(settings, kind, answers, best, {v: np.array(courses[kind, v]) for v in settings.variants})
+        _report(
+            settings,
+            kind,
+            answers,
+            best,
+            {v: np.array(courses[kind, v]) for v in settings.variants},
+        )
 
 
-def _report(settings: ReplaySettings, kind: str, answers: Answers, best: float, courses: dict[str, np.ndarray]) -> None:
+def _report(
+    settings: ReplaySettings,
+    kind: str,
+    answers: Answers,
+    best: float,
+    courses: dict[str, np.ndarray],
+) -> None:
     quarter = settings.budget // 4
     rows = []
     for variant, course in courses.items():
@@ -371,7 +432,9 @@ def _report(settings: ReplaySettings, kind: str, answers: Answers, best: float, 
         f"{SLOTS} trials at a time, {settings.budget} epochs a search."
     ]
     if answers.forest is not None:
-        notes.append(f"Rank correlation of the forest's out-of-bag predictions with the recorded last accuracies: {answers.oob:.2f}.")
+        notes.append(
+            f"Rank correlation of the forest's out-of-bag predictions with the recorded last accuracies: {answers.oob:.2f}."
+        )
     section(
         f"Searches replayed on recorded curves, answers by {kind}",
         [
@@ -389,7 +452,10 @@ def _report(settings: ReplaySettings, kind: str, answers: Answers, best: float, 
 
 
 def _epochs(values: np.ndarray, budget: int) -> str:
-    low, middle, high = (f"> {budget}" if v > budget else f"{v:.0f}" for v in np.percentile(values, [25, 50, 75], method="higher"))
+    low, middle, high = (
+        f"> {budget}" if v > budget else f"{v:.0f}"
+        for v in np.percentile(values, [25, 50, 75], method="higher")
+    )
     return f"{middle} ({low} to {high})"
 
 

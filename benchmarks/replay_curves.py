@@ -67,12 +67,17 @@ def record(s: CurveSettings) -> int:
     if not missing:
         return 0
     # Fresh interpreters: torch's threads do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(s.workers, len(missing)), _start, (s,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        min(s.workers, len(missing)), _start, (s,)
+    ) as pool:
         for row in pool.imap_unordered(_train, missing):
             rows.append(row)
             write(path, rows, made_with)
             best = max(row["val_accuracy"], default=math.nan)
-            print(f"{len(rows)}/{s.configurations}  number {row['number']}  best {best:.4f}  {sum(row['seconds']):.1f} s", flush=True)
+            print(
+                f"{len(rows)}/{s.configurations}  number {row['number']}  best {best:.4f}  {sum(row['seconds']):.1f} s",
+                flush=True,
+            )
     return 0
 
 
@@ -87,8 +92,14 @@ def read(path: Path, made_with: dict[str, str] | None = None) -> list[dict[str, 
             )
     rows = []
     for row in table.to_pylist():
-        params = {key.removeprefix("params_"): row[key] for key in row if key.startswith("params_") and row[key] is not None}
-        rows.append({key: row[key] for key in ("number", "n_parameters", *CURVES)} | {"params": params})
+        params = {
+            key.removeprefix("params_"): row[key]
+            for key in row
+            if key.startswith("params_") and row[key] is not None
+        }
+        rows.append(
+            {key: row[key] for key in ("number", "n_parameters", *CURVES)} | {"params": params}
+        )
     return rows
 
 
@@ -97,9 +108,13 @@ def write(path: Path, rows: list[dict[str, Any]], made_with: dict[str, str]) -> 
     rows = sorted(rows, key=lambda row: row["number"])
     names = sorted({name for row in rows for name in row["params"]})
     columns = {"number": pa.array([row["number"] for row in rows])}
-    columns |= {f"params_{name}": pa.array([row["params"].get(name) for row in rows]) for name in names}
+    columns |= {
+        f"params_{name}": pa.array([row["params"].get(name) for row in rows]) for name in names
+    }
     columns["n_parameters"] = pa.array([row["n_parameters"] for row in rows])
-    columns |= {name: pa.array([row[name] for row in rows], pa.list_(pa.float64())) for name in CURVES}
+    columns |= {
+        name: pa.array([row[name] for row in rows], pa.list_(pa.float64())) for name in CURVES
+    }
     part = path.with_name(path.name + ".part")
     pq.write_table(pa.table(columns).replace_schema_metadata(made_with), part, compression="zstd")
     part.replace(path)
@@ -113,12 +128,18 @@ def _start(s: CurveSettings) -> None:
     import torch
 
     from mnist_ray import data
-    from mnist_ray.training import best_precision, use_threads
+    from mnist_ray.training.trainer import best_precision, use_threads
 
     global worker
     use_threads(1)
     images, train, val = data.load_split(
-        settings.SearchSettings(dataset=s.dataset, data_dir=s.data_dir, seed=s.seed, train_images=s.train_images, val_images=s.val_images)
+        settings.SearchSettings(
+            dataset=s.dataset,
+            data_dir=s.data_dir,
+            seed=s.seed,
+            train_images=s.train_images,
+            val_images=s.val_images,
+        )
     )
     tensors = [torch.from_numpy(a.copy()) for a in (images.images, images.labels, train, val)]
     worker = (s, images, tensors, best_precision(torch.device("cpu")))
@@ -129,8 +150,8 @@ def _train(number: int) -> dict[str, Any]:
     import optuna
 
     from mnist_ray import models, spaces
-    from mnist_ray.search import data_shape
-    from mnist_ray.training import Trainer
+    from mnist_ray.search_job.job import data_shape
+    from mnist_ray.training.trainer import Trainer
 
     s, images, tensors, precision = worker
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -147,7 +168,12 @@ def _train(number: int) -> dict[str, Any]:
             break
         for name in CURVES:
             curve[name].append(row[name])
-    return {"number": number, "params": dict(trial.params), "n_parameters": models.n_parameters(trainer.model), **curve}
+    return {
+        "number": number,
+        "params": dict(trial.params),
+        "n_parameters": models.n_parameters(trainer.model),
+        **curve,
+    }
 
 
 if __name__ == "__main__":

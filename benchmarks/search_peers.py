@@ -27,7 +27,9 @@ from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
 
-Course = list[tuple[float, float]]  # seconds since the command was started, validation accuracy: one pair an epoch
+Course = list[
+    tuple[float, float]
+]  # seconds since the command was started, validation accuracy: one pair an epoch
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,31 @@ class SearchPeersSettings(BenchmarkSettings):
 
 def ours(settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, Course]:
     """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear in its study."""
-    command = [sys.executable, str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space", "--dataset", "mnist"]
-    command += ["--data-dir", os.path.abspath(settings.data_dir), "--train-images", str(settings.train_images), "--val-images", "5000"]
-    command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs), "--seed", str(seed), "--no-finetune"]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "search.py"),
+        "--space",
+        "peer_space:space",
+        "--dataset",
+        "mnist",
+    ]
+    command += [
+        "--data-dir",
+        os.path.abspath(settings.data_dir),
+        "--train-images",
+        str(settings.train_images),
+        "--val-images",
+        "5000",
+    ]
+    command += [
+        "--trials",
+        str(settings.trials),
+        "--max-epochs",
+        str(settings.epochs),
+        "--seed",
+        str(seed),
+        "--no-finetune",
+    ]
     command += ["--storage", folder, "--name", "ours"]
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
     with _started(command, Path(folder, "log")) as (process, start):
@@ -59,13 +83,21 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, 
             read += len(whole)
             now = time.time() - start
             entries = [json.loads(line) for line in whole.splitlines()]
-            course += [(now, entry["intermediate_value"]) for entry in entries if "intermediate_value" in entry]
+            course += [
+                (now, entry["intermediate_value"])
+                for entry in entries
+                if "intermediate_value" in entry
+            ]
         return time.time() - start, course
 
 
-def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, Course]:
+def peer(
+    script: str, settings: SearchPeersSettings, seed: int, folder: str
+) -> tuple[float, Course]:
     """A peer's script, which prints a line an epoch."""
-    _, train, val = mnist(settings, settings.train_images, seed=seed)  # the split that ours makes of the same seed
+    _, train, val = mnist(
+        settings, settings.train_images, seed=seed
+    )  # the split that ours makes of the same seed
     task = {
         "data_dir": os.path.abspath(settings.data_dir),
         "train": train.tolist(),
@@ -81,7 +113,9 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
     with _started([sys.executable, str(BENCHMARKS / script), str(path)], log) as (process, start):
         process.wait()
         wall = time.time() - start
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')]
+    lines = [
+        json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')
+    ]
     return wall, [(line["time"] - start, line["accuracy"]) for line in lines]
 
 
@@ -91,7 +125,9 @@ def _started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen, 
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("wb") as file:
         start = time.time()
-        process = subprocess.Popen(command, cwd=BENCHMARKS, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=BENCHMARKS, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
     try:
         yield process, start
     finally:
@@ -112,9 +148,17 @@ SIDES: dict[str, Callable[[SearchPeersSettings, int, str], tuple[float, Course]]
 
 def measure(settings: SearchPeersSettings) -> None:
     """What the cache lacks is run, the sides in turn; then the table."""
-    kept = {key: value for key, value in dataclasses.asdict(settings).items() if key in ("trials", "epochs", "train_images")}
+    kept = {
+        key: value
+        for key, value in dataclasses.asdict(settings).items()
+        if key in ("trials", "epochs", "train_images")
+    }
     cache = Path(settings.cache) if settings.cache else None
-    lines = [json.loads(line) for line in cache.read_text().splitlines()] if cache and cache.exists() else []
+    lines = (
+        [json.loads(line) for line in cache.read_text().splitlines()]
+        if cache and cache.exists()
+        else []
+    )
     done = {(line["seed"], line["side"]): line for line in lines if line["settings"] == kept}
     for seed in range(settings.repeats):
         for side, search in SIDES.items():
@@ -124,20 +168,35 @@ def measure(settings: SearchPeersSettings) -> None:
                 wall, course = search(settings, seed, folder)
             if not course:
                 raise WorkError(f"{side}: the search reported no epoch")
-            done[seed, side] = {"settings": kept, "seed": seed, "side": side, "wall": wall, "course": course}
+            done[seed, side] = {
+                "settings": kept,
+                "seed": seed,
+                "side": side,
+                "wall": wall,
+                "course": course,
+            }
             top = max(accuracy for _, accuracy in course)
-            print(f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best {top:.4f}", flush=True)
+            print(
+                f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best {top:.4f}",
+                flush=True,
+            )
             if cache:
                 with cache.open("a") as file:
                     file.write(json.dumps(done[seed, side]) + "\n")
 
     seeds = range(settings.repeats)
     courses = {side: [done[seed, side]["course"] for seed in seeds] for side in SIDES}
-    best = {side: [100 * max(accuracy for _, accuracy in course) for course in courses[side]] for side in SIDES}
+    best = {
+        side: [100 * max(accuracy for _, accuracy in course) for course in courses[side]]
+        for side in SIDES
+    }
     target = [min(bests) for bests in zip(*best.values(), strict=True)]
     walls = {side: [done[seed, side]["wall"] for seed in seeds] for side in SIDES}
     reached = {
-        side: [min(t for t, accuracy in course if 100 * accuracy >= aim) for course, aim in zip(courses[side], target, strict=True)]
+        side: [
+            min(t for t, accuracy in course if 100 * accuracy >= aim)
+            for course, aim in zip(courses[side], target, strict=True)
+        ]
         for side in SIDES
     }
     section(

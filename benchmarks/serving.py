@@ -33,7 +33,8 @@ def published(settings: ServingSettings) -> bytes:
     """The model's file."""
     import torch
 
-    from mnist_ray import models, onnx_model
+    from mnist_ray import models
+    from mnist_ray.export import onnx_model
 
     if settings.model:
         return onnx_model.read(settings.model)
@@ -46,7 +47,7 @@ def published(settings: ServingSettings) -> bytes:
 
 def runtime(model: bytes, threads: int) -> Callable[[int, int], float]:
     """onnxruntime; a call gives the seconds for so many images, in batches of that size."""
-    from mnist_ray import onnx_model
+    from mnist_ray.export import onnx_model
 
     session = onnx_model.Session(model, "the model", threads)
     return _timed(session.run, session.image_shape)
@@ -56,7 +57,7 @@ def eager(model: bytes, threads: int) -> Callable[[int, int], float]:
     """torch."""
     import torch
 
-    from mnist_ray import onnx_model
+    from mnist_ray.export import onnx_model
 
     torch.set_num_threads(threads)
     network, hp = onnx_model.rebuild(model, "the model")
@@ -68,13 +69,17 @@ def eager(model: bytes, threads: int) -> Callable[[int, int], float]:
     return _timed(predict, (hp["in_channels"], *hp["image_size"]))
 
 
-def _timed(predict: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Callable[[int, int], float]:
+def _timed(
+    predict: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]
+) -> Callable[[int, int], float]:
     random = np.random.default_rng(0)
 
     def call(batches: int, size: int) -> float:
         """The median seconds of a batch."""
         pixels = random.random((size, *shape), dtype=np.float32)
-        time.sleep(0.1)  # onnxruntime's threads of the call before may still wait for work, using a core
+        time.sleep(
+            0.1
+        )  # onnxruntime's threads of the call before may still wait for work, using a core
         times = []
         for _ in range(5 + batches):
             start = time.perf_counter()
@@ -97,15 +102,31 @@ def measure(settings: ServingSettings) -> None:
                 for side in (ours, peer):
                     latency[side].append(1e6 * side(settings.calls, 1)[1][0])
                     speed[side].append(256 / side(settings.batches, 256)[1][0])
-        rows.append([f"one image, {where}, µs", spread(latency[ours]), spread(latency[peer]), ratios(latency[peer], latency[ours])])
-        rows.append([f"images/s in batches of 256, {where}", spread(speed[ours]), spread(speed[peer]), ratios(speed[ours], speed[peer])])
+        rows.append(
+            [
+                f"one image, {where}, µs",
+                spread(latency[ours]),
+                spread(latency[peer]),
+                ratios(latency[peer], latency[ours]),
+            ]
+        )
+        rows.append(
+            [
+                f"images/s in batches of 256, {where}",
+                spread(speed[ours]),
+                spread(speed[peer]),
+                ratios(speed[ours], speed[peer]),
+            ]
+        )
     section(
         "Serving the published model",
         ["what", "onnxruntime, median (quartiles)", "eager torch", "gain"],
         rows,
         n=f"n = {settings.repeats} repetitions of {settings.calls} single images and {settings.batches} batches, their median each",
         out=settings.out,
-        notes=[f"The model: {'a published one' if settings.model else 'conv 32-32-64-64 with random weights'}, {len(model) / 1e6:.2f} MB."],
+        notes=[
+            f"The model: {'a published one' if settings.model else 'conv 32-32-64-64 with random weights'}, {len(model) / 1e6:.2f} MB."
+        ],
     )
 
 

@@ -44,7 +44,9 @@ class Outcome:
     last_start: float = 0.0
     controller: float = 0.0  # its work, the overhead included
     best: float = 0.0
-    epochs: list[tuple[float, float]] = field(default_factory=list)  # begin and end of each, of all trials
+    epochs: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # begin and end of each, of all trials
 
     def end(self) -> float:
         return max(end for _, end in self.epochs)
@@ -59,7 +61,9 @@ def simulate(settings: SimulateSettings, answers: Answers, seed: int) -> Outcome
     side = make_side("shipped", answers.accuracies.shape[1], seed)
     out = Outcome()
     free = 0.0  # when the controller has nothing left to do
-    waiting: list[tuple[float, int, Running | None]] = [(0.0, worker, None) for worker in range(settings.workers)]
+    waiting: list[tuple[float, int, Running | None]] = [
+        (0.0, worker, None) for worker in range(settings.workers)
+    ]
     number = 0
     while waiting:
         ready, worker, running = heapq.heappop(waiting)
@@ -98,10 +102,22 @@ def measure(settings: SimulateSettings) -> None:
         f"{settings.trials:,} trials on {settings.workers} workers, simulated",
         ["what", "median (quartiles)"],
         [
-            ["utilisation until the last trial began, %", spread([utilisation(settings, o, o.last_start) for o in found], 1)],
-            ["utilisation to the end, when the last trials run alone, %", spread([utilisation(settings, o, o.end()) for o in found], 1)],
-            ["share of its time that the controller worked, %", spread([100 * o.controller / o.end() for o in found], 1)],
-            ["the controller's work for an epoch, ms", spread([1000 * o.controller / len(o.epochs) for o in found], 1)],
+            [
+                "utilisation until the last trial began, %",
+                spread([utilisation(settings, o, o.last_start) for o in found], 1),
+            ],
+            [
+                "utilisation to the end, when the last trials run alone, %",
+                spread([utilisation(settings, o, o.end()) for o in found], 1),
+            ],
+            [
+                "share of its time that the controller worked, %",
+                spread([100 * o.controller / o.end() for o in found], 1),
+            ],
+            [
+                "the controller's work for an epoch, ms",
+                spread([1000 * o.controller / len(o.epochs) for o in found], 1),
+            ],
             ["an epoch, s", spread([o.busy(o.end()) / len(o.epochs) for o in found], 2)],
             ["epochs of all trials", spread([len(o.epochs) for o in found])],
             ["virtual time, min", spread([o.end() / 60 for o in found], 1)],

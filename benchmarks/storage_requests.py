@@ -20,7 +20,11 @@ from overhead import run
 
 from mnist_ray.settings import main
 
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 METHODS = ("PUT", "GET", "HEAD", "POST", "DELETE")
 
 
@@ -54,12 +58,35 @@ def count(trials: int, seconds: float) -> Counter[str]:
     server.start()
     try:
         place = "{}:{}".format(*server.get_host_and_port())
-        urllib.request.urlopen(urllib.request.Request(f"http://{place}/runs", method="PUT")).close()  # the bucket
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{place}/runs", method="PUT")
+        ).close()  # the bucket
         requests.count.clear()
         with tempfile.TemporaryDirectory(prefix="requests-") as folder:
-            command = [str(ROOT / "jobs" / "search.py"), "--dataset", "digits", "--space", "noop_space:space", "--max-epochs", "1"]
-            command += ["--space-args", f"seconds={seconds}", f"stamps={folder}", "floats=8", "--trials", str(trials)]
-            command += ["--storage", f"s3://runs?endpoint_override={place}&scheme=http", "--name", Path(folder).name, "--no-finetune"]
+            command = [
+                str(ROOT / "jobs" / "search.py"),
+                "--dataset",
+                "digits",
+                "--space",
+                "noop_space:space",
+                "--max-epochs",
+                "1",
+            ]
+            command += [
+                "--space-args",
+                f"seconds={seconds}",
+                f"stamps={folder}",
+                "floats=8",
+                "--trials",
+                str(trials),
+            ]
+            command += [
+                "--storage",
+                f"s3://runs?endpoint_override={place}&scheme=http",
+                "--name",
+                Path(folder).name,
+                "--no-finetune",
+            ]
             run([*command, "--max-concurrent", str(CORES)], Path(folder, "log"), **KEYS)
     finally:
         logging.getLogger("werkzeug").removeHandler(requests)
@@ -73,7 +100,13 @@ def measure(settings: RequestSettings) -> None:
         for _ in range(settings.repeats):
             found = count(trials, settings.seconds)
             print(trials, dict(found), flush=True)
-            rows.append([f"{trials:,}", f"{found.total() / trials:.1f}", *(f"{found[method] / trials:.1f}" for method in METHODS)])
+            rows.append(
+                [
+                    f"{trials:,}",
+                    f"{found.total() / trials:.1f}",
+                    *(f"{found[method] / trials:.1f}" for method in METHODS),
+                ]
+            )
     section(
         "Requests to an object store, a trial",
         ["trials", "all", *METHODS],

@@ -14,10 +14,10 @@ import optuna
 from common import BenchmarkSettings, ratios, section, spread
 from optuna.trial import TrialState, create_trial
 
-from mnist_ray.samplers import TPE, TPE_OPTIONS
 from mnist_ray.settings import main
 from mnist_ray.spaces import DataShape
 from mnist_ray.spaces.convnet import convnet
+from mnist_ray.study.samplers import TPE, TPE_OPTIONS
 
 SHAPE = DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 
@@ -41,12 +41,26 @@ def drawn(n: int) -> list[optuna.trial.FrozenTrial]:
         trial = source.ask()
         convnet(trial, SHAPE)
         values = {epoch: float(v) for epoch, v in enumerate(np.sort(generator.random(8)), start=1)}
-        state = TrialState.RUNNING if i >= n else TrialState.COMPLETE if i % 3 == 0 else TrialState.PRUNED
+        state = (
+            TrialState.RUNNING
+            if i >= n
+            else TrialState.COMPLETE
+            if i % 3 == 0
+            else TrialState.PRUNED
+        )
         if state != TrialState.COMPLETE:
             values = dict(list(values.items())[: int(generator.integers(1, 8))])
         value = max(values.values()) if state == TrialState.COMPLETE else None
         params, distributions = trial.params, trial.distributions
-        trials.append(create_trial(state=state, value=value, params=params, distributions=distributions, intermediate_values=values))
+        trials.append(
+            create_trial(
+                state=state,
+                value=value,
+                params=params,
+                distributions=distributions,
+                intermediate_values=values,
+            )
+        )
     return trials
 
 
@@ -55,7 +69,10 @@ def measure(settings: AskSettings) -> None:
     rows, medians = [], {}
     for n in settings.trials:
         trials = drawn(n)
-        sides = {"ours": TPE(**TPE_OPTIONS, seed=0), "stock": optuna.samplers.TPESampler(**TPE_OPTIONS, seed=0)}
+        sides = {
+            "ours": TPE(**TPE_OPTIONS, seed=0),
+            "stock": optuna.samplers.TPESampler(**TPE_OPTIONS, seed=0),
+        }
         times: dict[str, list[float]] = {name: [] for name in sides}
         studies = {}
         for name, sampler in sides.items():
@@ -70,7 +87,14 @@ def measure(settings: AskSettings) -> None:
                     times[name].append(1000 * (time.perf_counter() - start))
                 study.tell(trial, state=TrialState.FAIL)
         medians[n] = {name: float(np.median(values)) for name, values in times.items()}
-        rows.append([f"{n:,}", spread(times["ours"], 1), spread(times["stock"], 1), ratios(times["stock"], times["ours"])])
+        rows.append(
+            [
+                f"{n:,}",
+                spread(times["ours"], 1),
+                spread(times["stock"], 1),
+                ratios(times["stock"], times["ours"]),
+            ]
+        )
     first, last = settings.trials[0], settings.trials[-1]
     grown = {name: medians[last][name] / medians[first][name] for name in medians[first]}
     section(
@@ -79,7 +103,9 @@ def measure(settings: AskSettings) -> None:
         rows,
         n=f"n = {settings.repeats} suggestions of each side in turn",
         out=settings.out,
-        notes=[f"From {first:,} to {last:,} trials the cost grows {grown['ours']:.1f} × (ours) and {grown['stock']:.1f} × (Optuna's)."],
+        notes=[
+            f"From {first:,} to {last:,} trials the cost grows {grown['ours']:.1f} × (ours) and {grown['stock']:.1f} × (Optuna's)."
+        ],
     )
 
 

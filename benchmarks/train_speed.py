@@ -18,7 +18,19 @@ from common import CORES, BenchmarkSettings, Side, convnet, mnist, ratios, secti
 from mnist_ray.settings import main
 
 CONV = convnet()
-MLP = {key: CONV[key] for key in ("in_channels", "image_size", "classes", "mean", "std", "batch_size", "optimizer", "lr")}
+MLP = {
+    key: CONV[key]
+    for key in (
+        "in_channels",
+        "image_size",
+        "classes",
+        "mean",
+        "std",
+        "batch_size",
+        "optimizer",
+        "lr",
+    )
+}
 MLP |= {"model": "mlp", "units": [128, 128], "dropouts": [0.25, 0.25]}
 
 
@@ -38,11 +50,15 @@ def ours(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
     """A process of our side; a call trains `images` images."""
     import torch
 
-    from mnist_ray.training import Trainer, use_threads
+    from mnist_ray.training.trainer import Trainer, use_threads
 
     use_threads(1)
     part, train, _ = mnist(settings)
-    pixels, labels, index = torch.from_numpy(part.images.copy()), torch.from_numpy(part.labels.copy()), torch.from_numpy(train[:images])
+    pixels, labels, index = (
+        torch.from_numpy(part.images.copy()),
+        torch.from_numpy(part.labels.copy()),
+        torch.from_numpy(train[:images]),
+    )
     trainer = Trainer(hp, epochs=1, seed=0)
     trainer.train_epoch(pixels, labels, index[: max(256, images // 4)])
 
@@ -53,7 +69,9 @@ def ours(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
     return call
 
 
-def peer(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Callable[[], tuple[int, int]]:
+def peer(
+    settings: TrainSpeedSettings, hp: dict[str, Any], images: int
+) -> Callable[[], tuple[int, int]]:
     """The peer's process; a call trains `images` images and returns their number and that of the DataLoader's workers."""
     import peer_loop
     import torch
@@ -67,14 +85,22 @@ def peer(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
     def seconds(workers: int) -> float:
         """A warm-up."""
         start = time.perf_counter()
-        peer_loop.train_epoch(model, peer_loop.loader(settings.data_dir, train[:images], 128, shuffle=True, workers=workers), adam)
+        peer_loop.train_epoch(
+            model,
+            peer_loop.loader(settings.data_dir, train[:images], 128, shuffle=True, workers=workers),
+            adam,
+        )
         return time.perf_counter() - start
 
     workers = settings.loader_workers
     if workers is None:
-        peer_loop.train_epoch(model, peer_loop.loader(settings.data_dir, train[:1280], 128, shuffle=True), adam)
+        peer_loop.train_epoch(
+            model, peer_loop.loader(settings.data_dir, train[:1280], 128, shuffle=True), adam
+        )
         workers = min((0, 2), key=seconds)
-    batches = peer_loop.loader(settings.data_dir, train[:images], 128, shuffle=True, workers=workers)
+    batches = peer_loop.loader(
+        settings.data_dir, train[:images], 128, shuffle=True, workers=workers
+    )
 
     def call() -> tuple[int, int]:
         peer_loop.train_epoch(model, batches, adam)
@@ -86,9 +112,15 @@ def peer(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
 def measure(settings: TrainSpeedSettings) -> None:
     """Both networks, both sides in turn."""
     rows, notes = [], []
-    for name, hp, images in (("conv 32-32-64-64", CONV, settings.conv_images), ("MLP 128-128", MLP, settings.mlp_images)):
+    for name, hp, images in (
+        ("conv 32-32-64-64", CONV, settings.conv_images),
+        ("MLP 128-128", MLP, settings.mlp_images),
+    ):
         variants = {"ours": hp, "ours, with weight average": {**hp, "ema": 0.998}}
-        sides = {variant: Side(ours, [(settings, values, images)] * CORES) for variant, values in variants.items()}
+        sides = {
+            variant: Side(ours, [(settings, values, images)] * CORES)
+            for variant, values in variants.items()
+        }
         sides["peer"] = Side(peer, [(settings, hp, images)])
         speeds: dict[str, list[float]] = {side: [] for side in sides}
         workers = 0
@@ -103,8 +135,17 @@ def measure(settings: TrainSpeedSettings) -> None:
         for call in sides.values():
             call.close()
         for side, values in speeds.items():
-            rows.append([name, side, spread(values), "" if side == "peer" else ratios(values, speeds["peer"])])
-        notes.append(f"{name}: the peer's DataLoader had {workers} workers; {images:,} images a process and repetition.")
+            rows.append(
+                [
+                    name,
+                    side,
+                    spread(values),
+                    "" if side == "peer" else ratios(values, speeds["peer"]),
+                ]
+            )
+        notes.append(
+            f"{name}: the peer's DataLoader had {workers} workers; {images:,} images a process and repetition."
+        )
     section(
         "Training speed, all cores busy",
         ["network", "side", "images/s, median (quartiles)", "ours / peer"],

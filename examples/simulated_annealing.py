@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 REACH = 0.1  # of a parameter's range, to either side
@@ -27,13 +32,23 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
         self.current: FrozenTrial | None = None
         self.height = -math.inf  # the current point's value, turned so that more is better
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return {}  # every parameter is drawn on its own, so branches of a define-by-run space need no care
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         return {}
 
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
         d = param_distribution
         point: dict[str, Any] = self.current.params if self.current else {}
         known = param_name in point
@@ -55,12 +70,20 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
         value = min(max(value, d.low), d.high)
         return int(value) if isinstance(d, IntDistribution) else value
 
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
         """Moves to the trial's point, or not. One stopped early counts with its last epoch, one that failed not at all."""
         value = values[0] if values else trial.intermediate_values.get(trial.last_step or 0)
         if state == TrialState.FAIL or value is None:
             return
         height = value if study.direction == optuna.study.StudyDirection.MAXIMIZE else -value
-        if height >= self.height or self.random.random() < math.exp((height - self.height) / self.temperature):
+        if height >= self.height or self.random.random() < math.exp(
+            (height - self.height) / self.temperature
+        ):
             self.current, self.height = trial, height
         self.temperature *= 0.9

@@ -29,13 +29,16 @@ class EvaluateSettings:
 
 
 def run(settings: EvaluateSettings) -> None:
-    from mnist_ray import data, onnx_model
+    from mnist_ray import data
+    from mnist_ray.export import onnx_model
 
     model = onnx_model.read(settings.model)
     session = onnx_model.Session(model, settings.model)
     name = settings.dataset or session.metadata.get("dataset")
     if name is None:
-        raise SettingsError(f"--dataset: {settings.model} does not say which data set it was made for; name one")
+        raise SettingsError(
+            f"--dataset: {settings.model} does not say which data set it was made for; name one"
+        )
     part = data.load(name, settings.part, settings.data_dir)
     result = session.evaluate(part.images, part.labels)
     low, high = onnx_model.confidence_interval(result.right, result.n)
@@ -43,7 +46,9 @@ def run(settings: EvaluateSettings) -> None:
     print(f"errors    {result.n - result.right}")
     print(f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)")
     single = onnx_model.Session(model, settings.model, threads=1)
-    print(f"latency   {single.latency_ms(part.images[0]):.3f} ms an image (one at a time, 1 thread, median of 100)")
+    print(
+        f"latency   {single.latency_ms(part.images[0]):.3f} ms an image (one at a time, 1 thread, median of 100)"
+    )
     for label, accuracy in zip(part.classes, result.per_class, strict=False):
         print(f"class     {label}  {accuracy:.4%}")
 

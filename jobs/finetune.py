@@ -9,7 +9,7 @@ from mnist_ray.settings import FinetuneSettings, main
 
 
 def run(settings: FinetuneSettings) -> int:
-    from mnist_ray.finetune import finetune
+    from mnist_ray.finetune_job.job import finetune
 
     return finetune(settings)
 

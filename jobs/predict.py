@@ -28,8 +28,8 @@ class PredictSettings:
 def run(settings: PredictSettings) -> None:
     import json
 
-    from mnist_ray import onnx_model
-    from mnist_ray.pictures import Preprocessor, read_picture
+    from mnist_ray.export import onnx_model
+    from mnist_ray.export.pictures import Preprocessor, read_picture
 
     if not settings.pictures:
         raise SettingsError("name at least one picture after the model")

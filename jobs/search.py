@@ -10,7 +10,7 @@ from mnist_ray.settings import SearchSettings, main
 
 
 def run(settings: SearchSettings) -> int:
-    from mnist_ray.search import search
+    from mnist_ray.search_job.job import search
 
     return search(settings)
 

@@ -23,4 +23,6 @@ class CorruptFileError(WorkError):
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type's name where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )

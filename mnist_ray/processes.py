@@ -19,7 +19,12 @@ OWNER = "owner.json"  # in every temporary folder of ours
 
 def this_process() -> dict[str, Any]:
     """What tells this process from every other, as JSON can hold it."""
-    return {"machine": _machine(), "node": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {
+        "machine": _machine(),
+        "node": platform.node(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
 def has_ended(process: Mapping[str, Any]) -> bool | None:
@@ -71,11 +76,15 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         (folder / OWNER).write_text(json.dumps(this_process()))
     except OSError as error:
-        raise WorkError(f"no temporary folder can be made in {tempfile.gettempdir()} (TMPDIR): {error.strerror}") from error
+        raise WorkError(
+            f"no temporary folder can be made in {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
+        ) from error
     try:
         yield folder
     finally:
-        _end_all_within(folder)  # the helpers of Ray's dashboard outlive it by a moment, and could still write there
+        _end_all_within(
+            folder
+        )  # the helpers of Ray's dashboard outlive it by a moment, and could still write there
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -48,7 +48,9 @@ def moto(host: str) -> Iterator[str]:
     """A moto server at that address with the empty bucket `bucket`: its host and port."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
     try:
         make_bucket(f"http://{host}:{port}/bucket", server)
         yield f"{host}:{port}"
@@ -104,8 +106,13 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
     with log.open("w") as out:
         head = subprocess.Popen(command, env=start_env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        for url in (f"http://127.0.0.1:{dashboard}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
-            _wait_for(url, token.read_text(), head, log)  # a job that is submitted before the agent is there is refused
+        for url in (
+            f"http://127.0.0.1:{dashboard}/api/version",
+            f"http://127.0.0.1:{agent}/api/local_raylet_healthz",
+        ):
+            _wait_for(
+                url, token.read_text(), head, log
+            )  # a job that is submitted before the agent is there is refused
         yield env
     finally:
         head.terminate()

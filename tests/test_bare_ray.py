@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from tests.conftest import head_of
-from tests.test_search import ROOT, SMALL, check_published, check_two_jobs
+from tests.search_job.test_search_job import ROOT, SMALL, check_published, check_two_jobs
 
 
 @pytest.mark.slow
@@ -17,14 +17,45 @@ def test_a_ray_of_another_environment(tmp_path: Path) -> None:
     """As docs/cluster.md says it: the package is below 2 MB, and both jobs succeed where torch and Optuna were missing."""
     programs = tmp_path / "bare" / "bin"
     subprocess.run([sys.executable, "-m", "venv", str(programs.parent)], check=True)
-    subprocess.run([str(programs / "pip"), "install", "--quiet", f"ray[default]=={ray.__version__}"], check=True)
-    assert subprocess.run([str(programs / "python"), "-c", "import torch"], capture_output=True).returncode
-    needs = {"pip": ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"], "config": {"setup_timeout_seconds": 1800}}
-    arguments = [*SMALL, "--trials", "3", "--max-epochs", "2", "--storage", str(tmp_path), "--name", "bare"]
+    subprocess.run(
+        [str(programs / "pip"), "install", "--quiet", f"ray[default]=={ray.__version__}"],
+        check=True,
+    )
+    assert subprocess.run(
+        [str(programs / "python"), "-c", "import torch"], capture_output=True
+    ).returncode
+    needs = {
+        "pip": ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"],
+        "config": {"setup_timeout_seconds": 1800},
+    }
+    arguments = [
+        *SMALL,
+        "--trials",
+        "3",
+        "--max-epochs",
+        "2",
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "bare",
+    ]
     with head_of(programs) as env:
-        command = ["ray", "job", "submit", "--working-dir", ".", "--runtime-env-json", json.dumps(needs)]
+        command = [
+            "ray",
+            "job",
+            "submit",
+            "--working-dir",
+            ".",
+            "--runtime-env-json",
+            json.dumps(needs),
+        ]
         submit = subprocess.run(
-            [*command, "--", "python", "jobs/search.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800
+            [*command, "--", "python", "jobs/search.py", *arguments],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=1800,
         )
         assert submit.returncode == 0, submit.stdout + submit.stderr
         check_two_jobs(env, tmp_path)

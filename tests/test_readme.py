@@ -38,7 +38,13 @@ ELSEWHERE = ("make ", "source ", "export ", "ray get-auth-token", "ray start")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what git tracks, with the files that the README's commands name."""
     folder = tmp_path_factory.mktemp("tree")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in names.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +71,17 @@ def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path
         if command.startswith("optuna-dashboard"):
             check_dashboard(command, env)
             continue
-        out = subprocess.run(command, shell=True, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+        out = subprocess.run(
+            command, shell=True, cwd=tree, env=env, capture_output=True, text=True, timeout=300
+        )
         assert out.returncode == 0, f"{command}\n{out.stdout}{out.stderr}"
         if "evaluate.py" in command:
             assert re.search(r"accuracy  (9\d|100)\.", out.stdout)
         if "predict.py" in command:
-            assert [line.split()[0] for line in out.stdout.splitlines()] == ["my-digit.png", "another.jpg"]
+            assert [line.split()[0] for line in out.stdout.splitlines()] == [
+                "my-digit.png",
+                "another.jpg",
+            ]
     assert len(ran) == 8
 
 
@@ -79,12 +90,16 @@ def check_dashboard(command: str, env: dict[str, str]) -> None:
     port = free_port()
     home = Path(env["HOME"])
     words = [word.replace("~", str(home)) for word in shlex.split(command)]
-    server = subprocess.Popen([*words, "--port", str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [*words, "--port", str(port)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while True:
             try:
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5).read()
+                answer = urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api/studies", timeout=5
+                ).read()
                 break
             except OSError:
                 assert server.poll() is None
@@ -106,7 +121,11 @@ def test_every_flag_in_the_text_exists() -> None:
         "export",
         "logdir",
     }
-    flags = {flag for code in re.findall(r"`([^`\n]+)`", README) for flag in re.findall(r"--([a-z][a-z-]+)", code)}
+    flags = {
+        flag
+        for code in re.findall(r"`([^`\n]+)`", README)
+        for flag in re.findall(r"--([a-z][a-z-]+)", code)
+    }
     assert len(flags) > 15
     assert {flag.replace("-", "_") for flag in flags} <= known
 
@@ -139,13 +158,18 @@ def test_a_space_and_network_of_ones_own_run(tmp_path: Path) -> None:
         "hp = mine.space(optuna.create_study().ask(), DataShape(1, (28, 28), 10, (0.5,), (0.5,)))\n"
         "assert models.build(hp)(torch.rand(2, 1, 28, 28)).shape == (2, 10)"
     )
-    out = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert out.returncode == 0, out.stderr
 
 
 def test_a_data_set_of_ones_own_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = next(block for block in blocks("python") if "def symbols" in block)
-    filled = example.replace("images, labels = ...", "images, labels = np.zeros((20, 1, 9, 9), np.uint8), np.arange(20) % 2")
+    filled = example.replace(
+        "images, labels = ...",
+        "images, labels = np.zeros((20, 1, 9, 9), np.uint8), np.arange(20) % 2",
+    )
     assert filled != example
     (tmp_path / "symbols_of_readme.py").write_text("import numpy as np\n" + filled)
     monkeypatch.syspath_prepend(tmp_path)

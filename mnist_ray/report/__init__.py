@@ -21,10 +21,25 @@ if TYPE_CHECKING:
 FILE = "report.html"
 # What a report can fail with without being wrong itself: the extra is not installed, the storage or a file of the run fails, or Optuna,
 # plotly or torch refuse what the trials are made of.
-FAILURES = (MnistRayError, ImportError, OSError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAILURES = (
+    MnistRayError,
+    ImportError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
-def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images | None" = None, out: str | None = None) -> str:
+def build(
+    runs: Sequence[RunStorage],
+    data_dir: str | None = None,
+    test: "Images | None" = None,
+    out: str | None = None,
+) -> str:
     """The page of one run, or of several with a comparison first, as HTML.
 
     data_dir: where the test images lie (None: where the run had them). test: the test images, where the caller has them already.
@@ -42,7 +57,9 @@ def build(runs: Sequence[RunStorage], data_dir: str | None = None, test: "Images
             return page(f"{names[0]} – mnist_ray", _run(found[0], names[0], tests[0], "", 1, out))
         from mnist_ray.report.compare_part import compare_part
 
-        links = "".join(f'<a href="#r{i}-top">{esc(name)}</a>' for i, name in enumerate(names, start=1))
+        links = "".join(
+            f'<a href="#r{i}-top">{esc(name)}</a>' for i, name in enumerate(names, start=1)
+        )
         parts = [f"<header><h1>{len(found)} runs compared</h1><nav>{links}</nav></header>"]
         parts.append(compare_part(found, names, [part.answers if part else None for part in tests]))
         for i, (run, name, part) in enumerate(zip(found, names, tests, strict=True), start=1):
@@ -69,26 +86,36 @@ def _check_installed(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise SettingsError(f"the report needs {module}: pip install 'mnist_ray[report]'") from error
+        raise SettingsError(
+            f"the report needs {module}: pip install 'mnist_ray[report]'"
+        ) from error
 
 
 def _names(runs: Sequence["Run"]) -> list[str]:
     """The runs' names; where two are the same, each with its place among them."""
     names = [run.name for run in runs]
-    return [name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]
 
 
 # ---- one run
 
 
-def _run(run: "Run", name: str, test: "Tested | None", prefix: str, level: int, out: str | None) -> str:
+def _run(
+    run: "Run", name: str, test: "Tested | None", prefix: str, level: int, out: str | None
+) -> str:
     from mnist_ray.report.chain_part import chain_part
     from mnist_ray.report.cost_part import cost_part
     from mnist_ray.report.header_part import header_part
     from mnist_ray.report.page import esc
     from mnist_ray.report.search_part import search_part
 
-    parts = [("search", "The search", search_part(run, prefix)), ("chain", "The chain", chain_part(run, prefix))]
+    parts = [
+        ("search", "The search", search_part(run, prefix)),
+        ("chain", "The chain", chain_part(run, prefix)),
+    ]
     if test is not None:
         from mnist_ray.report.model_part import model_part
 
@@ -97,7 +124,15 @@ def _run(run: "Run", name: str, test: "Tested | None", prefix: str, level: int, 
     links = "".join(f'<a href="#{prefix}{key}">{title}</a>' for key, title, _ in parts)
     h, sub = f"h{level}", f"h{level + 1 if level > 1 else 2}"
     head = f'<header id="{prefix}top"><{h}>{esc(name)}</{h}>{header_part(run, out)}<nav>{links}</nav></header>'
-    return "\n".join([head, *(f'<section id="{prefix}{key}"><{sub}>{title}</{sub}>\n{text}</section>' for key, title, text in parts)])
+    return "\n".join(
+        [
+            head,
+            *(
+                f'<section id="{prefix}{key}"><{sub}>{title}</{sub}>\n{text}</section>'
+                for key, title, text in parts
+            ),
+        ]
+    )
 
 
 def _test(run: "Run", data_dir: str | None, images: "Images | None" = None) -> "Tested | None":
@@ -122,7 +157,9 @@ def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> 
     try:
         return draw(run, Path(folder), _test(run, data_dir))
     except OSError as error:
-        raise SettingsError(f"--png: {folder} cannot be written: {error.strerror or error}") from error
+        raise SettingsError(
+            f"--png: {folder} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 # ---- the job
@@ -145,6 +182,10 @@ def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | 
         print(f"report: {path}", flush=True)
     if png is not None:
         for i, storage in enumerate(storages, start=1):
-            for file in write_png(storage, png if len(storages) == 1 else str(Path(png, f"{i}-{Path(storage.uri).name}")), data_dir):
+            for file in write_png(
+                storage,
+                png if len(storages) == 1 else str(Path(png, f"{i}-{Path(storage.uri).name}")),
+                data_dir,
+            ):
                 print(f"figure: {file}", flush=True)
     return 0

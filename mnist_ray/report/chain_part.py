@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mnist_ray.onnx_model import confidence_interval
-from mnist_ray.records import Row
+from mnist_ray.export.onnx_model import confidence_interval
 from mnist_ray.report.page import Figure, Markup, count, numbers, percent, table
 from mnist_ray.report.read import Run
+from mnist_ray.run.records import Row
 
 ACCURACIES = (("train_accuracy", "training", "dot"), ("val_accuracy", "validation", "solid"))
 LOSSES = (("train_loss", "training", "dot"), ("val_loss", "validation", "solid"))
@@ -30,7 +30,9 @@ def chain(run: Run) -> list[Step]:
     start = run.manifest["lineage"][0] if run.manifest else None
     number = start.get("trial") if start else run.best["number"] if run.best else None
     if number is not None:
-        steps.append(Step(f"trial {number}", [row for row in run.history if row["number"] == number], 0))
+        steps.append(
+            Step(f"trial {number}", [row for row in run.history if row["number"] == number], 0)
+        )
     for n, rows in run.stages:
         offset = steps[-1].offset + len(steps[-1].rows) if steps else 0
         steps.append(Step(f"stage {n}", rows, offset))
@@ -61,7 +63,9 @@ def chosen_epoch(run: Run) -> int | None:
 
 def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
     """Accuracy, loss and learning rate above each other, over the chain's epochs."""
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.4, 0.37, 0.23])
+    figure = make_subplots(
+        rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.4, 0.37, 0.23]
+    )
     colours = {"training": "#8f9bb0", "validation": "#2f6fd0"}
     for row, lines in ((1, ACCURACIES), (2, LOSSES)):
         for key, name, dash in lines:
@@ -86,14 +90,18 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
         )  # fmt: skip
     for step in steps:
         if step.offset:
-            figure.add_vline(x=step.offset + 0.5, line={"width": 1, "dash": "dash", "color": "#8f9bb0"})
+            figure.add_vline(
+                x=step.offset + 0.5, line={"width": 1, "dash": "dash", "color": "#8f9bb0"}
+            )
         short = len(steps) > 2 and len(step.rows) < 3
         figure.add_annotation(
             x=step.offset + (len(step.rows) + 1) / 2, y=1, xref="x", yref="paper", 
             text=step.name.replace("stage ", "S") if short else step.name, showarrow=False, yanchor="bottom", font={"size": 12},
         )  # fmt: skip
     last = steps[-1].offset + len(steps[-1].rows)
-    figure.update_yaxes(title_text="accuracy", tickformat="~%", range=accuracy_range(steps), row=1, col=1)
+    figure.update_yaxes(
+        title_text="accuracy", tickformat="~%", range=accuracy_range(steps), row=1, col=1
+    )
     figure.update_yaxes(title_text="loss", type="log", row=2, col=1)
     figure.update_yaxes(title_text="learning rate", rangemode="tozero", row=3, col=1)
     figure.update_xaxes(range=[0.4, last + 0.6], dtick=1 if last <= 8 else None)
@@ -105,7 +113,12 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
 def accuracy_range(steps: list[Step]) -> list[float] | None:
     """From the lowest accuracy after the very first epoch, which is so far below the others that they would be one flat line."""
     values = [
-        row[key] for step in steps for row in step.rows if step.offset + row["epoch"] > 1 for key, _, _ in ACCURACIES if _known(row[key])
+        row[key]
+        for step in steps
+        for row in step.rows
+        if step.offset + row["epoch"] > 1
+        for key, _, _ in ACCURACIES
+        if _known(row[key])
     ]
     if not values:
         return None
@@ -160,7 +173,13 @@ def _epochs(steps: list[Step]) -> Markup:
     ]
     keys = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
     rows = [
-        [step.name, row["epoch"], *(row[key] for key in keys), count(round(row["images_per_second"])), row["seconds"]]
+        [
+            step.name,
+            row["epoch"],
+            *(row[key] for key in keys),
+            count(round(row["images_per_second"])),
+            row["seconds"],
+        ]
         for step in steps
         for row in step.rows
     ]

@@ -16,9 +16,15 @@ def cost_part(run: Run) -> Markup:
 
 def saved_epochs(run: Run) -> tuple[int, int, float]:
     """How many trials the scheduler stopped, the epochs that they were spared, and the seconds at each trial's own pace."""
-    stopped = [row for row in run.trials if row["reason"].startswith(BY_SCHEDULER) and row["epochs"]]
+    stopped = [
+        row for row in run.trials if row["reason"].startswith(BY_SCHEDULER) and row["epochs"]
+    ]
     left = [run.settings["max_epochs"] - row["epochs"] for row in stopped]
-    return len(stopped), sum(left), sum(n * row["seconds"] / row["epochs"] for n, row in zip(left, stopped, strict=True))
+    return (
+        len(stopped),
+        sum(left),
+        sum(n * row["seconds"] / row["epochs"] for n, row in zip(left, stopped, strict=True)),
+    )
 
 
 def _saved(run: Run) -> str:
@@ -77,13 +83,25 @@ def _speed(run: Run) -> str:
     groups = [("search", run.history), *((f"stage {n}", rows) for n, rows in run.stages)]
     rows = []
     for name, epochs in groups:
-        speeds = [r["images_per_second"] for r in epochs if r["images_per_second"] is not None and math.isfinite(r["images_per_second"])]
+        speeds = [
+            r["images_per_second"]
+            for r in epochs
+            if r["images_per_second"] is not None and math.isfinite(r["images_per_second"])
+        ]
         if speeds:
             seconds = sum(r["seconds"] for r in epochs)
-            rows.append((name, count(len(epochs)), span(seconds), *(count(round(f(speeds))) for f in (median, min, max))))
+            rows.append(
+                (
+                    name,
+                    count(len(epochs)),
+                    span(seconds),
+                    *(count(round(f(speeds))) for f in (median, min, max)),
+                )
+            )
     if not rows:
         return ""
     header = ("part", "epochs", "time in epochs", "images/s: median", "least", "most")
     return (
-        table(header, rows, "Speed") + "<p class=note>Training images a second, of each epoch and one worker; validation not counted.</p>"
+        table(header, rows, "Speed")
+        + "<p class=note>Training images a second, of each epoch and one worker; validation not counted.</p>"
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from mnist_ray.onnx_model import confidence_interval
+from mnist_ray.export.onnx_model import confidence_interval
 from mnist_ray.report.page import Markup, esc, facts, percent, span
 from mnist_ray.report.read import Run
 
@@ -56,12 +56,18 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
     sampler = " ".join([s["sampler"], *s.get("sampler_args", [])])
     scheduler = " ".join([s["scheduler"], *s.get("scheduler_args", [])])
     if s["scheduler"] == "asha":
-        scheduler += f" (grace period {s['grace_period']}, reduction factor {s['reduction_factor']:g})"
+        scheduler += (
+            f" (grace period {s['grace_period']}, reduction factor {s['reduction_factor']:g})"
+        )
     searched = (
         f"space {space}, sampler {sampler}, scheduler {scheduler}, {s['trials']:,} trials of at most {s['max_epochs']} epochs, "
         f"metric {run.metric}, seed {s['seed']}"
     )
-    tuned = f"recipe {m['recipe']}, on {'all training images' if m['train_on'] == 'all' else 'the training part'}" if m else ""
+    tuned = (
+        f"recipe {m['recipe']}, on {'all training images' if m['train_on'] == 'all' else 'the training part'}"
+        if m
+        else ""
+    )
     nodes = {row["node"] for row in run.trials if row["node"]}
     machine = about.get("machine") or {}
     cpus = f"{machine['cpus']} CPUs" if machine.get("cpus") else None
@@ -80,7 +86,9 @@ def _facts(run: Run) -> list[tuple[str, Any]]:
 
 
 def _when(about: dict[str, Any]) -> str:
-    start, end = (datetime.fromisoformat(about[key]) if about.get(key) else None for key in ("start", "end"))
+    start, end = (
+        datetime.fromisoformat(about[key]) if about.get(key) else None for key in ("start", "end")
+    )
     if start is None or end is None:
         return f"from {start:%Y-%m-%d %H:%M} UTC" if start else ""
     same_day = end.date() == start.date()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
-from mnist_ray.onnx_model import Session, confidence_interval, probabilities, rebuild
-from mnist_ray.report import predictions
+from mnist_ray.export.onnx_model import Session, confidence_interval, probabilities, rebuild
 from mnist_ray.report.page import Figure, Markup, count, esc, numbers, percent, picture, table
 from mnist_ray.report.read import Run
+from mnist_ray.run import predictions
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy without telling more
@@ -26,7 +26,9 @@ USUAL = {
 }  # fmt: skip
 
 
-Answers = tuple[np.ndarray, np.ndarray]  # labels int64 [n] and the model's probabilities float64 [n, classes]
+Answers = tuple[
+    np.ndarray, np.ndarray
+]  # labels int64 [n] and the model's probabilities float64 [n, classes]
 
 
 @dataclass
@@ -46,11 +48,17 @@ def load_tested(run: Run, data_dir: str | None, images: data.Images | None) -> T
         images, why_not = _load(run, data_dir)
     kept = predictions.read(run.storage, run.manifest["sha256"])
     if kept is None and images is not None:
-        kept = images.labels, Session(run.onnx, run.storage.join("model.onnx")).logits(images.images)
+        kept = (
+            images.labels,
+            Session(run.onnx, run.storage.join("model.onnx")).logits(images.images),
+        )
     if kept is None:
         return Tested(None, why_not, None)
     if images is not None and not np.array_equal(kept[0], images.labels):
-        images, why_not = None, "the test images at hand are not those that the model was measured on"
+        images, why_not = (
+            None,
+            "the test images at hand are not those that the model was measured on",
+        )
     return Tested(images, why_not, (kept[0], probabilities(kept[1].astype(np.float64))))
 
 
@@ -70,7 +78,9 @@ def model_part(run: Run, test: Tested, prefix: str) -> Markup:
     assert run.manifest is not None
     parts: list[str] = []
     if test.answers is None:
-        parts.append(f"<p>What the model answers on the test images is not shown: {esc(test.why_not)}.</p>")
+        parts.append(
+            f"<p>What the model answers on the test images is not shown: {esc(test.why_not)}.</p>"
+        )
     else:
         labels, given = test.answers
         classes = run.manifest["classes"]
@@ -95,11 +105,16 @@ def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Mar
         n = int(matrix[i, j])
         if i == j:
             return f"<td class=right>{n:,}</td>"
-        return f'<td class=wrong-cell style="--a:{0.15 + 0.6 * n / most:.2f}">{n:,}</td>' if n else "<td></td>"
+        return (
+            f'<td class=wrong-cell style="--a:{0.15 + 0.6 * n / most:.2f}">{n:,}</td>'
+            if n
+            else "<td></td>"
+        )
 
     head = "".join(f"<th scope=col>{esc(c)}</th>" for c in classes)
     body = "\n".join(
-        f"<tr><th scope=row>{esc(c)}</th>{''.join(cell(i, j) for j in range(len(classes)))}</tr>" for i, c in enumerate(classes)
+        f"<tr><th scope=row>{esc(c)}</th>{''.join(cell(i, j) for j in range(len(classes)))}</tr>"
+        for i, c in enumerate(classes)
     )
     return Markup(
         "<figure><h3>Confusion matrix</h3>"
@@ -117,10 +132,22 @@ def _per_class(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Mar
         n, good = int(of_class.sum()), int(right[of_class].sum())
         if n:
             low, high = confidence_interval(good, n)
-            rows.append((f"{name}", count(n), count(n - good), percent(good / n), f"{percent(low)} to {percent(high)}"))
+            rows.append(
+                (
+                    f"{name}",
+                    count(n),
+                    count(n - good),
+                    percent(good / n),
+                    f"{percent(low)} to {percent(high)}",
+                )
+            )
     return Markup(
         "<figure><h3>Accuracy of each class</h3>"
-        + table(("class", "images", "errors", "accuracy", "95 % interval (Wilson)"), rows, "Accuracy of each class")
+        + table(
+            ("class", "images", "errors", "accuracy", "95 % interval (Wilson)"),
+            rows,
+            "Accuracy of each class",
+        )
         + "</figure>"
     )
 
@@ -138,20 +165,27 @@ def _wrong(labels: np.ndarray, given: np.ndarray, classes: list[str], test: Test
         truth, taken = classes[labels[i]], classes[found[i]]
         sure, hoped = percent(given[i, found[i]], 1), percent(given[i, labels[i]], 1)
         image = (
-            "" if test.images is None else picture(as_pixels(test.images.images[i]), f"test image {i}: {truth}, taken for {taken}", 84, 84)
+            ""
+            if test.images is None
+            else picture(
+                as_pixels(test.images.images[i]),
+                f"test image {i}: {truth}, taken for {taken}",
+                84,
+                84,
+            )
         )
         cards.append(
             f"<figure>{image}<strong>{esc(truth)}</strong> taken for <strong>{esc(taken)}</strong> at {sure}"
             f"<br><span>{esc(truth)} had {hoped} · no.\u00a0{i}</span></figure>"
         )
-    caption = (
-        "The surest first: the truth, what it was taken for and with which probability; below, the truth’s own and the image’s number."
-    )
+    caption = "The surest first: the truth, what it was taken for and with which probability; below, the truth’s own and the image’s number."
     if len(shown) < len(index):
         caption += f" Shown are the {len(shown):,} surest of the {len(index):,}."
     if test.images is None:
         caption += f" Without pictures: {test.why_not}."
-    return Markup(f"<figure>{title}<figcaption>{esc(caption)}</figcaption><div class=wrong>{''.join(cards)}</div></figure>")
+    return Markup(
+        f"<figure>{title}<figcaption>{esc(caption)}</figcaption><div class=wrong>{''.join(cards)}</div></figure>"
+    )
 
 
 def as_pixels(image: np.ndarray) -> np.ndarray:
@@ -159,7 +193,9 @@ def as_pixels(image: np.ndarray) -> np.ndarray:
     return image.transpose(1, 2, 0) if len(image) == 3 else image[0]
 
 
-def calibration(labels: np.ndarray, given: np.ndarray) -> tuple[list[tuple[float, float, int, int, float]], float]:
+def calibration(
+    labels: np.ndarray, given: np.ndarray
+) -> tuple[list[tuple[float, float, int, int, float]], float]:
     """Bins that hold an image, as (low, high, images, right ones, mean probability), and the expected calibration error.
 
     given: probabilities [n, classes]. The error is the mean distance of probability and accuracy over the bins, weighted by their
@@ -182,7 +218,9 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
     bins, error = calibration(labels, given)
     intervals = [confidence_interval(good, n) for _, _, n, good, _ in bins]
     accuracy = [good / n for _, _, n, good, _ in bins]
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.72, 0.28])
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.72, 0.28]
+    )
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", name="as it should be", line={"dash": "dash", "width": 1, "color": "#8f9bb0"}, hoverinfo="skip",
         row=1, col=1,
@@ -206,7 +244,13 @@ def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
     figure.update_yaxes(title_text="images", type="log", dtick=1, tickformat=",d", row=2, col=1)
     figure.update_layout(margin={"t": 40, "r": 15, "b": 50, "l": 60})
     rows = [
-        (f"{low:.0%} to {high:.0%}", count(n), percent(mean), percent(good / n), f"{percent(a)} to {percent(b)}")
+        (
+            f"{low:.0%} to {high:.0%}",
+            count(n),
+            percent(mean),
+            percent(good / n),
+            f"{percent(a)} to {percent(b)}",
+        )
         for (low, high, n, good, mean), (a, b) in zip(bins, intervals, strict=True)
     ]
     header = ("probability", "images", "mean probability", "accuracy", "95 % interval")
@@ -232,7 +276,11 @@ def layers(network: nn.Module, image: Tensor) -> list[tuple[str, nn.Module, Tens
         # A copy: the next activation may work in place.
         return lambda module, _, output: seen.append((name, module, output.detach().clone()))
 
-    hooks = [m.register_forward_hook(note(name)) for name, m in network.named_modules() if not list(m.children())]
+    hooks = [
+        m.register_forward_hook(note(name))
+        for name, m in network.named_modules()
+        if not list(m.children())
+    ]
     try:
         with torch.inference_mode():
             network(image)
@@ -256,7 +304,14 @@ def _architecture(run: Run, test: data.Images | None) -> Markup:
         if isinstance(module, nn.Identity):
             continue
         own = sum(p.numel() for p in module.parameters())
-        rows.append((type(module).__name__, _settings(module), "\u00a0×\u00a0".join(map(str, output.shape[1:])), count(own)))
+        rows.append(
+            (
+                type(module).__name__,
+                _settings(module),
+                "\u00a0×\u00a0".join(map(str, output.shape[1:])),
+                count(own),
+            )
+        )
     total = run.manifest["n_parameters"]
     shape = " × ".join(map(str, (hp["in_channels"], *hp["image_size"])))
     own_settings = [
@@ -283,7 +338,9 @@ def _settings(module: nn.Module) -> str:
 
 def _first_layer(passed: list[tuple[str, nn.Module, Tensor]], test: data.Images | None) -> Markup:
     """Filters of the first layer with weights, and the outputs of the first activation for one image."""
-    at = next(i for i, (_, module, _) in enumerate(passed) if isinstance(module, nn.Conv2d | nn.Linear))
+    at = next(
+        i for i, (_, module, _) in enumerate(passed) if isinstance(module, nn.Conv2d | nn.Linear)
+    )
     module = passed[at][1]
     assert isinstance(module, nn.Conv2d | nn.Linear)
     weights = module.weight.detach().numpy()
@@ -294,19 +351,30 @@ def _first_layer(passed: list[tuple[str, nn.Module, Tensor]], test: data.Images 
         weights = weights.reshape(-1, *shape)
     strength = np.abs(weights).max() or 1.0
     if weights.shape[1] == 3:
-        filters = [(127.5 + 127.5 * w.transpose(1, 2, 0) / strength).astype(np.uint8) for w in weights[:MOST_MAPS]]
+        filters = [
+            (127.5 + 127.5 * w.transpose(1, 2, 0) / strength).astype(np.uint8)
+            for w in weights[:MOST_MAPS]
+        ]
         colours = "grey is 0"
     else:
         filters = [_signed(w[0] / strength) for w in weights[:MOST_MAPS]]
-        colours = "blue below 0, orange above, white 0" + ("" if weights.shape[1] == 1 else "; the first channel")
+        colours = "blue below 0, orange above, white 0" + (
+            "" if weights.shape[1] == 1 else "; the first channel"
+        )
     parts = [f"<div>{_mosaic(filters, f'{len(filters)} filters of the first layer')}"
              f"<figcaption>{_some(len(filters), len(weights))} filters, {colours}.</figcaption></div>"]  # fmt: skip
-    after = next((out for _, m, out in passed[at:] if type(m).__module__ == "torch.nn.modules.activation"), None)
+    after = next(
+        (out for _, m, out in passed[at:] if type(m).__module__ == "torch.nn.modules.activation"),
+        None,
+    )
     if test is not None and after is not None and after.dim() == 4:
         maps = after[0].numpy()
         low, high = maps.min(), maps.max()
         grey = [(255 * (m - low) / ((high - low) or 1)).astype(np.uint8) for m in maps[:MOST_MAPS]]
-        parts.insert(0, f"<div>{picture(as_pixels(test.images[0]), 'the image', 112, 112)}<figcaption>Test image 0.</figcaption></div>")
+        parts.insert(
+            0,
+            f"<div>{picture(as_pixels(test.images[0]), 'the image', 112, 112)}<figcaption>Test image 0.</figcaption></div>",
+        )
         parts.append(
             f"<div>{_mosaic(grey, f'{len(grey)} activation maps')}"
             f"<figcaption>{_some(len(grey), len(maps))} maps after the first activation, black {low:.2g} to white {high:.2g}."
@@ -321,9 +389,13 @@ def _some(shown: int, total: int) -> str:
 
 def _signed(values: np.ndarray) -> np.ndarray:
     """[-1, 1] as uint8 [H, W, 3]: blue, white at 0, orange."""
-    white, blue, orange = (np.array(c, np.float64) for c in ((255, 255, 255), (33, 90, 190), (214, 96, 20)))
+    white, blue, orange = (
+        np.array(c, np.float64) for c in ((255, 255, 255), (33, 90, 190), (214, 96, 20))
+    )
     share = np.abs(values)[..., None]
-    return (white * (1 - share) + np.where(values[..., None] < 0, blue, orange) * share).astype(np.uint8)
+    return (white * (1 - share) + np.where(values[..., None] < 0, blue, orange) * share).astype(
+        np.uint8
+    )
 
 
 def _mosaic(tiles: Iterable[np.ndarray], alt: str) -> Markup:

@@ -56,21 +56,34 @@ def span(seconds: float) -> Number:
     if seconds < 60:
         return Number(f"{seconds:.1f}\u00a0s")
     minutes = round(seconds) // 60
-    words = f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    words = (
+        f"{minutes} min {round(seconds) % 60:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
     return Number(words.replace(" ", "\u00a0"))
 
 
-def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind: str = "") -> Markup:
+def table(
+    header: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind: str = ""
+) -> Markup:
     """A table that scrolls within itself; `label` is its name for those who hear the page."""
 
     def cell(value: Any) -> str:
         number = isinstance(value, int | float | Number) and not isinstance(value, bool)
-        return f"<td class=n>{esc(value)}</td>" if number or value is None else f"<td>{esc(value)}</td>"
+        return (
+            f"<td class=n>{esc(value)}</td>"
+            if number or value is None
+            else f"<td>{esc(value)}</td>"
+        )
 
     lines = list(rows)
     first: Sequence[Any] = lines[0] if lines else [""] * len(header)
     numeric = [isinstance(v, int | float | Number) or v is None for v in first]
-    head = "".join(f"<th scope=col{' class=n' if n else ''}>{esc(h)}</th>" for h, n in zip(header, numeric, strict=True))
+    head = "".join(
+        f"<th scope=col{' class=n' if n else ''}>{esc(h)}</th>"
+        for h, n in zip(header, numeric, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(map(cell, line))}</tr>" for line in lines)
     return Markup(
         f'<div class="scroll {kind}" tabindex=0 role=region aria-label="{esc(label)}"><table><thead><tr>{head}</tr></thead>'
@@ -80,12 +93,18 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
     """Names and values side by side."""
-    return Markup("<dl>" + "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in pairs) + "</dl>")
+    return Markup(
+        "<dl>"
+        + "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in pairs)
+        + "</dl>"
+    )
 
 
 def numbers(summary: str, content: str) -> Markup:
     """A table behind a line to open it; open where no script runs."""
-    return Markup(f"<details class=numbers open><summary>{esc(summary)}</summary>{content}</details>")
+    return Markup(
+        f"<details class=numbers open><summary>{esc(summary)}</summary>{content}</details>"
+    )
 
 
 @dataclass
@@ -102,7 +121,9 @@ class Figure:
 
     def html(self, prefix: str) -> Markup:
         key = esc(f"{prefix}figure-{self.key}")
-        style = f"height:{self.height}px" + (f";min-width:{self.min_width}px" if self.min_width else "")
+        style = f"height:{self.height}px" + (
+            f";min-width:{self.min_width}px" if self.min_width else ""
+        )
         return Markup(
             f'<figure class=chart id="{key}"><h3>{esc(self.title)}</h3>'
             f'<div class=wide><div class=plot role=img aria-label="{esc(self.title)}" style="{style}"></div></div>'
@@ -117,7 +138,12 @@ def _json(figure: "go.Figure") -> str:
 
     described = figure.to_plotly_json()
     described["layout"].pop("template", None)
-    return to_json_plotly(described).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        to_json_plotly(described)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def picture(pixels: np.ndarray, alt: str, width: int, height: int) -> Markup:
@@ -127,7 +153,9 @@ def picture(pixels: np.ndarray, alt: str, width: int, height: int) -> Markup:
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(sink, "PNG", optimize=True)
     data = base64.b64encode(sink.getvalue()).decode()
-    return Markup(f'<img alt="{esc(alt)}" width={width} height={height} src="data:image/png;base64,{data}">')
+    return Markup(
+        f'<img alt="{esc(alt)}" width={width} height={height} src="data:image/png;base64,{data}">'
+    )
 
 
 @cache
@@ -135,7 +163,9 @@ def _plotly() -> tuple[str, str]:
     """plotly.js, gzipped and as base64 (1.9 MB in place of 4.8), and its version."""
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode(), get_plotlyjs_version()
+    return base64.b64encode(
+        gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
+    ).decode(), get_plotlyjs_version()
 
 
 def page(title: str, body: str) -> str:

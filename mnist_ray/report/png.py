@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from optuna.visualization.matplotlib import plot_contour as optuna_contour
 
 from mnist_ray import data
-from mnist_ray.onnx_model import confidence_interval
+from mnist_ray.export.onnx_model import confidence_interval
 from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range, chain
 from mnist_ray.report.model_part import Tested, as_pixels, calibration, confusion
 from mnist_ray.report.read import Run, quiet_optuna, thinned, value_of, varied
@@ -76,7 +76,15 @@ def _intermediate(run: Run) -> Figure:
         steps = sorted(trial.intermediate_values)
         best, whole = trial.number == winner, trial.state == TrialState.COMPLETE
         colour, width, alpha = (ORANGE, 2.2, 1.0) if best else (BLUE if whole else GREY, 0.9, 0.6)
-        axes.plot(steps, [trial.intermediate_values[step] for step in steps], marker="o", ms=2.5, color=colour, lw=width, alpha=alpha)
+        axes.plot(
+            steps,
+            [trial.intermediate_values[step] for step in steps],
+            marker="o",
+            ms=2.5,
+            color=colour,
+            lw=width,
+            alpha=alpha,
+        )
     axes.set(xlabel="epoch", ylabel=run.metric)
     return figure
 
@@ -116,14 +124,18 @@ def _chain(steps: list[Step]) -> Figure:
                 if not np.isnan(y).all():
                     seen = any(line.get_label() == name for line in panel.lines)
                     style = ":" if dash == "dot" else "-"
-                    panel.plot(x, y, style, color=colour, marker="o", ms=3.5, label="_" if seen else name)
+                    panel.plot(
+                        x, y, style, color=colour, marker="o", ms=3.5, label="_" if seen else name
+                    )
     for step in steps:
         x = [step.offset + row["epoch"] for row in step.rows]
         axes[2].plot(x, [row["lr"] for row in step.rows], color=ORANGE, marker="o", ms=3.5)
         for panel in axes:
             if step.offset:
                 panel.axvline(step.offset + 0.5, color=GREY, lw=0.8, ls="--")
-        label = step.name.replace("stage ", "S") if len(step.rows) < 3 and len(steps) > 2 else step.name
+        label = (
+            step.name.replace("stage ", "S") if len(step.rows) < 3 and len(steps) > 2 else step.name
+        )
         middle = step.offset + (len(step.rows) + 1) / 2
         axes[0].annotate(label, (middle, 1.02), xycoords=("data", "axes fraction"), ha="center")
     axes[0].set(ylabel="accuracy", ylim=accuracy_range(steps))
@@ -134,8 +146,13 @@ def _chain(steps: list[Step]) -> Figure:
     return figure
 
 
-def _model(tested: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray) -> dict[str, Figure]:
-    figures = {"confusion": _confusion(labels, given, classes), "calibration": _calibration(labels, given)}
+def _model(
+    tested: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray
+) -> dict[str, Figure]:
+    figures = {
+        "confusion": _confusion(labels, given, classes),
+        "calibration": _calibration(labels, given),
+    }
     wrong = np.flatnonzero(given.argmax(1) != labels)
     if tested.images is not None and len(wrong):
         figures["wrong"] = _wrong(tested.images, given, wrong, classes)
@@ -147,7 +164,9 @@ def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Fig
     size = 1.2 + 0.42 * len(classes)
     figure, axes = plt.subplots(figsize=(size, size))
     errors = matrix - np.diag(matrix.diagonal())
-    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1))
+    axes.imshow(
+        np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1)
+    )
     for i, j in zip(*np.nonzero(matrix), strict=True):
         axes.text(j, i, f"{matrix[i, j]}", ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 3 else 90)
@@ -180,5 +199,7 @@ def _wrong(test: data.Images, given: np.ndarray, wrong: np.ndarray, classes: lis
         panel.axis("off")
     for panel, i in zip(axes.flat, order.tolist(), strict=False):
         panel.imshow(as_pixels(test.images[i]), cmap="gray", vmin=0, vmax=255)
-        panel.set_title(f"{classes[test.labels[i]]} → {classes[found[i]]}\n{given[i, found[i]]:.0%}", fontsize=7)
+        panel.set_title(
+            f"{classes[test.labels[i]]} → {classes[found[i]]}\n{given[i, found[i]]:.0%}", fontsize=7
+        )
     return figure

@@ -15,16 +15,21 @@ from typing import Any, Literal
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray import objectives
 from mnist_ray.errors import CorruptFileError, SettingsError, first_line
-from mnist_ray.records import Row, rank
-from mnist_ray.stages import stage_folder
+from mnist_ray.finetune_job.stages import stage_folder
+from mnist_ray.run.records import Row, rank
+from mnist_ray.settings import objectives
 from mnist_ray.storage import RunStorage, read_verified
 
 Direction = Literal["minimize", "maximize"]
@@ -38,7 +43,9 @@ class Run:
     about: dict[str, Any]  # run.json
     trials: list[Row]  # trials.parquet, one row a settled trial
     history: list[Row]  # history.parquet, one row a trial and epoch
-    frozen: list[FrozenTrial]  # the same trials as Optuna has them, RUNNING ones too; of several objectives with the run's metric alone
+    frozen: list[
+        FrozenTrial
+    ]  # the same trials as Optuna has them, RUNNING ones too; of several objectives with the run's metric alone
     timed: bool  # whether `frozen` knows when trials started and ended
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
     manifest: dict[str, Any] | None  # model.json; None before the chain has ended
@@ -71,18 +78,30 @@ class Run:
 
     @property
     def completed(self) -> list[FrozenTrial]:
-        return [t for t in self.frozen if t.state == TrialState.COMPLETE and t.value is not None and math.isfinite(t.value)]
+        return [
+            t
+            for t in self.frozen
+            if t.state == TrialState.COMPLETE and t.value is not None and math.isfinite(t.value)
+        ]
 
     @property
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None where no epoch ended with a finite loss."""
-        finite = [row for row in self.history if row["val_loss"] is not None and math.isfinite(row["val_loss"])]
+        finite = [
+            row
+            for row in self.history
+            if row["val_loss"] is not None and math.isfinite(row["val_loss"])
+        ]
         return max(finite, key=lambda row: rank(row, self.metric), default=None)
 
     @property
     def spans(self) -> list[tuple[datetime, datetime]]:
         """When the trials that have ended began and ended; empty where that is not known."""
-        return [(t.datetime_start, t.datetime_complete) for t in self.frozen if self.timed and t.datetime_start and t.datetime_complete]
+        return [
+            (t.datetime_start, t.datetime_complete)
+            for t in self.frozen
+            if self.timed and t.datetime_start and t.datetime_complete
+        ]
 
     def study(self, trials: Sequence[FrozenTrial], name: str = "") -> optuna.Study:
         """The trials as a study in memory, under their own numbers, for Optuna's figures; `name` in place of the run's."""
@@ -91,7 +110,10 @@ class Run:
     def gapless(self, name: str = "") -> optuna.Study:
         """As `study` of the completed trials, with failed ones in the places of all others: Optuna's history takes numbers for places."""
         done = {trial.number: trial for trial in self.completed}
-        trials = [done.get(n) or optuna.trial.create_trial(state=TrialState.FAIL) for n in range(max(done) + 1)]
+        trials = [
+            done.get(n) or optuna.trial.create_trial(state=TrialState.FAIL)
+            for n in range(max(done) + 1)
+        ]
         for number, trial in enumerate(trials):
             trial.number = number
         return self.study(trials, name)
@@ -99,7 +121,11 @@ class Run:
 
 def value_of(trial: FrozenTrial) -> float:
     """A trial's value; where it was stopped, its last intermediate one; NaN where it has none."""
-    return trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0, math.nan)
+    return (
+        trial.value
+        if trial.value is not None
+        else trial.intermediate_values.get(trial.last_step or 0, math.nan)
+    )
 
 
 @contextlib.contextmanager
@@ -115,9 +141,13 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def as_study(trials: Sequence[FrozenTrial], name: str, directions: Sequence[Direction]) -> optuna.Study:
+def as_study(
+    trials: Sequence[FrozenTrial], name: str, directions: Sequence[Direction]
+) -> optuna.Study:
     """A study in memory of these trials, each under its own number (a storage numbers anew what is added to it)."""
-    study = optuna.create_study(directions=list(directions), study_name=name, sampler=optuna.samplers.RandomSampler(0))
+    study = optuna.create_study(
+        directions=list(directions), study_name=name, sampler=optuna.samplers.RandomSampler(0)
+    )
     study.add_trials(trials)
     for kept, given in zip(study.get_trials(deepcopy=False), trials, strict=True):
         kept.number = given.number
@@ -134,7 +164,9 @@ def read_run(storage: RunStorage) -> Run:
         metric, study_name = settings["metric"], settings["study_name"] or name
         about["data"]["name"], about["start"], settings["max_epochs"]
     except (KeyError, TypeError) as error:
-        raise CorruptFileError(f"{storage.join('run.json')} is not of this project or is damaged: {error!r}") from error
+        raise CorruptFileError(
+            f"{storage.join('run.json')} is not of this project or is damaged: {error!r}"
+        ) from error
     trials, history = _table(storage, "trials.parquet"), _table(storage, "history.parquet")
     journal = [] if settings.get("study") else _journal(storage, study_name)
     several = objectives.names(settings.get("objectives"))
@@ -144,7 +176,17 @@ def read_run(storage: RunStorage) -> Run:
     onnx = b""
     if storage.exists("model.json"):
         manifest, onnx = read_verified(storage)
-    return Run(storage, about, trials, history, frozen, bool(journal), _stages(storage, manifest), manifest, onnx)
+    return Run(
+        storage,
+        about,
+        trials,
+        history,
+        frozen,
+        bool(journal),
+        _stages(storage, manifest),
+        manifest,
+        onnx,
+    )
 
 
 def _table(storage: RunStorage, name: str) -> list[Row]:
@@ -154,16 +196,26 @@ def _table(storage: RunStorage, name: str) -> list[Row]:
     except FileNotFoundError:
         return []
     except pa.ArrowException as error:
-        raise CorruptFileError(f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}") from error
+        raise CorruptFileError(
+            f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
+        ) from error
 
 
 def _stages(storage: RunStorage, manifest: dict[str, Any] | None) -> list[tuple[int, list[Row]]]:
     """The curves of the published model's stages, or of all that are there where none is published."""
     present = set(storage.list("finetune"))
-    numbers = sorted(int(match[1]) for file in present if (match := re.fullmatch(r"finetune/stage-(\d+)/curve\.parquet", file)))
+    numbers = sorted(
+        int(match[1])
+        for file in present
+        if (match := re.fullmatch(r"finetune/stage-(\d+)/curve\.parquet", file))
+    )
     if manifest is not None:
         # Another recipe's stages may lie beside those of the model.
-        numbers = [n for n in numbers if any(entry["step"] == f"stage-{n}" for entry in manifest["lineage"])]
+        numbers = [
+            n
+            for n in numbers
+            if any(entry["step"] == f"stage-{n}" for entry in manifest["lineage"])
+        ]
     return [(n, _table(storage, f"{stage_folder(n)}/curve.parquet")) for n in numbers]
 
 
@@ -180,23 +232,42 @@ def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
         path.write_bytes(storage.read_bytes("study.journal"))
         try:
             journal = JournalStorage(JournalFileBackend(str(path)))
-            trials = journal.get_all_trials(journal.get_study_id_from_name(study_name), deepcopy=False)
-        except (KeyError, IndexError, ValueError, TypeError, AssertionError):  # what the backend raises on other content
+            trials = journal.get_all_trials(
+                journal.get_study_id_from_name(study_name), deepcopy=False
+            )
+        except (
+            KeyError,
+            IndexError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ):  # what the backend raises on other content
             return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 
 def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTrial]:
     """The trials that the tables hold, for a run whose study lies in a database; when they ran is not known."""
-    names = [key.removeprefix("params_") for key in (trials[0] if trials else {}) if key.startswith("params_")]
-    kinds = {name: distribution([row[f"params_{name}"] for row in trials if row[f"params_{name}"] is not None]) for name in names}
+    names = [
+        key.removeprefix("params_")
+        for key in (trials[0] if trials else {})
+        if key.startswith("params_")
+    ]
+    kinds = {
+        name: distribution(
+            [row[f"params_{name}"] for row in trials if row[f"params_{name}"] is not None]
+        )
+        for name in names
+    }
     values: dict[int, dict[int, float]] = {}
     for row in history:
         if row[metric] is not None:
             values.setdefault(row["number"], {})[row["epoch"]] = row[metric]
     frozen = []
     for row in trials:
-        params = {name: row[f"params_{name}"] for name in names if row[f"params_{name}"] is not None}
+        params = {
+            name: row[f"params_{name}"] for name in names if row[f"params_{name}"] is not None
+        }
         trial = optuna.trial.create_trial(
             state=TrialState[row["state"]],
             value=row["value"] if row["state"] == "COMPLETE" else None,

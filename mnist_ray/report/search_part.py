@@ -15,10 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from mnist_ray import importance, objectives
-from mnist_ray.records import Row
 from mnist_ray.report.page import Figure, Markup, Number, count, numbers, table
 from mnist_ray.report.read import Run, as_study, thinned, value_of, varied
+from mnist_ray.run.records import Row
+from mnist_ray.settings import objectives
+from mnist_ray.study import importance
 
 LINES = 200  # most trials drawn as a line each
 POINTS = 300  # most trials in figures that repeat every trial in several panels
@@ -26,20 +27,29 @@ NODES = 100  # most trials that a contour is drawn through; more of them give st
 PER_ROW = 4  # panels of the slice figure side by side
 # Low to high, readable on white and on black, and without the help of red against green.
 SCALE = ["#2f6fd0", "#7b6cc9", "#b95fa6", "#dd6b6b", "#eb8a3a"]
-STATE_COLOURS = {"COMPLETE": "#3f7fe0", "PRUNED": "#9aa3b0", "FAIL": "#d1432f", "RUNNING": "#16906a"}
+STATE_COLOURS = {
+    "COMPLETE": "#3f7fe0",
+    "PRUNED": "#9aa3b0",
+    "FAIL": "#d1432f",
+    "RUNNING": "#16906a",
+}
 
 
 def search_part(run: Run, prefix: str) -> Markup:
     """The part of one run; `prefix` keeps the anchors of several runs apart."""
     if not run.frozen:
-        return Markup(f"<p>{'This run began with a model, not with a search.' if run.stages else 'No trial has ended yet.'}</p>")
+        return Markup(
+            f"<p>{'This run began with a model, not with a search.' if run.stages else 'No trial has ended yet.'}</p>"
+        )
     figures = [figure.html(prefix) for figure in search_figures(run, prefix)]
     return Markup("\n".join([_states(run), _front(run), *figures, all_trials(run, prefix)]))
 
 
 def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
     """The figures for which there are enough trials, most telling first."""
-    in_trials = Markup(f'<p class=note>Its numbers: the table <a href="#{prefix}all-trials">All trials</a>.</p>')
+    in_trials = Markup(
+        f'<p class=note>Its numbers: the table <a href="#{prefix}all-trials">All trials</a>.</p>'
+    )
     done = run.completed
     if done:
         yield _history(run)
@@ -47,7 +57,11 @@ def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
     parameters = varied(done)
     if len(done) >= 2 and parameters:
         weights = importances(run)
-        order = [name for name in (*weights, *(p for p in parameters if p not in weights)) if name in parameters]
+        order = [
+            name
+            for name in (*weights, *(p for p in parameters if p not in weights))
+            if name in parameters
+        ]
         if weights:
             yield _importances(run, weights)
         for x, y in contour_pairs(done, order):
@@ -57,7 +71,10 @@ def search_figures(run: Run, prefix: str = "") -> Iterator[Figure]:
         yield _rank(run, order[:3], in_trials)
     if len(done) >= 2:
         yield edf([run], [run.name])
-    for name in ("parameters", *(n for n in run.objectives if n not in ("parameters", objectives.OF_METRIC[run.metric]))):
+    for name in (
+        "parameters",
+        *(n for n in run.objectives if n not in ("parameters", objectives.OF_METRIC[run.metric])),
+    ):
         if len({t.values[0] for t in _pairs(run, name)}) >= 2:
             yield _pareto(run, name)
     if run.timed:
@@ -97,11 +114,16 @@ def _intermediate(run: Run) -> Figure:
         winner, state = number == best, states[number]
         trace.update(
             name=f"trial {number} ({state.lower()})",
-            line={"color": SCALE[-1] if winner else STATE_COLOURS[state], "width": 3 if winner else 1.3},
+            line={
+                "color": SCALE[-1] if winner else STATE_COLOURS[state],
+                "width": 3 if winner else 1.3,
+            },
             marker={"size": 8 if winner else 5, "maxdisplayed": 0},
             opacity=1 if winner else 0.7,
         )
-    figure.update_layout(xaxis={"title": {"text": "epoch"}, "dtick": 1 if run.settings["max_epochs"] <= 20 else None})
+    figure.update_layout(
+        xaxis={"title": {"text": "epoch"}, "dtick": 1 if run.settings["max_epochs"] <= 20 else None}
+    )
     figure.update_yaxes(title_text=run.metric)
     stopped = sum(t.state == TrialState.PRUNED for t in trials)
     return Figure(
@@ -121,13 +143,19 @@ def importances(run: Run) -> dict[str, float]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return optuna.importance.get_param_importances(run.study(run.completed), evaluator=importance.ped_anova())
+        return optuna.importance.get_param_importances(
+            run.study(run.completed), evaluator=importance.ped_anova()
+        )
 
 
 def _importances(run: Run, weights: dict[str, float]) -> Figure:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure = plain(draw.plot_param_importances(run.study(run.completed), evaluator=importance.ped_anova(), target_name=run.metric))
+        figure = plain(
+            draw.plot_param_importances(
+                run.study(run.completed), evaluator=importance.ped_anova(), target_name=run.metric
+            )
+        )
     found = importance.importances(run.completed, run.direction) or {"PED-ANOVA": weights}
     figure.update_layout(xaxis={"title": {"text": "share"}}, yaxis={"title": {"text": ""}})
     return Figure(
@@ -136,7 +164,14 @@ def _importances(run: Run, weights: dict[str, float]) -> Figure:
         figure,
         f"PED-ANOVA (Watanabe et al. 2023): what sets the best tenth of {len(run.completed)} complete trials apart."
         + (" With so few trials the order is a hint at most." if len(run.completed) < 30 else ""),
-        numbers("Shares", table(("parameter", *found), [[name, *shares] for name, shares in importance.rows(found)], "Importances")),
+        numbers(
+            "Shares",
+            table(
+                ("parameter", *found),
+                [[name, *shares] for name, shares in importance.rows(found)],
+                "Importances",
+            ),
+        ),
         height=110 + 26 * len(weights),
     )
 
@@ -151,7 +186,11 @@ def contour_pairs(trials: Sequence[FrozenTrial], order: Sequence[str]) -> list[t
     rates = [name for name in order if name == "lr" or name.startswith("lr_")]
     pairs = [("batch_size", rate) for rate in rates if "batch_size" in order]
     if not pairs:
-        numeric = [n for n in order if all(not isinstance(t.params[n], bool | str) for t in trials if n in t.params)]
+        numeric = [
+            n
+            for n in order
+            if all(not isinstance(t.params[n], bool | str) for t in trials if n in t.params)
+        ]
         pairs = [(numeric[0], numeric[1])] if len(numeric) > 1 else []
     return [pair for pair in pairs if spread(*pair)]
 
@@ -161,14 +200,25 @@ def _contour(run: Run, x: str, y: str, in_trials: str) -> Figure:
     chosen = thinned(trials, NODES, run.maximize)
     figure = plain(draw.plot_contour(run.study(chosen), params=[x, y], target_name=run.metric))
     for update in (figure.for_each_xaxis, figure.for_each_yaxis):
-        update(lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])), selector={"type": "log"})
-    figure.update_traces(line={"width": 0.4 if len(chosen) < 40 else 0}, contours={"coloring": "fill"}, selector={"type": "contour"})
-    figure.update_traces(marker={"color": "white", "size": 6, "line": {"width": 1, "color": "#333"}}, selector={"type": "scatter"})
+        update(
+            lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])),
+            selector={"type": "log"},
+        )
+    figure.update_traces(
+        line={"width": 0.4 if len(chosen) < 40 else 0},
+        contours={"coloring": "fill"},
+        selector={"type": "contour"},
+    )
+    figure.update_traces(
+        marker={"color": "white", "size": 6, "line": {"width": 1, "color": "#333"}},
+        selector={"type": "scatter"},
+    )
     return Figure(
         f"contour-{x}-{y}",
         f"Contour: {x} × {y}",
         figure,
-        f"{run.metric}, interpolated between the {len(chosen)} trials that are dots." + _thinning(chosen, trials),
+        f"{run.metric}, interpolated between the {len(chosen)} trials that are dots."
+        + _thinning(chosen, trials),
         in_trials,
         height=420,
     )
@@ -180,7 +230,9 @@ def _parallel(run: Run, parameters: Sequence[str], in_trials: str) -> Figure:
     figure = draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric)
     if not figure.data:  # Optuna before 5.0 draws only trials that have every parameter
         names = [name for name in names if all(name in t.params for t in chosen)]
-        figure = draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric)
+        figure = draw.plot_parallel_coordinate(
+            run.study(chosen), params=names, target_name=run.metric
+        )
     figure = plain(figure)
     lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"]
     if len(lines) == len(chosen):  # Optuna 5; before it one WebGL trace with a scale of its own
@@ -209,7 +261,11 @@ def _slice(run: Run, order: Sequence[str], in_trials: str) -> Figure:
     study = run.study(run.completed)
     columns = min(PER_ROW, len(order))
     figure = make_subplots(
-        rows=len(rows), cols=columns, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.42 / (len(rows) + 1)
+        rows=len(rows),
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.42 / (len(rows) + 1),
     )
     for i, names in enumerate(rows, start=1):
         # One at a time: Optuna would draw them in the order of their names.
@@ -219,7 +275,11 @@ def _slice(run: Run, order: Sequence[str], in_trials: str) -> Figure:
             figure.update_xaxes(title_text=name, type=axis.type, row=i, col=j)
             for trace in single.data:
                 trace.update(
-                    marker={"showscale": False, "size": 6 if len(run.completed) < 200 else 4, "line": {"width": 0.5, "color": "#777"}}
+                    marker={
+                        "showscale": False,
+                        "size": 6 if len(run.completed) < 200 else 4,
+                        "line": {"width": 0.5, "color": "#777"},
+                    }
                 )
                 if axis.type == "category":
                     trace.x = [str(value).strip("'") for value in trace.x]
@@ -243,10 +303,15 @@ def _slice(run: Run, order: Sequence[str], in_trials: str) -> Figure:
 
 def _rank(run: Run, parameters: Sequence[str], in_trials: str) -> Figure:
     chosen = thinned(run.completed, POINTS, run.maximize)
-    figure = plain(draw.plot_rank(run.study(chosen), params=list(parameters), target_name=run.metric))
+    figure = plain(
+        draw.plot_rank(run.study(chosen), params=list(parameters), target_name=run.metric)
+    )
     figure.update_traces(hovertext=None, hovertemplate="%{x}, %{y}<extra></extra>")
     for update in (figure.for_each_xaxis, figure.for_each_yaxis):
-        update(lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])), selector={"type": "log"})
+        update(
+            lambda axis: axis.update(log_ticks(10 ** axis.range[0], 10 ** axis.range[1])),
+            selector={"type": "log"},
+        )
     return Figure(
         "rank",
         "Ranks",
@@ -264,18 +329,28 @@ def edf(runs: Sequence[Run], names: Sequence[str]) -> Figure:
     studies = [run.study(run.completed, name) for run, name in zip(runs, names, strict=True)]
     figure = plain(draw.plot_edf(studies, target_name=runs[0].metric))
     figure.update_traces(line={"shape": "hv"})
-    figure.update_layout(yaxis={"title": {"text": "share of trials"}, "range": [0, 1.03]}, showlegend=len(runs) > 1)
+    figure.update_layout(
+        yaxis={"title": {"text": "share of trials"}, "range": [0, 1.03]}, showlegend=len(runs) > 1
+    )
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     rows = []
     for run, name in zip(runs, names, strict=True):
         values = sorted(t.value for t in run.completed if t.value is not None)
-        rows.append((name, len(values), *(values[min(int(s * len(values)), len(values) - 1)] for s in shares)))
+        rows.append(
+            (
+                name,
+                len(values),
+                *(values[min(int(s * len(values)), len(values) - 1)] for s in shares),
+            )
+        )
     return Figure(
         "edf",
         "Distribution of the values",
         figure,
         f"The share of complete trials whose {runs[0].metric} is at most that on the axis.",
-        numbers("Quantiles", table(("run", "trials", *(f"{s:.0%}" for s in shares)), rows, "Quantiles")),
+        numbers(
+            "Quantiles", table(("run", "trials", *(f"{s:.0%}" for s in shares)), rows, "Quantiles")
+        ),
     )
 
 
@@ -310,14 +385,19 @@ def _pareto(run: Run, name: str) -> Figure:
         # Optuna's text is the whole trial as JSON.
         found = [json.loads(text.replace("<br>", ""))["number"] for text in trace.text or ()]
         trace.update(
-            text=[f"trial {n}" for n in found], marker={"color": None, "colorscale": None, "showscale": False, "size": 9}, showlegend=True
+            text=[f"trial {n}" for n in found],
+            marker={"color": None, "colorscale": None, "showscale": False, "size": 9},
+            showlegend=True,
         )
     figure.data[0].update(name="others", marker={"color": STATE_COLOURS["PRUNED"]})
     figure.data[1].update(name="front", marker={"color": SCALE[-1]})
     figure.update_xaxes(title_text=axis)
     if name == "parameters":
         figure.update_xaxes(type="log", exponentformat="SI")
-    front = sorted(((t.number, _cell(name, t.values[0]), t.values[1]) for t in study.best_trials), key=lambda row: row[2])
+    front = sorted(
+        ((t.number, _cell(name, t.values[0]), t.values[1]) for t in study.best_trials),
+        key=lambda row: row[2],
+    )
     return Figure(
         "pareto" if name == "parameters" else f"pareto-{name}",
         title,
@@ -336,7 +416,10 @@ def _front(run: Run) -> Markup:
     rows = [row for row in run.trials if row.get("pareto")]
     if not rows:
         return Markup("")
-    lines = [[row["number"], *(_cell(name, row[f"values_{name}"]) for name in run.objectives)] for row in rows]
+    lines = [
+        [row["number"], *(_cell(name, row[f"values_{name}"]) for name in run.objectives)]
+        for row in rows
+    ]
     header = ["trial", *("latency (ms)" if name == "latency" else name for name in run.objectives)]
     return Markup(
         f"<p>{len(rows)} complete trials are on the Pareto front of {', '.join(run.objectives)}: none is better in one and as good in "
@@ -350,7 +433,9 @@ def lanes(run: Run) -> dict[int, str]:
     names: dict[int, str] = {}
     free: dict[str, list[int]] = {}
     busy: dict[str, list[tuple[datetime, int]]] = {}
-    for trial in sorted((t for t in run.frozen if t.datetime_start), key=lambda t: (t.datetime_start, t.number)):
+    for trial in sorted(
+        (t for t in run.frozen if t.datetime_start), key=lambda t: (t.datetime_start, t.number)
+    ):
         node, start = nodes.get(trial.number) or "worker unknown", trial.datetime_start
         waiting, running = free.setdefault(node, []), busy.setdefault(node, [])
         while running and start is not None and running[0][0] <= start:
@@ -368,15 +453,23 @@ def _timeline(run: Run, in_trials: str) -> Figure:
         trace.update(
             text=[f"trial {n}" for n in trace.y],
             y=[workers[n] for n in trace.y],
-            base=[datetime.fromisoformat(start).astimezone(UTC).replace(tzinfo=None).isoformat() for start in trace.base],
+            base=[
+                datetime.fromisoformat(start).astimezone(UTC).replace(tzinfo=None).isoformat()
+                for start in trace.base
+            ],
             name=trace.name.lower(),
             marker={
                 "color": STATE_COLOURS.get(trace.name, "#777"),
-                "line": {"width": 0.6 if len(run.frozen) < 200 else 0, "color": "rgba(255,255,255,.6)"},
+                "line": {
+                    "width": 0.6 if len(run.frozen) < 200 else 0,
+                    "color": "rgba(255,255,255,.6)",
+                },
             },
         )
     order = sorted(set(workers.values()), reverse=True)
-    figure.update_layout(barmode="overlay", xaxis={"title": {"text": ""}, "tickangle": 0, "nticks": 6})
+    figure.update_layout(
+        barmode="overlay", xaxis={"title": {"text": ""}, "tickangle": 0, "nticks": 6}
+    )
     figure.update_yaxes(title_text="", type="category", categoryorder="array", categoryarray=order)
     return Figure(
         "timeline",
@@ -392,7 +485,10 @@ def _timeline(run: Run, in_trials: str) -> Figure:
 
 
 def _states(run: Run) -> Markup:
-    found = {state: sum(row["state"] == state for row in run.trials) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    found = {
+        state: sum(row["state"] == state for row in run.trials)
+        for state in ("COMPLETE", "PRUNED", "FAIL")
+    }
     running = sum(t.state == TrialState.RUNNING for t in run.frozen)
     words = f"{len(run.trials):,} trials: {found['COMPLETE']} trained to the end, {found['PRUNED']} stopped early, {found['FAIL']} failed"
     words += f"; {running} not ended." if running else "."
@@ -420,9 +516,20 @@ def all_trials(run: Run, prefix: str) -> Markup:
         ]  # fmt: skip
 
     label = f"{len(run.trials):,} trials"
-    header = ["trial", "state", run.metric, "epochs", "started at s", "trained s", "worker", "parameters"]
+    header = [
+        "trial",
+        "state",
+        run.metric,
+        "epochs",
+        "started at s",
+        "trained s",
+        "worker",
+        "parameters",
+    ]
     header += [name.removeprefix("params_") for name in names] + ["reason"]
-    return Markup(f'<h3 id="{prefix}all-trials">All trials</h3>{numbers(label, table(header, map(line, run.trials), "All trials"))}')
+    return Markup(
+        f'<h3 id="{prefix}all-trials">All trials</h3>{numbers(label, table(header, map(line, run.trials), "All trials"))}'
+    )
 
 
 def _epoch_table(run: Run) -> Markup:
@@ -431,8 +538,15 @@ def _epoch_table(run: Run) -> Markup:
     values: dict[int, dict[int, float]] = {}
     for row in run.history:
         values.setdefault(row["number"], {})[row["epoch"]] = row[run.metric]
-    rows = [[number, *(found.get(epoch) for epoch in range(1, last + 1))] for number, found in values.items()]
-    return table(["trial", *(f"epoch {e}" for e in range(1, last + 1))], rows, f"{run.metric} after each epoch")
+    rows = [
+        [number, *(found.get(epoch) for epoch in range(1, last + 1))]
+        for number, found in values.items()
+    ]
+    return table(
+        ["trial", *(f"epoch {e}" for e in range(1, last + 1))],
+        rows,
+        f"{run.metric} after each epoch",
+    )
 
 
 def _tenths(seconds: float | None) -> Number | None:
@@ -447,7 +561,9 @@ def log_ticks(low: float, high: float) -> dict[str, Any]:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tens = [10.0**e for e in exponents if low <= 10.0**e <= high]
     finer = [m * 10.0**e for e in exponents for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    ticks = tens[:: 1 + len(tens) // 6] if len(tens) > 1 else finer if len(finer) > 1 else [low, high]
+    ticks = (
+        tens[:: 1 + len(tens) // 6] if len(tens) > 1 else finer if len(finer) > 1 else [low, high]
+    )
     return {"tickvals": ticks, "ticktext": [f"{t:.2g}" for t in ticks]}
 
 
@@ -456,9 +572,7 @@ def _thinning(chosen: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> s
     if len(chosen) == len(trials):
         return ""
     best = len(chosen) // 4
-    return (
-        f" Drawn are {len(chosen)} of {len(trials):,} trials, the {best} best and the others evenly over the search; the tables have all."
-    )
+    return f" Drawn are {len(chosen)} of {len(trials):,} trials, the {best} best and the others evenly over the search; the tables have all."
 
 
 def plain(figure: go.Figure) -> go.Figure:
@@ -466,10 +580,16 @@ def plain(figure: go.Figure) -> go.Figure:
     figure.update_layout(title=None, plot_bgcolor=None, margin={"t": 30, "r": 20, "b": 50, "l": 60})
     for trace in figure.data:
         if trace.type == "contour":
-            trace.update(colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}})
+            trace.update(
+                colorscale=SCALE,
+                reversescale=False,
+                colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}},
+            )
         elif trace.type == "scatter" and _is_blues(trace.marker.colorscale):
             trace.marker.update(
-                colorscale=SCALE, reversescale=False, colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}}
+                colorscale=SCALE,
+                reversescale=False,
+                colorbar={"thickness": 12, "outlinewidth": 0, "title": {"side": "right"}},
             )
     return figure
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mnist_ray.options import arguments, load
+from mnist_ray.settings.text import arguments, load
 
 Space = Callable[..., dict[str, Any]]
 
@@ -30,7 +30,17 @@ SPACES = {
 # The keys of a dict that say how its network is trained, those of one optimiser apart; all others say what the network is.
 OF_ONE_OPTIMIZER = ("beta1", "beta2", "eps", "momentum", "nesterov")
 TRAINING = (
-    *("batch_size", "optimizer", "lr", "schedule", "weight_decay", "label_smoothing", "l1", "ema", "augment"),
+    *(
+        "batch_size",
+        "optimizer",
+        "lr",
+        "schedule",
+        "weight_decay",
+        "label_smoothing",
+        "l1",
+        "ema",
+        "augment",
+    ),
     *OF_ONE_OPTIMIZER,
 )
 
@@ -47,7 +57,10 @@ class DataShape:
 
     def hyperparameters(self) -> dict[str, Any]:
         """As the keys that every network's dict carries."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     def most_halvings(self) -> int:
         """How often the image can be halved before nothing is left of it."""
@@ -74,7 +87,11 @@ def trainable(space: Space) -> Any:
 
     Such a class derives from TrainTrial and keeps its contract; see lightgbm_trial.py. Imports Ray.
     """
-    return load(getattr(sys.modules[space.__module__], "TRAINABLE", "mnist_ray.trial:TrainTrial"), "--space", SPACES)
+    return load(
+        getattr(sys.modules[space.__module__], "TRAINABLE", "mnist_ray.tune.trainable:TrainTrial"),
+        "--space",
+        SPACES,
+    )
 
 
 def options(space: Space, name: str, given: Mapping[str, str]) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def convnet(
     }
     for option, (value, least) in limits.items():
         if value < least:
-            raise SettingsError(f"--space-args: {option}={value} is too small; expected at least {least}")
+            raise SettingsError(
+                f"--space-args: {option}={value} is too small; expected at least {least}"
+            )
     # Each block halves the image: three take 28x28 to 3x3.
     most_blocks = max(1, min(3, data.most_halvings() - 1))
     optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
@@ -50,16 +52,24 @@ def convnet(
         "model": "convnet",
         **data.hyperparameters(),
         "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
-        "layers_per_block": min_layers if min_layers == max_layers else trial.suggest_int("layers_per_block", min_layers, max_layers),
+        "layers_per_block": min_layers
+        if min_layers == max_layers
+        else trial.suggest_int("layers_per_block", min_layers, max_layers),
         "width": trial.suggest_int("width", min_width, max_width, step=4),
         "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]) if max_kernel >= 5 else 3,
-        "activation": trial.suggest_categorical("activation", ["relu", "leaky_relu", "gelu", "silu"]),
-        "activation_position": trial.suggest_categorical("activation_position", ["after_norm", "before_norm"]),
+        "activation": trial.suggest_categorical(
+            "activation", ["relu", "leaky_relu", "gelu", "silu"]
+        ),
+        "activation_position": trial.suggest_categorical(
+            "activation_position", ["after_norm", "before_norm"]
+        ),
         "pooling": trial.suggest_categorical("pooling", ["blur", "max"]),
         "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
         # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
         "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),
-        "dropout_place": trial.suggest_categorical("dropout_place", ["head", "block", *(["layer"] if layer_dropout else [])]),
+        "dropout_place": trial.suggest_categorical(
+            "dropout_place", ["head", "block", *(["layer"] if layer_dropout else [])]
+        ),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
         "optimizer": optimizer,
         # A good rate depends on the optimiser by two orders of magnitude, so each has its own parameter.
@@ -73,7 +83,9 @@ def convnet(
     }
     if max_fc:
         hidden = trial.suggest_int("fc_layers", 0, max_fc)
-        hp["fc"] = [trial.suggest_categorical("fc_width", [64, 128, 256])] * hidden if hidden else []
+        hp["fc"] = (
+            [trial.suggest_categorical("fc_width", [64, 128, 256])] * hidden if hidden else []
+        )
     if l1:
         hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
     return hp

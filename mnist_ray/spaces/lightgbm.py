@@ -8,13 +8,15 @@ import optuna
 from mnist_ray.errors import SettingsError
 from mnist_ray.spaces import DataShape
 
-TRAINABLE = "mnist_ray.lightgbm_trial:LightGBMTrial"
+TRAINABLE = "mnist_ray.tune.lightgbm_trial:LightGBMTrial"
 
 
 def lightgbm(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
     """LightGBM's parameters under their own names; an epoch is ten rounds of boosting. Raises SettingsError where it is not installed."""
     if importlib.util.find_spec("lightgbm") is None:
-        raise SettingsError("--space: lightgbm needs the package of that name; pip install 'mnist_ray[lightgbm]'")
+        raise SettingsError(
+            "--space: lightgbm needs the package of that name; pip install 'mnist_ray[lightgbm]'"
+        )
     return {
         "model": "lightgbm",
         **data.hyperparameters(),

@@ -13,7 +13,13 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.spaces import TRAINING, DataShape
 
 
-def optimizer(trial: optuna.Trial, data: DataShape, start: Mapping[str, Any], script: str = "a", normalize: bool = False) -> dict[str, Any]:
+def optimizer(
+    trial: optuna.Trial,
+    data: DataShape,
+    start: Mapping[str, Any],
+    script: str = "a",
+    normalize: bool = False,
+) -> dict[str, Any]:
     """Hyperparameters of the network in the file, trained with Adam at a constant rate, without label smoothing or an average.
 
     start: the file's own hyperparameters. Options: `script`: a or b, the document's two sets of ranges. `normalize`: of a file that is
@@ -21,21 +27,33 @@ def optimizer(trial: optuna.Trial, data: DataShape, start: Mapping[str, Any], sc
     """
     if script not in ("a", "b"):
         raise SettingsError(f"--space-args: script={script!r} is not allowed; expected a or b")
-    for key, value in (("in_channels", data.in_channels), ("image_size", list(data.image_size)), ("classes", data.classes)):
+    for key, value in (
+        ("in_channels", data.in_channels),
+        ("image_size", list(data.image_size)),
+        ("classes", data.classes),
+    ):
         if start[key] != value:
-            raise SettingsError(f"--onnx: its network has {key} {start[key]}, but the data set has {value}; give --dataset the model's own")
+            raise SettingsError(
+                f"--onnx: its network has {key} {start[key]}, but the data set has {value}; give --dataset the model's own"
+            )
     if normalize and start["model"] != "foreign":
-        raise SettingsError("--space-args: normalize=true is for ONNX files that are not of mnist_ray; ours normalise by themselves")
+        raise SettingsError(
+            "--space-args: normalize=true is for ONNX files that are not of mnist_ray; ours normalise by themselves"
+        )
     a = script == "a"
     own = data.hyperparameters()
     return {
         **{key: value for key, value in start.items() if key not in TRAINING},
         **({"mean": own["mean"], "std": own["std"]} if normalize else {}),
         "optimizer": "adam",
-        "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256]) if a else trial.suggest_int("batch_size", 32, 256),
+        "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256])
+        if a
+        else trial.suggest_int("batch_size", 32, 256),
         "lr": trial.suggest_float("lr", *((1e-6, 1e-3) if a else (1e-5, 1e-2)), log=True),
         "beta1": trial.suggest_float("beta1", 0.1, 0.99),
         "beta2": trial.suggest_float("beta2", 0.999, 0.999999),
         "eps": trial.suggest_float("eps", 1e-10, 1e-6, log=a),
-        "weight_decay": trial.suggest_float("weight_decay", *((1e-8, 1e-1) if a else (1e-6, 1e-2)), log=True),
+        "weight_decay": trial.suggest_float(
+            "weight_decay", *((1e-8, 1e-1) if a else (1e-6, 1e-2)), log=True
+        ),
     }

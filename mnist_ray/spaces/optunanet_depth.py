@@ -11,13 +11,17 @@ from mnist_ray.spaces import DataShape
 from mnist_ray.spaces.optunanet import scaled
 
 
-def optunanet_depth(trial: optuna.Trial, data: DataShape, width_scale: float = 1.0) -> dict[str, Any]:
+def optunanet_depth(
+    trial: optuna.Trial, data: DataShape, width_scale: float = 1.0
+) -> dict[str, Any]:
     """Hyperparameters of `models.optunanet`, trained with the Adam that the document had found.
 
     Options: `width_scale`: factor of all filters and neurons; the trial keeps the document's own numbers.
     """
     depth = trial.suggest_int("n_layers_fc", 1, 4)
-    widths = [trial.suggest_categorical(f"fc_out_{i}", [128, 256, 512, 1024]) for i in range(1, depth + 1)]
+    widths = [
+        trial.suggest_categorical(f"fc_out_{i}", [128, 256, 512, 1024]) for i in range(1, depth + 1)
+    ]
     return {
         "model": "optunanet",
         **data.hyperparameters(),

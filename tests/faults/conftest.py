@@ -23,7 +23,9 @@ def network(s3_server: str) -> Iterator[Network]:
     """The way to the S3 server."""
     port = parse_qs(urlsplit(s3_server).query)["endpoint_override"][0].rpartition(":")[2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"])  # s3_server has set its own
+        patch.setenv(
+            "AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"]
+        )  # s3_server has set its own
         yield Network(int(port))
 
 

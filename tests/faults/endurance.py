@@ -26,12 +26,22 @@ from tests.faults.tools import TINY, Monkey, load_study, own_ray, search, tables
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--pause", type=float, default=6.0, help="seconds between two kills, on average")
+    parser.add_argument(
+        "--pause", type=float, default=6.0, help="seconds between two kills, on average"
+    )
     parser.add_argument("--max-epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
-        arguments = [*TINY, "--trials", str(options.trials), "--max-epochs", str(options.max_epochs), "--seed", str(options.seed)]
+        arguments = [
+            *TINY,
+            "--trials",
+            str(options.trials),
+            "--max-epochs",
+            str(options.max_epochs),
+            "--seed",
+            str(options.seed),
+        ]
         started = time.monotonic()
         process = search(own_ray(), *arguments, "--storage", folder, "--name", "e")
         assert process.stdout is not None
@@ -40,14 +50,27 @@ def main() -> int:
             for line in process.stdout:
                 if line.startswith("trial ") and "epochs=" in line:
                     with contextlib.suppress(psutil.Error):
-                        memory.append((len(memory) + 1, psutil.Process(process.pid).memory_info().rss / 1e6))
+                        memory.append(
+                            (len(memory) + 1, psutil.Process(process.pid).memory_info().rss / 1e6)
+                        )
                     if len(memory) % max(1, options.trials // 20) == 0:
                         taken = time.monotonic() - started
-                        print(f"{len(memory)} trials, {monkey.kills} kills, driver {memory[-1][1]:.0f} MB, {taken:.0f} s", flush=True)
-                elif line.startswith((f"{options.trials} trials:", "  ", "search.py:", "Traceback")):
+                        print(
+                            f"{len(memory)} trials, {monkey.kills} kills, driver {memory[-1][1]:.0f} MB, {taken:.0f} s",
+                            flush=True,
+                        )
+                elif line.startswith(
+                    (f"{options.trials} trials:", "  ", "search.py:", "Traceback")
+                ):
                     print(line.rstrip())
         code = process.wait()
-        return verdict(code, Path(folder, "e"), options.trials, monkey.kills, [megabytes for _, megabytes in memory])
+        return verdict(
+            code,
+            Path(folder, "e"),
+            options.trials,
+            monkey.kills,
+            [megabytes for _, megabytes in memory],
+        )
 
 
 def verdict(code: int, run: Path, trials: int, kills: int, memory: list[float]) -> int:
@@ -55,7 +78,10 @@ def verdict(code: int, run: Path, trials: int, kills: int, memory: list[float]) 
     epochs = [(row["number"], row["epoch"]) for row in history]
     states = [trial.state.name for trial in load_study(run).trials]
     quarter = len(memory) // 4
-    second, last = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
+    second, last = (
+        statistics.median(memory[quarter : 2 * quarter]),
+        statistics.median(memory[-quarter:]),
+    )
     print(
         f"exit code {code}; {len(rows)} of {trials} trials in the table, {len(states)} in the study: "
         f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed, "

@@ -31,20 +31,32 @@ from tests.faults.tools import (
     wait_for,
     workers,
 )  # fmt: skip
-from tests.test_studies import SECRET, postgresql
+from tests.study.test_studies import SECRET, postgresql
 
 
 def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
     several = Rays(0)
     try:
         first, second = several.add(1), several.add(1)
-        arguments = [*TINY, "--trials", "12", "--max-epochs", "16", "--scheduler", "none", "--max-concurrent", "2"]
+        arguments = [
+            *TINY,
+            "--trials",
+            "12",
+            "--max-epochs",
+            "16",
+            "--scheduler",
+            "none",
+            "--max-concurrent",
+            "2",
+        ]
         process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "n")
         wait_for(process, "epochs=")
         running: set[int] = set()
         while len(running) < 2 or not workers(second.pid):
             assert process.poll() is None
-            running = {t.number for t in load_study(tmp_path / "n").trials if t.state.name == "RUNNING"}
+            running = {
+                t.number for t in load_study(tmp_path / "n").trials if t.state.name == "RUNNING"
+            }
         kill_tree(second.pid)
         died = time.monotonic()
         while running:  # also the one that was on the node
@@ -61,7 +73,14 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
         several.remove()
     code, output = finish(search(rays.env, "--storage", str(tmp_path), "--name", "n", "--resume"))
     assert code == 0, output
-    assert not {int(line.split()[1]) for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line} & finished
+    assert (
+        not {
+            int(line.split()[1])
+            for line in output.splitlines()
+            if line.startswith("trial ") and "epochs=" in line
+        }
+        & finished
+    )
     check_run(str(tmp_path / "n"), 12)
     no_open_trial(tmp_path / "n")
 
@@ -91,7 +110,17 @@ def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
     several = Rays(0)
     try:
         nodes = [several.add(1), several.add(1)]
-        arguments = [*TINY, "--trials", "8", "--max-epochs", "24", "--scheduler", "none", "--max-concurrent", "2"]
+        arguments = [
+            *TINY,
+            "--trials",
+            "8",
+            "--max-epochs",
+            "24",
+            "--scheduler",
+            "none",
+            "--max-concurrent",
+            "2",
+        ]
         process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "spot")
         seen = wait_for(process, "epochs=")
         while not all(workers(node.pid) for node in nodes):
@@ -100,12 +129,31 @@ def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
             "import ray; ray.init(logging_level='ERROR', log_to_driver=False)\n"
             "print([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU')][0])"
         )
-        found = subprocess.run([sys.executable, "-c", code], env=several.env, capture_output=True, text=True, check=True, timeout=60)
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=several.env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         node_id = found.stdout.split()[-1]
-        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=10"]
-        drain = ["ray", "drain-node", f"--address={several.env['RAY_ADDRESS']}", f"--node-id={node_id}", *notice]
+        notice = [
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=spot",
+            "--deadline-remaining-seconds=10",
+        ]
+        drain = [
+            "ray",
+            "drain-node",
+            f"--address={several.env['RAY_ADDRESS']}",
+            f"--node-id={node_id}",
+            *notice,
+        ]
         subprocess.run(drain, env=several.env, check=True, capture_output=True, timeout=60)
-        taken = next(node for node in nodes if any(node_id in " ".join(p.cmdline()) for p in below(node.pid)))
+        taken = next(
+            node for node in nodes if any(node_id in " ".join(p.cmdline()) for p in below(node.pid))
+        )
         time.sleep(10)
         kill_tree(taken.pid)  # Ray leaves that to the cloud
         code, output = finish(process)
@@ -124,7 +172,19 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
         server.start()
         place = server.url.replace(SECRET, "${STUDY_PASSWORD}")
         env = {**rays.env, "STUDY_PASSWORD": SECRET}
-        arguments = [*TINY, "--trials", "6", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "sql", "--study", place]
+        arguments = [
+            *TINY,
+            "--trials",
+            "6",
+            "--max-epochs",
+            "6",
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "sql",
+            "--study",
+            place,
+        ]
         process = search(env, *arguments)
         seen = wait_for(process, "epochs=")
         server.stop()
@@ -135,7 +195,9 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
         assert "6 trials: " in output
         assert " 0 failed" in output
         check_run(str(tmp_path / "sql"), 6)
-        no_secret(seen + output, RunStorage(str(tmp_path / "sql")), {**SECRETS, "STUDY_PASSWORD": SECRET})
+        no_secret(
+            seen + output, RunStorage(str(tmp_path / "sql")), {**SECRETS, "STUDY_PASSWORD": SECRET}
+        )
     finally:
         server.remove()
 
@@ -164,14 +226,26 @@ def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
     folder = tempfile.mkdtemp(prefix="t")
     env = own_ray(TMPDIR=folder, HOME=str(tmp_path))
     try:
-        arguments = [*TINY, "--trials", "20", "--max-epochs", "8", "--storage", str(tmp_path), "--name", "left"]
+        arguments = [
+            *TINY,
+            "--trials",
+            "20",
+            "--max-epochs",
+            "8",
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "left",
+        ]
         process = search(env, *arguments)
         wait_for(process, "run ")
         time.sleep(2)
         stop(process)
         deadline = time.monotonic() + 40
         agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # stay for about a minute
-        while (alive := {command.split()[0] for command in ours(folder) if command}) - agents and time.monotonic() < deadline:
+        while (
+            alive := {command.split()[0] for command in ours(folder) if command}
+        ) - agents and time.monotonic() < deadline:
             time.sleep(0.5)
         assert alive <= agents
         left = set(os.listdir(folder))
@@ -197,9 +271,20 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
     )
     folder = tempfile.mkdtemp(prefix="t")
     try:
-        arguments = ["--dataset", "digits", "--space", "broken_space:space", "--trials", "2", "--max-epochs", "1"]
+        arguments = [
+            "--dataset",
+            "digits",
+            "--space",
+            "broken_space:space",
+            "--trials",
+            "2",
+            "--max-epochs",
+            "1",
+        ]
         env = own_ray(TMPDIR=folder, HOME=str(tmp_path))
-        code, output = finish(search(env, *arguments, "--storage", str(tmp_path), "--name", "f", cwd=tmp_path))
+        code, output = finish(
+            search(env, *arguments, "--storage", str(tmp_path), "--name", "f", cwd=tmp_path)
+        )
         assert code == 1, output
         assert os.listdir(folder) == []
         assert nothing_of(folder)

@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.storage import RunStorage, read_verified
-from tests.faults.tools import TINY, Rays, check_run, finish, load_study, no_open_trial, no_secret, search, stop, wait_for
-from tests.test_deterministic import results
-from tests.test_finetune import finetune
+from tests.faults.tools import (
+    TINY,
+    Rays,
+    check_run,
+    finish,
+    load_study,
+    no_open_trial,
+    no_secret,
+    search,
+    stop,
+    wait_for,
+)
+from tests.finetune_job.test_finetune import finetune
+from tests.tune.test_deterministic import results
 
 STAGES = """
 train_on: train
@@ -23,13 +34,34 @@ stages:
 
 def lines(output: str) -> set[int]:
     """Numbers of the trials that the output says have ended."""
-    return {int(line.split()[1]) for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line}
+    return {
+        int(line.split()[1])
+        for line in output.splitlines()
+        if line.startswith("trial ") and "epochs=" in line
+    }
 
 
-@pytest.mark.parametrize(("kills", "trials"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_finds_the_same(rays: Rays, tmp_path: Path, kills: int, trials: int) -> None:
-    arguments = [*TINY, "--trials", str(trials), "--max-epochs", "6", "--deterministic", "--max-concurrent", "2", "--seed", "5"]
-    code, output = finish(search(rays.env, *arguments, "--storage", str(tmp_path / "whole"), "--name", "d"), 600)
+@pytest.mark.parametrize(
+    ("kills", "trials"), [(3, 8), pytest.param(20, 40, marks=pytest.mark.slow)]
+)
+def test_killed_at_random_moments_it_finds_the_same(
+    rays: Rays, tmp_path: Path, kills: int, trials: int
+) -> None:
+    arguments = [
+        *TINY,
+        "--trials",
+        str(trials),
+        "--max-epochs",
+        "6",
+        "--deterministic",
+        "--max-concurrent",
+        "2",
+        "--seed",
+        "5",
+    ]
+    code, output = finish(
+        search(rays.env, *arguments, "--storage", str(tmp_path / "whole"), "--name", "d"), 600
+    )
     assert code == 0, output
     chance, killed, ended = random.Random(kills), 0, set()
     folder = tmp_path / "cut" / "d"
@@ -58,10 +90,24 @@ def test_killed_at_random_moments_it_finds_the_same(rays: Rays, tmp_path: Path, 
 
 
 @pytest.fixture(scope="module")
-def at_work(rays: Rays, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen]]:
+def at_work(
+    rays: Rays, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, subprocess.Popen]]:
     """A search that is at work."""
     folder = tmp_path_factory.mktemp("work")
-    arguments = [*TINY, "--trials", "300", "--max-epochs", "8", "--scheduler", "none", "--storage", str(folder), "--name", "one"]
+    arguments = [
+        *TINY,
+        "--trials",
+        "300",
+        "--max-epochs",
+        "8",
+        "--scheduler",
+        "none",
+        "--storage",
+        str(folder),
+        "--name",
+        "one",
+    ]
     process = search(rays.env, *arguments)
     wait_for(process, "epochs=")
     yield folder, process
@@ -70,9 +116,19 @@ def at_work(rays: Rays, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 @pytest.mark.parametrize("flag", ["", "--resume", "--overwrite"])
-def test_a_run_that_is_at_work_is_left_alone(rays: Rays, at_work: tuple[Path, subprocess.Popen], flag: str) -> None:
+def test_a_run_that_is_at_work_is_left_alone(
+    rays: Rays, at_work: tuple[Path, subprocess.Popen], flag: str
+) -> None:
     folder, first = at_work
-    second = search(rays.env, *(TINY if flag != "--resume" else []), "--storage", str(folder), "--name", "one", *[flag] * bool(flag))
+    second = search(
+        rays.env,
+        *(TINY if flag != "--resume" else []),
+        "--storage",
+        str(folder),
+        "--name",
+        "one",
+        *[flag] * bool(flag),
+    )
     code, output = finish(second, 60)
     assert (code, output.count("\n")) == (2, 1), output
     assert "--name" in output
@@ -81,7 +137,9 @@ def test_a_run_that_is_at_work_is_left_alone(rays: Rays, at_work: tuple[Path, su
     assert first.poll() is None
 
 
-def test_of_two_that_go_on_with_a_killed_run_one_does(rays: Rays, at_work: tuple[Path, subprocess.Popen]) -> None:
+def test_of_two_that_go_on_with_a_killed_run_one_does(
+    rays: Rays, at_work: tuple[Path, subprocess.Popen]
+) -> None:
     folder, first = at_work
     stop(first)
     trials = len(load_study(folder / "one").trials) + 4
@@ -96,7 +154,9 @@ def test_of_two_that_go_on_with_a_killed_run_one_does(rays: Rays, at_work: tuple
     assert not (folder / "one" / "search.lease").exists()
 
 
-def test_of_two_fine_tunings_one_publishes(rays: Rays, at_work: tuple[Path, subprocess.Popen]) -> None:
+def test_of_two_fine_tunings_one_publishes(
+    rays: Rays, at_work: tuple[Path, subprocess.Popen]
+) -> None:
     """After the search above, whose run they share."""
     folder = at_work[0]
     if not (folder / "one" / "best" / "model.safetensors").exists():
@@ -104,8 +164,18 @@ def test_of_two_fine_tunings_one_publishes(rays: Rays, at_work: tuple[Path, subp
     (folder / "stages.yaml").write_text(STAGES)
     shutil.copytree(folder / "one", folder / "tuned")
     (folder / "tuned" / "search.lease").unlink(missing_ok=True)
-    arguments = ["--run", str(folder / "tuned"), "--stages", str(folder / "stages.yaml"), "--cpus", "1"]
-    ends = sorted((finish(each, 240) for each in [finetune(rays.env, *arguments) for _ in range(2)]), key=lambda end: end[0])
+    arguments = [
+        "--run",
+        str(folder / "tuned"),
+        "--stages",
+        str(folder / "stages.yaml"),
+        "--cpus",
+        "1",
+    ]
+    ends = sorted(
+        (finish(each, 240) for each in [finetune(rays.env, *arguments) for _ in range(2)]),
+        key=lambda end: end[0],
+    )
     assert [code for code, _ in ends] == [0, 2], ends
     assert "--run: another fine-tuning is at work" in ends[1][1]
     run = RunStorage(str(folder / "tuned"))

@@ -16,10 +16,25 @@ import pytest
 
 from mnist_ray.storage import RunStorage
 from tests.conftest import moto
-from tests.faults.tools import DIGITS, ROOT, SECRETS, check_run, finish, kill_tree, no_secret, outside, wait_for, workers
+from tests.faults.tools import (
+    DIGITS,
+    ROOT,
+    SECRETS,
+    check_run,
+    finish,
+    kill_tree,
+    no_secret,
+    outside,
+    wait_for,
+    workers,
+)
 
 NETWORK = "10.213.77"  # a bridge at .254, the hosts from .1 on
-QUICK = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3"}
+QUICK = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 def run(*command: str) -> None:
@@ -36,7 +51,12 @@ class Hosts:
         (self.folder / "token").write_text("0f1e2d3c4b5a6978" * 4)
         self.count, self.nodes, self.log = count, [], (self.folder / "log").open("wb")  # type: ignore[var-annotated]
         paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "PATH": paths, "TMPDIR": f"{self.folder}/tmp"}
+        own = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "PATH": paths,
+            "TMPDIR": f"{self.folder}/tmp",
+        }
         self.env = outside(**own, **QUICK, MNIST_RAY_STORAGE_RETRY_SECONDS="60")
         self.head = f"{NETWORK}.1:6379"
         run("ip", "link", "add", self.mark, "type", "bridge")
@@ -53,8 +73,20 @@ class Hosts:
 
     def start(self, i: int, cpus: int) -> subprocess.Popen:
         """A Ray node on host i: the head on the first."""
-        options = ["--head", "--port=6379", "--dashboard-host=127.0.0.1"] if i == 0 else [f"--address={self.head}"]
-        ray = ["ray", "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", "--num-gpus=0", *options]
+        options = (
+            ["--head", "--port=6379", "--dashboard-host=127.0.0.1"]
+            if i == 0
+            else [f"--address={self.head}"]
+        )
+        ray = [
+            "ray",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            f"--num-cpus={cpus}",
+            "--num-gpus=0",
+            *options,
+        ]
         ray += [f"--node-ip-address={NETWORK}.{i + 1}"]
         mount = 'for each in "$TMPDIR" /dev/shm; do mount -t tmpfs tmpfs "$each" || exit 1; done; exec "$@"'
         command = [
@@ -77,7 +109,9 @@ class Hosts:
     def on_head(self, *command: str) -> subprocess.Popen:
         where = ["nsenter", "-t", str(self.nodes[0].pid), "-m", "-n", f"--wd={ROOT}"]
         env = {**self.env, "RAY_ADDRESS": self.head}
-        return subprocess.Popen([*where, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [*where, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def wait(self, count: int) -> None:
         """Until the cluster has so many nodes."""
@@ -117,7 +151,9 @@ def hosts() -> Iterator[Hosts]:
         try:
             found = Hosts(3)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"this machine allows no network namespaces: {error.stderr.decode().strip()}")
+            pytest.skip(
+                f"this machine allows no network namespaces: {error.stderr.decode().strip()}"
+            )
         yield found
     finally:
         if found is not None:
@@ -141,9 +177,30 @@ def test_a_host_is_cut_off_and_comes_back(hosts: Hosts, far_bucket: str) -> None
     hosts.wait(1)
     first, second = hosts.start(1, cpus=1), hosts.start(2, cpus=1)
     hosts.wait(3)
-    size = [*DIGITS, "--space-args", "min_width=8", "max_width=16", "--trials", "8", "--max-epochs", "24", "--scheduler", "none"]
+    size = [
+        *DIGITS,
+        "--space-args",
+        "min_width=8",
+        "max_width=16",
+        "--trials",
+        "8",
+        "--max-epochs",
+        "24",
+        "--scheduler",
+        "none",
+    ]
     search = hosts.on_head(
-        sys.executable, "jobs/search.py", *size, "--max-concurrent", "2", "--storage", far_bucket, "--name", "h", "--seed", "0"
+        sys.executable,
+        "jobs/search.py",
+        *size,
+        "--max-concurrent",
+        "2",
+        "--storage",
+        far_bucket,
+        "--name",
+        "h",
+        "--seed",
+        "0",
     )
     try:
         seen = wait_for(search, "epochs=")
@@ -154,7 +211,9 @@ def test_a_host_is_cut_off_and_comes_back(hosts: Hosts, far_bucket: str) -> None
         hosts.link(2, "down")
         hosts.wait(2)
         hosts.link(2, "up")
-        assert psutil.wait_procs(cut, 60)[1] == []  # the trial's process, whose trial is another's now, ends
+        assert (
+            psutil.wait_procs(cut, 60)[1] == []
+        )  # the trial's process, whose trial is another's now, ends
         second.wait(60)
         assert search.poll() is None
         hosts.start(2, cpus=1)

@@ -82,7 +82,9 @@ def test_s3_stays_away(rays: Rays, network: Network, bucket: str) -> None:
     check_run(runs_folder(bucket, "gone"), 6)
 
 
-def test_s3_fails_while_a_model_is_published(network: Network, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_fails_while_a_model_is_published(
+    network: Network, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut off after any number of its requests, a publication leaves the model before or the new one, never a mixture."""
     run = open_run(bucket, "model")
     old, new = os.urandom(200_000), os.urandom(200_000)
@@ -94,7 +96,11 @@ def test_s3_fails_while_a_model_is_published(network: Network, bucket: str, monk
         cut = threading.Timer(after, network.set, ("down",))
         cut.start()
         try:
-            publish(open_run(bucket, "model"), {"model.onnx": new, "README.md": b"new"}, {"file": "model.onnx", "which": "new"})
+            publish(
+                open_run(bucket, "model"),
+                {"model.onnx": new, "README.md": b"new"},
+                {"file": "model.onnx", "which": "new"},
+            )
         except WorkError as error:
             assert str(error).count("\n") == 0
             assert "://bucket/faults/model" in str(error)
@@ -104,7 +110,9 @@ def test_s3_fails_while_a_model_is_published(network: Network, bucket: str, monk
         manifest, data = read_verified(run)
         assert data == (new if manifest["which"] == "new" else old)
         outcomes.append(manifest["which"])
-        publish(run, {"model.onnx": old, "README.md": b"old"}, {"file": "model.onnx", "which": "old"})
+        publish(
+            run, {"model.onnx": old, "README.md": b"old"}, {"file": "model.onnx", "which": "old"}
+        )
         assert sorted(run.list()) == ["README.md", "model.json", "model.onnx"]
     assert outcomes[0] == "old"
     back = threading.Timer(2, network.set, ("up",))
@@ -129,7 +137,9 @@ def test_killed_while_it_publishes(tmp_path: Path, kills: int) -> None:
     run, chance = RunStorage(str(tmp_path)), random.Random(0)
     publish(run, {"model.onnx": bytes([1]) * 3_000_000}, {"file": "model.onnx", "which": 1})
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", PUBLISH, run.uri], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", PUBLISH, run.uri], stdout=subprocess.PIPE, text=True
+        )
         wait_for(process, "begins")
         time.sleep(chance.uniform(0.01, 0.3))
         process.kill()
@@ -141,13 +151,17 @@ def test_killed_while_it_publishes(tmp_path: Path, kills: int) -> None:
     assert [name for name in run.list() if "model" in name] == ["model.json", "model.onnx"]
 
 
-@pytest.mark.skipif(not can_mount(), reason="needs root and a mount of its own, for a disk that is small")
+@pytest.mark.skipif(
+    not can_mount(), reason="needs root and a mount of its own, for a disk that is small"
+)
 def test_the_disk_is_full(rays: Rays, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "24m") as disk:
         process = search(rays.env, *SEARCH, "--storage", str(disk), "--name", "full")
         seen = wait_for(process, "epochs=")
         filler = disk / "filler"
-        subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)  # until there is no space
+        subprocess.run(
+            ["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True
+        )  # until there is no space
         code, output = finish(process, 120)
         assert code == 1, seen + output
         last = output.splitlines()[-1]
@@ -156,29 +170,49 @@ def test_the_disk_is_full(rays: Rays, tmp_path: Path) -> None:
         assert "No space left on device" in last
         assert "Traceback" not in output
         finished = {t.number for t in load_study(disk / "full").trials if t.state.is_finished()}
-        code, output = finish(search(rays.env, "--storage", str(disk), "--name", "full", "--resume"), 60)
+        code, output = finish(
+            search(rays.env, "--storage", str(disk), "--name", "full", "--resume"), 60
+        )
         assert code != 0  # still full: one line again
         assert "Traceback" not in output
         assert str(disk) in output.splitlines()[-1]
         filler.unlink()
-        code, output = finish(search(rays.env, "--storage", str(disk), "--name", "full", "--resume"))
+        code, output = finish(
+            search(rays.env, "--storage", str(disk), "--name", "full", "--resume")
+        )
         assert code == 0, output
-        assert not {int(line.split()[1]) for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line} & finished
+        assert (
+            not {
+                int(line.split()[1])
+                for line in output.splitlines()
+                if line.startswith("trial ") and "epochs=" in line
+            }
+            & finished
+        )
         check_run(str(disk / "full"), 6)
         no_open_trial(disk / "full")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_mount(), reason="needs root and a mount of its own, for a disk that is small")
+@pytest.mark.skipif(
+    not can_mount(), reason="needs root and a mount of its own, for a disk that is small"
+)
 def test_the_disk_of_rays_temporary_files_is_full(tmp_path: Path) -> None:
     folder = Path("/tmp") / f"mrf-disk-{os.getpid()}"  # short, as Ray's sockets need
     try:
         with small_disk(folder, "64k") as disk:
-            process = search(own_ray(TMPDIR=str(disk)), *SEARCH, "--storage", str(tmp_path), "--name", "full")
+            process = search(
+                own_ray(TMPDIR=str(disk)), *SEARCH, "--storage", str(tmp_path), "--name", "full"
+            )
             code, output = finish(process, 200)
             assert code == 1, output
             assert str(disk) in output.splitlines()[-1]
             assert "Traceback" not in output
-        assert str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert (
+            str(folder)
+            not in subprocess.run(
+                ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+            ).stdout
+        )
     finally:
         folder.rmdir()

@@ -5,12 +5,36 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import DIGITS, TINY, Monkey, Rays, check_run, finish, no_open_trial, no_secret, search, tables, workers
+from tests.faults.tools import (
+    DIGITS,
+    TINY,
+    Monkey,
+    Rays,
+    check_run,
+    finish,
+    no_open_trial,
+    no_secret,
+    search,
+    tables,
+    workers,
+)
 
 
-@pytest.mark.parametrize(("trials", "pause"), [(12, 3), pytest.param(30, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("trials", "pause"), [(12, 3), pytest.param(30, 5, marks=pytest.mark.slow)]
+)
 def test_a_monkey_kills_workers(rays: Rays, tmp_path: Path, trials: int, pause: float) -> None:
-    arguments = [*TINY, "--trials", str(trials), "--max-epochs", "6", "--storage", str(tmp_path), "--name", "m"]
+    arguments = [
+        *TINY,
+        "--trials",
+        str(trials),
+        "--max-epochs",
+        "6",
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "m",
+    ]
     with Monkey(rays.pid(), pause) as monkey:
         code, output = finish(search(rays.env, *arguments), 600)
     assert code == 0, output
@@ -69,12 +93,32 @@ def network(hp):
 KINDS = ["fine", "hangs", "stands", "raises", "nan", "memory"]
 
 
-@pytest.mark.parametrize("kinds", [KINDS[:5], pytest.param(["fine", "memory"], marks=pytest.mark.slow)], ids="-".join)
+@pytest.mark.parametrize(
+    "kinds", [KINDS[:5], pytest.param(["fine", "memory"], marks=pytest.mark.slow)], ids="-".join
+)
 def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds: list[str]) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     (tmp_path / "points.yaml").write_text("".join(f"- kind: {kind}\n" for kind in kinds))
-    arguments = [*DIGITS, "--space", "faulty:space", "--trials", str(len(kinds)), "--max-epochs", "2", "--points", "points.yaml"]
-    arguments += ["--no-finetune", "--storage", str(tmp_path), "--name", "f", "--trial-timeout", "10s"]
+    arguments = [
+        *DIGITS,
+        "--space",
+        "faulty:space",
+        "--trials",
+        str(len(kinds)),
+        "--max-epochs",
+        "2",
+        "--points",
+        "points.yaml",
+    ]
+    arguments += [
+        "--no-finetune",
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "f",
+        "--trial-timeout",
+        "10s",
+    ]
     try:
         code, output = finish(search(rays.env, *arguments, cwd=tmp_path), 300)
     finally:
@@ -125,8 +169,31 @@ def network(hp):
 
 def test_a_worker_dies_between_two_trials(rays: Rays, tmp_path: Path) -> None:
     (tmp_path / "between.py").write_text(BETWEEN)
-    arguments = [*DIGITS, "--space", "between:space", "--trials", "3", "--max-epochs", "2", "--max-concurrent", "1", "--scheduler", "none"]
-    code, output = finish(search(rays.env, *arguments, "--no-finetune", "--storage", str(tmp_path), "--name", "b", cwd=tmp_path))
+    arguments = [
+        *DIGITS,
+        "--space",
+        "between:space",
+        "--trials",
+        "3",
+        "--max-epochs",
+        "2",
+        "--max-concurrent",
+        "1",
+        "--scheduler",
+        "none",
+    ]
+    code, output = finish(
+        search(
+            rays.env,
+            *arguments,
+            "--no-finetune",
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "b",
+            cwd=tmp_path,
+        )
+    )
     assert code == 0, output
     assert (tmp_path / "killed").exists()
     assert "3 complete, 0 pruned, 0 failed" in output

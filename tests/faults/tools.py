@@ -19,7 +19,15 @@ import psutil
 
 from mnist_ray.storage import RunStorage
 from tests.conftest import free_port
-from tests.test_search import ROOT, check_run, finish, load_study, search, tables, wait_for
+from tests.search_job.test_search_job import (
+    ROOT,
+    check_run,
+    finish,
+    load_study,
+    search,
+    tables,
+    wait_for,
+)
 
 __all__ = ["ROOT", "check_run", "finish", "load_study", "search", "tables", "wait_for"]
 
@@ -93,7 +101,13 @@ class Monkey(threading.Thread):
 
     def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
         super().__init__(daemon=True)
-        self.pid, self.pause, self.chance, self.kills, self.over = pid, pause, random.Random(seed), 0, threading.Event()
+        self.pid, self.pause, self.chance, self.kills, self.over = (
+            pid,
+            pause,
+            random.Random(seed),
+            0,
+            threading.Event(),
+        )
 
     def run(self) -> None:
         while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
@@ -119,11 +133,18 @@ class Rays:
     """A Ray of several nodes on loopback, each node a `ray start --block` of its own; `env` reaches it."""
 
     def __init__(self, cpus: int, **env: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="mrf-"))  # short: Unix sockets below it allow 107 characters
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="mrf-")
+        )  # short: Unix sockets below it allow 107 characters
         (self.folder / "token").write_text("fedcba9876543210" * 4)
         self.port = free_port()
         paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "PATH": paths, "TMPDIR": str(self.folder)}
+        own = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "PATH": paths,
+            "TMPDIR": str(self.folder),
+        }
         self.start_env = outside(**own, **env)
         self.env = {**self.start_env, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
         self.nodes: list[subprocess.Popen] = []
@@ -141,7 +162,15 @@ class Rays:
         return node
 
     def _start(self, *options: str) -> subprocess.Popen:
-        command = ["ray", "start", "--block", "--disable-usage-stats", "--num-gpus=0", "--node-ip-address=127.0.0.1", *options]
+        command = [
+            "ray",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--num-gpus=0",
+            "--node-ip-address=127.0.0.1",
+            *options,
+        ]
         command.append(f"--dashboard-agent-listen-port={free_port()}")
         node = subprocess.Popen(command, env=self.start_env, stdout=self.log, stderr=self.log)
         self.nodes.append(node)
@@ -156,7 +185,13 @@ class Rays:
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-                subprocess.run([sys.executable, "-c", code], env=self.env, check=True, timeout=60, capture_output=True)
+                subprocess.run(
+                    [sys.executable, "-c", code],
+                    env=self.env,
+                    check=True,
+                    timeout=60,
+                    capture_output=True,
+                )
                 return
             except (OSError, subprocess.SubprocessError):
                 time.sleep(0.3)
@@ -212,7 +247,9 @@ class Network:
         with contextlib.suppress(OSError), client:
             if self.mode == "error":
                 client.recv(65536)
-                client.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                client.sendall(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
                 return
             if self.mode == "silent":
                 while client.recv(65536):
@@ -265,7 +302,11 @@ class Network:
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A tmpfs of so many bytes (as 8m) at `folder`. To make space, remount it larger."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        check=True,
+        capture_output=True,
+    )
     try:
         yield folder
     finally:
@@ -276,7 +317,11 @@ def can_mount() -> bool:
     """Whether this process may mount, as root outside a strict container may."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
-        if os.getuid() or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        if (
+            os.getuid()
+            or shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True).returncode
+        ):
             return False
         subprocess.run(["umount", folder], check=True)
         return True

@@ -1,0 +1,330 @@
+"""People's own pictures -> what the network sees, as MNIST was made (LeCun et al. 1998): a bright digit on black, fitted into 20 x 20
+pixels, antialiased, its centre of mass in the middle of 28 x 28.
+
+The definition is one small ONNX graph, so that a web page (onnxruntime-web) and predict.py see the same pixels. The functions below are
+Python only in their looks: onnxscript translates their text into the graph.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from onnx.inliner import inline_local_functions
+from onnxscript import opset20, script
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnist_ray.errors import SettingsError
+
+if TYPE_CHECKING:
+    FLOAT: TypeAlias = Any  # the arithmetic below is ONNX's, not Python's
+    INT64: TypeAlias = Any
+    UINT8: TypeAlias = Any
+else:
+    from onnxscript import FLOAT, INT64, UINT8
+
+op: Any = opset20
+MAX_PIXELS = 50_000_000
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # none that starts another program, as EPS does
+LARGEST = 2048  # longest side of the picture that is worked on
+COARSE = 128  # longest side of the picture in which the ink is looked for
+REACH = 24  # of the window in which the background is looked for, at that size: wider than half of any stroke
+WINDOW = 2 * REACH + 1
+
+
+@script()
+def median(values: FLOAT) -> FLOAT:
+    """Upper median of a flat tensor."""
+    largest, _ = op.TopK(values, op.Reshape(op.Size(values) / 2 + 1, [1]))
+    return op.ReduceMin(largest, keepdims=0)
+
+
+@script()
+def border(image: FLOAT) -> FLOAT:
+    """The outermost pixels of [1, 1, h, w], flat."""
+    rows = op.Concat(image[:, :, 0, :], image[:, :, -1, :], axis=2)
+    columns = op.Concat(image[:, :, :, 0], image[:, :, :, -1], axis=2)
+    return op.Reshape(op.Concat(rows, columns, axis=2), [-1])
+
+
+@script()
+def fitted_size(image: FLOAT, longest: INT64) -> INT64:
+    """[1, 1, h, w] -> the size [2] of the same shape whose longer side is `longest`, no side less than 1."""
+    size = op.Cast(op.Shape(image, start=2), to=1)
+    scale = op.Cast(longest, to=1) / op.ReduceMax(size)
+    return op.Cast(op.Max(op.Floor(size * scale + 0.5), 1.0), to=7)
+
+
+@script()
+def resized(image: FLOAT, size: INT64) -> FLOAT:
+    """[1, c, h, w] -> [1, c, *size], each new pixel the weighted mean of all the old ones it covers."""
+    channels = op.Shape(image, start=0, end=2)
+    return op.Resize(
+        image, None, None, op.Concat(channels, size, axis=0), mode="linear", antialias=1
+    )
+
+
+@script()
+def at_most(image: FLOAT, longest: INT64) -> FLOAT:
+    """The image, made smaller where a side is longer than `longest`."""
+    size = op.Shape(image, start=2)
+    return resized(image, op.Where(op.ReduceMax(size) > longest, fitted_size(image, longest), size))
+
+
+@script()
+def channels_of(picture: UINT8) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 4, h, w] in [0, 1]; a photo of many megapixels is made smaller first, to save memory."""
+    return (
+        op.Cast(at_most(op.Unsqueeze(op.Transpose(picture, perm=[2, 0, 1]), [0]), LARGEST), to=1)
+        / 255.0
+    )
+
+
+@script(default_opset=op)
+def over_white(rgba: FLOAT) -> FLOAT:
+    """[1, 4, h, w] -> [1, 3, h, w], where it is transparent white."""
+    alpha = rgba[:, 3:4, :, :]
+    return rgba[:, 0:3, :, :] * alpha + (1.0 - alpha)
+
+
+@script()
+def luminance(rgba: FLOAT) -> FLOAT:
+    """[1, 4, h, w] -> [1, 1, h, w]; where only the transparency draws something, 1 - alpha."""
+    weights = op.Constant(
+        value_floats=[0.299, 0.587, 0.114]
+    )  # ITU-R BT.601, as Pillow converts to "L"
+    grey = op.ReduceSum(over_white(rgba) * op.Reshape(weights, [1, 3, 1, 1]), [1])
+    return op.Where(op.ReduceMax(grey) - op.ReduceMin(grey) < 0.02, 1.0 - rgba[:, 3:4, :, :], grey)
+
+
+@script()
+def smallest_around(image: FLOAT) -> FLOAT:
+    """The minimum in a WINDOW x WINDOW square around each pixel."""
+    across = op.MaxPool(-image, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
+    return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
+
+
+@script()
+def background_of(image: FLOAT) -> FLOAT:
+    """Morphological opening, which follows shadows and light fall-off but no stroke.
+
+    Beyond the border the picture goes on as it ends, or light that falls off towards it would remain; not where strokes reach the border,
+    which would grow into surfaces.
+    """
+    contrast = op.MaxPool(image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]) + op.MaxPool(
+        -image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]
+    )
+    strokes_end = op.ReduceMax(border(contrast)) < 0.5 * op.ReduceMax(contrast, keepdims=0)
+    more = op.Reshape(op.Where(strokes_end, REACH, 0), [1])
+    both = op.Concat(more, more, axis=0)
+    none = op.Constant(value_ints=[0, 0])
+    smooth = op.AveragePool(image, kernel_shape=[5, 5], pads=[2, 2, 2, 2])
+    padded = op.Pad(smooth, op.Concat(none, both, none, both, axis=0), mode="edge")
+    opened = -smallest_around(-smallest_around(padded))
+    return op.Slice(opened, both, both + op.Shape(image, start=2), [2, 3])
+
+
+@script(default_opset=op)
+def ink_of(image: FLOAT) -> FLOAT:
+    """[1, 1, h, w], digit bright -> the same less its background, and less what the border keeps of it."""
+    raised = image - background_of(image)
+    return raised - median(border(raised))
+
+
+@script()
+def noise_of(ink: FLOAT) -> FLOAT:
+    """The border's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture."""
+    return median(op.Abs(border(ink)))
+
+
+@script()
+def extent(has_ink: FLOAT) -> INT64:
+    """float32 [n], 1 where there is ink -> int64 [2]: the first such place and the one after the last ([0, n], where there is none)."""
+    n = op.Size(has_ink)
+    place = op.Range(0, n, 1)
+    inside = has_ink > 0.0
+    first = op.ReduceMin(op.Where(inside, place, n), keepdims=1)
+    end = op.ReduceMax(op.Where(inside, place + 1, 0), keepdims=1)
+    nothing = first == n
+    return op.Concat(op.Where(nothing, 0, first), op.Where(nothing, n, end), axis=0)
+
+
+@script()
+def box_of(ink: FLOAT, share: FLOAT) -> INT64:
+    """[1, 1, h, w] -> the box around what is above this share of the strongest ink, and above the noise: [[top, left], [bottom, right]];
+    all of the image, where nothing is."""
+    clear = op.Cast(ink > op.Max(share * op.ReduceMax(ink, keepdims=0), 6.0 * noise_of(ink)), to=1)
+    rows = extent(op.Reshape(op.ReduceMax(clear, [3]), [-1]))
+    columns = extent(op.Reshape(op.ReduceMax(clear, [2]), [-1]))
+    return op.Transpose(op.Concat(op.Unsqueeze(rows, [0]), op.Unsqueeze(columns, [0]), axis=0))
+
+
+@script()
+def cropped(image: FLOAT, box: INT64) -> FLOAT:
+    """The part of [1, c, h, w] within the box."""
+    return op.Slice(image, box[0], box[1], [2, 3])
+
+
+@script()
+def bright_digit(grey: FLOAT) -> FLOAT:
+    """The picture turned, where needed, so that its ink is brighter than its background.
+
+    The background is taken between the border's median, sure where the digit fills the picture, and the local mean, sure where the light
+    falls off. The ninth power lets few strong differences, which are ink, outvote many weak ones, which are light and shadow.
+    """
+    coarse = at_most(grey, COARSE)
+    across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
+    around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
+    difference = coarse - 0.5 * (around + median(border(coarse)))
+    return grey * op.Sign(op.ReduceSum(op.Pow(difference, 9.0)))
+
+
+@script()
+def zoomed(bright: FLOAT) -> FLOAT:
+    """The surroundings of the ink: its box with a margin of a fifth, within the picture."""
+    coarse = at_most(bright, COARSE)
+    box = op.Cast(box_of(ink_of(coarse), 0.3), to=1)
+    margin = 1.0 + 0.2 * op.ReduceMax(box[1] - box[0])
+    size = op.Cast(op.Shape(bright, start=2), to=1)
+    scale = size / op.Cast(op.Shape(coarse, start=2), to=1)
+    start = op.Max(op.Floor((box[0] - margin) * scale), 0.0)
+    end = op.Min(op.Ceil((box[1] + margin) * scale), size)
+    around = op.Concat(op.Unsqueeze(start, [0]), op.Unsqueeze(end, [0]), axis=0)
+    return at_most(cropped(bright, op.Cast(around, to=7)), COARSE)
+
+
+@script()
+def centre(profile: FLOAT) -> FLOAT:
+    """Centre of mass of a flat tensor, as an index."""
+    index = op.Cast(op.Range(0, op.Size(profile), 1), to=1)
+    return op.ReduceSum(profile * index, keepdims=1) / op.Max(
+        op.ReduceSum(profile, keepdims=1), 1e-6
+    )
+
+
+@script()
+def centred(image: FLOAT, size: INT64) -> FLOAT:
+    """[1, 1, h, w] on black of `size`, its centre of mass as near the middle as whole pixels bring it."""
+    across = centre(op.Reshape(op.ReduceSum(image, [2]), [-1]))
+    down = centre(op.Reshape(op.ReduceSum(image, [3]), [-1]))
+    # A centre on the edge between two places goes to the upper left one, as in MNIST; a ten-thousandth more is still the edge.
+    shift = op.Ceil(op.Cast(size, to=1) / 2.0 - op.Concat(down, across, axis=0) - 0.5001)
+    room = size - op.Shape(image, start=2)
+    before = op.Min(op.Max(op.Cast(shift, to=7), 0), room)
+    none = op.Constant(value_ints=[0, 0])
+    return op.Pad(image, op.Concat(none, before, none, room - before, axis=0))
+
+
+@script()
+def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels; all zero where nothing is drawn."""
+    ink = ink_of(zoomed(bright_digit(luminance(channels_of(picture)))))
+    floor = 3.0 * noise_of(ink)
+    ink = cropped(ink, box_of(ink, 0.1))
+    ink = op.Relu(resized(ink, fitted_size(ink, box)) - floor)
+    strongest, _ = op.TopK(op.Reshape(ink, [-1]), op.Reshape(op.Min(op.Size(ink), 10), [1]))
+    full = op.ReduceMin(
+        strongest
+    )  # the tenth: the noise on top of a stroke must not make the rest of it pale
+    return centred(op.Where(full > 0.05, op.Min(ink / op.Max(full, 0.05), 1.0), 0.0), size)
+
+
+@script()
+def colours(picture: UINT8, size: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, *size] in [0, 1]."""
+    return resized(over_white(channels_of(picture)), size)
+
+
+def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
+    """An ONNX file: `picture` uint8 [height, width, 4] (RGBA) of any size -> `image` float32 [1, channels, *size] in [0, 1].
+
+    One channel: a digit, dark on light or light on dark, becomes bright on black as in MNIST. Three: the picture is resized, no more.
+    Standard operators of opset 20 only.
+    """
+    if channels not in (1, 3):
+        raise SettingsError(
+            f"pictures: a model of {channels} channels is not supported; expected 1 (grey) or 3 (RGB)"
+        )
+    definition = digit if channels == 1 else colours
+    proto = inline_local_functions(definition.to_model_proto())
+    graph = proto.graph
+    given = {"size": helper.make_tensor("size", TensorProto.INT64, [2], size)}
+    if channels == 1:
+        given["box"] = helper.make_tensor(
+            "box", TensorProto.INT64, [], [round(min(size) * 20 / 28)]
+        )
+    del graph.input[:]
+    graph.input.append(
+        helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 4])
+    )
+    graph.initializer.extend(given.values())
+    graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["image"]))
+    graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *size])
+    )
+    for opset in [opset for opset in proto.opset_import if opset.domain]:
+        proto.opset_import.remove(opset)  # onnxscript's name for the functions that are inlined now
+    proto.producer_name, proto.producer_version = "mnist_ray", ""
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+class Preprocessor:
+    """The graph in onnxruntime."""
+
+    def __init__(self, size: tuple[int, int], channels: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(preprocessing_graph(size, channels), options)
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
+        return self._session.run(None, {"picture": picture})[0]
+
+
+def read_picture(path: str) -> np.ndarray:
+    """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
+
+    Raises SettingsError where the file is missing, is no picture of these FORMATS, or has more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # our own limit is below Pillow's
+            picture = Image.open(path, formats=FORMATS)
+        with picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise SettingsError(
+                    f"{path}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed"
+                )
+            upright: Image.Image = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith(
+                "I"
+            ):  # 16 bits a pixel, which Pillow would clip instead of scale
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.array(upright.convert("RGBA"))
+    except UnidentifiedImageError as error:
+        raise SettingsError(
+            f"{path} is not a picture; expected one of {', '.join(FORMATS)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise SettingsError(
+            f"{path}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SettingsError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error

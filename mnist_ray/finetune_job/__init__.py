@@ -1,0 +1,1 @@
+"""The second job: stages of fine-tuning, and the published ONNX file."""

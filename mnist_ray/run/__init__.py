@@ -1,0 +1,1 @@
+"""A run's directory: the only room that knows the names of its files."""

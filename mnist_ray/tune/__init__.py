@@ -1,0 +1,1 @@
+"""Ray Tune: trainables, the searcher, schedulers, deterministic order, populations, hung workers."""

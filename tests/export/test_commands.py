@@ -1,0 +1,177 @@
+"""jobs/evaluate.py and jobs/predict.py as people run them."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mnist_ray import data, models
+from mnist_ray.export import onnx_model
+from mnist_ray.export.pictures import Preprocessor, read_picture
+from mnist_ray.storage import RunStorage, publish
+from mnist_ray.training.trainer import Trainer
+
+JOBS = Path(__file__).parents[2] / "jobs"
+HP = {
+    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1578], "std": [0.2933], "blocks": 2,
+    "layers_per_block": 1, "width": 8, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
+    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64, "optimizer": "adam", "lr": 0.01,
+    "schedule": "one_cycle",
+}  # fmt: skip
+
+
+def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(JOBS / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory with a small network, trained for seconds, as its published model."""
+    train = data.load("digits", "train")
+    trainer = Trainer(HP, epochs=5, seed=0, precision="fp32")
+    for _ in range(5):
+        trainer.train_epoch(torch.tensor(train.images), torch.tensor(train.labels))
+    model = onnx_model.export(
+        trainer.eval_model(),
+        HP,
+        {"dataset": "digits", "classes": '["0","1","2","3","4","five","6","7","8","9"]'},
+    )
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    publish(
+        RunStorage(str(folder)),
+        {"model.onnx": model},
+        {"file": "model.onnx", "sha256": hashlib.sha256(model).hexdigest()},
+    )
+    return folder
+
+
+def test_evaluate(run: Path) -> None:
+    test = data.load("digits", "test")
+    expected = onnx_model.Session((run / "model.onnx").read_bytes(), "model").evaluate(
+        test.images, test.labels
+    )
+    assert expected.accuracy > 0.9
+    done = job("evaluate.py", run)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"accuracy  {expected.accuracy:.4%} of 360 images of digits test"
+    assert lines[1] == f"errors    {360 - expected.right}"
+    low, high = onnx_model.confidence_interval(expected.right, 360)
+    assert lines[2] == f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)"
+    assert re.fullmatch(
+        r"latency   \d+\.\d{3} ms an image \(one at a time, 1 thread, median of 100\)", lines[3]
+    )
+    assert lines[4:] == [
+        f"class     {c}  {accuracy:.4%}" for c, accuracy in enumerate(expected.per_class)
+    ]
+
+
+def test_evaluate_on_another_part(run: Path) -> None:
+    done = job("evaluate.py", run / "model.onnx", "--dataset", "digits", "--part", "train")
+    assert done.returncode == 0
+    assert " of 1437 images of digits train\n" in done.stdout
+
+
+def test_predict(run: Path, tmp_path: Path) -> None:
+    test = data.load("digits", "test")
+    files = []
+    for i in range(10):
+        files.append(tmp_path / f"{i} of ten.{'png' if i % 2 else 'jpg'}")
+        Image.fromarray(255 - test.images[i, 0]).resize((200, 200), Image.Resampling.BICUBIC).save(
+            files[-1], quality=90
+        )
+    done = job("predict.py", run, *files)
+    assert (done.returncode, done.stderr) == (0, "")
+    session, preprocess = (
+        onnx_model.Session((run / "model.onnx").read_bytes(), "model"),
+        Preprocessor((28, 28), 1),
+    )
+    names = ["0", "1", "2", "3", "4", "five", "6", "7", "8", "9"]
+    right = 0
+    for file, line, label in zip(files, done.stdout.splitlines(), test.labels, strict=False):
+        probabilities = onnx_model.probabilities(session.run(preprocess(read_picture(str(file)))))[
+            0
+        ]
+        assert line == f"{file}  {names[probabilities.argmax()]}  {probabilities.max():.4f}"
+        right += probabilities.argmax() == label
+    assert right >= 9
+
+
+def test_predict_says_that_nothing_is_drawn(run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40), "white").save(tmp_path / "empty.png")
+    done = job("predict.py", run / "model.onnx", tmp_path / "empty.png")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/empty.png  -  nothing drawn\n")
+
+
+def test_predict_on_colour(tmp_path: Path) -> None:
+    hp = {
+        **HP,
+        "in_channels": 3,
+        "image_size": [32, 32],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "classes": 2,
+    }
+    torch.manual_seed(0)
+    (tmp_path / "model.onnx").write_bytes(
+        onnx_model.export(models.build(hp), hp, {"classes": '["cat", "dog"]'})
+    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    done = job("predict.py", tmp_path / "model.onnx", tmp_path / "a.png")
+    assert re.fullmatch(re.escape(f"{tmp_path}/a.png  ") + r"(cat|dog)  0\.\d{4}\n", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "predict.py"])
+def test_help_is_quick(name: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{name}', '--help']\n"
+        f"try:\n    runpy.run_path({str(JOBS / name)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code in (0, None)\n"
+        "assert not {'torch', 'ray', 'optuna', 'onnxruntime', 'onnxscript'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "MODEL" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("predict.py", ["RUN"], "name at least one picture"),
+        ("predict.py", ["RUN", "none.png"], "none.png cannot be read: No such file or directory"),
+        ("predict.py", ["none.onnx", "none.png"], "none.onnx: no model lies there"),
+        ("evaluate.py", ["RUN", "--dataset", "nonsense"], "nonsense"),
+        ("evaluate.py", ["RUN", "--part", "both"], "--part"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    run: Path, name: str, arguments: list[str], message: str
+) -> None:
+    done = job(name, *(run if a == "RUN" else a for a in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"{re.escape(name)}: .*{re.escape(message)}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "predict.py", "draw.py"])
+def test_damaged_model_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    whole = (run / "model.onnx").read_bytes()
+    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
+    picture = [tmp_path / "a.png"] if name == "predict.py" else []
+    done = job(name, tmp_path / "half.onnx", *picture)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"{re.escape(name)}: .*half\.onnx is not an ONNX model or is damaged: .*\n", done.stderr
+    )

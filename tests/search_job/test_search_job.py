@@ -1,0 +1,423 @@
+"""The search on a real Ray: the run's directory, what Optuna is told, resumption after signals, S3, and refusals."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.run import checkpoint
+from mnist_ray.search_job.job import _previous as previous_run
+from mnist_ray.search_job.job import resumed_settings
+from mnist_ray.settings import SearchSettings, parse, resolved
+from mnist_ray.storage import RunStorage, read_verified
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = [
+    "--dataset",
+    "digits",
+    "--space-args",
+    "min_width=8",
+    "max_width=16",
+    "--train-images",
+    "400",
+    "--val-images",
+    "200",
+]
+
+
+def search(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs/search.py"), *arguments],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output
+
+
+def wait_for(process: subprocess.Popen, words: str) -> str:
+    """Reads the output up to the line with the words."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if words in line:
+            return seen
+    raise AssertionError(f"{words!r} never came:\n{seen}")
+
+
+def load_study(folder: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name=folder.name, storage=storage)
+
+
+def tables(storage: RunStorage) -> tuple[list[dict], list[dict]]:
+    def read(name: str) -> list[dict]:
+        return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pylist()
+
+    return read("trials.parquet"), read("history.parquet")
+
+
+def check_run(folder: str, trials: int) -> None:
+    """What is true of every finished search."""
+    storage = RunStorage(folder)
+    rows, history = tables(storage)
+    assert [row["number"] for row in rows if not row["reason"].startswith("interrupted")] != []
+    assert len([row for row in rows if "tried again" not in row["reason"]]) == trials
+    epochs = [(row["number"], row["epoch"]) for row in history]
+    assert len(set(epochs)) == len(epochs)
+    for row in rows:
+        own = [h["epoch"] for h in history if h["number"] == row["number"]]
+        assert own == list(range(1, row["epochs"] + 1))
+    _, story = checkpoint.unpack(storage.read_bytes("best/model.safetensors"), "best")
+    best = max(history, key=lambda h: (h["val_accuracy"], -h["val_loss"]))
+    assert (story["number"], story["row"]["epoch"]) == (best["number"], best["epoch"])
+    assert storage.list("tune/checkpoints") == []
+
+
+def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Path) -> None:
+    # two that learn, then two that take one small step an epoch: ASHA has something to stop, whatever the sampler draws
+    points = tmp_path / "points.yaml"
+    points.write_text(
+        "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64}\n- {optimizer: adamw, lr_adamw: 0.004, batch_size: 64}\n"
+        "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n- {optimizer: sgd, lr_sgd: 0.011, batch_size: 256}\n"
+    )
+    size = [*SMALL, "--trials", "8", "--max-epochs", "4", "--points", str(points)]
+    for tracker in (
+        "mlflow",
+        "wandb",
+        "comet_ml",
+    ):  # installed, but not asked for: Ray by itself would import each
+        (tmp_path / f"{tracker}.py").write_text(
+            f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\n"
+        )
+    env = {**ray_head, "PYTHONPATH": str(tmp_path)}
+    code, output = finish(
+        search(env, *size, "--storage", str(tmp_path), "--name", "truth", "--no-finetune")
+    )
+    assert code == 0, output
+    assert not (tmp_path / "imported").exists()
+    folder = tmp_path / "truth"
+    check_run(str(folder), 8)
+    lines = [
+        line for line in output.splitlines() if line.startswith("trial ") and "epochs=" in line
+    ]
+    assert len(lines) == 8
+    study = load_study(folder)
+    rows, history = tables(RunStorage(str(folder)))
+    states = {row["number"]: row["state"] for row in rows}
+    assert {t.number: t.state.name for t in study.trials} == states
+    assert states[2] == states[3] == "PRUNED"
+    for trial in study.trials:
+        expected = {h["epoch"]: h["val_accuracy"] for h in history if h["number"] == trial.number}
+        assert trial.intermediate_values == expected
+        if trial.state.name == "COMPLETE":
+            assert trial.value == max(expected.values())
+    run = json.loads((folder / "run.json").read_text())
+    assert run["state"] == "searched"
+    assert (run["data"]["train"], run["data"]["val"]) == (400, 200)
+    # the tables come from what the study keeps
+    again = finish(search(ray_head, "--storage", str(tmp_path), "--name", "truth", "--resume"))
+    assert again[0] == 0, again[1]
+    assert "8 of 8 trials are done" in again[1]
+    assert tables(RunStorage(str(folder)))[1] == history
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
+def test_a_stopped_search_goes_on(
+    ray_head: dict[str, str], tmp_path: Path, how: signal.Signals
+) -> None:
+    arguments = ["--storage", str(tmp_path), "--name", "cut", "--no-finetune"]
+    process = search(ray_head, *SMALL, "--trials", "6", "--max-epochs", "4", *arguments)
+    wait_for(process, "trial ")
+    wait_for(process, "epochs=")
+    finished = {t.number for t in load_study(tmp_path / "cut").trials if t.state.is_finished()}
+    started = time.monotonic()
+    process.send_signal(how)
+    code, output = finish(process, 30)
+    assert time.monotonic() - started < 10
+    if how != signal.SIGKILL:
+        assert code == 130, output
+        assert "--name cut --resume" in output
+        assert json.loads((tmp_path / "cut" / "run.json").read_text())["state"] == "interrupted"
+    code, output = finish(search(ray_head, "--storage", str(tmp_path), "--name", "cut", "--resume"))
+    assert code == 0, output
+    run_again = {
+        int(line.split()[1])
+        for line in output.splitlines()
+        if line.startswith("trial ") and "epochs=" in line
+    }
+    assert not run_again & finished
+    check_run(str(tmp_path / "cut"), 6)
+    assert not [t for t in load_study(tmp_path / "cut").trials if t.state.name == "RUNNING"]
+
+
+def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken_space.py").write_text(
+        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return {'model': 'broken_space:build'}\n"
+        "def build(hp):\n    raise RuntimeError('no such network')\n"
+    )
+    # A module of the user's own lies where search.py is called from; the trials' processes must find it there too.
+    arguments = [
+        "--dataset",
+        "digits",
+        "--space",
+        "broken_space:space",
+        "--trials",
+        "2",
+        "--max-epochs",
+        "1",
+    ]
+    code, output = finish(
+        search(ray_head, *arguments, "--storage", str(tmp_path), "--name", "f", cwd=tmp_path)
+    )
+    assert code == 1, output
+    assert output.splitlines()[-1].startswith("search.py: no trial of 2 succeeded")
+    assert "no such network" in output
+    assert json.loads((tmp_path / "f" / "run.json").read_text())["state"] == "failed"
+
+
+def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_path: Path) -> None:
+    arguments = [
+        *SMALL,
+        "--trials",
+        "3",
+        "--max-epochs",
+        "2",
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "jobs",
+    ]
+    submit = subprocess.run(
+        ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/search.py", *arguments],
+        cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert submit.returncode == 0, submit.stdout + submit.stderr
+    check_two_jobs(ray_head, tmp_path)
+    check_published(f"{tmp_path}/jobs")
+
+
+def check_two_jobs(env: dict[str, str], folder: Path) -> None:
+    """The search in that folder and its fine-tuning, both done."""
+    listing = subprocess.run(
+        ["ray", "job", "list"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    ).stdout
+    jobs = [part for part in listing.split("JobDetails(") if str(folder) in part]
+    assert len(jobs) == 2
+    assert all("SUCCEEDED" in job for job in jobs)
+
+
+def check_published(run: str) -> None:
+    storage = RunStorage(run)
+    manifest, data = read_verified(storage)
+    assert manifest["test_images"] == 360
+    assert manifest["test_accuracy"] > 0.8
+    assert manifest["max_difference_from_torch"] <= 1e-4
+    assert [entry["step"] for entry in manifest["lineage"]] == [
+        "search",
+        "stage-1",
+        "stage-2",
+        "stage-3",
+    ]
+    assert storage.read_bytes("README.md").startswith(b"---\n")
+    assert len(data) > 1000
+    assert storage.read_json("run.json")["state"] == "done"
+
+
+def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> None:
+    """On a Ray that search.py starts itself, which inherits the keys from the environment."""
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    base, _, query = s3_server.partition("?")
+    arguments = [
+        *SMALL,
+        "--trials",
+        "2",
+        "--max-epochs",
+        "2",
+        "--storage",
+        f"{base}/runs?{query}",
+        "--name",
+        "there",
+    ]
+    code, output = finish(search(env, *arguments))
+    assert code == 0, output
+    assert "test-secret" not in output
+    run = f"{base}/runs/there?{query}"
+    check_run(run, 2)
+    check_published(run)
+    storage = RunStorage(run)
+    for name in storage.list():
+        assert b"test-secret" not in storage.read_bytes(name), name
+    names = {name.split("/")[0] for name in storage.list()}
+    assert names >= {
+        "run.json",
+        "study.journal",
+        "trials.parquet",
+        "history.parquet",
+        "best",
+        "finetune",
+        "model.onnx",
+        "model.json",
+        "README.md",
+    }
+
+
+def test_a_run_json_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    storage = RunStorage(str(tmp_path))
+    storage.write_json(
+        "run.json",
+        {
+            "settings": resolved(SearchSettings()),
+            "data": {"sha256": "0" * 64},
+            "state": "searching",
+        },
+    )
+    whole = storage.read_bytes("run.json")
+    assert previous_run(storage)["state"] == "searching"
+    for length in range(
+        0, len(whole) - 2, len(whole) // 60
+    ):  # but for the last brace and the end of the line
+        (tmp_path / "run.json").write_bytes(whole[:length])
+        with pytest.raises(MnistRayError, match=r"^[^\n]*run.json is (damaged|not JSON): [^\n]*$"):
+            previous_run(storage)
+
+
+def test_a_name_is_never_overwritten(ray_head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    code, output = finish(search(ray_head, *SMALL, "--storage", str(tmp_path), "--name", "mine"))
+    assert (code, output.count("\n")) == (2, 1)
+    assert "--overwrite" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpus-per-trial", "3"], "--gpus-per-trial"),
+        (["--cpus-per-trial", "1000"], "--cpus-per-trial"),
+        (["--space", "nowhere"], "--space"),
+        (["--space-args", "nothing=1"], "--space-args"),
+        (["--storage", "/proc/nothing"], "--storage"),
+        (["--storage", "s3://key:secret@bucket/runs"], "--storage"),
+        (["--name", "../up"], "--name"),
+        (["--stages", "nowhere"], "--stages"),
+        (["--dataset", "nothing"], "--dataset"),
+        (["--dataset", "mnist", "--data-dir", "/does/not/exist"], "--data-dir"),
+        (["--sampler", "nothing"], "--sampler"),
+        (["--resume", "--name", "nothing"], "--resume"),
+        (["--val-images", "5"], "--val-images"),
+    ],
+)
+def test_wrong_settings_leave_nothing_behind(
+    tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    storage = tmp_path / "runs"
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    code, output = finish(
+        search(env, "--dataset", "digits", "--storage", str(storage), *arguments), 60
+    )
+    assert code == 2, output
+    assert output.count("\n") == 1
+    assert named in output
+    assert not storage.exists()
+
+
+def test_a_dry_run_prints_settings_and_suggestions(tmp_path: Path) -> None:
+    points = tmp_path / "points.yaml"
+    points.write_text("- {width: 16, lr_sgd: 0.125, optimizer: sgd}\n")
+    flags = [
+        "--trials",
+        "2",
+        "--points",
+        str(points),
+        "--dry-run",
+        "--storage",
+        str(tmp_path / "runs"),
+    ]
+    code, output = finish(search(dict(os.environ), *SMALL, *flags), 60)
+    assert code == 0
+    assert "trials: 2" in output
+    first, second = (
+        json.loads(line.partition(": ")[2])
+        for line in output.splitlines()
+        if line.startswith("suggestion ")
+    )
+    assert (first["width"], first["lr"], first["optimizer"]) == (16, 0.125, "sgd")
+    assert second["lr"] != 0.125
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resume_refuses_another_value() -> None:
+    before = resolved(
+        parse(SearchSettings, ["--trials", "5", "--sampler", "random", "--name", "a"])
+    )
+    now = parse(
+        SearchSettings, ["--name", "a", "--resume", "--trials", "9", "--cpus-per-trial", "2"]
+    )
+    kept = resumed_settings(now, before)
+    assert (kept.trials, kept.cpus_per_trial, kept.sampler, kept.resume) == (9, 2, "random", True)
+    for flags in (["--sampler", "tpe"], ["--max-epochs", "7"], ["--seed", "1"]):
+        with pytest.raises(SettingsError, match=flags[0]):
+            resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *flags]), before)
+    assert (
+        resumed_settings(
+            parse(SearchSettings, ["--name", "a", "--resume", "--sampler", "random"]), before
+        ).sampler
+        == "random"
+    )
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_goes_all_the_way(ray_head: dict[str, str], tmp_path: Path) -> None:
+    """Space and network from a module beside the caller, through the search, the stages and ONNX."""
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "def space(trial, data):\n"
+        "    return {'model': 'own_network:network', **data.hyperparameters(), 'lr': trial.suggest_float('lr', 1e-3, 1e-2),\n"
+        "            'optimizer': 'adam', 'batch_size': 32}\n"
+        "def network(hp):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, hp['classes']))\n"
+    )
+    arguments = [
+        "--dataset",
+        "digits",
+        "--space",
+        "own_network:space",
+        "--trials",
+        "1",
+        "--max-epochs",
+        "3",
+    ]
+    code, output = finish(
+        search(ray_head, *arguments, "--storage", str(tmp_path), "--name", "own", cwd=tmp_path)
+    )
+    assert code == 0, output
+    check_published(str(tmp_path / "own"))

@@ -1,0 +1,226 @@
+"""Settings: flags over YAML, and errors of one line that name the flag or file."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.settings import SearchSettings, check_search, duration, key_values, parse
+
+
+def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("trials: 7\nmax_epochs: 3\nspace_args: {width: 8}\nfinetune: false\n")
+    settings = parse(SearchSettings, ["--config", str(file), "--trials", "9"])
+    assert (settings.trials, settings.max_epochs, settings.space_args, settings.finetune) == (
+        9,
+        3,
+        ("width=8",),
+        False,
+    )
+
+
+def test_every_field_can_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "name: -dash\nstorage: 's3://b/p?scheme=http&x=1'\ntime_budget: 30m\nstudy: null\nseed: 3\nverbose: true\n"
+    )
+    settings = parse(SearchSettings, ["--config", str(file)])
+    assert (settings.name, settings.storage, settings.time_budget) == (
+        "-dash",
+        "s3://b/p?scheme=http&x=1",
+        "30m",
+    )
+    assert (settings.study, settings.seed, settings.verbose) == (None, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("trails: 7", "'trails'"),
+        ("trials: abc", "--trials"),
+        ("- 1\n- 2", "list"),
+        ("a: [", "plain YAML"),
+        ("trials: !!python/object/apply:os.getcwd []", "plain YAML"),
+        ("resume: true", "'resume'"),
+        ("metric: speed", "--metric"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        parse(SearchSettings, ["--config", str(file)])
+    message = str(caught.value)
+    assert named in message
+    assert str(file) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--trials 0", "--trials"),
+        ("--trials x", "--trials"),
+        ("--trils 3", "--trils"),
+        ("--max-epochs 0", "--max-epochs"),
+        ("--grace-period 5 --max-epochs 4", "--grace-period"),
+        ("--reduction-factor 1", "--reduction-factor"),
+        ("--reduction-factor nan", "--reduction-factor"),
+        ("--gpus-per-trial -1", "--gpus-per-trial"),
+        ("--gpus-per-trial 1.5", "--gpus-per-trial"),
+        ("--gpus-per-trial inf", "--gpus-per-trial"),
+        ("--gpus-per-trial nan", "--gpus-per-trial"),
+        ("--reduction-factor inf", "--reduction-factor"),
+        ("--cpus-per-trial 0", "--cpus-per-trial"),
+        ("--time-budget soon", "--time-budget"),
+        ("--space-args width", "--space-args"),
+        ("--sampler-args a", "--sampler-args"),
+        ("--resume", "--resume"),
+        ("--resume --overwrite --name a", "--overwrite"),
+        ("--seed -1", "--seed"),
+        ("--config /does/not/exist.yaml", "/does/not/exist.yaml"),
+        ("--trials", "--trials"),
+    ],
+)
+def test_a_bad_flag_is_named_in_one_line(flags: str, named: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_search(parse(SearchSettings, flags.split()))
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+NAMES = [
+    "trials", "max-epochs", "metric", "scheduler", "grace-period", "reduction-factor", "sampler", "seed", "cpus-per-trial",
+    "gpus-per-trial", "max-concurrent", "storage", "name", "time-budget", "space-args", "train-images", "precision", "stages",
+]  # fmt: skip
+VALUES = st.one_of(
+    st.integers(-5, 10**6).map(str),
+    st.floats().map(str),
+    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12),
+    st.sampled_from(["asha", "val_loss", "tpe", "30m", "a=b", "--trials", "{", "None", "true"]),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=4))
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_any_command_line_is_settings_or_one_line(pairs: list[tuple[str, str]]) -> None:
+    argv = [word for name, value in pairs for word in (f"--{name}", value)]
+    try:
+        check_search(parse(SearchSettings, argv))
+    except MnistRayError as error:
+        assert error.exit_code == 2
+        assert str(error)
+        assert "\n" not in str(error)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([n.replace("-", "_") for n in NAMES]),
+        st.recursive(VALUES, st.lists, max_leaves=3),
+        max_size=4,
+    )
+)
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_any_file_is_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, values: dict
+) -> None:
+    import yaml
+
+    file = tmp_path_factory.mktemp("yaml") / "my.yaml"
+    file.write_text(yaml.safe_dump(values))
+    try:
+        check_search(parse(SearchSettings, ["--config", str(file)]))
+    except MnistRayError as error:
+        assert error.exit_code == 2
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_command_line_as_a_whole_process(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    values = [
+        "-1",
+        "0",
+        "1",
+        "7",
+        "1e9",
+        "nan",
+        "",
+        "ä",
+        "asha",
+        "val_loss",
+        "tpe",
+        "30m",
+        "a=b",
+        "--trials",
+        "{",
+        "None",
+        "true",
+        "../x",
+    ]
+    argv = [
+        word for name in chance.sample(NAMES, 3) for word in (f"--{name}", chance.choice(values))
+    ]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent.parent.parent / "jobs/search.py"),
+        *argv,
+        "--dataset",
+        "digits",
+        "--dry-run",
+    ]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert out.returncode in (0, 2), (argv, out.stderr)
+    assert "Traceback" not in out.stderr, argv
+    if out.returncode:
+        assert len((out.stdout + out.stderr).strip().splitlines()) == 1, (argv, out.stderr)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_durations_and_pairs() -> None:
+    assert [duration(text, "-") for text in ("90s", "30m", "2h", "1.5d", "7", None)] == [
+        90,
+        1800,
+        7200,
+        129600,
+        7,
+        None,
+    ]
+    assert key_values(("a=1", "b=c=d"), "-") == {"a": "1", "b": "c=d"}
+
+
+@pytest.mark.parametrize("script", ["search", "finetune", "evaluate", "predict"])
+def test_help_answers_without_torch_and_ray(script: str) -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path('jobs/%s.py', run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'ray', 'optuna'} & set(sys.modules)"
+    )
+    root = Path(__file__).parent.parent.parent
+    out = subprocess.run(
+        [sys.executable, "-c", code % script], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert out.returncode == 0, out.stderr
+    assert "usage" in out.stdout
+
+
+def test_a_wrong_flag_exits_with_2_and_one_line() -> None:
+    root = Path(__file__).parent.parent.parent
+    out = subprocess.run(
+        [sys.executable, "jobs/search.py", "--trials", "0"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert out.returncode == 2
+    assert out.stderr.count("\n") == 1
+    assert "--trials" in out.stderr

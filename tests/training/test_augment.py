@@ -1,0 +1,158 @@
+"""Augmentation: how far each kind moves an image, that a batch is changed at once and by torch's seed, and what it costs."""
+
+import math
+import typing
+
+import pytest
+import torch
+
+from mnist_ray.settings import AUGMENTATIONS, Augmentation
+from mnist_ray.training import augment
+from mnist_ray.training.trainer import Trainer
+
+HP = {
+    "model": "mlp", "in_channels": 1, "image_size": [12, 10], "classes": 2, "mean": [0.5], "std": [0.5], "units": [8], "dropouts": [0.0],
+    "batch_size": 16, "optimizer": "sgd", "lr": 0.05,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def spots(n: int, height: int, width: int, y: int, x: int, channels: int = 1) -> torch.Tensor:
+    """n images that are black but for one pixel."""
+    images = torch.zeros(n, channels, height, width, dtype=torch.uint8)
+    images[:, :, y, x] = 200
+    return images
+
+
+def centres(images: torch.Tensor) -> torch.Tensor:
+    """float [n, 2]: the centre of mass (y, x) of each image."""
+    mass = images.float().sum(1)
+    weight = mass.sum((1, 2))
+    y = (mass.sum(2) * torch.arange(mass.shape[1])).sum(1) / weight
+    x = (mass.sum(1) * torch.arange(mass.shape[2])).sum(1) / weight
+    return torch.stack([y, x], 1)
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_shape_range_and_seed(name: str) -> None:
+    images = torch.randint(0, 256, (40, 3, 14, 11), dtype=torch.uint8)
+    before = images.clone()
+    change = augment.AUGMENTATIONS[name]
+    torch.manual_seed(5)
+    first = change(images)
+    torch.manual_seed(5)
+    assert torch.equal(change(images), first)
+    assert not torch.equal(change(images), first)
+    assert first.shape == images.shape
+    assert first.min() >= 0
+    assert first.max() <= 255
+    assert torch.equal(images, before)
+    # Each image is changed in its own way, all its channels alike.
+    same = spots(40, 14, 11, 7, 5, channels=3)
+    changed = change(same)
+    assert len({tuple(image.flatten().tolist()) for image in changed}) > 5
+    assert torch.equal(changed[:, 0], changed[:, 2])
+
+
+def test_the_names_are_those_of_the_settings() -> None:
+    assert ("none", *augment.AUGMENTATIONS) == AUGMENTATIONS == typing.get_args(Augmentation)
+
+
+def test_shift_reaches_two_pixels_each_way_and_no_further() -> None:
+    moved = (centres(augment.shift(spots(2000, 12, 10, 6, 4))) - torch.tensor([6, 4])).round().int()
+    assert set(map(tuple, moved.tolist())) == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    assert augment.shift(spots(1, 12, 10, 6, 4)).dtype == torch.uint8
+
+
+def test_crop_flip_reaches_four_pixels_and_mirrors_half() -> None:
+    images = spots(4000, 12, 12, 6, 5)
+    images[:, :, 6, 6] = 100  # to the right of the bright pixel, unless mirrored
+    changed = augment.crop_flip(images).flatten(1)
+    bright, dim = (changed == 200).float().argmax(1), (changed == 100).float().argmax(1)
+    mirrored = dim < bright
+    assert 0.45 < mirrored.float().mean() < 0.55
+    ways = {(i // 12 - 6, i % 12 - 5) for i in bright[~mirrored].tolist()}
+    assert ways == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 41), (61, 41)])
+def test_affine_turns_scales_and_shifts_within_its_bounds(height: int, width: int) -> None:
+    y, x, n = height // 2, width // 2, 3000
+    torch.manual_seed(1)
+    middle = centres(augment.affine(spots(n, height, width, y, x)))
+    torch.manual_seed(1)
+    out = centres(augment.affine(spots(n, height, width, y, x + 15)))  # 15 pixels to the right
+    assert (middle - torch.tensor([y, x])).abs().max() < 2 * 1.1 + 0.6
+    assert (middle - torch.tensor([y, x])).abs().max() > 1.8
+    arm = out - middle
+    length, angle = arm.norm(dim=1) / 15, torch.rad2deg(torch.atan2(arm[:, 0], arm[:, 1]))
+    assert 1.05 < length.max() < 1.16
+    assert 0.84 < length.min() < 0.95
+    assert 9 < angle.max() < 13  # a pixel's centre is known to half a pixel: 2 degrees on this arm
+    assert -13 < angle.min() < -9
+
+
+def test_elastic_is_smooth_and_about_a_pixel() -> None:
+    images = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
+    field = augment._displacements(images) * 14  # in pixels
+    middle = field[:, 14, 14]
+    # Smoothing by a Gaussian divides the noise's deviation of 1/sqrt(3) by 2 sqrt(pi) sigma.
+    expected = (
+        augment.ELASTIC_ALPHA / math.sqrt(3) / (2 * math.sqrt(math.pi) * augment.ELASTIC_SIGMA)
+    )
+    assert middle.std() == pytest.approx(expected, rel=0.1)
+    step = (field[:, :, 1:] - field[:, :, :-1]).abs().mean()
+    assert step < 0.25 * field.abs().mean()
+
+
+def test_elastic_keeps_what_is_even() -> None:
+    images = torch.full((20, 1, 28, 28), 100, dtype=torch.uint8)
+    inner = augment.elastic(images)[:, :, 8:-8, 8:-8]
+    assert torch.allclose(inner, torch.tensor(100.0), atol=1e-2)
+
+
+@pytest.fixture
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randint(0, 256, (100, 1, 12, 10), dtype=torch.uint8)
+    return images, (images.float().mean((1, 2, 3)) > 127).long()
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_training_goes_on_to_the_bit(data: tuple, name: str) -> None:
+    hp = {**HP, "augment": name}
+    whole = Trainer(hp, epochs=2, seed=3, precision="fp32")
+    for _ in range(2):
+        whole.train_epoch(*data)
+    first = Trainer(hp, epochs=2, seed=3, precision="fp32")
+    first.train_epoch(*data)
+    second = Trainer(hp, epochs=2, seed=3, precision="fp32")
+    second.load_state(first.state_bytes({}), "x")
+    second.train_epoch(*data)
+    assert second.weights_bytes({}) == whole.weights_bytes({})
+    plain = Trainer(HP, epochs=2, seed=3, precision="fp32")
+    for _ in range(2):
+        plain.train_epoch(*data)
+    assert not torch.equal(plain.weights()["2.weight"], whole.weights()["2.weight"])
+
+
+def test_none_is_no_augmentation(data: tuple) -> None:
+    weights = []
+    for hp in (HP, {**HP, "augment": "none"}):
+        trainer = Trainer(hp, epochs=1, seed=3, precision="fp32")
+        trainer.train_epoch(*data)
+        weights.append(trainer.weights())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_evaluation_is_on_the_images_as_they_are(data: tuple) -> None:
+    index = torch.arange(100)
+    losses = [
+        Trainer(hp, epochs=1, seed=3, precision="fp32").evaluate(*data, index)
+        for hp in (HP, {**HP, "augment": "elastic"})
+    ]
+    assert losses[0] == losses[1]

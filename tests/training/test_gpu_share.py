@@ -1,0 +1,128 @@
+"""How many trials share a GPU: the choice, the networks that are measured, and the measuring itself, here on CPUs."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from mnist_ray import models, spaces
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.settings import SearchSettings, check_search, parse
+from mnist_ray.study.samplers import UpperEnd
+from mnist_ray.training import gpu_share
+from tests.search_job.test_search_job import ROOT
+from tests.tune.test_trainable import HP
+
+SHAPE = spaces.DataShape(1, (28, 28), 10, (0.5,), (0.5,))
+
+
+def test_the_fewest_that_are_nearly_as_fast() -> None:
+    assert gpu_share.fewest({1: 100.0, 2: 180.0, 4: 290.0, 8: 300.0, 16: 280.0}) == 4
+    assert gpu_share.fewest({1: 100.0}) == 1
+    assert gpu_share.fewest({1: 100.0, 2: 99.0}) == 1
+
+
+@pytest.mark.parametrize(
+    ("memory", "slots", "expected"),
+    [
+        (1.0, 100.0, [1, 2, 4, 8]),  # 10 bytes hold nine with their margin
+        (1.0, 3.9, [1, 2]),
+        (9.5, 100.0, [1]),
+        (20.0, 0.5, [1]),  # one always: whether it fits, it finds out itself
+        (0.0, 16.0, [1, 2, 4, 8, 16]),
+    ],
+)
+def test_no_more_than_memory_and_cpus_hold(
+    memory: float, slots: float, expected: list[int]
+) -> None:
+    assert gpu_share.numbers(memory, 10.0, slots) == expected
+
+
+@pytest.mark.parametrize("name", ["convnet", "optunanet", "mlp", "cnn"])
+def test_the_upper_end_is_the_largest_network(name: str) -> None:
+    """But for vgg, whose first linear layer shrinks with the depth: so the drawn networks' memory is measured too."""
+    space = spaces.find(name)
+
+    def sizes(sampler: optuna.samplers.BaseSampler, n: int) -> list[int]:
+        study = optuna.create_study(sampler=sampler)
+        with torch.device("meta"):
+            return [
+                models.n_parameters(models.build(space(study.ask(), data=SHAPE))) for _ in range(n)
+            ]
+
+    assert max(sizes(UpperEnd(0), 9)) >= max(sizes(optuna.samplers.RandomSampler(0), 30))
+
+
+def test_what_is_measured() -> None:
+    """In processes of their own, one and two at a time; the network with the median number of parameters is trained."""
+    networks: list[dict[str, Any]] = [{**HP, "width": width} for width in (4, 8, 64)]
+    assert gpu_share._median(networks)["width"] == 8
+    found = gpu_share.measure(networks, networks, 1000, 2, 1, "fp32", "cpu")
+    assert list(found.images_per_second) == [1, 2]
+    assert all(rate > 100 for rate in found.images_per_second.values())
+    assert (found.memory, found.total) == (0, math.inf)
+    assert found.trials in (1, 2)
+    assert "1 at a time" in str(found)
+    with pytest.raises(WorkError, match="--gpus-per-trial: auto"):
+        gpu_share.measure(networks, [{**HP, "model": "unknown"}], 1000, 2, 1, "fp32", "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_measured_on_a_gpu() -> None:
+    found = gpu_share.measure([{**HP, "width": 256}], [HP], 1000, 2, 1, "auto")
+    assert 2**20 < found.memory < found.total
+
+
+ON_RAY = """
+import types
+import ray
+from mnist_ray import data
+from mnist_ray.training import gpu_share
+from mnist_ray.search_job import job as search
+from mnist_ray.settings import SearchSettings
+
+if __name__ == "__main__":
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    measure = gpu_share.measure
+    gpu_share.measure = lambda *arguments: measure(*arguments, device="cpu")
+    settings = SearchSettings(dataset="digits", space_args=("min_width=8", "max_width=16"), gpus_per_trial="auto")
+    run = types.SimpleNamespace(settings=settings, split=data.load_split(settings), space=search._space(settings))
+    print("share", search._Run._share_of_gpu(run, [{"CPU": 2.0, "GPU": 1.0}]))
+    print("share", search._Run._share_of_gpu(run, [{"CPU": 2.0}]))
+"""
+
+
+@pytest.mark.slow
+def test_in_a_task_of_ray(tmp_path: Path) -> None:
+    """Where Ray counts a GPU: the processes of the task measure, here a CPU."""
+    (tmp_path / "on_ray.py").write_text(ON_RAY)
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    } | {"PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, "on_ray.py"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "2 at a time" in out.stdout, out.stdout + out.stderr
+    shares = [
+        float(line.split()[1]) for line in out.stdout.splitlines() if line.startswith("share")
+    ]
+    assert shares[0] in (0.5, 1.0)
+    assert shares[1] == 0
+
+
+def test_the_flag() -> None:
+    assert parse(SearchSettings, ["--gpus-per-trial", "auto"]).gpus_per_trial == "auto"
+    assert parse(SearchSettings, ["--gpus-per-trial", "0.25"]).gpus_per_trial == 0.25
+    with pytest.raises(SettingsError, match="--gpus-per-trial: auto measures"):
+        check_search(SearchSettings(gpus_per_trial="auto", deterministic=True))

@@ -1,0 +1,174 @@
+"""Training: schedules, resumption to the bit, precision, and that it learns."""
+
+import math
+
+import pytest
+import torch
+
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.run import checkpoint
+from mnist_ray.training import trainer as training
+from mnist_ray.training.trainer import Trainer
+
+HP = {
+    "model": "convnet", "in_channels": 1, "image_size": [12, 12], "classes": 4, "mean": [0.5], "std": [0.5],
+    "blocks": 2, "layers_per_block": 1, "width": 8, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm",
+    "pooling": "max", "pool_position": "end", "dropout": 0.2, "dropout_place": "head", "batch_size": 16, "optimizer": "sgd",
+    "lr": 0.1, "weight_decay": 1e-4, "label_smoothing": 0.1, "schedule": "one_cycle", "ema": 0.9,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def quarters() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose bright quarter is their class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (400,), generator=generator)
+    images = torch.randint(0, 120, (400, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    for i, label in enumerate(labels.tolist()):
+        y, x = 6 * (label // 2), 6 * (label % 2)
+        images[i, :, y : y + 6, x : x + 6] += 100
+    return images, labels
+
+
+TRAIN, VAL = torch.arange(300), torch.arange(300, 400)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_learns(quarters, optimizer: str, precision: str) -> None:  # type: ignore[no-untyped-def]
+    hp = {**HP, "optimizer": optimizer, "lr": 0.1 if optimizer == "sgd" else 0.005}
+    trainer = Trainer(hp, epochs=4, seed=0, precision=precision)
+    for _ in range(4):
+        row = trainer.run_epoch(*quarters, TRAIN, VAL)
+    assert row["val_accuracy"] > 0.9
+    assert row["epoch"] == 4
+    assert row["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_goes_on_to_the_bit(quarters, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+    hp = {**HP, "optimizer": optimizer, "lr": 0.01}
+    undisturbed = Trainer(hp, epochs=3, seed=5, precision="bf16")
+    for _ in range(3):
+        undisturbed.run_epoch(*quarters, TRAIN, VAL)
+    first = Trainer(hp, epochs=3, seed=5, precision="bf16")
+    first.run_epoch(*quarters, TRAIN, VAL)
+    second = Trainer(hp, epochs=3, seed=5, precision="bf16")
+    assert second.load_state(first.state_bytes({"note": 1}), "x")["note"] == 1
+    assert second.rows == first.rows
+    for _ in range(2):
+        second.run_epoch(*quarters, TRAIN, VAL)
+    assert second.weights_bytes({}) == undisturbed.weights_bytes({})
+
+
+def test_the_seed_decides(quarters) -> None:  # type: ignore[no-untyped-def]
+    def weights(seed: int) -> bytes:
+        trainer = Trainer(HP, epochs=1, seed=seed)
+        trainer.train_epoch(*quarters, TRAIN)
+        return trainer.weights_bytes({})
+
+    assert weights(1) == weights(1)
+    assert weights(1) != weights(2)
+
+
+def test_the_average_is_what_is_evaluated_and_kept(quarters) -> None:  # type: ignore[no-untyped-def]
+    trainer = Trainer(HP, epochs=2, seed=0)
+    trainer.run_epoch(*quarters, TRAIN, VAL)
+    network, story = training.load_network(trainer.weights_bytes({"a": 1}), "x")
+    assert story["hyperparameters"] == HP
+    images = quarters[0][VAL].float() / 255
+    with torch.inference_mode():
+        # Layouts differ in memory, so sums are taken in another order.
+        assert torch.allclose(network(images), trainer.eval_model()(images), atol=1e-4)
+        assert not torch.allclose(network(images), trainer.model.eval()(images), atol=1e-2)
+
+
+def test_a_file_does_not_choose_what_code_runs(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    hostile = {"touch": 0, str(tmp_path / "executed"): 0, "model": "subprocess:Popen"}
+    data = checkpoint.pack({}, {"hyperparameters": hostile})
+    with pytest.raises(SettingsError, match="--network"):
+        training.load_network(data, "best/model.safetensors")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_without_an_average_the_weights_are_the_networks(quarters) -> None:  # type: ignore[no-untyped-def]
+    trainer = Trainer({**HP, "ema": 0}, epochs=1, seed=0)
+    trainer.train_epoch(*quarters)
+    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in trainer.weights().items())
+
+
+def test_l1_shrinks_the_weights(quarters) -> None:  # type: ignore[no-untyped-def]
+    def size(l1: float) -> float:
+        trainer = Trainer({**HP, "l1": l1, "ema": 0}, epochs=2, seed=0)
+        for _ in range(2):
+            trainer.train_epoch(*quarters, TRAIN)
+        return sum(p.abs().sum().item() for p in trainer.model.parameters())
+
+    assert size(1e-2) < 0.8 * size(0.0)
+
+
+def test_evaluation_counts_every_image_once(quarters) -> None:  # type: ignore[no-untyped-def]
+    trainer = Trainer(HP, epochs=1, seed=0, precision="fp32")
+    index = torch.arange(4)
+    images, labels = quarters
+    with torch.inference_mode():
+        logits = trainer.eval_model()(images[:4].float() / 255)
+    loss, accuracy = trainer.evaluate(images, labels, index)
+    assert loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels[:4]).item(), rel=1e-4
+    )
+    assert accuracy == (logits.argmax(1) == labels[:4]).float().mean().item()
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "linear"])
+def test_schedules_end_at_zero_and_never_exceed_one(name: str) -> None:
+    values = [training.SCHEDULES[name](i / 1000) for i in range(1001)]
+    assert values[-1] == pytest.approx(0, abs=1e-9)
+    assert max(values) == pytest.approx(1)
+    assert min(values) >= -1e-12
+
+
+def test_one_cycle_warms_up_for_a_quarter() -> None:
+    assert training.one_cycle(0) == pytest.approx(1 / 25)
+    assert training.one_cycle(0.25) == pytest.approx(1)
+
+
+def test_neighbouring_seeds_and_epochs_differ() -> None:
+    seeds = {training.epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_an_unknown_optimizer_is_named() -> None:
+    with pytest.raises(WorkError, match="'adamax' is unknown"):
+        Trainer({**HP, "optimizer": "adamax"}, epochs=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("has", "precision"),
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx2": True}, "fp32"),
+    ],
+)
+def test_precision_is_that_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert training.best_precision(torch.device("cpu")) == precision
+
+
+def test_precision_is_one_that_torch_knows_here() -> None:
+    assert training.best_precision(torch.device("cpu")) in ("bf16", "fp32")
+
+
+def test_a_diverging_network_shows_it(quarters) -> None:  # type: ignore[no-untyped-def]
+    trainer = Trainer({**HP, "lr": 1e30, "schedule": "constant"}, epochs=1, seed=0)
+    row = trainer.run_epoch(*quarters, TRAIN, VAL)
+    assert not math.isfinite(row["train_loss"]) or not math.isfinite(row["val_loss"])

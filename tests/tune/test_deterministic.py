@@ -1,0 +1,343 @@
+"""--deterministic: the same search whatever trial is faster, and whenever it is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from optuna.storages import InMemoryStorage
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.run import checkpoint
+from mnist_ray.run.records import HISTORY, Records
+from mnist_ray.search_job.job import resumed_settings
+from mnist_ray.settings import SearchSettings, check_search, parse, resolved
+from mnist_ray.study import studies
+from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.samplers import make_sampler
+from mnist_ray.tune import schedulers
+from mnist_ray.tune.deterministic import OrderedSearch
+from mnist_ray.tune.trainable import NUMBER
+
+ROOT = Path(__file__).parent.parent.parent
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+RUN = "r"
+EPOCHS = 5
+SCHEDULERS = {
+    "asha": (),
+    "none": (),
+    "hyperband": (),
+    "median": ("n_startup_trials=2",),
+    "percentile": ("n_startup_trials=2", "percentile=40"),
+    "threshold": ("lower=0.45",),
+    "patient": ("n_startup_trials=2", "patience=0"),
+}
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    return {"x": trial.suggest_float("x", 0, 1, step=1 / 64), "n": trial.suggest_int("n", 0, 9)}
+
+
+def value(x: float, epoch: int) -> float:
+    return 0.5 + (x - 0.5) * epoch / 10
+
+
+class Machine:
+    """Ray Tune and its workers, with trials that end in an order of chance. Checkpoints outlive it."""
+
+    def __init__(
+        self,
+        storage: InMemoryStorage,
+        checkpoints: dict[int, int],
+        *,
+        scheduler: str,
+        sampler: str,
+        slots: int,
+        chance: random.Random,
+        trials: int,
+    ) -> None:
+        s = SearchSettings(
+            scheduler=scheduler,
+            scheduler_args=SCHEDULERS[scheduler],
+            max_epochs=EPOCHS,
+            deterministic=True,
+        )
+        args = {"n_startup_trials": "4"} if sampler in ("tpe", "cmaes", "gp") else {}
+        study = studies.open_study(
+            storage, "s", "val_accuracy", make_sampler("random", 0), make_pruner(s)
+        )
+        records, continued = Records("val_accuracy", trials), []
+        for frozen, record in studies.read_trials(study, RUN):
+            if record.state == "RUNNING":
+                continued.append(frozen)
+                record.rows = {}
+            records.add(record)
+        self.settled: list[int] = []
+        self.search = OrderedSearch(
+            study, space, records, run=RUN, max_epochs=EPOCHS, on_settled=self.settled.append, continued=continued,
+            points=studies.remaining_points(study, RUN, [{"x": 0.5, "n": 3}]),
+            window=slots, sampler=lambda place: make_sampler(sampler, 1000 + place, args),
+        )  # fmt: skip
+        self.scheduler = schedulers.make(s, {}, self.search)
+        self.checkpoints, self.slots, self.chance = checkpoints, slots, chance
+        self.live: list[Any] = []
+        self.asked = 0
+
+    def run(self, die_after: float = float("inf")) -> None:
+        """Trains an epoch of any live trial, again and again; `die_after` so many of them the process is gone."""
+        steps = 0
+        while True:
+            while len(self.live) < self.slots:
+                self.asked += 1
+                config = self.search.suggest(str(self.asked))
+                if config is None or config == Searcher.FINISHED:
+                    break
+                assert isinstance(config, dict)
+                self.live.append(
+                    SimpleNamespace(trial_id=str(self.asked), config=config, epoch=0, fresh=True)
+                )
+            if not self.live:
+                return
+            trial = self.chance.choice(self.live)
+            self.step(trial)
+            steps += 1
+            if steps >= die_after:
+                return
+
+    def step(self, trial: Any) -> None:
+        number, x = trial.config[NUMBER], trial.config["x"]
+        result: dict[str, Any] = {}
+        if trial.fresh and number in self.checkpoints:
+            trial.epoch = self.checkpoints[number]
+            result["rows"] = [self.row(x, e) for e in range(1, trial.epoch + 1)]
+        else:
+            trial.epoch += 1
+            self.checkpoints[number] = trial.epoch
+        trial.fresh = False
+        if self.chance.random() < 0.05:
+            trial.fresh = (
+                True  # lost on its way to the driver with its worker: Tune starts the trial again
+            )
+            return
+        result |= {**self.row(x, trial.epoch), "n_parameters": 1, "node": "n"}
+        if trial.config["n"] == 7 and trial.epoch == 2:
+            result = {
+                "val_accuracy": float("nan"),
+                "val_loss": float("nan"),
+                "epoch": 0,
+                "reason": "RuntimeError: of the test",
+            }
+            self.checkpoints[number] = 1
+        stop = "reason" in result or trial.epoch >= EPOCHS
+        if not stop:
+            stop = self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+        if stop:
+            self.live.remove(trial)
+            self.search.on_trial_complete(trial.trial_id, result)
+        else:
+            self.search.on_trial_result(trial.trial_id, result)
+
+    @staticmethod
+    def row(x: float, epoch: int) -> dict[str, Any]:
+        return {
+            **dict.fromkeys(HISTORY, 0.5),
+            "epoch": epoch,
+            "val_accuracy": value(x, epoch),
+            "val_loss": 1 - value(x, epoch),
+        }
+
+
+def outcome(storage: InMemoryStorage) -> list[tuple[Any, ...]]:
+    trials = optuna.load_study(study_name="s", storage=storage).trials
+    assert all(t.state.is_finished() for t in trials)
+    return [(t.number, t.params, t.state.name, t.value, t.intermediate_values) for t in trials]
+
+
+def searched(
+    seed: int, kills: int = 0, trials: int = 18, slots: int = 3, **what: Any
+) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """A whole search, killed so often; the order of the ends comes from the seed alone."""
+    chance = random.Random(seed)
+    storage, checkpoints = InMemoryStorage(), {}
+    settled: list[int] = []
+    for turn in range(kills + 1):
+        machine = Machine(storage, checkpoints, chance=chance, slots=slots, trials=trials, **what)
+        machine.run(chance.randrange(1, 25) if turn < kills else float("inf"))
+        settled += machine.settled
+    return outcome(storage), settled
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_neither_speed_nor_kills_change_anything(scheduler: str) -> None:
+    expected, _ = searched(0, scheduler=scheduler, sampler="tpe")
+    states = {state for _, _, state, _, _ in expected}
+    assert states >= ({"COMPLETE"} if scheduler == "none" else {"COMPLETE", "PRUNED"})
+    assert expected[0][1] == {"x": 0.5, "n": 3}
+    for seed in range(1, 5):
+        found, settled = searched(seed, kills=seed - 1, scheduler=scheduler, sampler="tpe")
+        assert found == expected
+        assert settled == list(range(18))
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "gp", "random", "grid", "nsga2"])
+def test_with_every_sampler_that_is_allowed(sampler: str) -> None:
+    expected, _ = searched(0, trials=12, scheduler="median", sampler=sampler)
+    assert len({str(params) for _, params, _, _, _ in expected}) == 12
+    assert searched(1, trials=12, scheduler="median", sampler=sampler)[0] == expected
+    assert searched(2, trials=12, kills=3, scheduler="median", sampler=sampler)[0] == expected
+
+
+def test_without_order_the_same_search_differs() -> None:
+    """That the tests above can fail: with a window of all trials everything is known as soon as it happens to be."""
+    outcomes = {
+        str(
+            [
+                (p, s)
+                for _, p, s, _, _ in searched(seed, scheduler="median", sampler="tpe", slots=slots)[
+                    0
+                ]
+            ]
+        )
+        for seed, slots in ((0, 2), (0, 4))
+    }
+    assert len(outcomes) == 2
+
+
+def test_each_epoch_is_known_when_its_turn_comes() -> None:
+    """Trial k is suggested when exactly the trials up to k - c are known."""
+    seen: dict[int, set[int]] = {}
+    chance = random.Random(5)
+    machine = Machine(
+        InMemoryStorage(),
+        {},
+        scheduler="median",
+        sampler="random",
+        slots=3,
+        chance=chance,
+        trials=12,
+    )
+    study = machine.search._ot_study
+    original = machine.search.sampler
+
+    def watching(place: int) -> optuna.samplers.BaseSampler:
+        trials = study.get_trials()
+        seen[place] = {t.number for t in trials if t.state.is_finished()}
+        assert all(not t.intermediate_values for t in trials if not t.state.is_finished())
+        return original(place)
+
+    machine.search.sampler = watching
+    machine.run()
+    assert {place: seen[place] for place in range(12)} == {
+        place: set(range(place - 2)) for place in range(12)
+    }
+
+
+def test_another_search_on_the_study_is_noticed() -> None:
+    storage = InMemoryStorage()
+    machine = Machine(
+        storage, {}, scheduler="none", sampler="random", slots=2, chance=random.Random(0), trials=4
+    )
+    optuna.load_study(study_name="s", storage=storage).ask()
+    with pytest.raises(SettingsError, match="another search writes"):
+        machine.run()
+    study = studies.open_study(storage, "s", "val_accuracy", make_sampler("random", 0))
+    with pytest.raises(SettingsError, match="--deterministic: study 's' has trials of 'unknown'"):
+        studies.check_alone(study, RUN)
+
+
+def test_what_contradicts_it_is_refused() -> None:
+    for flags in (["--sampler", "qmc"], ["--sampler", "my:Own"], ["--time-budget", "5m"]):
+        with pytest.raises(SettingsError, match="deterministic"):
+            check_search(parse(SearchSettings, ["--deterministic", *flags]))
+    before = resolved(
+        parse(SearchSettings, ["--deterministic", "--name", "a", "--max-concurrent", "2"])
+    )
+    for flags in (["--max-concurrent", "3"], ["--cpus-per-trial", "2"], ["--no-deterministic"]):
+        with pytest.raises(SettingsError, match=flags[0].removeprefix("--no-").removeprefix("--")):
+            resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *flags]), before)
+    assert (
+        resumed_settings(
+            parse(SearchSettings, ["--name", "a", "--resume", "--trials", "7"]), before
+        ).max_concurrent
+        == 2
+    )
+
+
+# ---- on a real Ray
+
+
+def start(storage: Path, *arguments: str) -> subprocess.Popen:
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    command = [
+        sys.executable,
+        "jobs/search.py",
+        "--storage",
+        str(storage),
+        "--name",
+        "d",
+        "--no-finetune",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def results(storage: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """The table of trials, the curves without their clocks, and the best weights."""
+    folder = storage / "d"
+    trials = pq.read_table(folder / "trials.parquet").drop_columns(["seconds", "node"]).to_pylist()
+    history = (
+        pq.read_table(folder / "history.parquet")
+        .drop_columns(["seconds", "images_per_second"])
+        .to_pylist()
+    )
+    weights, story = checkpoint.unpack((folder / "best" / "model.safetensors").read_bytes(), "best")
+    return (
+        trials,
+        history,
+        {"number": story["number"], **{k: v.numpy().tobytes() for k, v in weights.items()}},
+    )
+
+
+@pytest.mark.slow
+def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path) -> None:
+    arguments = [
+        "--dataset", "digits", "--train-images", "300", "--space-args", "max_width=24", "--trials", "8", "--max-epochs", "4",
+        "--deterministic", "--max-concurrent", "2", "--seed", "5",
+    ]  # fmt: skip
+    for name in ("one", "two"):
+        process = start(tmp_path / name, *arguments)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    expected = results(tmp_path / "one")
+    assert {trial["state"] for trial in expected[0]} == {"COMPLETE", "PRUNED"}
+    assert results(tmp_path / "two") == expected
+    settings = json.loads((tmp_path / "one" / "d" / "run.json").read_text())["settings"]
+    assert (settings["max_concurrent"], settings["precision"]) == (2, "fp32")
+
+    process = start(tmp_path / "cut", *arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("trial 1 "):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    process = start(tmp_path / "cut", "--resume")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert results(tmp_path / "cut") == expected

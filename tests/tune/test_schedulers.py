@@ -1,0 +1,372 @@
+"""Schedulers, driven as Ray Tune drives them but without Ray: what Optuna knows afterwards, and what a resume keeps."""
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from mnist_ray.run.records import Records
+from mnist_ray.settings import SearchSettings
+from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.samplers import SAMPLERS, make_sampler
+from mnist_ray.study.studies import open_study, read_trials
+from mnist_ray.tune import schedulers
+from mnist_ray.tune.searcher import StudySearch
+from mnist_ray.tune.trainable import NUMBER
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = "run of the test"
+# Every scheduler with options that let it stop something of the trials below.
+SCHEDULERS: dict[str, tuple[str, ...]] = {
+    "asha": (),
+    "hyperband": (),
+    "median": ("n_startup_trials=2",),
+    "percentile": ("n_startup_trials=2", "percentile=40"),
+    "successive-halving": (),
+    "threshold": ("lower=0.3",),
+    "patient": ("n_startup_trials=2", "patience=0"),
+    "optuna.pruners:SuccessiveHalvingPruner": (),
+}
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    return {"x": trial.suggest_float("x", 0, 1)}
+
+
+def accuracy(x: float, epoch: int) -> float:
+    """Rises with the epochs where x is large, falls where it is small."""
+    return round(0.5 + (x - 0.5) * epoch / 10, 6)
+
+
+def row(x: float, epoch: int, epochs: int) -> dict[str, Any]:
+    value = accuracy(x, epoch)
+    return {
+        "epoch": epoch, "train_loss": 1 - value, "train_accuracy": value, "val_loss": 1 - value, "val_accuracy": value, "lr": 0.1,
+        "images_per_second": 1.0, "seconds": 1.0, "n_parameters": 10, "node": "here", "done": epoch >= epochs,
+    }  # fmt: skip
+
+
+class Tune:
+    """Asks searcher and scheduler in the order of Ray's TuneController; `slots` trials at a time train an epoch each in turn."""
+
+    def __init__(self, search_alg: StudySearch, scheduler: TrialScheduler, slots: int = 2) -> None:
+        self.search_alg, self.scheduler, self.slots = search_alg, scheduler, slots
+        self.scheduler.set_search_properties("val_accuracy", "max")
+        self.live: list[Any] = []
+        self.asked = 0
+
+    def fill(self) -> bool:
+        while len(self.live) < self.slots:
+            self.asked += 1
+            config = self.search_alg.suggest(f"id{self.asked}")
+            if config is None or config == Searcher.FINISHED:
+                break
+            trial = SimpleNamespace(trial_id=f"id{self.asked}", config=config, epoch=0)
+            self.scheduler.on_trial_add(None, trial)
+            self.live.append(trial)
+        return bool(self.live)
+
+    def result(self, trial: Any, result: dict[str, Any]) -> None:
+        if result["done"]:
+            self.scheduler.on_trial_complete(None, trial, result)
+            stop = True
+        else:
+            stop = self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+        if stop:
+            self.live.remove(trial)
+            self.search_alg.on_trial_complete(trial.trial_id, result)
+        else:
+            self.search_alg.on_trial_result(trial.trial_id, result)
+
+    def train(self, trial: Any) -> None:
+        trial.epoch += 1
+        self.result(trial, row(trial.config["x"], trial.epoch, self.search_alg.max_epochs))
+
+    def run(self) -> None:
+        while self.fill():
+            for trial in list(self.live):
+                self.train(trial)
+
+
+def storage(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path / "study.journal")))
+
+
+def tune(
+    path: Path,
+    scheduler: str,
+    trials: int,
+    *,
+    sampler: str = "random",
+    seed: int = 3,
+    max_epochs: int = 9,
+    **options: Any,
+) -> Tune:
+    """What search.py puts together, on a study in a file; what the study has already of the run is gone on with."""
+    s = SearchSettings(
+        scheduler=scheduler,
+        scheduler_args=SCHEDULERS.get(scheduler, ()),
+        max_epochs=max_epochs,
+        trials=trials,
+    )
+    study = open_study(
+        storage(path), "s", "val_accuracy", make_sampler(sampler, seed), make_pruner(s)
+    )
+    records = Records("val_accuracy", trials)
+    past, continued = {}, []
+    for frozen, record in read_trials(study, RUN):
+        past[record.number] = dict(frozen.intermediate_values)
+        if record.state == "RUNNING":
+            record.rows = {}
+            continued.append(frozen)
+        records.add(record)
+    search_alg = StudySearch(
+        study,
+        space,
+        records,
+        run=RUN,
+        max_epochs=max_epochs,
+        on_settled=lambda number: None,
+        continued=continued,
+        **options,
+    )
+    return Tune(search_alg, schedulers.make(s, past, search_alg))
+
+
+def check(path: Path, trials: int, max_epochs: int = 9) -> list[optuna.trial.FrozenTrial]:
+    """What Optuna must know of every trial, read through a storage of its own."""
+    study = optuna.load_study(study_name="s", storage=storage(path))
+    assert len(study.trials) == trials
+    for trial in study.trials:
+        epochs = len(trial.intermediate_values)
+        assert trial.intermediate_values == {
+            e: accuracy(trial.params["x"], e) for e in range(1, epochs + 1)
+        }
+        if trial.state.name == "COMPLETE":
+            assert epochs == max_epochs
+            assert trial.value == max(trial.intermediate_values.values())
+        else:
+            assert trial.state.name == "PRUNED"
+            assert 1 <= epochs < max_epochs
+            assert trial.value == trial.intermediate_values[epochs]
+    return study.trials
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_stopped_trials_are_pruned_with_their_values(tmp_path: Path, scheduler: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Optuna warns of a step that is reported twice
+        tune(tmp_path, scheduler, 12).run()
+    states = [trial.state.name for trial in check(tmp_path, 12)]
+    assert "PRUNED" in states
+    assert "COMPLETE" in states
+
+
+def test_none_stops_nothing(tmp_path: Path) -> None:
+    tune(tmp_path, "none", 6).run()
+    assert {trial.state.name for trial in check(tmp_path, 6)} == {"COMPLETE"}
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, "none"])
+def test_a_restarted_trial_counts_each_epoch_once(tmp_path: Path, scheduler: str) -> None:
+    """After a worker's death a trial reports its checkpoint's epoch again, with all before it (see trial.py)."""
+    loop = tune(tmp_path, scheduler, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        while loop.fill():
+            for trial in list(loop.live):
+                loop.train(trial)
+                if trial in loop.live and trial.epoch in (2, 5):
+                    rows = [row(trial.config["x"], e, 9) for e in range(1, trial.epoch + 1)]
+                    loop.result(trial, {**rows[-1], "rows": rows})
+    check(tmp_path, 8)
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, "none"])
+def test_a_failed_trial_is_fail_and_disturbs_nobody(tmp_path: Path, scheduler: str) -> None:
+    loop = tune(tmp_path, scheduler, 6)
+    broken = {"val_accuracy": math.nan, "val_loss": math.nan, "epoch": 0}
+    while loop.fill():
+        for trial in list(loop.live):
+            if trial.config[NUMBER] in (0, 3) and trial.epoch == 1:
+                loop.result(
+                    trial, {**broken, "done": False, "reason": "RuntimeError: first"}
+                )  # not yet the end
+                loop.result(trial, {**broken, "done": True, "reason": "RuntimeError: of the test"})
+            else:
+                loop.train(trial)
+    trials = optuna.load_study(study_name="s", storage=storage(tmp_path)).trials
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert {trial.number for trial in failed} <= {0, 3}
+    assert failed
+    for trial in failed:
+        assert list(trial.intermediate_values) == [1]
+        assert loop.search_alg.records.trials[trial.number].reason == "RuntimeError: of the test"
+    assert all(t.state.is_finished() for t in trials)
+
+
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "threshold"])
+def test_what_was_seen_survives_a_resume(tmp_path: Path, scheduler: str) -> None:
+    """One process finds good trials and is killed while others are under way; the next stops a bad one as the first would have."""
+    good = [(i, {"x": 0.99 - i / 100}) for i in range(5)] + [(5, {"x": 1.0})]
+    options = {"max_epochs": 27}
+    first = tune(tmp_path, scheduler, 9, points=good, **options)
+    first.slots = 1
+    while first.fill() and first.live[0].config[NUMBER] < 5:
+        first.train(first.live[0])
+    for _ in range(3):
+        first.train(first.live[0])
+    cut = first.live[0].config[NUMBER] if first.live else None
+
+    bad = [(9, {"x": 0.01}), (10, {"x": 0.02})]
+    second = tune(tmp_path, scheduler, 9, points=bad, **options)
+    second.slots = 1
+    while second.fill():
+        trial = second.live[0]
+        if trial.config[NUMBER] == cut and not trial.epoch:
+            trial.epoch = 3  # its checkpoint: reported again
+            rows = [row(trial.config["x"], e, 27) for e in (1, 2, 3)]
+            second.result(trial, {**rows[-1], "rows": rows})
+        else:
+            second.train(trial)
+    stopped = {t.params["x"]: t for t in check(tmp_path, 9, 27) if t.params["x"] in (0.01, 0.02)}
+    assert [t.state.name for t in stopped.values()] == ["PRUNED", "PRUNED"]
+    limit = 9 if scheduler == "hyperband" else 4  # its brackets begin at 1, 3, 9 and 27 epochs
+    assert min(len(t.intermediate_values) for t in stopped.values()) <= limit
+
+
+def test_asha_has_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
+    first = tune(tmp_path, "asha", 10)
+    first.slots = 10
+    first.fill()
+    for trial in list(first.live):
+        first.train(trial)
+    rungs = {m: sorted(r.values()) for m, r in first.scheduler._brackets[0]._rungs}  # type: ignore[attr-defined]
+    second = tune(tmp_path, "asha", 10)
+    second.slots = 10
+    second.fill()
+    rebuilt = {m: sorted(r.values()) for m, r in second.scheduler._brackets[0]._rungs}  # type: ignore[attr-defined]
+    assert rebuilt == rungs
+    assert len(rungs[1]) == 10
+
+
+def test_hyperband_shows_the_sampler_its_bracket_from_the_first_question_on(tmp_path: Path) -> None:
+    """Also right after a resume, when no trial of this process has reported yet."""
+    seen: list[tuple[int, list[int]]] = []
+
+    class Watching(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            seen.append((trial.number, [t.number for t in study.get_trials(deepcopy=False)]))
+            return super().sample_independent(study, trial, name, distribution)
+
+    for trials in (8, 16):
+        loop = tune(tmp_path, "hyperband", trials)
+        loop.search_alg._ot_study.sampler = Watching(seed=1)
+        loop.run()
+    pruner = loop.search_alg._ot_study.pruner
+    assert isinstance(pruner, optuna.pruners.HyperbandPruner)
+    bracket = {
+        t.number: pruner._get_bracket_id(loop.search_alg._ot_study, t) for t in check(tmp_path, 16)
+    }
+    assert len(set(bracket.values())) > 1
+    for number, shown in seen:
+        assert {bracket[n] for n in shown} == {bracket[number]}
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+def test_every_sampler_works_within_brackets(tmp_path: Path, sampler: str) -> None:
+    tune(tmp_path, "hyperband", 14, sampler=sampler).run()
+    check(tmp_path, 14)
+
+
+def test_pickles_hold_neither_study_nor_history(tmp_path: Path) -> None:
+    loop = tune(tmp_path, "median", 4)
+    loop.run()
+    for thing in (loop.scheduler, loop.search_alg, schedulers.Ending(loop.search_alg, None)):
+        data = pickle.dumps(thing)
+        assert b"journal" not in data
+        assert len(data) < 300
+
+
+def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path) -> None:
+    loop = tune(tmp_path, "none", 4)
+    ending = schedulers.Ending(loop.search_alg, 0.05)
+    assert not ending.stop_all()
+    time.sleep(0.06)
+    assert ending.stop_all()
+    assert loop.search_alg.ending == "stopped by --time-budget"
+    loop = tune(tmp_path, "none", 4)
+    ending = schedulers.Ending(loop.search_alg, None)
+    assert not ending.stop_all()
+    loop.search_alg.storage_error = "gone"
+    assert ending.stop_all()
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "none"])
+def test_the_first_that_waits_is_started_and_ended_trials_are_not_looked_at(
+    tmp_path: Path, scheduler: str
+) -> None:
+    chosen = tune(tmp_path, scheduler, 1).scheduler
+
+    def choose(*statuses: str) -> int | None:
+        live = [
+            SimpleNamespace(status=status, config={NUMBER: number})
+            for number, status in enumerate(statuses)
+        ][::-1]
+        trial = chosen.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: live))
+        return None if trial is None else trial.config[NUMBER]
+
+    assert choose("RUNNING", "PAUSED", "PENDING", "PENDING") == 2
+    assert choose("RUNNING", "PAUSED", "RUNNING", "PAUSED") == 1
+    assert choose("RUNNING") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scheduler",
+    ["asha", "hyperband", "median", "percentile", "successive-halving", "threshold", "patient"],
+)
+def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
+    two = ["n_startup_trials=2"]
+    args = {
+        "median": two,
+        "percentile": two,
+        "threshold": ["lower=0.15"],
+        "patient": ["wraps=none", "patience=0"],
+    }
+    command = [
+        sys.executable, "jobs/search.py", "--dataset", "digits", "--train-images", "300", "--val-images", "150", "--space-args",
+        "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune", "--seed", "1",
+        "--scheduler", scheduler, "--grace-period", "4" if scheduler == "threshold" else "1",
+    ]  # fmt: skip
+    if scheduler in args:
+        command += ["--scheduler-args", *args[scheduler]]
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert (
+        json.loads((tmp_path / "real" / "run.json").read_text())["settings"]["scheduler"]
+        == scheduler
+    )
+    trials = optuna.load_study(study_name="real", storage=storage(tmp_path / "real")).trials
+    assert {t.state.name for t in trials} == {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        epochs = len(trial.intermediate_values)
+        assert list(trial.intermediate_values) == list(range(1, epochs + 1))
+        assert (trial.state.name == "COMPLETE") == (epochs == 6)

@@ -1,0 +1,181 @@
+"""The trainable as an object, without a cluster: epochs, reuse, restarts, and trials that cannot go on."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ray import models
+from mnist_ray.run import checkpoint
+from mnist_ray.storage import RunStorage
+from mnist_ray.tune.trainable import NUMBER, TrainTrial, TrialContext, checkpoint_folder
+
+HP = {
+    "model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 2, "mean": [0.5], "std": [0.5],
+    "blocks": 1, "layers_per_block": 1, "width": 4, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm",
+    "pooling": "max", "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 8, "optimizer": "sgd", "lr": 0.05,
+    "schedule": "cosine", "ema": 0.9,
+}  # fmt: skip
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
+LABELS = (IMAGES.mean((1, 2, 3)) > 127).astype(np.int64)
+for array in (IMAGES, LABELS):
+    array.flags.writeable = False  # as they come from the object store
+
+
+class Here(TrainTrial):
+    """TrainTrial with the data that tune.with_parameters gives it in a search."""
+
+    context_of_test: TrialContext
+
+    def setup(self, config: dict) -> None:  # type: ignore[override]
+        super().setup(
+            config, self.context_of_test, IMAGES, LABELS, np.arange(90), np.arange(90, 120)
+        )
+
+
+@pytest.fixture
+def trial_class(tmp_path: Path) -> type[Here]:
+    context = TrialContext(str(tmp_path), "val_accuracy", 3, 0, "fp32", 1, 0)
+    return type("HereAtTmp", (Here,), {"context_of_test": context})
+
+
+def test_every_epoch_is_reported_and_the_last_is_done(
+    trial_class: type[Here], tmp_path: Path
+) -> None:
+    trial = trial_class({**HP, NUMBER: 7})
+    results = [trial.train() for _ in range(3)]
+    trial.stop()
+    assert [r["epoch"] for r in results] == [1, 2, 3]
+    assert [r["done"] for r in results] == [False, False, True]
+    assert all(0 <= r["val_accuracy"] <= 1 and r["n_parameters"] > 0 and r["node"] for r in results)
+    storage = RunStorage(str(tmp_path))
+    names = storage.list(checkpoint_folder(7))
+    assert sorted(Path(n).name for n in names) == [
+        "best.safetensors",
+        "latest.safetensors",
+        "optimizer.safetensors",
+    ]
+    _, story = checkpoint.unpack(
+        storage.read_bytes(f"{checkpoint_folder(7)}/best.safetensors"), "x"
+    )
+    best = max(results, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
+    assert (story["number"], story["row"]["epoch"]) == (7, best["epoch"])
+    assert story["hyperparameters"] == HP
+
+
+def test_started_again_it_goes_on_and_reports_what_may_be_lost(trial_class: type[Here]) -> None:
+    whole = trial_class({**HP, NUMBER: 1})
+    expected = [whole.train() for _ in range(3)]
+    whole.stop()
+    first = trial_class({**HP, NUMBER: 2})
+    first.train()
+    first.train()
+    first.stop()
+    second = trial_class({**HP, NUMBER: 2})
+    again = second.train()
+    assert again["epoch"] == 2
+    assert [row["epoch"] for row in again["rows"]] == [1, 2]
+    last = second.train()
+    second.stop()
+    assert last["epoch"] == 3
+    assert last["done"]
+    assert last["val_loss"] == expected[2]["val_loss"]
+
+
+def test_one_actor_serves_several_trials(trial_class: type[Here]) -> None:
+    trial = trial_class({**HP, NUMBER: 1})
+    trial.train()
+    assert trial.reset_config({**HP, "lr": 0.5, NUMBER: 2})
+    result = trial.train()
+    trial.stop()
+    assert result["epoch"] == 1
+    assert result["lr"] > 0.3
+
+
+def test_nan_ends_the_trial_with_a_reason(trial_class: type[Here]) -> None:
+    trial = trial_class({**HP, "lr": 1e30, "schedule": "constant", NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert result["done"]
+    assert math.isnan(result["val_accuracy"])
+    assert result["reason"] == "the loss is not finite at epoch 1"
+
+
+def test_an_error_ends_the_trial_with_a_reason(trial_class: type[Here]) -> None:
+    trial = trial_class({**HP, "kernel_size": "three", NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert result["done"]
+    assert result["reason"].startswith("TypeError")
+
+
+def test_a_failing_storage_is_not_the_trials_fault(
+    trial_class: type[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MNIST_RAY_STORAGE_RETRY_SECONDS", "0.1")
+    (tmp_path / "tune").write_text("a file where the folder should be")
+    trial = trial_class({**HP, NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert result["done"]
+    assert "reason" not in result
+    assert str(tmp_path) in result["storage_error"]
+
+
+def test_a_damaged_checkpoint_is_named(trial_class: type[Here], tmp_path: Path) -> None:
+    RunStorage(str(tmp_path)).write_bytes(
+        f"{checkpoint_folder(3)}/latest.safetensors", b"no checkpoint"
+    )
+    trial = trial_class({**HP, NUMBER: 3})
+    result = trial.train()
+    trial.stop()
+    assert result["done"]
+    assert "latest.safetensors" in result["storage_error"]
+
+
+def test_every_trial_begins_with_the_start_and_augments(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    start = {name: tensor.numpy() for name, tensor in models.build(HP).state_dict().items()}
+    for array in start.values():
+        array.flags.writeable = False  # as they come from the object store
+    context = TrialContext(str(tmp_path), "val_accuracy", 1, 0, "fp32", 1, 0, augment="shift")
+
+    class Started(TrainTrial):
+        def setup(self, config: dict) -> None:  # type: ignore[override]
+            super().setup(config, context, IMAGES, LABELS, np.arange(90), np.arange(90, 120), start)
+
+    trial = Started({**HP, "lr": 1e-30, "ema": 0, NUMBER: 1})
+    trial.train()
+    assert trial.reset_config({**HP, "lr": 1e-30, "ema": 0, NUMBER: 2})
+    trial.train()
+    trial.stop()
+    for number in (1, 2):
+        weights, story = checkpoint.unpack(
+            (tmp_path / checkpoint_folder(number) / "best.safetensors").read_bytes(), "x"
+        )
+        learnt = [name for name in weights if name.endswith(("weight", "bias"))]
+        assert all(
+            np.allclose(weights[name].numpy(), start[name], rtol=0, atol=1e-12) for name in learnt
+        )
+        assert story["hyperparameters"]["augment"] == "shift"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_trial_that_outgrows_its_share_of_the_gpu_fails_alone(
+    trial_class: type[Here], tmp_path: Path
+) -> None:
+    share = 1e-4  # of 80 GB: 8 MB
+    large = type(
+        "Large",
+        (trial_class,),
+        {"context_of_test": TrialContext(str(tmp_path), "val_accuracy", 1, 0, "fp32", 1, share)},
+    )
+    try:
+        result = large({**HP, "width": 1024, NUMBER: 1}).train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory" in result["reason"]
+    assert result["done"]
