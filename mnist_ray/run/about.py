@@ -1,0 +1,136 @@
+"""run.json: what a run is. Claimed, read and validated here, and changed field by field.
+
+Two jobs write it, the search and the fine-tuning. Each changes its own fields only: the file is
+read again before every change.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.run import layout
+from mnist_ray.storage import RunStorage
+
+STATES = ("searching", "searched", "finetuning", "done", "interrupted", "failed")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a job ended: its exit code, and the run's directory."""
+
+    exit_code: int
+    uri: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The images of a run. train and val count images; classes are the labels' names."""
+
+    name: str
+    sha256: str
+    train: int
+    val: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class About:
+    """The content of a run.json, and the run's directory."""
+
+    storage: RunStorage
+    name: str
+    state: str
+    settings: Mapping[str, Any]  # of the search, as settings.resolved gives them
+    data: DataFacts
+    start: str  # ISO 8601, UTC
+    end: str | None = None
+    points: tuple[dict[str, Any], ...] = ()
+    onnx_sha256: str | None = None  # of the file that --onnx named
+    warm_started: bool = False
+    trackers: Mapping[str, str] = field(default_factory=dict)  # flag -> what finds the run again
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the whole file
+
+    @classmethod
+    def read(cls, storage: RunStorage, flag: str) -> "About":
+        """The run at `storage`.
+
+        Raises:
+            SettingsError: begins with `flag`; there is no run, or its run.json is damaged.
+        """
+        if not storage.exists(layout.RUN):
+            raise SettingsError(f"{flag}: there is no run at {storage.uri}")
+        try:
+            return cls.of(storage, storage.read_json(layout.RUN))
+        except CorruptFileError as error:
+            raise SettingsError(f"{flag}: {error}") from error
+
+    @classmethod
+    def of(cls, storage: RunStorage, raw: Any) -> "About":
+        """A run.json's value. Raises CorruptFileError where a field is missing or no such type."""
+
+        def get(value: Any, key: str, *kinds: type, default: Any = ...) -> Any:
+            found = value.get(key, default) if isinstance(value, dict) else ...
+            if found is ... or not isinstance(found, kinds):
+                what = "missing" if found is ... else f"{found!r}"[:80]
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise CorruptFileError(
+                    f"{storage.join(layout.RUN)} is damaged: {key} is {what}; expected {wanted}"
+                )
+            return found
+
+        data, settings = get(raw, "data", dict), get(raw, "settings", dict)
+        for key in ("dataset", "metric"):
+            get(settings, key, str)
+        for key in ("max_epochs", "trials", "seed"):
+            get(settings, key, int)
+        points = get(raw, "points", list, default=[])
+        return cls(
+            storage,
+            get(raw, "name", str),
+            get(raw, "state", str),
+            settings,
+            DataFacts(
+                get(data, "name", str),
+                get(data, "sha256", str),
+                get(data, "train", int),
+                get(data, "val", int),
+                tuple(map(str, get(data, "classes", list))),
+            ),
+            get(raw, "start", str),
+            get(raw, "end", str, type(None), default=None),
+            tuple(points),
+            get(raw, "onnx_sha256", str, type(None), default=None),
+            get(raw, "warm_started", bool, default=False),
+            get(raw, "trackers", dict, default={}),
+            raw,
+        )
+
+    @classmethod
+    def claim(cls, storage: RunStorage, raw: Mapping[str, Any], message: str) -> "About":
+        """Writes a new run.json. Of two that claim a name at one moment, one gets it.
+
+        Raises:
+            SettingsError: `message`, where a run is there already.
+        """
+        about = cls.of(storage, dict(raw))
+        if not storage.create_exclusive(layout.RUN, json.dumps(raw, indent=1).encode()):
+            raise SettingsError(message)
+        return about
+
+    def patch(self, **fields: Any) -> "About":
+        """Changes these fields of the file, as it is now, and no others."""
+        raw = {**self.storage.read_json(layout.RUN), **fields}
+        self.storage.write_json(layout.RUN, raw)
+        return self.of(self.storage, raw)
+
+    def ended(self, state: str) -> "About":
+        """Notes how the job ended, and when."""
+        return self.patch(state=state, end=now())
+
+
+def now() -> str:
+    """The time as run.json holds it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,67 @@
+"""Every file and folder of a run's directory by its name, and back. No other module spells them."""
+
+import re
+
+RUN = "run.json"
+JOURNAL = "study.journal"  # the Optuna study, unless --study keeps it elsewhere
+TRIALS = "trials.parquet"  # one row a settled trial
+HISTORY = "history.parquet"  # one row a trial and epoch
+REPORT = "report.html"
+START = "start.onnx"  # a copy of the file that --onnx named, from which a resume reads
+MODEL = "model.onnx"
+MANIFEST = "model.json"  # names the model's file and its SHA-256; written last
+PREDICTIONS = "predictions.parquet"  # the published model's logits on the test images
+CARD = "README.md"
+
+BEST = "best"  # the files of the best epoch of the best trial
+BEST_NETWORK = f"{BEST}/model.safetensors"
+BEST_TREES = f"{BEST}/model.txt"  # of a run of LightGBM
+
+TUNE = "tune"
+CHECKPOINTS = f"{TUNE}/checkpoints"
+ERRORS = f"{TUNE}/errors"
+FINETUNE = "finetune"
+TENSORBOARD = "tensorboard"
+
+# In a stage's folder.
+STAGE_STATE = "training.safetensors"  # to go on from; gone when the stage is done
+STAGE_NETWORK = "model.safetensors"
+STAGE_CURVE = "curve.parquet"
+
+
+def trial_folder(number: int) -> str:
+    """The folder of a trial's checkpoints, while it runs."""
+    return f"{CHECKPOINTS}/{number:05d}"
+
+
+def error_file(number: int) -> str:
+    """The traceback of a trial that failed."""
+    return f"{ERRORS}/{number:05d}.txt"
+
+
+def tensorboard_folder(number: int) -> str:
+    """The folder of a trial's event files."""
+    return f"{TENSORBOARD}/{number:05d}"
+
+
+def trial_of(name: str) -> int | None:
+    """The number of the trial that a file or folder belongs to; None for all others."""
+    match = re.match(rf"(?:{CHECKPOINTS}|{ERRORS}|{TENSORBOARD})/(\d+)\b", name)
+    return int(match[1]) if match else None
+
+
+def stage_folder(number: int, member: int = 1) -> str:
+    """A stage's folder. member: the place of the network in a committee, from 1."""
+    own = f"{FINETUNE}/stage-{number}"
+    return own if member == 1 else f"{FINETUNE}/member-{member}/stage-{number}"
+
+
+def stage_of(name: str) -> tuple[int, int] | None:
+    """Number and member of the stage that a file belongs to; None for all others."""
+    match = re.match(rf"{FINETUNE}/(?:member-(\d+)/)?stage-(\d+)\b", name)
+    return (int(match[2]), int(match[1] or 1)) if match else None
+
+
+def lease_file(work: str) -> str:
+    """The lease of a kind of work, as "search"."""
+    return f"{work}.lease"
