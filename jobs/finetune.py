@@ -5,14 +5,7 @@ python jobs/finetune.py --run s3://bucket/runs/first --stages my-stages.yaml
 python jobs/finetune.py --run DIR/first --onnx model.onnx    # start from an ONNX file of ours
 """
 
-from mnist_ray.settings import FinetuneSettings, main
-
-
-def run(settings: FinetuneSettings) -> int:
-    from mnist_ray.finetune_job.job import finetune
-
-    return finetune(settings)
-
+from mnist_ray.cli import job
 
 if __name__ == "__main__":
-    main(FinetuneSettings, run)
+    job("finetune")

@@ -6,14 +6,7 @@ python jobs/search.py --storage DIR --name first --resume    # go on where it st
 ray job submit --working-dir . -- python jobs/search.py --dataset mnist --data-dir DIR --storage s3://bucket/runs
 """
 
-from mnist_ray.settings import SearchSettings, main
-
-
-def run(settings: SearchSettings) -> int:
-    from mnist_ray.search_job.job import search
-
-    return search(settings)
-
+from mnist_ray.cli import job
 
 if __name__ == "__main__":
-    main(SearchSettings, run)
+    job("search")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 import tyro
 import yaml
@@ -167,16 +167,66 @@ class FinetuneSettings:
     """Ray's own messages too."""
 
 
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Accuracy of an ONNX model on a data set, with its errors, confidence interval, classes and latency."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """An ONNX file or a run's directory, local or s3://…"""
+    dataset: str | None = None
+    """mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own (default: the model's)."""
+    data_dir: str | None = None
+    """torchvision's root (default: from MNIST_RAY_DATA)."""
+    part: Literal["test", "train"] = "test"
+    """Which part of the data set."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Class and probability of each picture."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """An ONNX file or a run's directory, local or s3://…"""
+    pictures: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PICTURE ...")]
+    """PNG, JPEG or other picture files, one digit each."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Make a run's report.html again, or one page that compares several runs."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' directories: folders or s3://bucket/path/name."""
+    out: str | None = None
+    """Write the page to this file (default: report.html, in the run's directory or, for several runs, here)."""
+    png: str | None = None
+    """Draw the main figures into this folder as PNG files too."""
+    data_dir: str | None = None
+    """torchvision's root, for the test images (default: what the search was told)."""
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """A page on which the model runs in the browser: draw with mouse, finger or keys, or drop a picture."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """An ONNX file or a run's directory, local or s3://…"""
+    port: int = 0
+    """Port on 127.0.0.1 (0: any that is free)."""
+    export: str | None = None
+    """Write the page into this folder instead of serving it."""
+
+
 # ---- parsing
 
 
-def parse(cls: type[T], argv: Sequence[str] | None = None) -> T:
+def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None = None) -> T:
     """The settings that the command line and the YAML file named by --config give.
 
     Raises SettingsError, one line, where a flag or key is unknown or a value is not of its type; SystemExit(0) after --help.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = _tyro(cls, argv)
+    settings = _tyro(cls, argv, prog=program)
     config = getattr(settings, "config", None)
     flags: list[str] = []
     if config is not None:
@@ -290,13 +340,20 @@ def _one_line(text: str) -> str:
 
 
 def main(
-    cls: type[T], run: Callable[[T], int | None], *, argv: Sequence[str] | None = None
+    cls: type[T],
+    run: Callable[[T], int | None],
+    *,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> NoReturn:
-    """Parses, calls `run` and exits: with its return value (None is 0), an error's exit code, or 130 when interrupted."""
+    """Parses, calls `run` and exits: with its return value (None is 0), an error's exit code, or 130 when interrupted.
+
+    program: what the command is called in its help and its errors (default: the script's name).
+    """
     try:
-        code = run(parse(cls, argv)) or 0
+        code = run(parse(cls, argv, program)) or 0
     except MnistRayError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{program or Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -1,9 +1,11 @@
-"""jobs/evaluate.py and jobs/predict.py as people run them."""
+"""The commands as people run them: `mnist-ray COMMAND` and the scripts in jobs/."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,31 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray import data, models
+from mnist_ray import cli, data, models
 from mnist_ray.export import onnx_model
 from mnist_ray.export.pictures import Preprocessor, read_picture
 from mnist_ray.storage import RunStorage, publish
 from mnist_ray.training.trainer import Trainer
 
-JOBS = Path(__file__).parents[2] / "jobs"
+JOBS = Path(__file__).parents[1] / "jobs"
+PROGRAMS = Path(__file__).parent / "programs"
+HEAVY = ("torch", "ray", "optuna", "sklearn", "scipy", "onnxruntime", "onnxscript", "pandas")
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1578], "std": [0.2933], "blocks": 2,
-    "layers_per_block": 1, "width": 8, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64, "optimizer": "adam", "lr": 0.01,
-    "schedule": "one_cycle",
+    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10,
+    "mean": [0.1578], "std": [0.2933], "blocks": 2, "layers_per_block": 1, "width": 8,
+    "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
+    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64,
+    "optimizer": "adam", "lr": 0.01, "schedule": "one_cycle",
 }  # fmt: skip
+
+
+def mnist_ray(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_ray", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -134,17 +148,56 @@ def test_predict_on_colour(tmp_path: Path) -> None:
     assert re.fullmatch(re.escape(f"{tmp_path}/a.png  ") + r"(cat|dog)  0\.\d{4}\n", done.stdout)
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "predict.py"])
-def test_help_is_quick(name: str) -> None:
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{name}', '--help']\n"
-        f"try:\n    runpy.run_path({str(JOBS / name)!r}, run_name='__main__')\n"
-        "except SystemExit as end:\n    assert end.code in (0, None)\n"
-        "assert not {'torch', 'ray', 'optuna', 'onnxruntime', 'onnxscript'} & set(sys.modules)\n"
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_the_commands_are_listed_with_a_line_each(words: list[str]) -> None:
+    done = mnist_ray(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} +[A-Z].*\.$", done.stdout, re.M), name
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert mnist_ray("--version").stdout == f"mnist-ray {version('mnist_ray')}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("serach", "(did you mean search?)"), ("fly", "expected one of search, ")]
+)
+def test_an_unknown_command_is_one_line(name: str, answer: str) -> None:
+    done = mnist_ray(name, "--help")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"mnist-ray: there is no command {name!r}")
+    assert answer in done.stderr
+
+
+def test_every_command_is_a_script_too() -> None:
+    assert {path.stem for path in JOBS.glob("*.py")} == set(cli.COMMANDS)
+
+
+def test_help_and_a_wrong_flag_answer_at_once() -> None:
+    """By every door, and with nothing heavy imported."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "first_answers.py"), str(JOBS), *HEAVY],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "MODEL" in done.stdout
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == 2 * 2 * len(cli.COMMANDS)
+    for answer in answers:
+        assert answer["imported"] == [], answer
+        if answer["word"] == "--help":
+            assert (answer["code"], answer["err"]) == (0, ""), answer
+            assert "usage: " in answer["out"]
+        else:
+            prefix = "mnist-ray {name}: " if answer["door"] == "command" else "{name}.py: "
+            assert answer["err"].startswith(prefix.format(**answer)), answer
+            assert (answer["code"], answer["out"], answer["err"].count("\n")) == (2, "", 1), answer
+
+
+def test_the_command_names_itself_in_help_and_errors(run: Path) -> None:
+    assert mnist_ray("predict", "--help").stdout.startswith("usage: mnist-ray predict ")
+    assert mnist_ray("predict", run).stderr.startswith("mnist-ray predict: name at least one ")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""The commands: `mnist-ray COMMAND …`, `python -m mnist_ray COMMAND …`, `python jobs/COMMAND.py …`.
+
+Nothing heavy is imported before the settings are right: `--help` and a wrong flag answer at once.
+"""
+
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from mnist_ray import __version__
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import (
+    DrawSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    PredictSettings,
+    ReportSettings,
+    SearchSettings,
+    main,
+)
+
+PROGRAM = "mnist-ray"
+
+
+def search(settings: SearchSettings) -> int:
+    """Search for the best network, then fine-tune and publish it."""
+    from mnist_ray.search_job.job import search  # noqa: PLC0415 (seconds at start)
+
+    return _exit_code(search(settings))
+
+
+def finetune(settings: FinetuneSettings) -> int:
+    """Fine-tune a run's best network in stages and publish it as ONNX."""
+    from mnist_ray.finetune_job.job import finetune  # noqa: PLC0415 (seconds at start)
+
+    return _exit_code(finetune(settings))
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Evaluate an ONNX model on a data set."""
+    from mnist_ray import data  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
+
+    model = onnx_model.read(settings.model)
+    session = onnx_model.Session(model, settings.model)
+    name = settings.dataset or session.metadata.get("dataset")
+    if name is None:
+        raise SettingsError(
+            f"--dataset: {settings.model} does not say which data set it was made for; name one"
+        )
+    part = data.load(name, settings.part, settings.data_dir)
+    result = session.evaluate(part.images, part.labels)
+    low, high = onnx_model.confidence_interval(result.right, result.n)
+    print(f"accuracy  {result.accuracy:.4%} of {result.n} images of {part.name} {part.part}")
+    print(f"errors    {result.n - result.right}")
+    print(f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)")
+    latency = onnx_model.Session(model, settings.model, threads=1).latency_ms(part.images[0])
+    print(f"latency   {latency:.3f} ms an image (one at a time, 1 thread, median of 100)")
+    for label, accuracy in zip(part.classes, result.per_class, strict=False):
+        print(f"class     {label}  {accuracy:.4%}")
+
+
+def predict(settings: PredictSettings) -> None:
+    """Classify pictures with a published model."""
+    from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export.pictures import (  # noqa: PLC0415 (seconds at start)
+        Preprocessor,
+        read_picture,
+    )
+
+    if not settings.pictures:
+        raise SettingsError("name at least one picture after the model")
+    session = onnx_model.Session(onnx_model.read(settings.model), settings.model)
+    channels, height, width = session.image_shape
+    preprocess = Preprocessor((height, width), channels)
+    names = json.loads(session.metadata.get("classes", "null"))
+    for path in settings.pictures:
+        image = preprocess(read_picture(path))
+        if channels == 1 and not image.any():
+            print(f"{path}  -  nothing drawn")
+            continue
+        probabilities = onnx_model.probabilities(session.run(image))[0]
+        best = int(probabilities.argmax())
+        print(f"{path}  {names[best] if names else best}  {probabilities[best]:.4f}")
+
+
+def report(settings: ReportSettings) -> int:
+    """Make a run's page again, or compare several runs on one."""
+    from mnist_ray.report import make  # noqa: PLC0415 (seconds at start)
+
+    return make(settings.runs, settings.out, settings.png, settings.data_dir)
+
+
+def draw(settings: DrawSettings) -> None:
+    """Serve a web page to draw on; the model runs in the browser."""
+    from mnist_ray import draw  # noqa: PLC0415 (seconds at start)
+
+    if settings.export is None:
+        draw.serve(settings.model, settings.port)
+    else:
+        draw.export(settings.model, settings.export)
+        print(f"page: {settings.export}/index.html")
+
+
+class Command(NamedTuple):
+    """A command: the type of its settings and the function that does it."""
+
+    settings: type[Any]
+    run: Callable[[Any], int | None]
+
+
+COMMANDS: dict[str, Command] = {
+    "search": Command(SearchSettings, search),
+    "finetune": Command(FinetuneSettings, finetune),
+    "evaluate": Command(EvaluateSettings, evaluate),
+    "predict": Command(PredictSettings, predict),
+    "report": Command(ReportSettings, report),
+    "draw": Command(DrawSettings, draw),
+}
+
+
+def job(name: str) -> NoReturn:
+    """Does what `jobs/NAME.py` is called for, with the flags of this process, and exits."""
+    main(*COMMANDS[name])
+
+
+def console(argv: Sequence[str] | None = None) -> NoReturn:
+    """Does what `mnist-ray` is called for, by `argv` or the words of this process, and exits."""
+    name, *flags = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in COMMANDS:
+        main(*COMMANDS[name], argv=flags, program=f"{PROGRAM} {name}")
+    if name in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if name == "--version":
+        print(f"{PROGRAM} {__version__}")
+        sys.exit(0)
+    close = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f" (did you mean {close[0]}?)" if close else f"; expected one of {', '.join(COMMANDS)}"
+    print(f"{PROGRAM}: there is no command {name!r}{hint}", file=sys.stderr)
+    sys.exit(SettingsError.exit_code)
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:10}{inspect.getdoc(do.run)}" for name, do in COMMANDS.items())
+    return f"""usage: {PROGRAM} [--help] [--version] COMMAND ...
+
+commands:
+{lines}
+
+{PROGRAM} COMMAND --help lists the options of a command."""
+
+
+def _exit_code(finished: Any) -> int:
+    return finished if isinstance(finished, int) else finished.exit_code
