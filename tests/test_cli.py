@@ -16,7 +16,8 @@ from PIL import Image
 from mnist_ray import cli, data, models
 from mnist_ray.export import onnx_model
 from mnist_ray.export.pictures import Preprocessor, read_picture
-from mnist_ray.storage import RunStorage, publish
+from mnist_ray.run.publication import publish
+from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 
 JOBS = Path(__file__).parents[1] / "jobs"

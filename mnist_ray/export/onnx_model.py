@@ -26,7 +26,8 @@ from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError, first_line
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.run.publication import read_verified
+from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
     from torch import (  # imported where it is used: whoever only runs a file need not wait for torch

@@ -13,6 +13,7 @@ from mnist_ray import cluster, data, report
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.finetune_job.stages import Recipe, read_stages, stage_folder, train_stages
 from mnist_ray.run import lease
+from mnist_ray.run.publication import publish
 from mnist_ray.settings import (
     INTERRUPTED,
     FinetuneSettings,
@@ -20,7 +21,7 @@ from mnist_ray.settings import (
     default_data_dir,
     resolved,
 )
-from mnist_ray.storage import RunStorage, check_writable, open_run, publish
+from mnist_ray.storage import RunStorage, check_writable, open_run
 
 VERIFIED_ON = 1000  # real images on which the file is compared with torch
 SPLIT = (

@@ -28,9 +28,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.finetune_job.stages import stage_folder
+from mnist_ray.run.publication import read_verified
 from mnist_ray.run.records import Row, rank
 from mnist_ray.settings import objectives
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.storage import RunStorage
 
 Direction = Literal["minimize", "maximize"]
 

@@ -6,7 +6,6 @@ that carries one is refused, since URIs are printed and written down.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -30,13 +29,6 @@ Names = list[str]  # within RunStorage, `list` is the method
 RETRY_SECONDS = 60.0  # MNIST_RAY_STORAGE_RETRY_SECONDS overrides it
 _CHECK_SECONDS = 10.0  # a mistyped address must not cost a minute
 _SETTLE_SECONDS = 1.0  # see RunStorage.create_exclusive
-_READ_AGAIN = (
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-    1.6,
-)  # seconds between looks at a model that is just being replaced
 
 _QUERY = {
     "s3": ("endpoint_override", "scheme", "region"),
@@ -401,63 +393,6 @@ def refuse_credentials(uri: str) -> None:
         raise SettingsError(
             f"--storage {parts.scheme}://…: the URI carries {found}; keys are taken from the environment, IAM or files only"
         )
-
-
-def publish(storage: RunStorage, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write the files of a model, then `model.json`, which names one of them (`file`) and its digest (`sha256`).
-
-    Wherever that is cut off, `read_verified` gives the model before or the new one: a model that replaces another is first
-    put beside it, under a name of its own, until the name that both have holds the new one. `sha256` is filled in when it
-    is missing.
-    """
-    name = manifest["file"]
-    sha256 = hashlib.sha256(files[name]).hexdigest()
-    if manifest.get("sha256", sha256) != sha256:
-        raise ValueError(f"the manifest's sha256 is not that of {name}")
-    final = {**manifest, "sha256": sha256}
-    if storage.exists("model.json"):
-        aside = f"{sha256[:16]}-{name}"
-        storage.write_bytes(aside, files[name])
-        storage.write_json("model.json", {**final, "file": aside})
-    for file, data in files.items():
-        storage.write_bytes(file, data)
-    storage.write_json("model.json", final)
-    for file in storage.list():  # also what publications that were cut off have left
-        if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
-            storage.delete(file)
-
-
-def read_verified(
-    storage: RunStorage, manifest: str = "model.json"
-) -> tuple[dict[str, Any], bytes]:
-    """A published model: its manifest and the bytes of the file that it names, checked against its digest.
-
-    A model that is being replaced is looked at again for about three seconds.
-
-    Raises:
-        FileNotFoundError: there is no manifest, so nothing is published.
-        CorruptFileError: the manifest is damaged, or the file is missing or is not the one that it describes.
-    """
-    for pause in (*_READ_AGAIN, 0.0):
-        described = storage.read_json(manifest)
-        name = described.get("file") if isinstance(described, dict) else None
-        sha256 = described.get("sha256") if isinstance(described, dict) else None
-        if not isinstance(name, str) or not isinstance(sha256, str):
-            raise CorruptFileError(f"{storage.join(manifest)} does not name a file and its sha256")
-        if not name.isprintable() or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise CorruptFileError(
-                f"{storage.join(manifest)} names the file {name!r}: it must lie beside it"
-            )
-        try:
-            data = storage.read_bytes(name)
-            found = hashlib.sha256(data).hexdigest()
-        except FileNotFoundError:
-            data, found = b"", "missing"
-        if found == sha256:
-            return described, data
-        problem = f"{storage.join(name)} is not the file that {manifest} describes: SHA-256 {found}, expected {sha256}"
-        time.sleep(pause)
-    raise CorruptFileError(problem)
 
 
 def _inside(name: str) -> bool:

@@ -21,7 +21,8 @@ from mnist_ray import data, models
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.export import onnx_model
 from mnist_ray.models.committee import Committee
-from mnist_ray.storage import RunStorage, publish
+from mnist_ray.run.publication import publish
+from mnist_ray.storage import RunStorage
 
 HP = {
     "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1], "std": [0.3], "blocks": 2,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.run.publication import read_verified
+from mnist_ray.storage import RunStorage
 from tests.faults.tools import (
     TINY,
     Rays,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import WorkError
-from mnist_ray.storage import RunStorage, open_run, publish, read_verified
+from mnist_ray.run.publication import publish, read_verified
+from mnist_ray.storage import RunStorage, open_run
 from tests.faults.tools import (
     TINY,
     Network,
@@ -124,7 +125,8 @@ def test_s3_fails_while_a_model_is_published(
 
 PUBLISH = """
 import sys
-from mnist_ray.storage import RunStorage, publish
+from mnist_ray.run.publication import publish
+from mnist_ray.storage import RunStorage
 run = RunStorage(sys.argv[1])
 print("begins", flush=True)
 for number in range(1000):

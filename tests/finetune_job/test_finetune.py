@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.run.publication import read_verified
+from mnist_ray.storage import RunStorage
 from tests.search_job.test_search_job import ROOT, SMALL, finish, search, wait_for
 
 STAGES = """

@@ -17,10 +17,11 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.run import checkpoint
+from mnist_ray.run.publication import read_verified
 from mnist_ray.search_job.job import _previous as previous_run
 from mnist_ray.search_job.job import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.storage import RunStorage
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [

@@ -17,9 +17,10 @@ from mnist_ray import data, models, spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.export import onnx_model
 from mnist_ray.run.checkpoint import unpack
+from mnist_ray.run.publication import read_verified
 from mnist_ray.search_job.start import FILE, read_start
 from mnist_ray.settings import SearchSettings
-from mnist_ray.storage import RunStorage, read_verified
+from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 from tests.search_job.test_search_job import finish, search
 

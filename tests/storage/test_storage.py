@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import http.server
 import os
@@ -28,8 +27,6 @@ from mnist_ray.storage import (
     RunStorage,
     check_writable,
     open_run,
-    publish,
-    read_verified,
     refuse_credentials,
 )
 
@@ -232,77 +229,6 @@ def test_a_writable_place_is_left_as_it_was(place: str, tmp_path: Path) -> None:
     RunStorage(place).write_bytes("a", b"x")
     check_writable(place)
     assert RunStorage(place).list() == ["a"]
-
-
-def test_a_model_is_published_and_read_back(place: str) -> None:
-    run = open_run(place, "first")
-    with pytest.raises(FileNotFoundError):
-        read_verified(run)
-    publish(
-        run,
-        {"model.onnx": b"weights", "README.md": b"card"},
-        {"file": "model.onnx", "n_parameters": 7},
-    )
-    manifest, data = read_verified(run)
-    assert data == b"weights"
-    assert manifest == {
-        "file": "model.onnx",
-        "n_parameters": 7,
-        "sha256": hashlib.sha256(b"weights").hexdigest(),
-    }
-    assert run.list() == ["README.md", "model.json", "model.onnx"]
-    with pytest.raises(ValueError, match="sha256"):
-        publish(run, {"model.onnx": b"other"}, manifest)
-
-
-# ---- readers of a model ----
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStorage:
-    monkeypatch.setattr(storage, "_READ_AGAIN", (0.05, 0.05))
-    return open_run(str(tmp_path), "first")
-
-
-def test_a_mixture_of_two_models_is_refused(run: RunStorage) -> None:
-    publish(run, {"model.onnx": b"old"}, {"file": "model.onnx"})
-    run.write_bytes("model.onnx", b"new")
-    with pytest.raises(
-        CorruptFileError,
-        match=r"model\.onnx is not the file that model\.json describes: SHA-256 [0-9a-f]{64}, ",
-    ):
-        read_verified(run)
-    run.delete("model.onnx")
-    with pytest.raises(CorruptFileError, match="SHA-256 missing"):
-        read_verified(run)
-
-
-def test_a_reader_waits_for_the_manifest_of_a_new_model(
-    run: RunStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "_READ_AGAIN", (0.2,) * 20)
-    publish(run, {"model.onnx": b"old"}, {"file": "model.onnx"})
-    run.write_bytes("model.onnx", b"new")
-    late = threading.Timer(0.3, publish, (run, {"model.onnx": b"new"}, {"file": "model.onnx"}))
-    late.start()
-    assert read_verified(run)[1] == b"new"
-    late.join()
-
-
-@pytest.mark.parametrize(
-    "name", ["../model.onnx", "/etc/passwd", "best/model.onnx", "..", "", "a\\b", "a\nb", 7, None]
-)
-def test_a_manifest_cannot_lead_out_of_the_run(run: RunStorage, name: object) -> None:
-    run.write_json("model.json", {"file": name, "sha256": "0" * 64})
-    with pytest.raises(CorruptFileError, match=r"model\.json"):
-        read_verified(run)
-
-
-@pytest.mark.parametrize("text", [b"[]", b"{}", b"7", b"", b"\xff\xfe"])
-def test_a_manifest_that_is_none_is_refused(run: RunStorage, text: bytes) -> None:
-    run.write_bytes("model.json", text)
-    with pytest.raises(CorruptFileError, match=r"model\.json"):
-        read_verified(run)
 
 
 # ---- names and URIs ----

@@ -1,0 +1,113 @@
+"""A published model: `model.json`, and the file that it names with its SHA-256.
+
+Whenever a publication is cut off, a reader finds the model before it or the new one, never a mixture.
+"""
+
+import dataclasses
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.storage import RunStorage
+
+MANIFEST = "model.json"
+READ_AGAIN = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between looks at a model that is being replaced
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `model.json` says of a model; accuracies are fractions."""
+
+    file: str
+    sha256: str
+    n_parameters: int
+    val_accuracy: float | None
+    """Of the search's checkpoint where the stages trained on all images; None where nothing measured it."""
+    test_accuracy: float
+    test_images: int
+    test_errors: int
+    test_accuracy_interval: tuple[float, float]
+    """95 %, Wilson."""
+    max_difference_from_torch: float
+    """Of the logits, on `verified_on_images` images."""
+    verified_on_images: int
+    latency_ms: float
+    """Median time of one image in onnxruntime on one thread."""
+    dataset: str
+    classes: tuple[str, ...]
+    run: str
+    recipe: str
+    train_on: str
+    """`all` images or the `train` part."""
+    lineage: tuple[dict[str, Any], ...]
+    """One object a step of the chain, as JSON holds it: `step`, its settings, and its `test_accuracy`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `model.json` holds."""
+        return dataclasses.asdict(self)
+
+
+def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Writes a model's files, then its manifest.
+
+    Args:
+        storage: the run's directory.
+        files: content by name; one of them is the model.
+        manifest: JSON object that names the model (`file`); its `sha256` is filled in when it is missing.
+
+    Raises:
+        ValueError: `sha256` is not that of the model.
+    """
+    name = manifest["file"]
+    sha256 = hashlib.sha256(files[name]).hexdigest()
+    if manifest.get("sha256", sha256) != sha256:
+        raise ValueError(f"the manifest's sha256 is not that of {name}")
+    final = {**manifest, "sha256": sha256}
+    if storage.exists(MANIFEST):  # until the name that both models have holds the new one
+        aside = f"{sha256[:16]}-{name}"
+        storage.write_bytes(aside, files[name])
+        storage.write_json(MANIFEST, {**final, "file": aside})
+    for file, data in files.items():
+        storage.write_bytes(file, data)
+    storage.write_json(MANIFEST, final)
+    for file in storage.list():  # also what publications that were cut off have left
+        if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
+            storage.delete(file)
+
+
+def read_verified(storage: RunStorage, manifest: str = MANIFEST) -> tuple[dict[str, Any], bytes]:
+    """A published model: its manifest and the bytes of the file that it names, checked against its digest.
+
+    A model that is being replaced is looked at again for about three seconds.
+
+    Raises:
+        FileNotFoundError: there is no manifest, so nothing is published.
+        CorruptFileError: the manifest is damaged, or the file is missing or is not the one that it describes.
+    """
+    for pause in (*READ_AGAIN, 0.0):
+        described = storage.read_json(manifest)
+        if not isinstance(described, dict):
+            described = {}
+        name, sha256 = described.get("file"), described.get("sha256")
+        if not isinstance(name, str) or not isinstance(sha256, str):
+            raise CorruptFileError(f"{storage.join(manifest)} does not name a file and its sha256")
+        if not name.isprintable() or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise CorruptFileError(
+                f"{storage.join(manifest)} names the file {name!r}: it must lie beside it"
+            )
+        try:
+            data = storage.read_bytes(name)
+            found = hashlib.sha256(data).hexdigest()
+        except FileNotFoundError:
+            data, found = b"", "missing"
+        if found == sha256:
+            return described, data
+        time.sleep(pause)
+    raise CorruptFileError(
+        f"{storage.join(name)} is not the file that {manifest} describes: "
+        f"SHA-256 {found}, expected {sha256}"
+    )
