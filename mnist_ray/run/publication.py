@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.run import layout
 from mnist_ray.storage import RunStorage
 
-MANIFEST = "model.json"
 READ_AGAIN = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between looks at a model that is being replaced
 
 
@@ -67,19 +67,21 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
     if manifest.get("sha256", sha256) != sha256:
         raise ValueError(f"the manifest's sha256 is not that of {name}")
     final = {**manifest, "sha256": sha256}
-    if storage.exists(MANIFEST):  # until the name that both models have holds the new one
+    if storage.exists(layout.MANIFEST):  # until the name that both models have holds the new one
         aside = f"{sha256[:16]}-{name}"
         storage.write_bytes(aside, files[name])
-        storage.write_json(MANIFEST, {**final, "file": aside})
+        storage.write_json(layout.MANIFEST, {**final, "file": aside})
     for file, data in files.items():
         storage.write_bytes(file, data)
-    storage.write_json(MANIFEST, final)
+    storage.write_json(layout.MANIFEST, final)
     for file in storage.list():  # also what publications that were cut off have left
         if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
             storage.delete(file)
 
 
-def read_verified(storage: RunStorage, manifest: str = MANIFEST) -> tuple[dict[str, Any], bytes]:
+def read_verified(
+    storage: RunStorage, manifest: str = layout.MANIFEST
+) -> tuple[dict[str, Any], bytes]:
     """A published model: its manifest and the bytes of the file that it names, checked against its digest.
 
     A model that is being replaced is looked at again for about three seconds.
@@ -106,8 +108,9 @@ def read_verified(storage: RunStorage, manifest: str = MANIFEST) -> tuple[dict[s
             data, found = b"", "missing"
         if found == sha256:
             return described, data
+        problem = (
+            f"{storage.join(name)} is not the file that {manifest} describes: "
+            f"SHA-256 {found}, expected {sha256}"
+        )
         time.sleep(pause)
-    raise CorruptFileError(
-        f"{storage.join(name)} is not the file that {manifest} describes: "
-        f"SHA-256 {found}, expected {sha256}"
-    )
+    raise CorruptFileError(problem)
