@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.settings import AUGMENTATIONS, packaged, read_yaml
-from mnist_ray.spaces import OF_ONE_OPTIMIZER
+from mnist_ray.hyperparameters import AUGMENTATIONS, OF_ONE_OPTIMIZER, OPTIMIZERS, SCHEDULES
+from mnist_ray.settings import packaged, read_yaml
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BUILT_IN = ("default", "seed")
-OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
-SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
 TRIALS = "trial"  # in a recipe file, in place of a value of one of these keys: the best trial's
 KEPT = ("batch_size", "lr", "weight_decay", "optimizer")
 SEEDS_APART = 1000  # between the members of a committee

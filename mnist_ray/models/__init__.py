@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import load
 
@@ -34,15 +35,6 @@ class Normalize(nn.Module):
         return (images - self.mean) * self.scale
 
 
-def choose(hp: Hyperparameters, key: str, kinds: Mapping[str, Any]) -> Any:
-    """kinds[hp[key]]; SettingsError where the value is none of them."""
-    if hp[key] not in kinds:
-        raise SettingsError(
-            f"hyperparameter {key} is {hp[key]!r}: expected one of {', '.join(kinds)}"
-        )
-    return kinds[hp[key]]
-
-
 def activation(hp: Hyperparameters) -> nn.Module:
     """The activation that hp["activation"] names."""
     kinds: dict[str, Callable[[], nn.Module]] = {
@@ -52,7 +44,7 @@ def activation(hp: Hyperparameters) -> nn.Module:
         "silu": lambda: nn.SiLU(),
         "elu": lambda: nn.ELU(),
     }
-    return choose(hp, "activation", kinds)()
+    return kinds[hp["activation"]]()
 
 
 def dropout(rate: float, kind: type[nn.Module] = nn.Dropout) -> nn.Module:
@@ -102,10 +94,10 @@ def pooling(hp: Hyperparameters, channels: int) -> nn.Module:
     kinds: dict[str, Callable[[], nn.Module]] = {
         "max": lambda: nn.MaxPool2d(2),
         "avg": lambda: nn.AvgPool2d(2),
-        "blur": lambda: BlurPool(hp.get("pool_jitter", 0)),
+        "blur": lambda: BlurPool(hp["pool_jitter"]),
         "conv": lambda: nn.Conv2d(channels, channels, 3, stride=2, padding=1),
     }
-    return choose(hp, "pooling", kinds)()
+    return kinds[hp["pooling"]]()
 
 
 # Where a layer has dropout among [normalisation, activation] (or the other way round); None: it has none.
@@ -124,9 +116,9 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     (pixels, a whole number: see BlurPool).
     """
     # BatchNorm has its own shift, so the convolution needs a bias only where the activation comes between them.
-    norm_first = choose(hp, "activation_position", {"after_norm": True, "before_norm": False})
-    pool_at_end = choose(hp, "pool_position", {"end": True, "conv": False})
-    place, rate = choose(hp, "dropout_place", LAYER_DROPOUT), hp["dropout"]
+    norm_first = hp["activation_position"] == "after_norm"
+    pool_at_end = hp["pool_position"] == "end"
+    place, rate = LAYER_DROPOUT[hp["dropout_place"]], hp["dropout"]
 
     def finish(norm: nn.Module, drop: type[nn.Module]) -> list[nn.Module]:
         """What comes after the convolution or the linear map of a layer."""
@@ -157,7 +149,7 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     return with_linear(
         hp,
         layers,
-        hp.get("fc", []),
+        hp["fc"],
         lambda i, width: [*finish(nn.BatchNorm1d(width), nn.Dropout), *before_linear()],
     )
 
@@ -283,13 +275,10 @@ def build(hp: Hyperparameters) -> nn.Module:
     """The network that the hyperparameters describe, with fresh random weights from torch's global generator.
 
     `hp["model"]` is one of FAMILIES or "module:function" for a user's own function of the dict.
-    Raises SettingsError where the family is unknown, or the dict lacks one of its keys or has an unknown name under one.
+    Raises SettingsError where the family is unknown, or a value of the dict is missing or not allowed.
     """
-    name = hp.get("model")
-    try:
-        return resolve(name)(hp)
-    except KeyError as error:
-        raise SettingsError(f"hyperparameters of model {name!r} lack the key {error}") from error
+    builder = resolve(hp.get("model"))
+    return builder(hyperparameters.network(hp) if hp["model"] in FAMILIES else hp)
 
 
 def resolve(name: Any) -> Callable[[Hyperparameters], nn.Module]:

@@ -12,20 +12,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 import yaml
 
 from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.hyperparameters import Augmentation
 from mnist_ray.settings import objectives
 
 T = TypeVar("T")
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
-Augmentation = Literal["none", "crop-flip", "shift", "affine", "elastic", "affine-elastic"]
-AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 
 
 def default_storage() -> str:

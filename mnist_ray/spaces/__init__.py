@@ -27,23 +27,6 @@ SPACES = {
     "lightgbm": "mnist_ray.spaces.lightgbm:lightgbm",
 }
 
-# The keys of a dict that say how its network is trained, those of one optimiser apart; all others say what the network is.
-OF_ONE_OPTIMIZER = ("beta1", "beta2", "eps", "momentum", "nesterov")
-TRAINING = (
-    *(
-        "batch_size",
-        "optimizer",
-        "lr",
-        "schedule",
-        "weight_decay",
-        "label_smoothing",
-        "l1",
-        "ema",
-        "augment",
-    ),
-    *OF_ONE_OPTIMIZER,
-)
-
 
 @dataclass(frozen=True)
 class DataShape:

@@ -10,7 +10,8 @@ from typing import Any
 import optuna
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.spaces import TRAINING, DataShape
+from mnist_ray.hyperparameters import TRAINING
+from mnist_ray.spaces import DataShape
 
 
 def optimizer(

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_ray import models
-from mnist_ray.errors import WorkError
+from mnist_ray import hyperparameters, models
 from mnist_ray.run import checkpoint
 from mnist_ray.training import augment
 
@@ -62,28 +61,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def make_optimizer(model: nn.Module, hp: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """hp["optimizer"] (adam, adamw, sgd, rmsprop) with `lr`, `weight_decay` and, where given, `betas`, `eps`, `momentum`."""
-    kind, lr, decay = hp["optimizer"], hp["lr"], hp.get("weight_decay", 0.0)
+    """The optimiser that hyperparameters checked by `hyperparameters.training` name."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if kind in ("adam", "adamw"):
-        adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
-        betas = (hp.get("beta1", 0.9), hp.get("beta2", 0.999))
-        return adam(
-            parameters, lr=lr, betas=betas, eps=hp.get("eps", 1e-8), weight_decay=decay, fused=True
-        )
-    if kind == "sgd":
-        momentum = hp.get("momentum", 0.9)
+    common = {"lr": hp["lr"], "weight_decay": hp["weight_decay"]}
+    if hp["optimizer"] == "sgd":
         return torch.optim.SGD(
             parameters,
-            lr=lr,
-            momentum=momentum,
-            nesterov=hp.get("nesterov", momentum > 0),
-            weight_decay=decay,
+            momentum=hp["momentum"],
+            nesterov=hp["nesterov"],
             fused=True,
+            **common,
         )
-    if kind == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, foreach=True)
-    raise WorkError(f"optimizer {kind!r} is unknown: expected adam, adamw, sgd or rmsprop")
+    if hp["optimizer"] == "rmsprop":
+        return torch.optim.RMSprop(parameters, foreach=True, **common)
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[hp["optimizer"]]
+    betas = (hp["beta1"], hp["beta2"])
+    return adam(parameters, betas=betas, eps=hp["eps"], fused=True, **common)
 
 
 def best_precision(device: torch.device) -> str:
@@ -122,7 +115,9 @@ class Trainer:
         precision: str = "auto",
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.hp, self.epochs, self.seed = dict(hp), epochs, seed
+        self.hp = hyperparameters.plain(hp, "the hyperparameters' dict")
+        self.training = hyperparameters.training(hp)  # with the defaults; the file keeps `hp`
+        self.epochs, self.seed = epochs, seed
         self.device = torch.device(device)
         self.precision = best_precision(self.device) if precision == "auto" else precision
         torch.manual_seed(epoch_seed(seed, 0))
@@ -130,9 +125,9 @@ class Trainer:
         if weights is not None:
             model.load_state_dict(weights)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.model, hp)
+        self.optimizer = make_optimizer(self.model, self.training)
         self.ema: list[Tensor] | None = (
-            [t.clone() for t in self._averaged()] if hp.get("ema") else None
+            [t.clone() for t in self._averaged()] if self.training["ema"] else None
         )
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
@@ -147,7 +142,7 @@ class Trainer:
         index: int64, which of them to use (all, where None). Returns train_loss (as optimised: with label smoothing and L1),
         train_accuracy, lr (of the last step), images_per_second and seconds. The last, incomplete batch is left out.
         """
-        hp = self.hp
+        hp = self.training
         n = len(labels) if index is None else len(index)
         batch = min(hp["batch_size"], n)
         steps = n // batch
@@ -155,13 +150,9 @@ class Trainer:
         order = torch.randperm(n)[: steps * batch].to(self.device)
         if index is not None:
             order = index[order]
-        factor = SCHEDULES[hp.get("schedule", "constant")]
-        smoothing, l1 = hp.get("label_smoothing", 0.0), hp.get("l1", 0.0)
-        change = (
-            models.choose(hp, "augment", augment.AUGMENTATIONS)
-            if hp.get("augment", "none") != "none"
-            else None
-        )
+        factor = SCHEDULES[hp["schedule"]]
+        smoothing, l1 = hp["label_smoothing"], hp["l1"]
+        change = augment.AUGMENTATIONS.get(hp["augment"])
         loss_sum, right = (
             torch.zeros((), device=self.device),
             torch.zeros((), dtype=torch.int64, device=self.device),

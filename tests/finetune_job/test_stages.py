@@ -13,7 +13,6 @@ from mnist_ray.finetune_job.stages import Recipe, Stage, read_stages, stage_fold
 from mnist_ray.run import checkpoint
 from mnist_ray.settings import RECIPES
 from mnist_ray.storage import RunStorage
-from mnist_ray.training import trainer as training
 
 HP = {
     "model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 2, "mean": [0.5], "std": [0.5],
@@ -159,10 +158,6 @@ def test_the_seed_recipe_is_the_documents_table() -> None:
         (1, 256, 5e-7, 1e-5, 0, "adam", "constant"),
     ]
     assert [s.dropout for s in recipe.stages] == [None, 0, 0, 0]
-
-
-def test_the_names_are_those_of_the_training() -> None:
-    assert set(stages.SCHEDULES) == set(training.SCHEDULES)
 
 
 TRIAL = {

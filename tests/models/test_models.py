@@ -323,6 +323,7 @@ def test_a_wrong_dict_is_one_line(change: dict[str, Any], message: str) -> None:
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(
-        SettingsError, match="hyperparameters of model 'convnet' lack the key 'width'"
+        SettingsError,
+        match="hyperparameter width is missing: expected a whole number of at least 1",
     ):
         models.build({k: v for k, v in {**CONVNET, **GREY}.items() if k != "width"})

@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mnist_ray import data, models, spaces
+from mnist_ray import data, hyperparameters, models, spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.export import onnx_model
 from mnist_ray.run.checkpoint import unpack
@@ -75,7 +75,7 @@ def test_ranges_are_the_documents(model: Path, tmp_path: Path, script: str) -> N
     hp = spaces.find("optimizer")(trial, DIGITS, start=start.hyperparameters, script=script)
     assert trial.distributions == SCRIPTS[script]
     # The network is the file's, how it is trained is not.
-    network = {k: v for k, v in HP.items() if k not in spaces.TRAINING}
+    network = {k: v for k, v in HP.items() if k not in hyperparameters.TRAINING}
     assert {k: hp[k] for k in network} == network
     assert set(hp) == {*network, *SCRIPTS[script], "optimizer"}
     group = Trainer(hp, epochs=1, seed=0).optimizer.param_groups[0]
@@ -181,7 +181,9 @@ def test_training_keys_are_all_that_a_network_does_not_need() -> None:
     torch.manual_seed(0)
     whole = models.build(HP).state_dict()
     torch.manual_seed(0)
-    bare = models.build({k: v for k, v in HP.items() if k not in spaces.TRAINING}).state_dict()
+    bare = models.build(
+        {k: v for k, v in HP.items() if k not in hyperparameters.TRAINING}
+    ).state_dict()
     assert all(torch.equal(whole[name], bare[name]) for name in whole)
 
 

@@ -1,12 +1,10 @@
 """Augmentation: how far each kind moves an image, that a batch is changed at once and by torch's seed, and what it costs."""
 
 import math
-import typing
 
 import pytest
 import torch
 
-from mnist_ray.settings import AUGMENTATIONS, Augmentation
 from mnist_ray.training import augment
 from mnist_ray.training.trainer import Trainer
 
@@ -57,10 +55,6 @@ def test_shape_range_and_seed(name: str) -> None:
     changed = change(same)
     assert len({tuple(image.flatten().tolist()) for image in changed}) > 5
     assert torch.equal(changed[:, 0], changed[:, 2])
-
-
-def test_the_names_are_those_of_the_settings() -> None:
-    assert ("none", *augment.AUGMENTATIONS) == AUGMENTATIONS == typing.get_args(Augmentation)
 
 
 def test_shift_reaches_two_pixels_each_way_and_no_further() -> None:

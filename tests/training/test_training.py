@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError
 from mnist_ray.run import checkpoint
 from mnist_ray.training import trainer as training
 from mnist_ray.training.trainer import Trainer
@@ -145,7 +145,7 @@ def test_neighbouring_seeds_and_epochs_differ() -> None:
 
 
 def test_an_unknown_optimizer_is_named() -> None:
-    with pytest.raises(WorkError, match="'adamax' is unknown"):
+    with pytest.raises(SettingsError, match="optimizer is 'adamax': expected one of adam, adamw"):
         Trainer({**HP, "optimizer": "adamax"}, epochs=1, seed=0)
 
 
