@@ -1,28 +1,27 @@
-"""What TensorBoard shows of a trial: one event file for each epoch, in `tensorboard/<number>/` of the run's directory.
+"""TensorBoard: one event file for each epoch, in `tensorboard/<number>/` of the run's directory.
 
-An event file that grows could neither be kept in an object store nor survive a trial that is started again: its curve would be drawn
-twice. A file for each epoch can: whole or not there, and written again it replaces itself. TensorBoard reads them by name, in order.
+A growing event file could not be kept in an object store, and a restarted trial would draw its
+curve twice. A file for each epoch is whole or missing, and writing it again replaces it.
+TensorBoard reads the files by name, in order.
 """
 
 import functools
 import json
 import math
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from mnist_ray.errors import first_line
+from mnist_ray.run.layout import tensorboard_folder
 from mnist_ray.storage import RunStorage
-from mnist_ray.trackers import tensorboard_folder
-
-if TYPE_CHECKING:
-    from mnist_ray.training.trainer import Trainer
+from mnist_ray.training.trainer import Trainer
 
 ACTIVATION_IMAGES = 64  # enough for a histogram, and little beside an epoch of training
 BINS = 64
@@ -31,16 +30,24 @@ BINS = 64
 def write(
     storage: RunStorage,
     number: int,
-    trainer: "Trainer",
+    trainer: Trainer,
     row: Mapping[str, Any],
     images: Tensor,
     activations: bool,
 ) -> None:
-    """Writes the epoch of `row`, which `trainer` has just finished, replacing what was written of it before.
+    """Writes one epoch of a trial, in place of an earlier file of that epoch.
 
-    Scalars are the row's; histograms are of the weights that are judged (averaged ones, where there is an average) and, if asked for,
-    of what every layer makes of `images` (uint8 [n, C, H, W], on the trainer's device). The first epoch also has the network's graph
-    and the hyperparameters as a text. Changes nothing of the training.
+    It holds the row's numbers and histograms of the judged weights (averaged ones, where there is
+    an average). The first epoch also has the network's graph and the hyperparameters as text. The
+    training is not changed.
+
+    Args:
+        storage: The run's directory.
+        number: The trial's number.
+        trainer: It has just finished the epoch.
+        row: The epoch's row.
+        images: uint8 [n, C, H, W] on the trainer's device.
+        activations: Also write histograms of each layer's output for `images`.
     """
     epoch = int(row["epoch"])
     with tempfile.TemporaryDirectory(prefix="mray-events-") as local:
@@ -60,8 +67,8 @@ def write(
                     _graph(writer, network, pixels[:1])
             if epoch == 1:
                 writer.add_text("conditions", _table(trainer.hp), 0)
-        (file,) = os.listdir(local)
-        data = Path(local, file).read_bytes()
+        (file,) = Path(local).iterdir()
+        data = file.read_bytes()
     storage.write_bytes(f"{tensorboard_folder(number)}/events.out.tfevents.{epoch:06d}", data)
 
 
@@ -73,8 +80,8 @@ def _histogram(writer: SummaryWriter, tag: str, values: Tensor, epoch: int) -> N
 
 
 def _activations(writer: SummaryWriter, network: nn.Module, pixels: Tensor, epoch: int) -> None:
-    """Histograms of what each module without children returns, taken at once: the next layer may change it in place."""
-    seen: set[str] = set()  # a module that is called twice keeps its first
+    """Histograms of each layer's output, taken at once: the next layer may change it in place."""
+    seen: set[str] = set()  # of a module that is called twice the first output counts
 
     def record(tag: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and tag not in seen:
@@ -101,22 +108,14 @@ def _graph(writer: SummaryWriter, network: nn.Module, pixels: Tensor) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter(
                 "ignore"
-            )  # TensorBoard's writer traces, which torch would rather not be asked for
+            )  # torch deprecates tracing; TensorBoard's writer needs it
             writer.add_graph(network, pixels)
     except Exception as error:  # a network of the user's own need not be traceable
-        writer.add_text(
-            "graph",
-            f"cannot be drawn: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            0,
-        )
+        text = f"cannot be drawn: {type(error).__name__}: {first_line(error)}"
+        writer.add_text("graph", text, 0)
 
 
 def _table(hp: Mapping[str, Any]) -> str:
     """A Markdown table of the hyperparameters."""
-    return "\n".join(
-        [
-            "| name | value |",
-            "| --- | --- |",
-            *(f"| {name} | `{json.dumps(value)}` |" for name, value in hp.items()),
-        ]
-    )
+    rows = [f"| {name} | `{json.dumps(value)}` |" for name, value in hp.items()]
+    return "\n".join(["| name | value |", "| --- | --- |", *rows])

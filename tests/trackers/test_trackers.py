@@ -1,7 +1,8 @@
-"""Trackers: what TensorBoard, MLflow and W&B are given, that nothing is given twice, and that their failures end nothing."""
+"""What TensorBoard, MLflow and W&B are given, once each, and that their failures end nothing."""
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,14 +18,27 @@ from torch import nn
 
 from mnist_ray import trackers
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.run import layout
 from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import SearchSettings, check_search, resolved
 from mnist_ray.storage import RunStorage
+from mnist_ray.trackers import tracker as showing
 from mnist_ray.training.trainer import Trainer
 from tests.search_job.test_search_job import ROOT, SMALL, finish, search, tables, wait_for
 from tests.tune.test_trainable import HP, Here
 
 # ---- TensorBoard
+
+
+PROGRAMS = ROOT / "tests" / "programs"
+
+
+def mlflow_class() -> Any:
+    return pytest.importorskip("mnist_ray.trackers.mlflow").MLflow
+
+
+def wandb_class() -> Any:
+    return pytest.importorskip("mnist_ray.trackers.wandb").WandB
 
 
 def events(folder: Path) -> Any:
@@ -39,7 +53,7 @@ def events(folder: Path) -> Any:
 def trained(
     hp: dict[str, Any], folder: Path | None, epochs: int = 2, again: bool = False
 ) -> Trainer:
-    """A network after some epochs, each written for TensorBoard (the last one twice, if `again`) where there is a folder."""
+    """A network after some epochs, each written into the folder (`again`: the last one twice)."""
     images = torch.randint(
         0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -190,9 +204,7 @@ def test_a_node_without_tensorboard_goes_on_training(
 def test_events_of_unknown_trials_are_removed(tmp_path: Path) -> None:
     storage = RunStorage(str(tmp_path))
     for number in (0, 1, 2):
-        storage.write_bytes(
-            f"{trackers.tensorboard_folder(number)}/events.out.tfevents.000001", b""
-        )
+        storage.write_bytes(f"{layout.tensorboard_folder(number)}/events.out.tfevents.000001", b"")
     trackers.forget_unknown(storage, {0: "", 2: ""})
     assert sorted(p.name for p in (tmp_path / "tensorboard").iterdir()) == ["00000", "00002"]
 
@@ -242,9 +254,8 @@ SETTINGS = {"metric": "val_accuracy", "trials": 4, "sampler": "tpe", "time_budge
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: to make its tables takes seconds."""
-    pytest.importorskip("mlflow")
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    trackers.MLflow(f"sqlite:///{path}")
+    mlflow_class()(f"sqlite:///{path}")
     return path
 
 
@@ -256,23 +267,21 @@ def place(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "mlruns").exists()
 
 
-def children(tracker: trackers.MLflow) -> dict[int, Any]:
+def children(tracker: Any) -> dict[int, Any]:
     found = tracker.client.search_runs(
         [tracker.experiment], f"tags.mlflow.parentRunId = '{tracker.search}'"
     )
     return {int(run.data.tags["number"]): run for run in found}
 
 
-def curve(
-    tracker: trackers.MLflow, run: Any, name: str = "val_accuracy"
-) -> list[tuple[int, float]]:
+def curve(tracker: Any, run: Any, name: str = "val_accuracy") -> list[tuple[int, float]]:
     return sorted(
         (m.step, m.value) for m in tracker.client.get_metric_history(run.info.run_id, name)
     )
 
 
 def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> None:
-    tracker = trackers.MLflow(place)
+    tracker = mlflow_class()(place)
     folder = RunStorage(str(tmp_path / "run"))
     known = trackers.begin([tracker], "mine", SETTINGS, folder, {})
     records = some_records()
@@ -280,7 +289,8 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
     tracker.sync(records)  # nothing twice
     runs = children(tracker)
     assert {n: (r.info.status, r.data.tags.get("state")) for n, r in runs.items()} == {
-        0: ("FINISHED", "COMPLETE"), 1: ("KILLED", "PRUNED"), 2: ("FAILED", "FAIL"), 3: ("RUNNING", None),
+        0: ("FINISHED", "COMPLETE"), 1: ("KILLED", "PRUNED"),
+        2: ("FAILED", "FAIL"), 3: ("RUNNING", None),
     }  # fmt: skip
     assert runs[0].data.params == {"lr": "0.1", "kind": "a"}
     assert runs[0].data.tags["n_parameters"] == "7"
@@ -289,7 +299,7 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
     assert "images_per_second" not in runs[0].data.metrics
 
     # another process goes on: trial 3 reports all its epochs again, and a better one
-    second = trackers.MLflow(place)
+    second = mlflow_class()(place)
     assert trackers.begin([second], "mine", {**SETTINGS, "trials": 5}, folder, known) == known
     records.trials[3].rows = {1: row(1), 2: row(2), 3: row(3)}
     records.report(3, row(4, 0.95))
@@ -312,7 +322,7 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
 def test_mlflow_gets_what_it_missed_once(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = trackers.MLflow(place)
+    tracker = mlflow_class()(place)
     trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path / "run")), {})
     real, calls = tracker.client.log_batch, []
 
@@ -332,7 +342,7 @@ def test_mlflow_gets_what_it_missed_once(
 
 
 def test_mlflow_begins_anew_where_the_earlier_search_is_gone(place: str, tmp_path: Path) -> None:
-    tracker = trackers.MLflow(place)
+    tracker = mlflow_class()(place)
     folder = RunStorage(str(tmp_path / "run"))
     known = trackers.begin([tracker], "mine", SETTINGS, folder, {"--mlflow": "0" * 32})
     assert known["--mlflow"] != "0" * 32
@@ -375,10 +385,9 @@ def test_a_failing_begin_is_one_line(tmp_path: Path) -> None:
 def test_wandb_offline_has_a_run_for_each_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
-    tracker = trackers.WandB("project")
+    tracker = wandb_class()("project")
     assert trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path)), {}) == {
         "--wandb": "project"
     }
@@ -392,8 +401,8 @@ def test_wandb_offline_has_a_run_for_each_trial(
         folder.name.rpartition("-mine-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")
     ]
     assert sorted(names) == ["00000", "00001", "00002", "00003"]
-    assert tracker.watch == f"wandb sync {tmp_path}/wandb/offline-run-*"
-    again = trackers.WandB("project")
+    assert tracker.viewer == f"wandb sync {tmp_path}/wandb/offline-run-*"
+    again = wandb_class()("project")
     again.begin("mine", SETTINGS, RunStorage(str(tmp_path)), "project")
     again.sync(records)
     again.end("FINISHED")
@@ -407,9 +416,8 @@ def test_wandb_without_a_key_is_refused(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "NETRC": "none",
     }
-    code = "from mnist_ray import errors, trackers\ntry: trackers.WandB('project')\nexcept errors.SettingsError as error: print(error)"
     out = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, str(PROGRAMS / "wandb_without_key.py")],
         cwd=ROOT,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -427,7 +435,7 @@ def test_wandb_without_a_key_is_refused(tmp_path: Path) -> None:
 class Recorded:
     """A tracker that fails some times and notes what it was told."""
 
-    flag, watch = "--recorded", "nothing"
+    flag, viewer = "--recorded", "nothing"
 
     def __init__(self, failures: int, pause: float = 0) -> None:
         self.failures, self.pause = failures, pause
@@ -486,7 +494,7 @@ def test_an_interrupt_does_not_wait_for_a_slow_tracker(capsys: pytest.CaptureFix
     ):
         raise KeyboardInterrupt
     assert time.monotonic() - start < 5
-    assert "--recorded: it does not have the search's end" in capsys.readouterr().out
+    assert "--recorded: too slow; it does not have the search's end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["tensorboard", "mlflow", "wandb"])
@@ -512,6 +520,40 @@ def test_other_places_than_databases_and_servers_are_refused(place: str) -> None
     ) as caught:
         trackers.check(SearchSettings(mlflow=place))
     assert "secret-of-a-test" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("installed", "uvx", "place", "command"),
+    [
+        ({"mlflow": "3.2", "mlflow-skinny": "3.2"}, None, "sqlite:///m.db", "mlflow ui"),
+        ({"mlflow-skinny": "3.2"}, "/bin/uvx", "sqlite:///m.db", "uvx mlflow@3.2 ui"),
+        ({"mlflow-skinny": "3.2"}, None, "sqlite:///m.db", "pip install uv && uvx mlflow@3.2 ui"),
+        (
+            {"mlflow-skinny": "3.2"},
+            "/bin/uvx",
+            "postgresql+psycopg2://me:***@host/db",
+            "uvx --with psycopg2-binary mlflow@3.2 ui",
+        ),
+    ],
+)
+def test_mlflow_s_command_has_web_pages(
+    installed: dict[str, str],
+    uvx: str | None,
+    place: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """mlflow-skinny, which the extra installs, prints "Unable to display MLflow UI"."""
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise showing.importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(showing.importlib.metadata, "version", version)
+    monkeypatch.setattr(showing.shutil, "which", lambda name: uvx)
+    shown = shlex.quote(place)
+    assert showing.mlflow_ui(place) == f"{command} --backend-store-uri {shown}"
 
 
 def test_activations_need_tensorboard() -> None:
@@ -562,14 +604,12 @@ def test_the_other_commands() -> None:
 
 
 def test_nothing_is_imported_unless_asked_for() -> None:
-    code = (
-        "import sys, mnist_ray.search_job.job, mnist_ray.trackers, mnist_ray.tune.trainable\n"
-        "from mnist_ray.settings import SearchSettings\n"
-        "mnist_ray.trackers.check(SearchSettings()); assert mnist_ray.trackers.opened(SearchSettings()) == []\n"
-        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('mlflow', 'tensorboard', 'wandb', 'torch')))"
-    )
     out = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, str(PROGRAMS / "trackers_not_requested.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert out.stdout.strip() == "[]"
 
@@ -596,7 +636,7 @@ def test_a_search_that_was_killed_goes_on_in_its_trackers(
         *arguments,
     )
     seen = wait_for(process, "epochs=")
-    assert f"watch it: mlflow ui --backend-store-uri {place}" in seen
+    assert f" ui --backend-store-uri {place}" in seen
     assert f"watch it: tensorboard --logdir {tmp_path}/cut/tensorboard" in seen
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
@@ -606,7 +646,7 @@ def test_a_search_that_was_killed_goes_on_in_its_trackers(
     rows, history = tables(RunStorage(str(tmp_path / "cut")))
     client = mlflow.MlflowClient(place)
     known = json.loads((tmp_path / "cut/run.json").read_text())["trackers"]["--mlflow"]
-    experiment = client.get_experiment_by_name(trackers.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name("mnist_ray").experiment_id
     runs = {
         int(r.data.tags["number"]): r
         for r in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{known}'")
@@ -623,7 +663,7 @@ def test_a_search_that_was_killed_goes_on_in_its_trackers(
             == expected
         )
         if expected:
-            scalars = events(tmp_path / "cut" / trackers.tensorboard_folder(number)).Scalars(
+            scalars = events(tmp_path / "cut" / layout.tensorboard_folder(number)).Scalars(
                 "val_loss"
             )
             assert [(e.step, e.value) for e in scalars] == [

@@ -1,0 +1,103 @@
+"""Weights & Biases: a run for each trial, in a group named like the search's run."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.setdefault("WANDB_SILENT", "true")
+
+import wandb
+
+from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.run.records import Record, Records
+from mnist_ray.settings import without_password
+from mnist_ray.storage import RunStorage
+from mnist_ray.trackers.tracker import quoted
+
+
+class WandB:
+    """A Tracker; see mnist_ray.trackers."""
+
+    flag = "--wandb"
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+        self.offline = os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled")
+        if not self.offline:
+            try:
+                wandb.login()  # with a known key, or by asking for one in a terminal
+            except wandb.Error as error:
+                raise SettingsError(
+                    f"{self.flag}: {self.reason(error)} Or set WANDB_API_KEY, or WANDB_MODE=offline"
+                ) from None
+        self.viewer = f"project {project} of Weights & Biases"
+        self.group = ""
+        self.settings: dict[str, Any] = {}
+        self.folder: str | None = None  # of wandb's local files; None: wandb's own choice
+        self.runs: dict[int, Any] = {}  # trial number -> its open run
+        self.logged: dict[int, int] = {}  # trial number -> its last epoch that W&B has
+        self.closed: set[int] = set()
+        self.resumed = False
+
+    def reason(self, error: Exception) -> str:
+        """See Tracker."""
+        return without_password(first_line(error))[:300]
+
+    def begin(
+        self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None
+    ) -> str:
+        """See Tracker. Trials that ended in an earlier process stay as they are."""
+        self.group = name
+        self.settings = {key: value for key, value in settings.items() if value is not None}
+        chosen = os.environ.get("WANDB_DIR")
+        self.folder = str(folder.local_path) if folder.local_path and chosen is None else None
+        self.resumed = earlier == self.project
+        if self.offline:
+            place = quoted(self.folder or chosen or ".")
+            self.viewer = f"wandb sync {place}/wandb/offline-run-*"
+        return self.project
+
+    def sync(self, records: Records) -> None:
+        """See Tracker."""
+        trials = list(records.trials.values())  # a copy: the search adds to it meanwhile
+        if self.resumed:
+            self.closed |= {record.number for record in trials if record.state != "RUNNING"}
+            self.resumed = False
+        for record in trials:
+            if record.number not in self.closed:
+                self._trial(record)
+
+    def _trial(self, record: Record) -> None:
+        # The state first: a trial that has ended has all its rows.
+        number, state = record.number, record.state
+        if number not in self.runs:
+            run = wandb.init(
+                project=self.project,
+                group=self.group,
+                id=f"{self.group}-{number:05d}",
+                name=f"trial-{number:05d}",
+                config={**self.settings, **record.params},
+                dir=self.folder,
+                resume="allow",  # a trial that goes on in another process
+                reinit="create_new",
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, x_disable_stats=True
+                ),
+            )
+            self.runs[number], self.logged[number] = run, run.starting_step - 1
+        run = self.runs[number]
+        for epoch, row in sorted(record.rows.items()):
+            if epoch > self.logged[number]:
+                run.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
+                self.logged[number] = epoch
+        if state != "RUNNING":
+            ended = {"state": state, "reason": record.reason, "n_parameters": record.n_parameters}
+            run.summary.update(ended)
+            run.finish(exit_code=1 if state == "FAIL" else 0)
+            del self.runs[number]
+            self.closed.add(number)
+
+    def end(self, status: str) -> None:
+        """See Tracker: open trials can be continued later."""
+        for run in self.runs.values():
+            run.finish(exit_code=0 if status == "FINISHED" else 1)

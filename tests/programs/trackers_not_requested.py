@@ -1,0 +1,13 @@
+"""Prints the heavy and optional modules that a search without trackers has imported."""
+
+import sys
+
+import mnist_ray.search_job.job
+import mnist_ray.tune.trainable  # noqa: F401
+from mnist_ray import trackers
+from mnist_ray.settings import SearchSettings
+
+trackers.check(SearchSettings())
+assert trackers.opened(SearchSettings()) == []
+heavy = {"mlflow", "tensorboard", "wandb", "torch"}
+print(sorted(name for name in sys.modules if name.split(".")[0] in heavy))
