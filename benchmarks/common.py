@@ -22,7 +22,7 @@ import numpy as np
 
 from mnist_ray import data
 from mnist_ray.errors import WorkError
-from mnist_ray.settings import SearchSettings, default_data_dir
+from mnist_ray.settings import default_data_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))
@@ -115,17 +115,17 @@ def mnist(
     train_images: int | None = None,
     val_images: int = 5000,
     seed: int = 0,
-) -> data.Split:
-    """MNIST's training part."""
-    return data.load_split(
-        SearchSettings(
-            dataset="mnist",
-            data_dir=settings.data_dir,
-            train_images=train_images,
-            val_images=val_images,
-            seed=seed,
-        )
+) -> tuple[data.Images, np.ndarray, np.ndarray]:
+    """MNIST's training part, and the indices of training and validation images, split by class as the kept figures were."""
+    images, train, val, _ = data.load_split(
+        "mnist",
+        settings.data_dir,
+        train_images=train_images,
+        val_images=val_images,
+        seed=seed,
+        val_by="class",
     )
+    return images, train, val
 
 
 def convnet(blocks: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:

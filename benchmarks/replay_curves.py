@@ -132,14 +132,13 @@ def _start(s: CurveSettings) -> None:
 
     global worker
     use_threads(1)
-    images, train, val = data.load_split(
-        settings.SearchSettings(
-            dataset=s.dataset,
-            data_dir=s.data_dir,
-            seed=s.seed,
-            train_images=s.train_images,
-            val_images=s.val_images,
-        )
+    images, train, val, _ = data.load_split(
+        s.dataset,
+        s.data_dir,
+        seed=s.seed,
+        train_images=s.train_images,
+        val_images=s.val_images,
+        val_by="class",
     )
     tensors = [torch.from_numpy(a.copy()) for a in (images.images, images.labels, train, val)]
     worker = (s, images, tensors, best_precision(torch.device("cpu")))

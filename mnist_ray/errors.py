@@ -1,5 +1,10 @@
 """The errors a person can cause. Each prints as one line; anything else keeps its traceback."""
 
+import sysconfig
+import traceback
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
 
 class MnistRayError(Exception):
     """Root of the errors that a job reports in one line instead of a traceback."""
@@ -26,3 +31,19 @@ def first_line(error: BaseException) -> str:
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )
+
+
+def described(error: BaseException) -> str:
+    """An error of a person's own code in one line: its file and line, its type and what it says."""
+    own = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("mnist_ray.")
+        and not frame.f_code.co_filename.startswith(("<", STANDARD_LIBRARY))
+        and "site-packages" not in frame.f_code.co_filename
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        own.append((error.filename, error.lineno or 0))
+    kind, said = type(error).__name__, first_line(error)
+    what = kind if said == kind else f"{kind}: {said}"
+    return f"{own[-1][0]}:{own[-1][1]}: {what}" if own else what

@@ -29,6 +29,7 @@ SPLIT = (
     "train_images",
     "val_images",
     "seed",
+    "val_by",
 )  # the settings of a search that decide its split
 RESTARTS = 3  # of the work when its worker or node dies; it goes on from its last epoch
 SILENT = 30.0  # seconds without a line of the task, after which it is said what it may be waiting for; each time twice as long
@@ -79,9 +80,9 @@ def finetune(settings: FinetuneSettings) -> int:
     if committee < 1:
         raise SettingsError(f"--committee: {committee} is not allowed; expected at least 1")
     data_dir = settings.data_dir or searched["data_dir"]
-    train_part, train, val = data.load_split(
-        SearchSettings(**{k: v for k, v in searched.items() if k in SPLIT} | {"data_dir": data_dir})
-    )
+    # A run that records no val_by was split by class.
+    known = {"val_by": "class"} | {k: v for k, v in searched.items() if k in SPLIT}
+    train_part, train, val, _ = data.load_split(SearchSettings(**known | {"data_dir": data_dir}))
     if train_part.sha256 != run["data"]["sha256"]:
         raise SettingsError(
             f"--data-dir: the images in {data_dir} are not those that the run was searched on (SHA-256 differs)"
@@ -166,7 +167,8 @@ def _new_run(settings: FinetuneSettings) -> tuple[RunStorage, dict[str, Any]]:
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )
-    images, train, val = data.load_split(searched)
+    images, train, val, val_by = data.load_split(searched)
+    searched = dataclasses.replace(searched, val_by=val_by)
     storage = open_run(
         settings.storage, settings.name or f"finetune-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     )

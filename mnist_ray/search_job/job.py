@@ -82,6 +82,7 @@ def search(settings: SearchSettings) -> int:
         check_search(settings)
     trackers.check(settings)
     split = data.load_split(settings)
+    settings = dataclasses.replace(settings, val_by=split.val_by)
     if previous and previous["data"]["sha256"] != split.images.sha256:
         raise SettingsError(
             f"--data-dir: the images are not those that the run at {storage.uri} began with (SHA-256 differs)"
@@ -275,6 +276,7 @@ def resumed_settings(now: SearchSettings, before: dict[str, Any]) -> SearchSetti
     Raises SettingsError where another value was given for what may not change.
     """
     values = resolved(now)
+    before = {"val_by": "class", **before}  # the rule of runs that do not record one
     changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
     for key in sorted(now.given - changeable):
         if values[key] != before.get(key) and not (
@@ -458,7 +460,7 @@ class _Run:
     def _claim(self) -> None:
         """Writes run.json; of two searches that start with one name at the same moment, one gets it."""
         s = self.settings
-        images, train, val = self.split
+        images, train, val, _ = self.split
         if self.previous:
             self.description = {
                 **self.previous,
@@ -577,7 +579,7 @@ class _Run:
         )
 
         s = self.settings
-        images, train, val = self.split
+        images, train, val, _ = self.split
         self.journal = journal
         if self.previous:
             study.sampler = _sampler(s, asked=self.offset + len(study.get_trials(deepcopy=False)))

@@ -53,6 +53,9 @@ class SearchSettings:
     """How many images to train on (default: all but the validation images)."""
     val_images: int | None = None
     """How many images to validate on (default: 5,000; digits: 215)."""
+    val_by: Literal["class", "group"] | None = None
+    """Draw validation images by class alone, or by group: no writer is in both parts (default: group where the data set knows its
+    groups, as mnist does with QMNIST's labels in the data folder)."""
     augment: Augmentation = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation, scale, shift), elastic or both of these."""
     onnx: str | None = None

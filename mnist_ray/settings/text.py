@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, described
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str)}
 
@@ -26,8 +26,8 @@ def load(path: str, flag: str, known: Iterable[str]) -> Any:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingsError(f"{flag}: {path!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a module of a person's own fails in any way
+        raise SettingsError(f"{flag}: {path!r} cannot be imported: {described(error)}") from error
 
 
 def arguments(

@@ -1,0 +1,161 @@
+"""One part of a data set as arrays, its digest, and the checks of what a person's own function returns."""
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mnist_ray.errors import SettingsError, described
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """One part of a data set, held in memory.
+
+    A data set of one's own is a function `(part, data_dir) -> Images`:
+
+        def stripes(part, data_dir):
+            labels = np.arange(40) % 4
+            images = np.zeros((40, 1, 8, 8), np.uint8)
+            images[np.arange(40), :, labels] = 255
+            return Images("stripes", part, images, labels, ("a", "b", "c", "d"), (0.1,), (0.3,))
+
+    `load` fills an empty `sha256`.
+    """
+
+    name: str
+    """Name of the data set, as given by --dataset."""
+    part: str
+    """`train` or `test`."""
+    images: np.ndarray
+    """uint8 `[n, C, H, W]`, bright on dark; may be read-only."""
+    labels: np.ndarray
+    """int64 `[n]`, each in `0 .. len(classes) - 1`."""
+    classes: tuple[str, ...]
+    """The name of each label."""
+    mean: tuple[float, ...]
+    """Per channel, of the training pixels scaled to [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel, of the training pixels scaled to [0, 1]."""
+    sha256: str = ""
+    """`digest(images, labels)`."""
+    groups: np.ndarray | None = None
+    """int64 `[n]`: images of one writer, patient, camera or page share a number. None: not known."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        return self.images.shape[1], self.images.shape[2], self.images.shape[3]
+
+
+def digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256, in hexadecimal, of the images' bytes and then the labels' (little-endian int64), in C order."""
+    sha = hashlib.sha256(np.ascontiguousarray(images).data)
+    sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return sha.hexdigest()
+
+
+def from_function(
+    function: Callable[[str, str | None], Any], name: str, part: str, data_dir: str | None
+) -> Images:
+    """Call a person's own function, and check and convert what it returns.
+
+    Integer labels of any width, lists, torch tensors and NumPy scalars are converted. So are images without a channel
+    axis, and images with the channels last where the length of `mean` says so; the log tells of these two.
+
+    Raises:
+        SettingsError: names `--dataset`, the function and what is wrong, in one line.
+    """
+    try:
+        found = function(part, data_dir)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"--dataset: {name} failed for {part!r}: {described(error)}") from error
+    if not isinstance(found, Images):
+        raise SettingsError(
+            f"--dataset: {name} must return mnist_ray.data.Images, returned {type(found).__name__}"
+        )
+    try:
+        return _checked(replace(found, name=name, part=part))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SettingsError(f"--dataset: {name}, part {part!r}: {error}") from error
+
+
+def _checked(data: Images) -> Images:
+    """The same with the documented types. ValueError or TypeError with the reason where that is impossible."""
+    classes = tuple(str(each) for each in data.classes)
+    if not classes or not all(each.isprintable() for each in classes):
+        raise ValueError("classes must be printable names, at least one")
+    mean, std = _per_channel(data.mean, "mean"), _per_channel(data.std, "std")
+    if min(std) <= 0:
+        raise ValueError(f"std must be above 0, found {std}")
+    labels = _whole_numbers(data.labels, "labels")
+    images = _pixels(data.images, len(mean))
+    n, channels = len(images), images.shape[1]
+    if n != len(labels) or not n:
+        raise ValueError(
+            f"found {n} images and {len(labels)} labels; allowed is one label an image"
+        )
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"labels lie in {labels.min()}..{labels.max()}, allowed are 0..{len(classes) - 1}"
+        )
+    if not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"mean and std need one figure for each of {channels} channel(s), "
+            f"found {len(mean)} and {len(std)}; images are [n, channels, height, width]"
+        )
+    groups = None if data.groups is None else _group_numbers(data.groups)
+    if groups is not None and len(groups) != n:
+        raise ValueError(
+            f"found {n} images and {len(groups)} groups; allowed is one group an image"
+        )
+    sha256 = digest(images, labels)
+    return Images(data.name, data.part, images, labels, classes, mean, std, sha256, groups)
+
+
+def _per_channel(values: Any, field: str) -> tuple[float, ...]:
+    figures = tuple(float(each) for each in np.asarray(values, float).reshape(-1))
+    if not figures or not all(math.isfinite(each) for each in figures):
+        raise ValueError(f"{field} must hold finite numbers, one a channel, found {values!r}")
+    return figures
+
+
+def _whole_numbers(values: Any, field: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{field} must be whole numbers [n], found {array.dtype} {array.shape}")
+    return array.astype(np.int64, copy=False)
+
+
+def _pixels(values: Any, channels: int) -> np.ndarray:
+    images = np.asarray(values)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
+        raise ValueError(
+            "images must be uint8 [n, channels, height, width] with at least one pixel, "
+            f"found {images.dtype} {images.shape}"
+        )
+    if images.ndim == 3:
+        log.info("images %s have no channel axis: read as grey", images.shape)
+        images = images[:, None]
+    elif images.shape[1] != channels and images.shape[3] == channels:
+        log.info("images %s are read as [n, height, width, channels]", images.shape)
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images
+
+
+def _group_numbers(values: Any) -> np.ndarray:
+    """Numbers as they are; names (strings) numbered in alphabetical order."""
+    array = np.asarray(values)
+    if array.dtype.kind in "US" and array.ndim == 1:
+        return np.unique(array, return_inverse=True)[1].astype(np.int64)
+    return _whole_numbers(array, "groups")

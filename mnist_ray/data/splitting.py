@@ -1,0 +1,222 @@
+"""Divide a training part into training and validation images: by class, or by writers (groups)."""
+
+import logging
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mnist_ray.data import writers
+from mnist_ray.data.images import Images
+from mnist_ray.data.sources import default_val_images, load
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings
+
+Rule = Literal["class", "group"]
+log = logging.getLogger(__name__)
+
+DRAWS = 50  # draws of groups, of which the one with the most usual class shares is taken
+SURPLUS = (1, 1.25, 2, 4)  # drawn groups have so many times the images: more only where need be
+SHARES_WITHIN = 0.01  # a larger deviation of a class's share from that of all images is logged
+PAIRED = 400  # groups among which the last two of a draw are looked for
+
+
+class Split(NamedTuple):
+    """A training part, the indices (int64) of its training and validation images, and the rule: `class` or `group`."""
+
+    images: Images
+    train: np.ndarray
+    val: np.ndarray
+    val_by: Rule
+
+
+def load_split(
+    dataset: str | SearchSettings,
+    data_dir: str | None = None,
+    *,
+    train_images: int | None = None,
+    val_images: int | None = None,
+    seed: int = 0,
+    val_by: Rule | None = None,
+) -> Split:
+    """Load a training part and split it.
+
+    Args:
+        dataset: a name, see `load`; or settings that hold all of these values.
+        data_dir: see `load`.
+        train_images: images to train on; None takes all that are left.
+        val_images: images to validate on; None takes `default_val_images`.
+        seed: of the draw.
+        val_by: `class`, `group`, or None: `group` where the data set knows its groups.
+    """
+    if isinstance(dataset, SearchSettings):
+        s = dataset
+        return load_split(
+            s.dataset,
+            s.data_dir,
+            train_images=s.train_images,
+            val_images=s.val_images,
+            seed=s.seed,
+            val_by=s.val_by,
+        )
+    part = load(dataset, "train", data_dir)
+    if part.groups is None and dataset == "mnist" and val_by != "class":
+        log.warning(
+            "the writers are not known, as %s is not in the data folder: validation images are "
+            "drawn by class, so most are by writers who also wrote training images",
+            writers.FILE,
+        )
+    if val_by is None:
+        val_by = "class" if part.groups is None else "group"
+    if val_by == "group" and part.groups is None:
+        raise SettingsError(f"--val-by group: the groups (writers) of {dataset} are not known")
+    train, val = split(
+        part.labels,
+        val_images=val_images or default_val_images(dataset, data_dir),
+        train_images=train_images,
+        seed=seed,
+        groups=part.groups if val_by == "group" else None,
+    )
+    return Split(part, train, val, val_by)
+
+
+def split(
+    labels: np.ndarray,
+    *,
+    val_images: int,
+    train_images: int | None = None,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a training part into training and validation images, in the classes' proportions.
+
+    The validation images depend on `labels`, `groups`, `val_images` and `seed` alone, so runs on subsets share them.
+    With groups, whole groups are drawn first, then the validation images from them. No group is in both parts: images
+    of a drawn group beyond `val_images` are in neither.
+
+    Args:
+        labels: int `[n]`.
+        val_images: images held out.
+        train_images: take this many of the rest; None takes all.
+        seed: of the draw.
+        groups: int `[n]`, or None to divide by class alone.
+
+    Returns:
+        Indices of the training and of the validation images, int64, sorted, disjoint.
+
+    Raises:
+        SettingsError: more images asked for than there are, or a class would be left without any.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    n, classes = len(labels), len(counts)
+    if counts.min() < 2:
+        raise SettingsError(
+            "--dataset: a class has a single training image, a split needs two of each class"
+        )
+    if not classes <= val_images <= n - classes:
+        raise SettingsError(
+            f"--val-images {val_images}: allowed are {classes} to {n - classes} "
+            f"({n} training images, at least one of each of {classes} classes on either side)"
+        )
+    if groups is None:
+        val, rest = _stratified(np.arange(n), val_images, labels, seed)
+    else:
+        val, rest = _by_group(labels, groups, val_images, seed)
+    train = rest
+    if train_images is not None and train_images != len(rest):
+        if not classes <= train_images <= len(rest):
+            raise SettingsError(
+                f"--train-images {train_images}: allowed are {classes} to {len(rest)} "
+                f"({n} images less {n - len(rest)} for validation, at least one of each of {classes} classes)"
+            )
+        _, train = _stratified(rest, len(rest) - train_images, labels, seed)
+    for flag, indices in (("--val-images", val), ("--train-images", train)):
+        if len(np.unique(labels[indices])) < classes:
+            raise SettingsError(
+                f"{flag}: {len(indices)} images leave a class without any; take more"
+            )
+    return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
+
+
+def _stratified(
+    indices: np.ndarray, count: int, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` of the indices, in the classes' proportions as far as that is possible, and the others."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 (seconds at start)
+
+    left = len(indices) - count
+    if not left:
+        return indices, indices[:0]
+    # scikit-learn cannot leave out, in proportion, fewer images than there are classes, or part of a single one.
+    counts = np.unique(labels[indices], return_counts=True)[1]
+    exact = min(left, count) >= len(counts) and counts.min() > 1
+    others, chosen = train_test_split(
+        indices, test_size=count, stratify=labels[indices] if exact else None, random_state=seed
+    )
+    return chosen, others
+
+
+def _by_group(
+    labels: np.ndarray, groups: np.ndarray, val_images: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The validation images, and the images of all groups that were not drawn for validation."""
+    which = np.unique(groups, return_inverse=True)[1]
+    classes = np.unique(labels, return_inverse=True)[1]
+    table = np.zeros((which.max() + 1, classes.max() + 1), np.int64)  # images of a group, by class
+    np.add.at(table, (which, classes), 1)
+    sizes, total = table.sum(1), table.sum(0)
+    shares = total / total.sum()
+    generator = np.random.default_rng(seed)
+    draws: list[tuple[tuple[bool, bool, int, float], np.ndarray, np.ndarray]] = []
+    for at_least in np.repeat(val_images * np.array(SURPLUS), DRAWS):
+        if len(draws) % DRAWS == 0 and draws and min(draw[0] for draw in draws) < (False, True):
+            break  # even without more images to choose from
+        order = generator.permutation(len(sizes))
+        drawn = order[_enough(sizes[order], int(at_least))]
+        available = table[drawn].sum(0)
+        quota = _quotas(shares * val_images, available, val_images)
+        missing = bool((quota == 0).any() or (available == total).any())
+        off = float(np.abs(quota / val_images - shares).max())
+        uneven = off > max(SHARES_WITHIN, 1 / val_images)
+        draws.append(((missing, uneven, int(available.sum()), off), drawn, quota))
+    (missing, uneven, _, off), drawn, quota = min(draws, key=lambda draw: draw[0])
+    if missing:
+        raise SettingsError(
+            f"--val-by group: {len(sizes)} groups cannot be divided so that --val-images {val_images} "
+            "has each class on either side; take another number, or --val-by class"
+        )
+    if uneven:
+        log.warning(
+            "--val-by group: a class's share in the validation images is off by %.1f points",
+            100 * off,
+        )
+    held = np.isin(which, drawn)
+    val = [
+        generator.choice(np.flatnonzero(held & (classes == number)), count, replace=False)
+        for number, count in enumerate(quota)
+    ]
+    return np.concatenate(val), np.flatnonzero(~held)
+
+
+def _quotas(wanted: np.ndarray, available: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers that sum up to `count`, near `wanted` and nowhere above `available`."""
+    quota = np.minimum(wanted.astype(np.int64), available)
+    for _ in range(count - int(quota.sum())):
+        quota[np.where(quota < available, wanted - quota, -np.inf).argmax()] += 1
+    return quota
+
+
+def _enough(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Positions of groups, from the first on, that have `count` images: the last two are chosen to leave few over."""
+    first = int(np.searchsorted(np.cumsum(sizes), count - 2 * sizes.mean(), side="right"))
+    for taken in range(first, len(sizes)):
+        missing = count - sizes[:taken].sum()
+        if missing <= 0:
+            return np.arange(taken)
+        rest = sizes[taken : taken + PAIRED]
+        pairs = rest[:, None] + rest
+        np.fill_diagonal(pairs, rest)  # one group alone
+        over = np.where(pairs >= missing, pairs - missing, sizes.sum() + 1)
+        if over.min() <= sizes.sum():
+            last = np.unravel_index(over.argmin(), over.shape)
+            return np.append(np.arange(taken), np.unique(last) + taken)
+    return np.arange(len(sizes))
