@@ -1,114 +1,169 @@
-"""Which process a file or folder belongs to, and whether that process is gone: for leases and for temporary folders."""
+"""Which process a file or folder belongs to, and whether that process has ended.
+
+Leases, temporary folders and half-written files are judged by it.
+"""
 
 import contextlib
+import functools
 import json
 import os
 import platform
 import shutil
-import signal
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mnist_ray.errors import WorkError
 
 OWNER = "owner.json"  # in every temporary folder of ours
+SAME_START = 2.0  # seconds; Linux counts from the boot, exactly; a Mac's clock may be corrected
+OWNER_BYTES = 10_000  # a longer owner.json is not ours
 
 
 def this_process() -> dict[str, Any]:
     """What tells this process from every other, as JSON can hold it."""
     return {
-        "machine": _machine(),
+        "machine": machine(),
         "node": platform.node(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": _started(psutil.Process()),
     }
 
 
 def has_ended(process: Mapping[str, Any]) -> bool | None:
-    """Whether a process that this_process() described is gone; None where it ran on another machine or in another container."""
-    if process.get("machine") != _machine():
+    """Whether a process that this_process() described has ended.
+
+    None where that cannot be known: it ran on another machine or in another container, is hidden
+    from this user (`/proc` mounted with `hidepid`), or was described by an earlier version.
+    """
+    pid, started = process.get("pid"), process.get("started")
+    if process.get("machine") != machine() or not isinstance(pid, int) or pid <= 0:
         return None
-    # A number is given out again after a while: the time of the start tells the two apart.
-    return process["started"] is None or _started(process["pid"]) != process["started"]
+    try:
+        found = psutil.Process(pid)
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return True
+        # A number is given out again after a while: the time of the start tells the two apart.
+        same = isinstance(started, float) and abs(_started(found) - started) <= SAME_START
+        return not same if isinstance(started, float) else None
+    except psutil.NoSuchProcess:
+        return None if _is_hidden(pid) else True
+    except psutil.AccessDenied:
+        return None
 
 
-def _machine() -> str:
-    """This boot of this machine, and within it the container, which numbers its processes by itself."""
+def _started(process: psutil.Process) -> float:
+    """Seconds from the boot to the start of a process: both move alike when the clock is set."""
+    return round(float(process.create_time()) - float(psutil.boot_time()), 2)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, though it cannot be looked at."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
+@functools.cache
+def machine() -> str:
+    """This boot of this machine, and its container, which numbers its processes by itself."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
+    except OSError:  # not Linux
         return f"{platform.node()}/{uuid.getnode()}"
 
 
-def _started(pid: int) -> str | None:
-    """When a process began, in ticks since the boot; None where there is none, or only what its parent has not collected yet."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
-    return None if fields[0] == "Z" else fields[19]
-
-
-def _started_elsewhere(pid: int) -> str | None:
-    """Without /proc (macOS) all that can be said is whether there is a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return "unknown"
-
-
 @contextlib.contextmanager
-def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder that is gone at the end, with the processes that still have it as their place for temporary files (Linux); where this
-    process is killed, the next one that asks for such a folder removes it.
+def temporary_folder(prefix: str, longest: int | None = None) -> Iterator[Path]:
+    """A folder that is removed at the end, with the processes whose TMPDIR it still is.
 
-    Raises WorkError where none can be made.
+    Where this process is killed, the next one that asks for such a folder removes it.
+
+    Args:
+        prefix: how the folder's name begins; eight characters follow.
+        longest: how many characters the path may have; where TMPDIR is too long, it lies in /tmp.
+
+    Raises:
+        WorkError: none can be made; the message names TMPDIR.
     """
-    _remove_leftovers(prefix)
+    parent = tempfile.gettempdir()
+    if longest is not None and len(parent) + 1 + len(prefix) + 8 > longest:
+        parent = "/tmp"
+    _remove_leftovers(Path(parent), prefix)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         (folder / OWNER).write_text(json.dumps(this_process()))
     except OSError as error:
         raise WorkError(
-            f"no temporary folder can be made in {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
+            f"no temporary folder can be made in {parent} (TMPDIR={tempfile.gettempdir()}): "
+            f"{error.strerror}"
         ) from error
     try:
         yield folder
     finally:
-        _end_all_within(
-            folder
-        )  # the helpers of Ray's dashboard outlive it by a moment, and could still write there
+        # The helpers of Ray's dashboard outlive it by a moment, and could still write there.
+        _end_all_within(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers(prefix: str) -> None:
-    for owner in Path(tempfile.gettempdir()).glob(f"{prefix}*/{OWNER}"):
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    for folder in parent.glob(f"{prefix}*"):
         # Another's, just being written, or removed by another at this moment.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if has_ended(json.loads(owner.read_text())):
-                _remove(owner)
+        with contextlib.suppress(OSError, ValueError):
+            _remove_if_left(folder)
 
 
-def _remove(owner: Path) -> None:
-    """Removes the folder that the file lies in, and the file last: where something stands in the way, the next one tries again."""
-    _end_all_within(owner.parent)
-    for part in owner.parent.iterdir():
-        if part != owner:
-            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
-    owner.unlink()
-    owner.parent.rmdir()
+def _remove_if_left(folder: Path) -> None:
+    """Removes a folder of this user whose process has ended.
+
+    Others share the place, and may put links and pipes in our way: no link is followed, and only a
+    regular file is read. owner.json goes last: where something cannot be removed, the next process
+    tries again.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid != os.getuid():
+            return
+        owner = _read_owner(handle)
+        if not isinstance(owner, dict) or not has_ended(owner):
+            return
+        _end_all_within(folder)
+        for name in os.listdir(handle):
+            if stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=handle)
+            elif name != OWNER:
+                os.unlink(name, dir_fd=handle)
+        os.unlink(OWNER, dir_fd=handle)
+    finally:
+        os.close(handle)
+    folder.rmdir()
+
+
+def _read_owner(folder: int) -> Any:
+    """The JSON of owner.json in an open folder. Raises OSError or ValueError."""
+    # Without O_NONBLOCK a pipe of this name would be waited for.
+    file = os.open(OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    with open(file, "rb") as stream:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid():
+            return None
+        return json.loads(stream.read(OWNER_BYTES))
 
 
 def _end_all_within(folder: Path) -> None:
-    """Ends what still runs with the folder as its place for temporary files: Ray's agents take a minute to see that their Ray is dead."""
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or gone
-            if f"TMPDIR={folder}" in environment.read_bytes().decode(errors="replace").split("\0"):
-                os.kill(int(environment.parent.name), signal.SIGKILL)
+    """Ends what still has this TMPDIR: Ray's agents need a minute to see that their Ray is gone."""
+    for process in psutil.process_iter():
+        # Another user's, or gone; a Mac shows only one's own.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("TMPDIR") == str(folder) and process.pid != os.getpid():
+                process.kill()

@@ -1,79 +1,154 @@
-"""Which processes are gone, and the folders that they left."""
+"""Which processes have ended, and the folders that they left."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mnist_ray import processes
+from mnist_ray.errors import WorkError
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
-KEEP = """
-import time
-from mnist_ray.processes import temporary_folder
-with temporary_folder("mray-t-") as folder:
-    (folder / "file").write_text("x")
-    print(folder, flush=True)
-    time.sleep(60)
-"""
+KEEP = Path(__file__).parents[1] / "programs" / "keep_folder.py"
+
+
+def start(*command: str, **env: str) -> tuple[subprocess.Popen, str]:
+    """A Python process, and the first line that it printed."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, of this process and of those that it starts."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def dead_process() -> dict[str, object]:
+    child, _ = start("-c", SLEEP)
+    child.kill()
+    child.wait()
+    return {**processes.this_process(), "pid": child.pid}
 
 
 def test_this_process_lives_and_a_dead_one_has_ended() -> None:
     here = processes.this_process()
     assert json.loads(json.dumps(here)) == here
     assert processes.has_ended(here) is False
-    assert processes.has_ended({**here, "started": "1"}) is True  # its number was given out again
+    assert processes.has_ended({**here, "started": 1.0}) is True  # its number was given out again
     assert processes.has_ended({**here, "machine": "another"}) is None
-    child = subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    child.stdout.readline()
-    described = {**here, "pid": child.pid, "started": processes._started(child.pid)}
+    child, _ = start("-c", SLEEP)
+    started = here["started"] - psutil.Process().create_time()
+    described = {
+        **here,
+        "pid": child.pid,
+        "started": started + psutil.Process(child.pid).create_time(),
+    }
     assert processes.has_ended(described) is False
     child.kill()
-    os.waitid(
-        os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
-    )  # dead, but not collected: its pipe closes a little before that
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but not collected
     assert processes.has_ended(described) is True
     child.wait()
     assert processes.has_ended(described) is True
 
 
-def test_the_next_one_removes_what_a_killed_process_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "mray-t-another").mkdir()  # not ours: nobody's name is in it
-    killed, living = (
-        subprocess.Popen([sys.executable, "-c", KEEP], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    )
-    assert killed.stdout is not None
-    assert living.stdout is not None
-    left, kept = Path(killed.stdout.readline().strip()), Path(living.stdout.readline().strip())
+def test_a_process_that_an_earlier_version_described_is_unknown_while_its_number_is_taken() -> None:
+    here = processes.this_process()
+    assert processes.has_ended({**here, "started": "123456"}) is None
+    assert processes.has_ended({**here, "started": None}) is None
+    assert processes.has_ended({**dead_process(), "started": "123456"}) is True
+    for damaged in ({}, {**here, "pid": "x"}, {**here, "pid": -1}, {**here, "machine": 7}):
+        assert processes.has_ended(damaged) is None
+
+
+def test_a_hidden_process_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where /proc shows only one's own processes (hidepid)."""
+
+    def hidden(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def not_permitted(pid: int, number: int) -> None:
+        raise PermissionError
+
+    here = processes.this_process()
+    monkeypatch.setattr(psutil, "Process", hidden)
+    monkeypatch.setattr(os, "kill", not_permitted)
+    assert processes.has_ended(here) is None
+
+
+def test_the_next_one_removes_what_a_killed_process_left(shared: Path) -> None:
+    (shared / "mray-t-another").mkdir()  # not ours: nobody's name is in it
+    killed, left = start(str(KEEP))
+    living, kept = start(str(KEEP))
     killed.kill()
     killed.wait()
-    assert (left / "file").exists()
+    assert (Path(left) / "file").exists()
     with processes.temporary_folder("mray-t-") as folder:
-        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mray-t-another", kept, folder])
+        assert sorted(shared.iterdir()) == sorted([shared / "mray-t-another", Path(kept), folder])
     assert not folder.exists()
     living.kill()
     living.wait()
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/environ").exists(), reason="no /proc to find such processes by"
-)
+def test_nothing_is_followed_and_no_pipe_is_waited_for(shared: Path) -> None:
+    """Whoever shares the folder for temporary files cannot make us wait, nor delete elsewhere."""
+    owner = json.dumps(dead_process())
+    precious = shared / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("x")
+    (precious / "owner.json").write_text(owner)
+    (shared / "mray-t-link").symlink_to(precious)
+    (shared / "mray-t-file").write_text(owner)
+    for name in ("pipe", "linked-owner", "ours"):
+        (shared / f"mray-t-{name}").mkdir()
+    os.mkfifo(shared / "mray-t-pipe" / "owner.json")
+    (shared / "mray-t-linked-owner" / "owner.json").symlink_to(precious / "owner.json")
+    (shared / "mray-t-ours" / "owner.json").write_text(owner)
+    (shared / "mray-t-ours" / "link").symlink_to(precious)
+    with processes.temporary_folder("mray-t-"):
+        assert not (shared / "mray-t-ours").exists()
+    assert sorted(path.name for path in precious.iterdir()) == ["file", "owner.json"]
+    left = sorted(path.name for path in shared.iterdir())
+    assert left == ["mray-t-file", "mray-t-link", "mray-t-linked-owner", "mray-t-pipe", "precious"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")
+def test_another_users_folder_is_left_alone(shared: Path) -> None:
+    folder = shared / "mray-t-theirs"
+    folder.mkdir()
+    (folder / "owner.json").write_text(json.dumps(dead_process()))
+    os.chown(folder, 12345, 12345)
+    with processes.temporary_folder("mray-t-"):
+        assert folder.exists()
+
+
+def test_where_tmpdir_is_too_long_for_sockets_the_folder_lies_elsewhere(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with processes.temporary_folder("mray-t-", longest=30) as folder:
+        assert folder.parent == Path("/tmp")
+    with processes.temporary_folder("mray-t-", longest=500) as folder:
+        assert folder.parent == shared
+    monkeypatch.setattr(tempfile, "tempdir", str(shared / "missing"))
+    with (
+        pytest.raises(WorkError, match=r"TMPDIR=.*/missing.*No such file"),
+        processes.temporary_folder("mray-t-"),
+    ):
+        pass
+
+
 def test_what_still_runs_within_the_folder_is_ended_with_it() -> None:
     with processes.temporary_folder("mray-t-") as folder:
-        environment = {**os.environ, "TMPDIR": str(folder)}
-        left = subprocess.Popen(
-            [sys.executable, "-c", SLEEP], env=environment, stdout=subprocess.PIPE
-        )
-        assert left.stdout is not None
-        left.stdout.readline()
+        left, _ = start("-c", SLEEP, TMPDIR=str(folder))
     assert left.wait(10) == -signal.SIGKILL
