@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.conftest import head_of
-from tests.search_job.test_search_job import ROOT, SMALL, check_published, check_two_jobs
+from tests.support import ROOT
+from tests.support.runs import SMALL, check_published, check_two_jobs
+from tests.support.servers import head_of
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mnist_ray import data
 from mnist_ray.settings import FinetuneSettings, SearchSettings
-from tests.conftest import free_port
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

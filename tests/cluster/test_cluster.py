@@ -16,7 +16,7 @@ import pytest
 
 from mnist_ray import cluster
 from mnist_ray.errors import SettingsError
-from tests.search_job.test_search_job import SMALL, finish, search
+from tests.support.runs import SMALL, finish, search
 
 CPU, GPU = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
 

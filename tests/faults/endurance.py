@@ -20,7 +20,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import TINY, Monkey, load_study, own_ray, search, tables
+from tests.faults.tools import TINY
+from tests.support.processes import Monkey, own_ray
+from tests.support.runs import load_study, search, tables
 
 
 def main() -> int:

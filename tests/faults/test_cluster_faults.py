@@ -14,24 +14,10 @@ import psutil
 import pytest
 
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import (
-    SECRETS,
-    TINY,
-    Rays,
-    below,
-    check_run,
-    finish,
-    kill_tree,
-    load_study,
-    no_open_trial,
-    no_secret,
-    own_ray,
-    search,
-    stop,
-    wait_for,
-    workers,
-)  # fmt: skip
-from tests.study.test_studies import SECRET, postgresql
+from tests.faults.tools import SECRETS, TINY, Rays, no_open_trial, no_secret
+from tests.support.processes import below, kill_tree, own_ray, stop, workers
+from tests.support.runs import check_run, finish, load_study, search, wait_for
+from tests.support.servers import SECRET, postgresql
 
 
 def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:

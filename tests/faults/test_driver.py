@@ -11,20 +11,9 @@ import pytest
 
 from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import (
-    TINY,
-    Rays,
-    check_run,
-    finish,
-    load_study,
-    no_open_trial,
-    no_secret,
-    search,
-    stop,
-    wait_for,
-)
-from tests.finetune_job.test_finetune import finetune
-from tests.tune.test_deterministic import results
+from tests.faults.tools import TINY, Rays, no_open_trial, no_secret
+from tests.support.processes import stop
+from tests.support.runs import check_run, finetune, finish, load_study, results, search, wait_for
 
 STAGES = """
 train_on: train

@@ -15,19 +15,11 @@ import psutil
 import pytest
 
 from mnist_ray.storage import RunStorage
-from tests.conftest import moto
-from tests.faults.tools import (
-    DIGITS,
-    ROOT,
-    SECRETS,
-    check_run,
-    finish,
-    kill_tree,
-    no_secret,
-    outside,
-    wait_for,
-    workers,
-)
+from tests.faults.tools import DIGITS, SECRETS, no_secret
+from tests.support import ROOT
+from tests.support.processes import kill_tree, outside, workers
+from tests.support.runs import check_run, finish, wait_for
+from tests.support.servers import moto
 
 NETWORK = "10.213.77"  # a bridge at .254, the hosts from .1 on
 QUICK = {

@@ -13,21 +13,9 @@ import pytest
 from mnist_ray.errors import WorkError
 from mnist_ray.run.publication import publish, read_verified
 from mnist_ray.storage import RunStorage, open_run
-from tests.faults.tools import (
-    TINY,
-    Network,
-    Rays,
-    can_mount,
-    check_run,
-    finish,
-    load_study,
-    no_open_trial,
-    no_secret,
-    own_ray,
-    search,
-    small_disk,
-    wait_for,
-)  # fmt: skip
+from tests.faults.tools import TINY, Network, Rays, can_mount, no_open_trial, no_secret, small_disk
+from tests.support.processes import own_ray
+from tests.support.runs import check_run, finish, load_study, search, wait_for
 
 SEARCH = [*TINY, "--trials", "6", "--max-epochs", "8", "--scheduler", "none"]
 

@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import (
-    DIGITS,
-    TINY,
-    Monkey,
-    Rays,
-    check_run,
-    finish,
-    no_open_trial,
-    no_secret,
-    search,
-    tables,
-    workers,
-)
+from tests.faults.tools import DIGITS, TINY, Rays, no_open_trial, no_secret
+from tests.support.processes import Monkey, workers
+from tests.support.runs import check_run, finish, search, tables
 
 
 @pytest.mark.parametrize(

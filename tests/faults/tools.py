@@ -2,10 +2,7 @@
 
 import contextlib
 import os
-import random
-import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,21 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from mnist_ray.storage import RunStorage
-from tests.conftest import free_port
-from tests.search_job.test_search_job import (
-    ROOT,
-    check_run,
-    finish,
-    load_study,
-    search,
-    tables,
-    wait_for,
-)
-
-__all__ = ["ROOT", "check_run", "finish", "load_study", "search", "tables", "wait_for"]
+from tests.support.processes import kill_tree, outside
+from tests.support.runs import load_study
+from tests.support.servers import free_port
 
 DIGITS = ["--dataset", "digits", "--train-images", "200", "--val-images", "100"]
 TINY = [*DIGITS, "--space-args", "min_width=8", "max_width=16", "--no-finetune"]
@@ -42,17 +28,6 @@ SECRETS = {
 }
 
 
-def outside(**more: str) -> dict[str, str]:
-    """An environment that knows no Ray."""
-    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-    return {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"} | more
-
-
-def own_ray(**more: str) -> dict[str, str]:
-    """An environment in which search.py starts a Ray of its own, whatever others there are."""
-    return outside(RAY_ADDRESS="local", **more)
-
-
 def no_secret(output: str, run: RunStorage, secrets: dict[str, str] = SECRETS) -> None:
     """Neither the output nor any file of the run holds a planted secret."""
     content = {"output": output.encode(), **{name: run.read_bytes(name) for name in run.list()}}
@@ -63,67 +38,6 @@ def no_secret(output: str, run: RunStorage, secrets: dict[str, str] = SECRETS) -
 
 def no_open_trial(folder: Path) -> None:
     assert [t.number for t in load_study(folder).trials if t.state.name == "RUNNING"] == []
-
-
-# ---- processes
-
-
-def below(pid: int) -> list[psutil.Process]:
-    """All descendants of a process of ours."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def workers(pid: int) -> list[psutil.Process]:
-    """The processes of trials below a process of ours."""
-    found = []
-    for process in below(pid):
-        with contextlib.suppress(psutil.Error):
-            # `ray::TrainTrial` between two calls, `ray::ResourceTrainable.train` within one: Tune's name for a class with resources
-            if re.match(r"ray::\w*(Trial|Trainable)\b", " ".join(process.cmdline())):
-                found.append(process)
-    return found
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all below it, the parents first, so that none is started again."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        top = psutil.Process(pid)
-        for process in [top, *top.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-class Monkey(threading.Thread):
-    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop."""
-
-    def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.pause, self.chance, self.kills, self.over = (
-            pid,
-            pause,
-            random.Random(seed),
-            0,
-            threading.Event(),
-        )
-
-    def run(self) -> None:
-        while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
-            found = workers(self.pid)
-            if found:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self.chance.choice(found).kill()
-                    self.kills += 1
-
-    def __enter__(self) -> "Monkey":
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self.join()
 
 
 # ---- Rays of our own
@@ -325,9 +239,3 @@ def can_mount() -> bool:
             return False
         subprocess.run(["umount", folder], check=True)
         return True
-
-
-def stop(process: subprocess.Popen, how: signal.Signals = signal.SIGKILL) -> str:
-    """Ends a search of ours; its last output."""
-    process.send_signal(how)
-    return finish(process, 60)[1]

@@ -13,7 +13,8 @@ import pytest
 
 from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
-from tests.search_job.test_search_job import ROOT, SMALL, finish, search, wait_for
+from tests.support import ROOT
+from tests.support.runs import SMALL, finetune, finish, search, wait_for
 
 STAGES = """
 train_on: train
@@ -22,17 +23,6 @@ stages:
   - {epochs: 2, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 2}
   - {epochs: 1, batch_size: 128, optimizer: sgd, lr: 0.001, weight_decay: 0, schedule: linear, seed: 3}
 """
-
-
-def finetune(env: dict[str, str], *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "jobs/finetune.py", *arguments],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,100 +1,31 @@
 """The search on a real Ray: the run's directory, what Optuna is told, resumption after signals, S3, and refusals."""
 
-import io
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import optuna
-import pyarrow.parquet as pq
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.run import checkpoint
-from mnist_ray.run.publication import read_verified
 from mnist_ray.search_job.job import _previous as previous_run
 from mnist_ray.search_job.job import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from mnist_ray.storage import RunStorage
-
-ROOT = Path(__file__).parent.parent.parent
-SMALL = [
-    "--dataset",
-    "digits",
-    "--space-args",
-    "min_width=8",
-    "max_width=16",
-    "--train-images",
-    "400",
-    "--val-images",
-    "200",
-]
-
-
-def search(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs/search.py"), *arguments],
-        cwd=cwd,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, output
-
-
-def wait_for(process: subprocess.Popen, words: str) -> str:
-    """Reads the output up to the line with the words."""
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if words in line:
-            return seen
-    raise AssertionError(f"{words!r} never came:\n{seen}")
-
-
-def load_study(folder: Path) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    return optuna.load_study(study_name=folder.name, storage=storage)
-
-
-def tables(storage: RunStorage) -> tuple[list[dict], list[dict]]:
-    def read(name: str) -> list[dict]:
-        return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pylist()
-
-    return read("trials.parquet"), read("history.parquet")
-
-
-def check_run(folder: str, trials: int) -> None:
-    """What is true of every finished search."""
-    storage = RunStorage(folder)
-    rows, history = tables(storage)
-    assert [row["number"] for row in rows if not row["reason"].startswith("interrupted")] != []
-    assert len([row for row in rows if "tried again" not in row["reason"]]) == trials
-    epochs = [(row["number"], row["epoch"]) for row in history]
-    assert len(set(epochs)) == len(epochs)
-    for row in rows:
-        own = [h["epoch"] for h in history if h["number"] == row["number"]]
-        assert own == list(range(1, row["epochs"] + 1))
-    _, story = checkpoint.unpack(storage.read_bytes("best/model.safetensors"), "best")
-    best = max(history, key=lambda h: (h["val_accuracy"], -h["val_loss"]))
-    assert (story["number"], story["row"]["epoch"]) == (best["number"], best["epoch"])
-    assert storage.list("tune/checkpoints") == []
+from tests.support import ROOT
+from tests.support.runs import (
+    SMALL,
+    check_published,
+    check_run,
+    check_two_jobs,
+    finish,
+    load_study,
+    search,
+    tables,
+    wait_for,
+)
 
 
 def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Path) -> None:
@@ -220,33 +151,6 @@ def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_
     assert submit.returncode == 0, submit.stdout + submit.stderr
     check_two_jobs(ray_head, tmp_path)
     check_published(f"{tmp_path}/jobs")
-
-
-def check_two_jobs(env: dict[str, str], folder: Path) -> None:
-    """The search in that folder and its fine-tuning, both done."""
-    listing = subprocess.run(
-        ["ray", "job", "list"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
-    ).stdout
-    jobs = [part for part in listing.split("JobDetails(") if str(folder) in part]
-    assert len(jobs) == 2
-    assert all("SUCCEEDED" in job for job in jobs)
-
-
-def check_published(run: str) -> None:
-    storage = RunStorage(run)
-    manifest, data = read_verified(storage)
-    assert manifest["test_images"] == 360
-    assert manifest["test_accuracy"] > 0.8
-    assert manifest["max_difference_from_torch"] <= 1e-4
-    assert [entry["step"] for entry in manifest["lineage"]] == [
-        "search",
-        "stage-1",
-        "stage-2",
-        "stage-3",
-    ]
-    assert storage.read_bytes("README.md").startswith(b"---\n")
-    assert len(data) > 1000
-    assert storage.read_json("run.json")["state"] == "done"
 
 
 def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mnist_ray.search_job.start import FILE, read_start
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
-from tests.search_job.test_search_job import finish, search
+from tests.support.runs import finish, search
 
 DIGITS = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
 HP = {

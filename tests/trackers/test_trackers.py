@@ -24,8 +24,9 @@ from mnist_ray.settings import SearchSettings, check_search, resolved
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tracker as showing
 from mnist_ray.training.trainer import Trainer
-from tests.search_job.test_search_job import ROOT, SMALL, finish, search, tables, wait_for
-from tests.tune.test_trainable import HP, Here
+from tests.support import ROOT
+from tests.support.runs import SMALL, finish, search, tables, wait_for
+from tests.support.trials import HP, Here
 
 # ---- TensorBoard
 

@@ -16,8 +16,8 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import SearchSettings, check_search, parse
 from mnist_ray.study.samplers import UpperEnd
 from mnist_ray.training import gpu_share
-from tests.search_job.test_search_job import ROOT
-from tests.tune.test_trainable import HP
+from tests.support import ROOT
+from tests.support.trials import HP
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.5,), (0.5,))
 

@@ -12,14 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import pyarrow.parquet as pq
 import pytest
 from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run import checkpoint
 from mnist_ray.run.records import HISTORY, Records
 from mnist_ray.search_job.job import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
@@ -29,6 +27,7 @@ from mnist_ray.study.samplers import make_sampler
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.trainable import NUMBER
+from tests.support.runs import results
 
 ROOT = Path(__file__).parent.parent.parent
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -293,23 +292,6 @@ def start(storage: Path, *arguments: str) -> subprocess.Popen:
     ]
     return subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def results(storage: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """The table of trials, the curves without their clocks, and the best weights."""
-    folder = storage / "d"
-    trials = pq.read_table(folder / "trials.parquet").drop_columns(["seconds", "node"]).to_pylist()
-    history = (
-        pq.read_table(folder / "history.parquet")
-        .drop_columns(["seconds", "images_per_second"])
-        .to_pylist()
-    )
-    weights, story = checkpoint.unpack((folder / "best" / "model.safetensors").read_bytes(), "best")
-    return (
-        trials,
-        history,
-        {"number": story["number"], **{k: v.numpy().tobytes() for k, v in weights.items()}},
     )
 
 

@@ -19,7 +19,7 @@ from mnist_ray.settings import SearchSettings  # noqa: E402
 from mnist_ray.storage import RunStorage  # noqa: E402
 from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack  # noqa: E402
 from mnist_ray.tune.trainable import NUMBER, TrialContext, checkpoint_folder  # noqa: E402
-from tests.search_job.test_search_job import finish, load_study, search, tables  # noqa: E402
+from tests.support.runs import finish, load_study, search, tables
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
 VALUES = {

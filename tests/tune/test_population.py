@@ -24,7 +24,7 @@ from mnist_ray.study.studies import SUMMARY, open_study, read_trials
 from mnist_ray.tune import population as pbt
 from mnist_ray.tune.searcher import EXPLOITS, StudySearch
 from mnist_ray.tune.trainable import NUMBER, TrialContext
-from tests.tune.test_trainable import HP, Here
+from tests.support.trials import HP, Here
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

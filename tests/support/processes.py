@@ -1,0 +1,88 @@
+"""Environments without a Ray, and the processes below one of ours: found, counted, killed."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import threading
+
+import psutil
+
+from tests.support.runs import finish
+
+
+def outside(**more: str) -> dict[str, str]:
+    """An environment that knows no Ray."""
+    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    return {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"} | more
+
+
+def own_ray(**more: str) -> dict[str, str]:
+    """An environment in which search.py starts a Ray of its own, whatever others there are."""
+    return outside(RAY_ADDRESS="local", **more)
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """All descendants of a process of ours."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """The processes of trials below a process of ours."""
+    found = []
+    for process in below(pid):
+        with contextlib.suppress(psutil.Error):
+            # `ray::TrainTrial` between two calls, `ray::ResourceTrainable.train` within one: Tune's name for a class with resources
+            if re.match(r"ray::\w*(Trial|Trainable)\b", " ".join(process.cmdline())):
+                found.append(process)
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all below it, the parents first, so that none is started again."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+class Monkey(threading.Thread):
+    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop."""
+
+    def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.pause, self.chance, self.kills, self.over = (
+            pid,
+            pause,
+            random.Random(seed),
+            0,
+            threading.Event(),
+        )
+
+    def run(self) -> None:
+        while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
+            found = workers(self.pid)
+            if found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.chance.choice(found).kill()
+                    self.kills += 1
+
+    def __enter__(self) -> "Monkey":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def stop(process: subprocess.Popen, how: signal.Signals = signal.SIGKILL) -> str:
+    """Ends a search of ours; its last output."""
+    process.send_signal(how)
+    return finish(process, 60)[1]
