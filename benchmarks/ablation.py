@@ -53,15 +53,15 @@ class AblationSettings(BenchmarkSettings):
     """Chains at a time, each with one thread."""
 
 
-def searched() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the kept run, and the hyperparameters of its best trial."""
+def searched(name: str = "default-1") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a kept run, and the hyperparameters of its best trial."""
     import optuna
     import pyarrow.parquet as pq
 
     from mnist_ray import spaces
     from mnist_ray.settings import key_values
 
-    kept = KEPT / "default-1"
+    kept = KEPT / name
     run, model = (json.loads((kept / file).read_text()) for file in ("run.json", "model.json"))
     trials = pq.read_table(kept / "trials.parquet").to_pylist()
     best = next(trial for trial in trials if trial["number"] == model["lineage"][0]["trial"])
