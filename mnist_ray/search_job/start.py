@@ -1,7 +1,7 @@
-"""--onnx: a search whose trials all begin with one trained network, read from an ONNX file of ours."""
+"""--onnx: a search whose trials all begin with one trained network, read from an ONNX file."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from mnist_ray import spaces
 from mnist_ray.errors import SettingsError
+from mnist_ray.run import layout
+from mnist_ray.run.about import About
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
-
-FILE = "start.onnx"  # the copy in the run's directory, from which a resume reads
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the file holds: its bytes and their SHA-256, the network's hyperparameters, and its state dict as arrays."""
+    """A trained network: its ONNX file and SHA-256, its hyperparameters, its weights by name."""
 
     data: bytes
     sha256: str
@@ -26,38 +26,44 @@ class Start:
 
 
 def read_start(
-    settings: SearchSettings, storage: RunStorage, previous: Mapping[str, Any] | None
+    settings: SearchSettings,
+    space: Callable[..., Any],
+    storage: RunStorage,
+    resumed: About | None,
 ) -> Start | None:
-    """The network that --onnx names, or None. previous: run.json of the run that goes on: it must have begun with the same file.
+    """The network that --onnx names, or None.
 
-    Raises SettingsError, naming the flag, where the space takes no such start or needs one, or the file cannot be rebuilt.
+    Args:
+        settings: Of the search.
+        space: The space that they name.
+        storage: The run's directory, which may hold a copy.
+        resumed: The run that goes on: it must have begun with the same file.
+
+    Raises:
+        SettingsError: The space takes no such start or needs one, or the file cannot be used.
     """
-    wanted = spaces.starts_from_onnx(spaces.find(settings.space))
-    if settings.onnx is None:
+    onnx, name = settings.onnx, settings.space
+    wanted = spaces.starts_from_onnx(space)
+    if onnx is None:
         if wanted:
             raise SettingsError(
-                f"--onnx: space {settings.space!r} trains a trained network further; name an ONNX file of ours"
+                f"--onnx: space {name!r} trains a trained network further; name an ONNX file"
             )
         return None
     if not wanted:
         raise SettingsError(
-            f"--onnx: space {settings.space!r} begins with random weights; expected --space optimizer"
+            f"--onnx: space {name!r} begins with random weights; expected --space optimizer"
         )
-    from mnist_ray.export import onnx_model
+    from mnist_ray.export import foreign, onnx_model  # noqa: PLC0415 (seconds at start)
 
-    if previous and storage.exists(FILE):
-        data, source = storage.read_bytes(FILE), f"--resume: {storage.join(FILE)}"
+    if resumed and storage.exists(layout.START):
+        data, source = storage.read_bytes(layout.START), f"--resume: {storage.join(layout.START)}"
     else:
-        data, source = onnx_model.read(settings.onnx, "--onnx"), f"--onnx: {settings.onnx}"
+        data, source = onnx_model.read(onnx, "--onnx"), f"--onnx: {onnx}"
     sha256 = hashlib.sha256(data).hexdigest()
-    if previous and previous.get("onnx_sha256") != sha256:
+    if resumed and resumed.onnx_sha256 != sha256:
         raise SettingsError(f"{source} is not the file that the run began with (SHA-256 differs)")
-    if "hyperparameters" in onnx_model.metadata(onnx_model.load_verified(data, source)):
-        model, hp = onnx_model.rebuild(data, source)
-    else:
-        from mnist_ray.export import foreign
-
-        model, hp = foreign.read(data, source)
-    return Start(
-        data, sha256, hp, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    )
+    ours = "hyperparameters" in onnx_model.metadata(onnx_model.load_verified(data, source))
+    model, hp = (onnx_model.rebuild if ours else foreign.read)(data, source)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return Start(data, sha256, hp, weights)

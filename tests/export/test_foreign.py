@@ -80,7 +80,7 @@ def theirs(request: pytest.FixtureRequest) -> bytes:
 def test_it_goes_all_the_way_to_a_file_of_ours(theirs: bytes, tmp_path: Path) -> None:
     (tmp_path / "theirs.onnx").write_bytes(theirs)
     settings = SearchSettings(space="optimizer", onnx=str(tmp_path / "theirs.onnx"))
-    start = read_start(settings, RunStorage(str(tmp_path / "run")), None)
+    start = read_start(settings, spaces.find("optimizer"), RunStorage(str(tmp_path / "run")), None)
     assert start is not None
     hp = spaces.find("optimizer")(optuna.create_study().ask(), SHAPE, start=start.hyperparameters)
     assert json.loads(json.dumps(hp)) == hp

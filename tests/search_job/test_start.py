@@ -16,10 +16,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from mnist_ray import data, hyperparameters, models, spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.export import onnx_model
+from mnist_ray.run.about import About, now
 from mnist_ray.run.checkpoint import unpack
+from mnist_ray.run.layout import START
 from mnist_ray.run.publication import read_verified
-from mnist_ray.search_job.start import FILE, read_start
-from mnist_ray.settings import SearchSettings
+from mnist_ray.search_job.start import Start, read_start
+from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 from tests.support.runs import finish, search
@@ -67,9 +69,25 @@ def settings(model: Path | None, space: str = "optimizer") -> SearchSettings:
     return SearchSettings(space=space, onnx=str(model) if model else None, dataset="digits")
 
 
+def read(given: SearchSettings, storage: RunStorage, resumed: About | None) -> Start | None:
+    return read_start(given, spaces.find(given.space), storage, resumed)
+
+
+def previous(sha256: str, storage: RunStorage) -> About:
+    """A run that began with the file of that SHA-256."""
+    images = {"name": "digits", "sha256": "0" * 64, "train": 1, "val": 1, "classes": ["0"]}
+    facts = {
+        "name": "s4",
+        "state": "interrupted",
+        "settings": resolved(settings(None)),
+        "data": images,
+    }
+    return About.of(storage, {**facts, "start": now(), "onnx_sha256": sha256})
+
+
 @pytest.mark.parametrize("script", ["a", "b"])
 def test_ranges_are_the_documents(model: Path, tmp_path: Path, script: str) -> None:
-    start = read_start(settings(model), RunStorage(str(tmp_path)), None)
+    start = read(settings(model), RunStorage(str(tmp_path)), None)
     assert start is not None
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     hp = spaces.find("optimizer")(trial, DIGITS, start=start.hyperparameters, script=script)
@@ -87,7 +105,7 @@ def test_ranges_are_the_documents(model: Path, tmp_path: Path, script: str) -> N
 
 
 def test_the_first_step_begins_with_the_files_predictions(model: Path, tmp_path: Path) -> None:
-    start = read_start(settings(model), RunStorage(str(tmp_path)), None)
+    start = read(settings(model), RunStorage(str(tmp_path)), None)
     assert start is not None
     trial = optuna.create_study().ask()
     hp = spaces.find("optimizer")(trial, DIGITS, start=start.hyperparameters)
@@ -103,23 +121,23 @@ def test_the_first_step_begins_with_the_files_predictions(model: Path, tmp_path:
 
 def test_a_resume_reads_the_copy_and_checks_it(model: Path, tmp_path: Path) -> None:
     storage, content = RunStorage(str(tmp_path)), model.read_bytes()
-    previous = {"onnx_sha256": hashlib.sha256(content).hexdigest()}
-    storage.write_bytes(FILE, content)
+    resumed = previous(hashlib.sha256(content).hexdigest(), storage)
+    storage.write_bytes(START, content)
     gone = settings(Path("/does/not/exist.onnx"))
-    start = read_start(gone, storage, previous)
+    start = read(gone, storage, resumed)
     assert start is not None
     assert start.hyperparameters == HP
-    storage.write_bytes(FILE, content[:-1] + b"x")
+    storage.write_bytes(START, content[:-1] + b"x")
     with pytest.raises(
         SettingsError,
         match=r"--resume: .*start\.onnx is not the file that the run began with \(SHA-256 differs\)",
     ):
-        read_start(gone, storage, previous)
+        read(gone, storage, resumed)
     # Killed before the copy was made: the file itself, if it is still the same.
-    storage.delete(FILE)
-    assert read_start(settings(model), storage, previous) is not None
+    storage.delete(START)
+    assert read(settings(model), storage, resumed) is not None
     with pytest.raises(SettingsError, match="SHA-256 differs"):
-        read_start(settings(model), storage, {"onnx_sha256": "0"})
+        read(settings(model), storage, previous("0", storage))
 
 
 def test_what_is_refused(model: Path, tmp_path: Path) -> None:
@@ -137,7 +155,7 @@ def test_what_is_refused(model: Path, tmp_path: Path) -> None:
         (half, "optimizer", "--onnx: .*half.onnx is not an ONNX model or is damaged"),
     ):
         with pytest.raises(SettingsError, match=message) as caught:
-            read_start(settings(given, space), storage, None)
+            read(settings(given, space), storage, None)
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -210,7 +228,7 @@ def test_from_a_model_to_a_better_one(
     assert code == 0, output
     run = json.loads((tmp_path / "s4" / "run.json").read_text())
     assert run["onnx_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
-    assert (tmp_path / "s4" / FILE).read_bytes() == model.read_bytes()
+    assert (tmp_path / "s4" / START).read_bytes() == model.read_bytes()
     os.remove(tmp_path / "mine.onnx")
     stage = (
         "{epochs: 1, batch_size: trial, lr: trial, weight_decay: trial, optimizer: trial, seed: 1}"

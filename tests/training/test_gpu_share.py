@@ -80,21 +80,20 @@ def test_measured_on_a_gpu() -> None:
 
 
 ON_RAY = """
-import types
 import ray
-from mnist_ray import data
 from mnist_ray.training import gpu_share
-from mnist_ray.search_job import job as search
+from mnist_ray.search_job import placement
+from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     measure = gpu_share.measure
     gpu_share.measure = lambda *arguments: measure(*arguments, device="cpu")
-    settings = SearchSettings(dataset="digits", space_args=("min_width=8", "max_width=16"), gpus_per_trial="auto")
-    run = types.SimpleNamespace(settings=settings, split=data.load_split(settings), space=search._space(settings))
-    print("share", search._Run._share_of_gpu(run, [{"CPU": 2.0, "GPU": 1.0}]))
-    print("share", search._Run._share_of_gpu(run, [{"CPU": 2.0}]))
+    args = ("min_width=8", "max_width=16")
+    plan = prepare(SearchSettings(dataset="digits", space_args=args, gpus_per_trial="auto", dry_run=True))
+    print("share", placement.share_of_gpu(plan, [{"CPU": 2.0, "GPU": 1.0}]))
+    print("share", placement.share_of_gpu(plan, [{"CPU": 2.0}]))
 """
 
 

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import HISTORY, Records
-from mnist_ray.search_job.job import resumed_settings
+from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.study import studies
 from mnist_ray.study.pruners import make_pruner

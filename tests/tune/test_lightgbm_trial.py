@@ -14,7 +14,7 @@ lightgbm = pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not i
 from mnist_ray import data, spaces  # noqa: E402
 from mnist_ray.errors import CorruptFileError, SettingsError  # noqa: E402
 from mnist_ray.run.records import HISTORY  # noqa: E402
-from mnist_ray.search_job.job import _trainable_checked  # noqa: E402
+from mnist_ray.search_job.plan import prepare  # noqa: E402
 from mnist_ray.settings import SearchSettings  # noqa: E402
 from mnist_ray.storage import RunStorage  # noqa: E402
 from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack  # noqa: E402
@@ -146,9 +146,10 @@ def test_what_is_for_networks_is_refused(flags: dict[str, Any]) -> None:
         SettingsError,
         match=rf"^--{next(iter(flags))}[^\n]*: is for networks, and space 'lightgbm' trains none$",
     ):
-        _trainable_checked(SearchSettings(space="lightgbm", **flags))
-    assert not _trainable_checked(SearchSettings(space="lightgbm")).finetune
-    assert _trainable_checked(SearchSettings(**flags)) == SearchSettings(**flags)
+        prepare(SearchSettings(space="lightgbm", dataset="digits", dry_run=True, **flags))
+    plan = prepare(SearchSettings(space="lightgbm", dataset="digits", dry_run=True))
+    assert not plan.finetune
+    assert not plan.networks
 
 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

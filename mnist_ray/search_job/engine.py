@@ -1,0 +1,276 @@
+"""Second act of a search: its study is opened and restored, and Tune trains the trials."""
+
+import contextlib
+import functools
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+from ray import tune
+from tqdm import tqdm
+
+from mnist_ray import cluster, spaces, trackers
+from mnist_ray.errors import WorkError
+from mnist_ray.processes import temporary_folder
+from mnist_ray.run import layout
+from mnist_ray.run.records import Records
+from mnist_ray.search_job.keeper import Keeper
+from mnist_ray.search_job.plan import Plan
+from mnist_ray.settings import objectives
+from mnist_ray.study import studies
+from mnist_ray.tune import schedulers, watch
+from mnist_ray.tune.deterministic import DeterministicTrial, OrderedSearch
+from mnist_ray.tune.searcher import StudySearch
+from mnist_ray.tune.trainable import SummaryWarnings, TrainTrial, TrialContext
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A run's trials as its study has them; of a new run there are none."""
+
+    records: Records
+    past: dict[int, dict[int, float]]  # trial -> epoch -> value of the metric
+    continued: list[FrozenTrial]  # trials that were cut off and have a checkpoint
+
+
+# ---- the study
+
+
+@contextlib.contextmanager
+def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
+    """The run's study, and its journal's local file where that must be uploaded."""
+    s, storage = plan.settings, plan.storage
+    sampler = plan.sampler(s.seed + _seed_offset(plan))
+    common = (plan.study_name, s.metric, sampler, plan.pruner, plan.purpose, plan.objective_names)
+    if s.study:
+        with studies.opened(s.study) as shared:
+            yield studies.open_study(shared, *common), None
+        return
+    with temporary_folder("mray-study-") as folder:
+        local = storage.local_path
+        path = (local or folder) / layout.JOURNAL
+        if local is None and storage.exists(layout.JOURNAL):
+            path.write_bytes(storage.read_bytes(layout.JOURNAL))
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
+        yield (
+            studies.open_study(studies.journal_file(path), *common),
+            path if local is None else None,
+        )
+
+
+def _seed_offset(plan: Plan) -> int:
+    """Searches that share a study and a seed, which fixes the split, need other suggestions."""
+    return zlib.crc32(plan.name.encode()) if plan.settings.study else 0
+
+
+def restore(plan: Plan, study: optuna.Study) -> Restored:
+    """The run's trials from its study; those without a checkpoint are closed, to be tried again."""
+    s, storage = plan.settings, plan.storage
+    if plan.resumed:
+        # With the old seed it would suggest the first values again.
+        asked = len(study.get_trials(deepcopy=False))
+        study.sampler = plan.sampler(s.seed + _seed_offset(plan) + asked)
+    restored = Restored(Records(s.metric, s.trials, plan.objective_names), {}, [])
+    latest = _trainable(plan).LATEST
+    for frozen, record in studies.read_trials(study, plan.name, s.metric):
+        restored.past[record.number] = objectives.curve(frozen)
+        checkpoint = f"{layout.trial_folder(record.number)}/{latest}"
+        if record.state == "RUNNING" and (s.deterministic or storage.exists(checkpoint)):
+            restored.continued.append(frozen)
+            record.rows = {}  # the checkpoint has them all
+        elif record.state == "RUNNING":
+            studies.close_interrupted(study, frozen, record)
+        restored.records.add(record)
+    restored.records.resumed()
+    # An object store may have checkpoints of trials that the last upload of the journal did not
+    # know: their numbers are given anew.
+    for name in storage.list(layout.CHECKPOINTS):
+        if layout.trial_of(name) not in restored.records.trials:
+            storage.delete(name)
+    if plan.resumed:
+        trackers.forget_unknown(storage, restored.records.trials)
+    return restored
+
+
+# ---- training
+
+
+def train(
+    plan: Plan,
+    study: optuna.Study,
+    restored: Restored,
+    keeper: Keeper,
+    watchers: Sequence[trackers.Tracker],
+    folder: Path,
+) -> None:
+    """Trains what is left of the run's trials.
+
+    Args:
+        plan: A complete plan.
+        study: The run's study.
+        restored: See `restore`.
+        keeper: Told of every trial that ends.
+        watchers: Trackers to keep up to date.
+        folder: A local folder for what Tune itself writes.
+
+    Raises:
+        WorkError: The storage failed, or no trial succeeded.
+    """
+    records, s = restored.records, plan.settings
+    remaining = s.trials - records.settled()
+    # A bar in a terminal, nothing in a job's log.
+    bar = tqdm(
+        total=s.trials,
+        initial=records.settled(),
+        unit="trial",
+        disable=None,
+        dynamic_ncols=True,
+        leave=False,
+    )
+
+    def settled(number: int) -> None:
+        bar.write(records.line(number))
+        sys.stdout.flush()
+        bar.set_postfix_str(f"best {records.best[1][s.metric]:.4f}" if records.best else "")
+        bar.update()
+        keeper.settled(number)
+
+    # A search that has ended is still made known to a tracker that is new to it.
+    with bar, trackers.following(watchers, records):
+        if remaining > 0:
+            searcher = _searcher(plan, study, restored, settled)
+            with watch.patched_tune(searcher.worker_lost):
+                _tuner(plan, searcher, restored, remaining, folder).fit()
+            searcher.close()
+            if searcher.storage_error:
+                raise WorkError(
+                    f"storage failed: {searcher.storage_error}; "
+                    f"when it works again: {plan.resume_command}"
+                )
+    keeper.save()
+    if _is_population(plan):
+        for name in plan.storage.list(layout.TUNE):
+            if "/checkpoint_" in name:
+                plan.storage.delete(name)
+    if records.best is None:
+        reasons = sorted({r.reason for r in records.trials.values()})
+        raise WorkError(f"no trial of {len(records.trials)} succeeded: {'; '.join(reasons)[:400]}")
+
+
+def _is_population(plan: Plan) -> bool:
+    """Whether trials take turns: all of them are begun, and Tune keeps their states."""
+    return plan.settings.scheduler == "pbt"
+
+
+def best_files(plan: Plan) -> dict[str, str]:
+    """Names of a best epoch's files in its trial's folder, and their names in best/."""
+    return dict(_trainable(plan).BEST)
+
+
+def _trainable(plan: Plan) -> Any:
+    return spaces.trainable(spaces.find(plan.settings.space))
+
+
+def _searcher(
+    plan: Plan, study: optuna.Study, restored: Restored, settled: Callable[[int], None]
+) -> StudySearch:
+    """The searcher, which suggests from the study and tells it how trials end."""
+    s, placed = plan.settings, plan.placed
+    options: dict[str, Any] = {
+        "run": plan.name,
+        "max_epochs": s.max_epochs,
+        "on_settled": settled,
+        "continued": restored.continued,
+        "retried": studies.to_try_again(study, plan.name),
+        "points": studies.remaining_points(study, plan.name, plan.points),
+    }
+    parts = (study, plan.space, restored.records)
+    if s.deterministic:
+        seeds = functools.partial(_seed_of_place, s.seed)
+        return OrderedSearch(
+            *parts, **options, window=placed.slots, sampler=lambda place: plan.sampler(seeds(place))
+        )
+    if _is_population(plan):
+        return StudySearch(*parts, **options)
+    if s.max_concurrent is None:
+        slots: Callable[[], float] = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)
+    else:
+        slots = functools.partial(min, placed.slots, s.trials)
+    return StudySearch(*parts, **options, slots=slots)
+
+
+def _seed_of_place(seed: int, place: int) -> int:
+    """A seed for the suggestion of the run's trial of that place."""
+    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+
+
+def _tuner(
+    plan: Plan, searcher: StudySearch, restored: Restored, remaining: int, folder: Path
+) -> tune.Tuner:
+    s, placed, split = plan.settings, plan.placed, plan.split
+    population = _is_population(plan)
+    trainable = _trainable(plan)
+    context = TrialContext(
+        run=plan.storage.uri,
+        metric=s.metric,
+        max_epochs=s.max_epochs,
+        seed=s.seed,
+        precision=placed.precision,
+        cpus=s.cpus_per_trial,
+        gpus=placed.gpus,
+        latency="latency" in plan.objective_names,
+        augment=s.augment,
+        tensorboard=s.tensorboard,
+        activations=s.activations,
+    )
+    with_data = tune.with_parameters(
+        DeterministicTrial if s.deterministic and trainable is TrainTrial else trainable,
+        context=context,
+        images=split.images.images,
+        labels=split.images.labels,
+        train=split.train,
+        val=split.val,
+        start=plan.start.weights if plan.start else None,
+    )
+    # The searcher alone decides how many trials are handed out.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)
+    callbacks = [watch.Watch(searcher, plan.trial_timeout, s.trial_timeout), SummaryWarnings()]
+    return tune.Tuner(
+        tune.with_resources(with_data, {"cpu": s.cpus_per_trial, "gpu": placed.gpus}),
+        tune_config=tune.TuneConfig(
+            metric=s.metric,
+            mode=searcher.mode,
+            search_alg=searcher,
+            scheduler=schedulers.make(s, restored.past, searcher),
+            num_samples=remaining,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=layout.TUNE,
+            # Of what Tune keeps only a population's states are read again, by any node.
+            storage_path=plan.storage.uri if population else str(folder),
+            stop=schedulers.Ending(searcher, plan.time_budget),
+            failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
+            callbacks=callbacks,
+            # Trials keep their own checkpoints (see tune/trainable.py). A population's state that
+            # is to be copied must outlive the next one of its trial.
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_at_end=False, num_to_keep=4 if population else None
+            ),
+            verbose=1 if s.verbose else 0,
+        ),
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    """The number that a trial has everywhere else, in place of all its settings."""
+    return f"trial-{trial.config['number']:05d}"

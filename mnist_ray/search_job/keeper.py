@@ -1,0 +1,153 @@
+"""What a search keeps in the run's directory: run.json, best/, the tables, the study's journal."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.run import layout, records
+from mnist_ray.run.about import About, now
+from mnist_ray.run.records import Records
+from mnist_ray.search_job.plan import Plan
+from mnist_ray.settings import without_password
+from mnist_ray.storage import RunStorage
+
+SAVE_EVERY = 5.0  # seconds between writings of the tables; the study itself is always up to date
+PACKAGES = ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")
+
+
+def claim(plan: Plan) -> About:
+    """Writes run.json, or takes the one of the run that goes on, and keeps the file of --onnx."""
+    storage = plan.storage
+    if plan.resumed:
+        about = plan.resumed.patch(settings=plan.recorded_settings(), state="searching")
+    else:
+        if plan.settings.overwrite:
+            for part in {file.partition("/")[0] for file in storage.list()} - {
+                layout.lease_file("search")
+            }:
+                storage.delete(part)
+        taken = f"--name: another search has just taken the name at {storage.uri}; give another"
+        about = About.claim(storage, _facts(plan), taken)
+    if plan.start and not storage.exists(layout.START):
+        storage.write_bytes(layout.START, plan.start.data)
+    return about
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """A new run.json."""
+    images, train, val, _ = plan.split
+    return {
+        "name": plan.name,
+        "state": "searching",
+        "settings": plan.recorded_settings(),
+        "seed": plan.settings.seed,
+        "points": list(plan.points),
+        **({"onnx_sha256": plan.start.sha256} if plan.start else {}),
+        "command": without_password(shlex.join(sys.argv)),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "data": {
+            "name": images.name,
+            "sha256": images.sha256,
+            "train": len(train),
+            "val": len(val),
+            "classes": list(images.classes),
+        },
+        "machine": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
+        "start": now(),
+        "end": None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # ours, in a shipped working directory
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        out = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+class Keeper:
+    """Brings the run's directory up to date while trials end.
+
+    Args:
+        storage: The run's directory.
+        records: The trials; the search adds to them.
+        best_files: Names of the best epoch's files in a trial's folder, and their names in best/.
+        journal: The study's local file, where it must be uploaded; else None.
+        resumed: Whether best/ may hold the best epoch already.
+    """
+
+    def __init__(
+        self,
+        storage: RunStorage,
+        records: Records,
+        best_files: Mapping[str, str],
+        journal: Path | None,
+        resumed: bool,
+    ) -> None:
+        self.storage, self.records, self.best_files = storage, records, best_files
+        self.journal, self.resumed = journal, resumed
+        # Settled trials whose checkpoints are still there.
+        self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
+        self._saved_at = -SAVE_EVERY
+        self._kept: tuple[int, int] | None = None  # trial and epoch in best/
+
+    def settled(self, number: int) -> None:
+        """Takes note of a trial's end, which the study knows already."""
+        self._unswept.add(number)
+        if time.monotonic() - self._saved_at >= SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Writes best/, the tables and the journal, and removes losers' checkpoints."""
+        self._keep_best()
+        holder = self.records.best[0] if self.records.best else None
+        for number in list(self._unswept):
+            if number != holder or (self._kept and self._kept[0] == number):
+                self.storage.delete(layout.trial_folder(number))
+                self._unswept.discard(number)
+        self.storage.write_bytes(layout.TRIALS, records.parquet(self.records.trials_table()))
+        self.storage.write_bytes(layout.HISTORY, records.parquet(self.records.history_table()))
+        if self.journal is not None:
+            self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
+        self._saved_at = time.monotonic()
+
+    def _keep_best(self) -> None:
+        """Copies the best epoch's files from its trial's folder to best/."""
+        if self.records.best is None:
+            return
+        number, row = self.records.best
+        if self._kept == (number, row["epoch"]):
+            return
+        folder = layout.trial_folder(number)
+        if self.resumed and not self.storage.exists(f"{folder}/{list(self.best_files)[-1]}"):
+            return  # kept before the interruption
+        for file, kept in self.best_files.items():
+            content = self.storage.read_bytes(f"{folder}/{file}")
+            self.storage.write_bytes(f"{layout.BEST}/{kept}", content)
+        self._kept = (number, row["epoch"])

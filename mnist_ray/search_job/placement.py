@@ -1,0 +1,60 @@
+"""The plan on a cluster: a trial's share of a GPU, how many trials run at a time, the precision."""
+
+import dataclasses
+import math
+from typing import Any
+
+import optuna
+import ray
+
+from mnist_ray import cluster
+from mnist_ray.search_job.plan import Placement, Plan
+from mnist_ray.study.samplers import UpperEnd, make_sampler
+from mnist_ray.training import gpu_share
+
+DRAWN = 9  # suggestions of each kind, among which the largest and the median network are looked for
+
+
+def complete(plan: Plan) -> Plan:
+    """The plan with its placement on the cluster that this process is connected to.
+
+    Raises:
+        SettingsError: no node holds a trial.
+    """
+    s = plan.settings
+    each, maximum = cluster.nodes(), cluster.autoscaler_maximum()
+    gpus = share_of_gpu(plan, [*each, maximum]) if s.gpus_per_trial == "auto" else s.gpus_per_trial
+    gpus = float(gpus)
+    cluster.check_fits(s.cpus_per_trial, gpus, each, maximum)
+    slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, gpus, each, maximum)
+    # What depends on the machine must not depend on the next one.
+    precision = "fp32" if s.deterministic and s.precision == "auto" else s.precision
+    return dataclasses.replace(plan, placement=Placement(gpus, slots, precision, maximum))
+
+
+def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:
+    """A trial's share of a GPU, measured by a task on one of them; 0 where no node has any."""
+    with_gpu = [node for node in each if node.get("GPU")]
+    if not with_gpu:
+        return 0
+    s, images = plan.settings, plan.split.images
+    cpus = min(node.get("CPU", 1) / node["GPU"] for node in with_gpu)  # beside one GPU
+
+    def suggestions(sampler: optuna.samplers.BaseSampler) -> list[dict[str, Any]]:
+        study = optuna.create_study(sampler=sampler)
+        return [plan.space(study.ask()) for _ in range(DRAWN)]
+
+    drawn = suggestions(make_sampler("random", s.seed, {}))
+    largest = [*suggestions(UpperEnd(s.seed)), *drawn]
+    data_bytes = images.images.nbytes + images.labels.nbytes
+    slots = min(cpus / s.cpus_per_trial, s.max_concurrent or math.inf)
+    print("--gpus-per-trial auto: measuring on a GPU, as soon as one is free", flush=True)
+    measure = ray.remote(num_gpus=1, num_cpus=min(s.cpus_per_trial, cpus))(gpu_share.measure)
+    try:
+        found = ray.get(
+            measure.remote(largest, drawn, data_bytes, slots, s.cpus_per_trial, s.precision)
+        )
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    print(f"--gpus-per-trial auto: {1 / found.trials:g}; {found}", flush=True)
+    return 1 / float(found.trials)

@@ -1,0 +1,359 @@
+"""First act of a search: `prepare` parses every setting once and refuses what cannot work.
+
+Nothing is started and, but for a probe of the storage, nothing is written.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+import yaml
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from mnist_ray import cluster, data, hyperparameters, spaces, trackers
+from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.finetune_job.stages import read_stages
+from mnist_ray.run import layout
+from mnist_ray.run.about import About
+from mnist_ray.search_job.start import Start, read_start
+from mnist_ray.settings import (
+    SearchSettings,
+    check_search,
+    duration,
+    key_values,
+    objectives,
+    resolved,
+)
+from mnist_ray.storage import RunStorage, check_writable, open_run
+from mnist_ray.study import studies
+from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.samplers import make_sampler
+
+# Options of one command, not of the run.
+ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}
+# What --resume may change: how much is trained and where, not what.
+CHANGEABLE = {
+    *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
+    "finetune", "stages", "data_dir", "trial_timeout", "committee", "tensorboard", "activations",
+    "mlflow", "wandb",
+}  # fmt: skip
+# These decide on the result too: --deterministic lets none of them change.
+FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
+
+SUGGESTIONS = 10  # that are checked before anything starts
+
+Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What only the cluster knows: the GPUs of one trial, trials at a time, the precision."""
+
+    gpus: float
+    slots: int
+    precision: str
+    maximum: Mapping[str, float]  # resources that an autoscaler may bring
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, every text parsed. `placement.complete` adds what only the cluster knows."""
+
+    settings: SearchSettings  # with --resume: the run's, with the changes that are allowed
+    name: str
+    storage: RunStorage
+    resumed: About | None  # the run that goes on
+    split: data.Split
+    space: Space  # with its options and the data set bound to it
+    networks: bool  # whether its trials are networks, which can be exported
+    objective_names: tuple[str, ...]  # () where the metric is the only objective
+    sampler_name: str
+    sampler_args: Mapping[str, str]
+    pruner: BasePruner | None
+    time_budget: float | None  # seconds
+    trial_timeout: float | None  # seconds
+    finetune: bool
+    start: Start | None
+    purpose: Mapping[str, Any]  # equal for searches that may share a study
+    points: tuple[dict[str, Any], ...] = ()
+    older: tuple[FrozenTrial, ...] = ()
+    placement: Placement | None = None
+
+    @property
+    def placed(self) -> Placement:
+        """The placement of a complete plan."""
+        assert self.placement is not None
+        return self.placement
+
+    @property
+    def study_name(self) -> str:
+        """The study's name in its storage."""
+        return self.settings.study_name or self.name
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this search."""
+        s = self.settings
+        if s.scheduler == "pbt":
+            return "python jobs/search.py … --overwrite (a PBT run cannot be resumed)"
+        return f"python jobs/search.py --storage {s.storage} --name {self.name} --resume"
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """A new sampler with this seed."""
+        return make_sampler(self.sampler_name, seed % 2**32, self.sampler_args)
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """The settings as run.json holds them: with what was found out, so that a resume agrees."""
+        s = self.settings
+        found: dict[str, Any] = {
+            "name": self.name,
+            "val_by": self.split.val_by,
+            "finetune": self.finetune,
+            "sampler": self.sampler_name,
+        }
+        if self.placement and s.gpus_per_trial == "auto":
+            found["gpus_per_trial"] = self.placement.gpus
+        if self.placement and s.deterministic:
+            found |= {"max_concurrent": self.placement.slots, "precision": self.placement.precision}
+        return {**resolved(s), **found}
+
+
+def prepare(settings: SearchSettings) -> Plan:
+    """The search that these settings mean.
+
+    Raises:
+        SettingsError: names the flag; nothing has been started.
+    """
+    check_search(settings)
+    name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    storage = open_run(settings.storage, name)
+    resumed = About.read(storage, "--resume") if settings.resume else None
+    if resumed:
+        settings = resumed_settings(settings, resumed.settings)
+        check_search(settings)
+    trackers.check(settings)
+    found = spaces.find(settings.space)
+    networks = spaces.of_networks(found)
+    _check_trainable(settings, networks)
+    options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
+    split = data.load_split(settings)
+    if resumed and resumed.data.sha256 != split.images.sha256:
+        raise SettingsError(
+            f"--data-dir: the images are not those that the run at {storage.uri} began with "
+            "(SHA-256 differs)"
+        )
+    start = read_start(settings, found, storage, resumed)
+    if start:
+        options["start"] = start.hyperparameters
+    plan = Plan(
+        settings=settings,
+        name=name,
+        storage=storage,
+        resumed=resumed,
+        split=split,
+        space=functools.partial(found, **options, data=data_shape(split.images)),
+        networks=networks,
+        objective_names=objectives.names(settings.objectives),
+        # A population's configurations change while they train: no sampler could learn from them.
+        sampler_name="random" if settings.scheduler == "pbt" else settings.sampler,
+        sampler_args=key_values(settings.sampler_args, "--sampler-args"),
+        pruner=make_pruner(settings),
+        time_budget=duration(settings.time_budget, "--time-budget"),
+        trial_timeout=duration(settings.trial_timeout, "--trial-timeout"),
+        finetune=settings.finetune and networks,
+        start=start,
+        purpose=_purpose(settings, split, start),
+    )
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _check_parts(plan)
+    plan = _with_older_knowledge(plan)
+    if not settings.dry_run:
+        if settings.study:
+            _check_study(plan)
+        _check_place(plan)
+    return plan
+
+
+def describe(plan: Plan) -> str:
+    """What --dry-run prints: the settings as YAML and the first suggestions, points first."""
+    study = optuna.create_study(sampler=plan.sampler(plan.settings.seed))
+    for point in plan.points:
+        study.enqueue_trial(point)
+    suggestions = [
+        f"suggestion {i}: {json.dumps(plan.space(study.ask()))}"
+        for i in range(min(3, plan.settings.trials))
+    ]
+    return yaml.safe_dump(plan.recorded_settings(), sort_keys=False) + "\n".join(suggestions)
+
+
+def data_shape(images: data.Images) -> spaces.DataShape:
+    """What a space is told of a data set."""
+    channels, height, width = images.shape
+    return spaces.DataShape(channels, (height, width), len(images.classes), images.mean, images.std)
+
+
+# ---- a run that goes on
+
+
+def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSettings:
+    """The settings of run.json, with those options of the command that may change.
+
+    Raises:
+        SettingsError: another value was given for an option that may not change.
+    """
+    values = resolved(now)
+    before = {"val_by": "class", **before}  # the rule of runs that record none
+    changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
+    for key in sorted(now.given - changeable):
+        same = values[key] == before.get(key) or (
+            key == "study" and _same_place(values[key], before.get(key))
+        )
+        if not same:
+            flag = f"--{key.replace('_', '-')}"
+            raise SettingsError(
+                f"{flag}: {values[key]!r} was given, but the run has {before.get(key)!r}, "
+                "which stays"
+            )
+    kept: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in before.items()
+        if key in values and key not in now.given | ONE_TIME
+    }
+    return dataclasses.replace(now, **kept)
+
+
+def _same_place(one: str | None, other: str | None) -> bool:
+    """Whether two URLs differ at most in how the password is given: literally or as ${VAR}."""
+    masked = [url and re.sub(r":\$\{\w+\}@", ":***@", url) for url in (one, other)]
+    return one is not None and masked[0] == masked[1]
+
+
+# ---- checks
+
+
+def _check_trainable(settings: SearchSettings, networks: bool) -> None:
+    """SettingsError where an option needs networks, and the space's trials are none."""
+    if networks:
+        if settings.scheduler == "pbt":
+            from mnist_ray.tune import population  # noqa: PLC0415 (seconds at start)
+
+            population.check(settings, networks)
+        return
+    for flag, wanted in (
+        ("--objectives latency", "latency" in objectives.names(settings.objectives)),
+        ("--augment", settings.augment != "none"),
+        ("--scheduler pbt", settings.scheduler == "pbt"),
+        ("--tensorboard", settings.tensorboard),
+        ("--gpus-per-trial auto", settings.gpus_per_trial == "auto"),
+    ):
+        if wanted:
+            raise SettingsError(
+                f"{flag}: is for networks, and space {settings.space!r} trains none"
+            )
+    if settings.finetune and not settings.dry_run:
+        print(
+            f"--no-finetune is implied: space {settings.space!r} gives no network to export",
+            flush=True,
+        )
+
+
+def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -> dict[str, Any]:
+    """What searches that share a study must agree in, or their values could not be compared."""
+    return {
+        "dataset": settings.dataset,
+        "train_images": len(split.train),
+        "val_images": len(split.val),
+        "space": settings.space,
+        "space_args": sorted(settings.space_args),
+        "metric": settings.metric,
+        "max_epochs": settings.max_epochs,
+        **(
+            {"objectives": list(objectives.names(settings.objectives))}
+            if settings.objectives
+            else {}
+        ),
+        **({"augment": settings.augment} if settings.augment != "none" else {}),
+        **({"onnx_sha256": start.sha256} if start else {}),
+    }
+
+
+def _check_parts(plan: Plan) -> None:
+    """SettingsError where sampler, scheduler or space cannot do what is asked of them."""
+    s = plan.settings
+    make = functools.partial(plan.sampler, s.seed)
+    make()
+    objectives.check_parts(s, make, plan.pruner)
+
+    def validated(trial: optuna.Trial) -> dict[str, Any]:
+        hp = plan.space(trial)
+        try:
+            return hyperparameters.validate(hp)
+        except SettingsError as error:
+            raise SettingsError(
+                f"--space: {s.space!r} returns a dict that cannot work: {error}"
+            ) from error
+
+    try:
+        studies.ranges(validated, samples=SUGGESTIONS)
+    except ValueError as error:  # Optuna's, of an empty range
+        raise SettingsError(
+            f"--space-args: space {s.space!r} has no suggestion with them: {first_line(error)}"
+        ) from error
+    if plan.finetune:
+        read_stages(s.stages)  # a misspelt file is found now, not after the search
+
+
+def _with_older_knowledge(plan: Plan) -> Plan:
+    """The plan with --points and with the trials that --warm-start names."""
+    s, resumed = plan.settings, plan.resumed
+    points = (
+        resumed.points if resumed else studies.read_points(s.points, plan.space) if s.points else ()
+    )
+    older: list[FrozenTrial] = []
+    if s.warm_start and not (resumed and resumed.warm_started):
+        older = studies.older_trials(
+            s.warm_start, s.metric, plan.purpose, plan.space, plan.objective_names
+        )
+    return dataclasses.replace(plan, points=tuple(points), older=tuple(older))
+
+
+def _check_study(plan: Plan) -> None:
+    """SettingsError where --study is another search's, or is gone."""
+    s = plan.settings
+    assert s.study is not None
+    if plan.resumed and s.study == "memory":
+        raise SettingsError("--resume: the run's study was in memory and has ended with it")
+    with studies.opened(s.study) as storage:
+        study = studies.existing(storage, plan.study_name)
+        if study is None and plan.resumed:
+            raise SettingsError(
+                f"--study: there is no study {plan.study_name!r}, with which the run began"
+            )
+        if study:
+            studies.check_study(study, s.metric, plan.purpose, plan.space, plan.objective_names)
+            if not plan.resumed:
+                studies.check_run(study, plan.name)
+            if s.deterministic:
+                studies.check_alone(study, plan.name)
+
+
+def _check_place(plan: Plan) -> None:
+    """SettingsError where the storage, the name or this machine cannot take the run."""
+    s = plan.settings
+    check_writable(s.storage)
+    if not (s.resume or s.overwrite) and plan.storage.exists(layout.RUN):
+        raise SettingsError(
+            f"--name: a run is there already at {plan.storage.uri}; "
+            "give another name, --resume or --overwrite"
+        )
+    if not cluster.running():
+        gpus = 0 if isinstance(s.gpus_per_trial, str) else s.gpus_per_trial
+        cluster.check_fits(s.cpus_per_trial, gpus, [cluster.machine_resources(gpus > 0)], {})

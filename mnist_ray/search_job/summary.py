@@ -1,0 +1,82 @@
+"""Third act of a search: what it found, as text."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from mnist_ray.run import records
+from mnist_ray.run.records import Records
+from mnist_ray.settings import objectives
+from mnist_ray.study import importance
+
+HEADER = ("trial", "state", "epoch", "val_accuracy", "val_loss", "parameters", "settings")
+
+
+def text(run: Records, study: optuna.Study) -> str:
+    """How the trials ended, the five best, each parameter's importance, and the Pareto front."""
+    trials = run.trials.values()
+    states = Counter(r.state for r in trials)
+    failed = Counter(r.reason for r in trials if r.state == "FAIL")
+    parts = [
+        f"{len(trials)} trials: {states['COMPLETE']} complete, {states['PRUNED']} pruned, "
+        f"{states['FAIL']} failed" + "".join(f"\n  {n} × {reason}" for reason, n in failed.items())
+    ]
+    best = [
+        [
+            r.number,
+            r.state,
+            row["epoch"],
+            f"{row['val_accuracy']:.4f}",
+            f"{row['val_loss']:.4f}",
+            r.n_parameters,
+            short(r.params),
+        ]
+        for r, row in run.top(5)
+    ]
+    parts.append(records.table_text(HEADER, best))
+    exploits = sum(len(r.exploits) for r in trials)
+    if exploits:
+        parts.append(
+            f"{exploits} times a trial continued with another's weights; "
+            "the settings above are those that each trial began with"
+        )
+    else:  # the values are those of the settings
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        of_metric = [objectives.single(trial, run.objectives, run.metric) for trial in complete]
+        parts.append(
+            importance.text(of_metric, objectives.DIRECTIONS[objectives.OF_METRIC[run.metric]])
+        )
+    if run.objectives:
+        parts.append(front(run))
+    return "\n".join(parts)
+
+
+def front(run: Records) -> str:
+    """The Pareto front as a table, best by the first objective first."""
+    found = run.front()
+    if not found:
+        return "Pareto front: no trial is complete"
+    sign = -1 if objectives.DIRECTIONS[run.objectives[0]] == "maximize" else 1
+    lines = [
+        [number, *objectives.cells(run.objectives, found[number]), short(run.trials[number].params)]
+        for number in sorted(found, key=lambda n: sign * found[n][0])
+    ]
+    units = ["latency (ms)" if name == "latency" else name for name in run.objectives]
+    return "Pareto front of the complete trials:\n" + records.table_text(
+        ["trial", *units, "settings"], lines
+    )
+
+
+def short(params: Mapping[str, Any]) -> str:
+    """Parameters on one line."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        rounded = f"{value:.3g}"
+        return f"{value:.6g}" if rounded == "1" else rounded  # 0.9996 and 0.9999 differ as beta2
+
+    return " ".join(f"{name}={text(value)}" for name, value in params.items())
