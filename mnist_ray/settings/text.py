@@ -1,21 +1,133 @@
-"""What a person names as text: an object by "module:attribute", and a function's options by KEY=VALUE."""
+"""Text forms of values: lists from Python, durations, KEY=VALUE, module:attribute, YAML.
+
+Also the recipes of this package, which are named in place of a YAML file.
+"""
 
 import importlib
 import inspect
+import operator
 import os
+import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
 
 from mnist_ray.errors import SettingsError, described
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str)}
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+WRONG = object()  # no value of the wanted type
+
+
+# ---- values from Python
+
+
+def converted(value: Any, kind: Any, name: str) -> Any:
+    """A value from Python as the option's type has it.
+
+    A path becomes text, a dict KEY=VALUE texts, a list a tuple, a NumPy number a plain one.
+
+    Args:
+        value: What a person gave.
+        kind: The option's annotation.
+        name: The option's name, for the error.
+
+    Raises:
+        SettingsError: The value is not of that type.
+    """
+    kinds = (kind,) if get_origin(kind) in (None, Literal, tuple, frozenset) else get_args(kind)
+    for each in kinds:
+        found = _as(value, each)
+        if found is not WRONG:
+            return found
+    allowed = " or ".join(_described(each) for each in kinds)
+    raise SettingsError(f"{name}: {value!r} is not allowed; expected {allowed}")
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """The value as that one type, or WRONG."""
+    result = WRONG
+    if get_origin(kind) is Literal:
+        result = value if isinstance(value, str) and value in get_args(kind) else WRONG
+    elif get_origin(kind) is tuple and isinstance(value, Mapping):
+        result = tuple(f"{key}={each}" for key, each in value.items())
+    elif get_origin(kind) is tuple and isinstance(value, list | tuple):
+        result = tuple(map(str, value))
+    elif kind is str and isinstance(value, str | os.PathLike):
+        result = os.fspath(value)
+    elif kind is int and hasattr(value, "__index__") and not isinstance(value, bool):
+        result = operator.index(value)
+    elif kind is float and isinstance(value, Real) and not isinstance(value, bool):
+        result = value if isinstance(value, int | float) else float(value)
+    elif kind in (bool, NoneType) or get_origin(kind) is frozenset:
+        result = value if isinstance(value, get_origin(kind) or kind) else WRONG
+    return result
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list or a dict"
+    return {str: "text", int: "a whole number", float: "a number", NoneType: "None"}.get(
+        kind, "True or False"
+    )
+
+
+# ---- texts
+
+
+def key_values(pairs: Sequence[str], flag: str) -> dict[str, str]:
+    """("a=1", "b=2") as {"a": "1", "b": "2"}; else raises SettingsError naming the flag."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise SettingsError(f"{flag}: {pair!r} is not of the form KEY=VALUE")
+        result[key] = value
+    return result
+
+
+def duration(text: str | None, flag: str) -> float | None:
+    """Seconds of "90s", "30m", "2h", or of a number of seconds; None stays None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
+    if not match or float(match[1]) <= 0:
+        raise SettingsError(
+            f"{flag}: {text!r} is not a duration; expected a number with s, m, h or d, as 30m"
+        )
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def without_password(text: str) -> str:
+    """A URL, or a command that holds one, with *** for its password; the name ${VAR} stays."""
+
+    def hidden(match: re.Match[str]) -> str:
+        return match[0] if re.fullmatch(r"\$\{\w+\}", match[2]) else f"{match[1]}***{match[3]}"
+
+    text = re.sub(r"(://[^:/\s]*:)(\S*)(@)", hidden, text)  # to the last @: a password may hold one
+    return re.sub(r"([?&](?:\w*password|passwd|pwd)=)([^&#\s]*)()", hidden, text)
+
+
+# ---- what a text names
 
 
 def load(path: str, flag: str, known: Iterable[str]) -> Any:
     """The object that "module:attribute" names; a module in the working directory is found too.
 
-    Raises SettingsError naming the flag, and the `known` names that could have been given instead.
+    Args:
+        path: What a person gave.
+        flag: Its option, for the error.
+        known: The names that could have been given instead, for the error.
+
+    Raises:
+        SettingsError: There is no such object, or its module cannot be imported.
     """
     module, _, attribute = path.partition(":")
     if not (module and attribute):
@@ -37,38 +149,98 @@ def arguments(
     owner: str,
     reserved: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Texts as keyword arguments of a function, each converted to the type in its signature: bool, int, float or str.
+    """Texts as keyword arguments of a function, of the types in its signature.
 
-    owner: whose options they are, for the messages. reserved: options that are not for a person to give.
-    Raises SettingsError naming flag and key where the function has no such option or the text is not of its type.
+    Args:
+        function: Takes plain values only: bool, int, float or str.
+        given: Option and text.
+        flag: The option that holds them, for the error.
+        owner: Whose options they are, for the error.
+        reserved: Options that are not for a person to give.
+
+    Raises:
+        SettingsError: The function has no such option, or the text is not of its type.
     """
-    known = {
-        p.name: p
+    kinds = {
+        p.name: kind
         for p in inspect.signature(function).parameters.values()
-        if p.default is not p.empty and p.name not in reserved and _kind(p) is not None
+        if p.default is not p.empty and p.name not in reserved and (kind := _kind(p)) is not None
     }
     result: dict[str, Any] = {}
     for key, text in given.items():
-        kind = _kind(known[key]) if key in known else None
-        if kind is None:
+        if key not in kinds:
             raise SettingsError(
-                f"{flag}: {owner} has no option {key!r}; it has {', '.join(known) if known else 'none'}"
+                f"{flag}: {owner} has no option {key!r}; it has {', '.join(kinds) or 'none'}"
             )
+        kind = kinds[key]
         try:
-            result[key] = (
-                {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-            )
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
             expected = "true or false" if kind is bool else f"a value of type {kind.__name__}"
             raise SettingsError(
                 f"{flag}: {key}={text!r} is not allowed; expected {expected}"
             ) from error
+        result[key] = value
     return result
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:
-    """The type to convert to: the annotation's ("int | None" is int), else the default's; None where neither is plain."""
+    """The annotation's type ("int | None" is int), else the default's; None where not plain."""
     annotation = parameter.annotation
     name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kind = KINDS.get(name.split(" | ")[0])
     return kind or KINDS.get(type(parameter.default).__name__)
+
+
+# ---- YAML
+
+
+def packaged(path: str, prefix: str = "") -> str:
+    """The YAML file that a person means: a file of that path, or a recipe of this package.
+
+    A recipe is named as "default", or by its old path "jobs/recipes/default.yaml"; `prefix` may be
+    left out of its name. Any other path is returned as it is.
+    """
+    if Path(path).is_file():
+        return path
+    name = Path(path).name.removesuffix(".yaml") if re.search(r"(^|/)jobs/recipes/", path) else path
+    if re.fullmatch(r"[\w-]+", name):
+        for found in (
+            RECIPES / f"{prefix}{name}.yaml",
+            RECIPES / f"{name}.yaml",
+            RECIPES / "points" / f"{name}.yaml",
+        ):
+            if found.is_file():
+                return str(found)
+    return path
+
+
+def load_yaml(path: str, where: str) -> Any:
+    """What a YAML file without Python tags holds.
+
+    Raises:
+        SettingsError: It cannot be read or parsed; the message begins with `where`.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"{where}: is not plain YAML: {one_line(str(error))}") from error
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """What a YAML file holds, which must be a mapping; else raises SettingsError."""
+    values = load_yaml(path, path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SettingsError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces for its line ends."""
+    return re.sub(r"\s+", " ", text).strip()

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.settings import SearchSettings, check_search, duration, key_values, parse
+from mnist_ray.settings import SearchSettings, check_search, parse
 
 
 def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
@@ -184,18 +184,6 @@ def test_any_command_line_as_a_whole_process(seed: int, tmp_path: Path) -> None:
     if out.returncode:
         assert len((out.stdout + out.stderr).strip().splitlines()) == 1, (argv, out.stderr)
         assert list(tmp_path.iterdir()) == []
-
-
-def test_durations_and_pairs() -> None:
-    assert [duration(text, "-") for text in ("90s", "30m", "2h", "1.5d", "7", None)] == [
-        90,
-        1800,
-        7200,
-        129600,
-        7,
-        None,
-    ]
-    assert key_values(("a=1", "b=c=d"), "-") == {"a": "1", "b": "c=d"}
 
 
 def test_a_wrong_flag_exits_with_2_and_one_line() -> None:

@@ -1,0 +1,102 @@
+"""The checks of settings that need no data, no storage and no Ray."""
+
+import itertools
+from collections.abc import Iterator
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import objectives
+from mnist_ray.settings.options import SearchSettings
+from mnist_ray.settings.text import duration, key_values
+
+LEAST = {
+    "trials": 1,
+    "max_epochs": 1,
+    "grace_period": 1,
+    "reduction_factor": 2,
+    "committee": 1,
+    "max_concurrent": 1,
+    "seed": 0,
+    "train_images": 1,
+    "val_images": 1,
+}
+
+
+def check_search(s: SearchSettings) -> None:
+    """Checks the settings of a search.
+
+    Raises:
+        SettingsError: A value is not allowed, or two options exclude each other; names the flag.
+    """
+    for name, least in LEAST.items():
+        _at_least(name, getattr(s, name), least)
+    problem = next(itertools.chain(_numbers(s), _exclusions(s)), None)
+    if problem:
+        raise SettingsError(problem)
+    duration(s.time_budget, "--time-budget")
+    duration(s.trial_timeout, "--trial-timeout")
+    objectives.check(s)
+    key_values(s.space_args, "--space-args")
+    key_values(s.sampler_args, "--sampler-args")
+    key_values(s.scheduler_args, "--scheduler-args")
+    check_storage(s.storage)
+
+
+def check_storage(storage: str) -> None:
+    """Raises SettingsError where the folder is below a home folder that is not known."""
+    if storage.startswith("~"):
+        raise SettingsError(
+            f"--storage: {storage}: this user has no home folder; name a folder, or set HOME"
+        )
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not least <= value < float("inf"):  # also refuses NaN
+        flag = "--" + name.replace("_", "-")
+        raise SettingsError(
+            f"{flag}: {value} is not allowed; expected a number of at least {least}"
+        )
+
+
+def _numbers(s: SearchSettings) -> Iterator[str]:
+    """What is wrong with numbers, beyond LEAST."""
+    if not isinstance(s.gpus_per_trial, str):
+        _at_least("gpus_per_trial", s.gpus_per_trial, 0)
+        if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
+            yield (
+                f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; "
+                "above 1 only whole GPUs can be assigned"
+            )
+    if not 0 < s.cpus_per_trial < float("inf"):
+        yield f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0"
+    if s.grace_period > s.max_epochs:
+        yield f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}"
+    if s.seed >= 2**32:
+        yield f"--seed: {s.seed} is too large; expected less than 2^32"
+
+
+def _exclusions(s: SearchSettings) -> Iterator[str]:
+    """Which options exclude or need each other."""
+    if s.resume and s.overwrite:
+        yield (
+            "--resume and --overwrite exclude each other: "
+            "one goes on with a run, the other deletes it"
+        )
+    if s.resume and s.name is None:
+        yield "--resume needs --name: the run to go on with"
+    if s.deterministic and s.gpus_per_trial == "auto":
+        yield (
+            "--gpus-per-trial: auto measures, which may come out otherwise the next time; "
+            "with --deterministic give a number"
+        )
+    if s.deterministic and (s.sampler == "qmc" or ":" in s.sampler):
+        yield (
+            f"--sampler: {s.sampler!r} keeps a state that a resume loses; "
+            "with --deterministic give tpe, cmaes, gp, random, grid or nsga2"
+        )
+    if s.deterministic and s.time_budget is not None:
+        yield (
+            "--deterministic and --time-budget exclude each other: "
+            "how far a search comes in a given time is chance"
+        )
+    if s.activations and not s.tensorboard:
+        yield "--activations needs --tensorboard, which shows them"

@@ -1,0 +1,354 @@
+"""The options of every command, typed. The text below an option is its help.
+
+The options of a search are grouped by purpose: a group is a base class and a title in `--help`.
+"""
+
+import dataclasses
+import difflib
+import os
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from tyro.conf import Positional, arg
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.hyperparameters import Augmentation
+from mnist_ray.settings.text import converted, without_password
+
+Model = Annotated[Positional[str], arg(metavar="MODEL")]
+Pictures = Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE ...")]
+
+
+def default_storage() -> str:
+    """Where runs are kept; it begins with ~ where this user has no home folder."""
+    return os.path.expanduser("~/mnist_ray")
+
+
+def default_data_dir() -> str:
+    """The folder of torchvision's data sets."""
+    return os.environ.get("MNIST_RAY_DATA") or os.path.expanduser("~/.cache/mnist_ray")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all settings have in common: values from Python become those of the command line."""
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = converted(getattr(self, name), kind, name)
+            if name in ("storage", "data_dir") and value is not None:
+                value = os.path.expanduser(value)
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """The settings with these options, named as the command's flags are.
+
+        Raises:
+            SettingsError: There is no such option, or the value is not of its type.
+
+        Example:
+            >>> SearchSettings.of(dataset="digits", space_args={"max_width": 16}).space_args
+            ('max_width=16',)
+        """
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "given"]
+        for name in options.keys() - known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise SettingsError(f"{name}: there is no such option; {hint}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """The images, and which of them to train on."""
+
+    dataset: str = "mnist"
+    """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own."""
+    data_dir: str = field(default_factory=default_data_dir)
+    """torchvision's root (default: from MNIST_RAY_DATA)."""
+    train_images: int | None = None
+    """How many images to train on (default: all but the validation images)."""
+    val_images: int | None = None
+    """How many images to validate on (default: 5,000; digits: 215)."""
+    val_by: Literal["class", "group"] | None = None
+    """Draw validation images by class alone, or by group: no writer is in both parts (default:
+    group where the data set knows its groups, as mnist does with QMNIST's labels in the data
+    folder)."""
+    augment: Augmentation = "none"
+    """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation,
+    scale, shift), elastic or both of these."""
+    seed: int = 0
+    """Fixes the split, the suggestions and the weights."""
+
+
+@dataclass(frozen=True)
+class SpaceOptions(Options):
+    """The networks to search among."""
+
+    space: str = "convnet"
+    """Search space: a name from mnist_ray/spaces, or module:function for your own."""
+    space_args: tuple[str, ...] = ()
+    """The space's own options, as KEY=VALUE."""
+    onnx: str | None = None
+    """Start every trial from this ONNX file or run's directory, for --space optimizer (files not of
+    ours: the extra foreign-onnx)."""
+    points: str | None = None
+    """YAML file with a list of known good configurations, which are tried first."""
+
+
+@dataclass(frozen=True)
+class GoalOptions(Options):
+    """What is best, and how long to look for it."""
+
+    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    """What is maximised or minimised; equal accuracies are told apart by the loss."""
+    objectives: str | None = None
+    """Several objectives at once, two or more of accuracy, loss, parameters and latency
+    (milliseconds of one image in onnxruntime, on one thread of the trial's machine), as
+    accuracy,parameters: the result is a Pareto front. --metric still stops trials, chooses each
+    trial's epoch, and decides what is fine-tuned."""
+    trials: int = 50
+    """How many trials this run has in all."""
+    max_epochs: int = 10
+    """The most epochs a trial trains."""
+    time_budget: str | None = None
+    """Stop the search after so long, as 90s, 30m or 2h."""
+    trial_timeout: str | None = None
+    """Give a trial up that reports no epoch for so long, as 10m (default: never)."""
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """What suggests networks, and what stops them early."""
+
+    sampler: str = "tpe"
+    """Optuna's sampler: tpe, cmaes, gp, qmc, random, grid, nsga2, or module:Class for your own."""
+    sampler_args: tuple[str, ...] = ()
+    """The sampler's own options, as KEY=VALUE."""
+    scheduler: str = "asha"
+    """What stops the hopeless early: asha, hyperband, median, percentile, successive-halving,
+    threshold, patient, none, or module:Class for an optuna.pruners.BasePruner of your own; pbt:
+    the worst go on with the weights of the best instead."""
+    scheduler_args: tuple[str, ...] = ()
+    """The scheduler's own options, as KEY=VALUE."""
+    grace_period: int = 1
+    """Epochs before a trial can be stopped."""
+    reduction_factor: float = 3
+    """One in so many goes on at each rung of asha, hyperband and successive-halving."""
+    warm_start: str | None = None
+    """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
+    the sampler learns from its trials."""
+    deterministic: bool = False
+    """The same seed gives the same search, also with several trials at a time; a trial that is done
+    early may wait for others."""
+
+
+@dataclass(frozen=True)
+class ResourceOptions(Options):
+    """What a trial takes of the machine or the cluster."""
+
+    cpus_per_trial: float = 1
+    """CPUs, and with them threads, of one trial."""
+    gpus_per_trial: float | Literal["auto"] = 0
+    """GPU or fraction of one for each trial; auto: by the memory of the space's largest networks
+    and by what is measured on the GPU with 1, 2, 4, 8 and 16 trials at a time (0 where the cluster
+    has none)."""
+    max_concurrent: int | None = None
+    """Most trials at a time (default: what the cluster's resources hold, also when nodes join)."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the training; auto is bf16 where the machine has instructions for it."""
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Where the run and its study are kept."""
+
+    storage: str = field(default_factory=default_storage)
+    """Where runs are kept: a folder or s3://bucket/path that every node sees."""
+    name: str | None = None
+    """The run's name (default: space and time)."""
+    resume: bool = False
+    """Go on with the run of this name where it stopped."""
+    overwrite: bool = False
+    """Delete a run of this name first."""
+    study: str | None = None
+    """Where the study is kept instead of the run's directory: sqlite:///FILE, postgresql://…,
+    mysql://…, redis://…, FILE.journal or memory; ${VAR} stands for an environment variable, as
+    postgresql://me:${PGPASSWORD}@host/db. Several searches may share it."""
+    study_name: str | None = None
+    """The study's name (default: the run's)."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """The model that is made of the best network."""
+
+    finetune: bool = True
+    """Fine-tune the best and publish it when the search ends."""
+    stages: str = "default"
+    """The fine-tune stages: default, seed, or a YAML file."""
+    committee: int = 1
+    """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file
+    gives."""
+
+
+@dataclass(frozen=True)
+class TrackerOptions(Options):
+    """Where else the trials can be watched."""
+
+    tensorboard: bool = False
+    """Write curves, histograms of the weights and the graph of every trial into the run's folder
+    tensorboard/."""
+    activations: bool = False
+    """With --tensorboard: histograms of what every layer returns for some validation images."""
+    mlflow: str | None = None
+    """Track trials and search in MLflow: sqlite:///FILE, postgresql://…, mysql://… or http(s)://…;
+    ${VAR} as in --study."""
+    wandb: str | None = None
+    """Track trials in this project of Weights & Biases; WANDB_MODE=offline writes to a folder
+    only."""
+
+
+@dataclass(frozen=True)
+class CallOptions(Options):
+    """This command alone, not the run."""
+
+    config: str | None = None
+    """YAML file with any of these options (as `max_epochs: 4`); a flag wins over the file."""
+    dry_run: bool = False
+    """Print the resolved settings and the first suggestions, and do nothing."""
+    verbose: bool = False
+    """Ray's own messages too."""
+
+
+@dataclass(frozen=True)
+class SearchSettings(  # the fields of the last base come first
+    CallOptions,
+    TrackerOptions,
+    ModelOptions,
+    RunOptions,
+    ResourceOptions,
+    MethodOptions,
+    GoalOptions,
+    SpaceOptions,
+    DataOptions,
+):
+    """Search for the best network, then fine-tune it in three stages and publish it as ONNX."""
+
+    given: frozenset[str] = frozenset()
+    """Names of the options that a person gave, in a flag, a file or a call. A resumed run refuses
+    those that may not change, and takes the others over."""
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """As Options.of; options that are given count as given, whatever their value."""
+        return dataclasses.replace(super().of(**options), given=frozenset(options))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        default = {
+            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            for f in dataclasses.fields(self)
+        }
+        changed = {name for name in default if getattr(self, name) != default[name]}
+        object.__setattr__(self, "given", self.given | changed - {"given"})
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(Options):
+    """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify and publish it."""
+
+    run: str | None = None
+    """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
+    --onnx)."""
+    onnx: str | None = None
+    """Start from this ONNX file of ours instead of the run's best checkpoint."""
+    storage: str = field(default_factory=default_storage)
+    """Where a new run is kept."""
+    name: str | None = None
+    """A new run's name (default: finetune and the time)."""
+    dataset: str | None = None
+    """A new run's data set (default: the one that the ONNX file names)."""
+    network: str | None = None
+    """module:function of your own network, where the run's is one: a checkpoint alone must not
+    choose what code runs."""
+    stages: str | None = None
+    """default, seed, or a YAML file (default: what the search was told)."""
+    committee: int | None = None
+    """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: what the
+    search was told)."""
+    data_dir: str | None = None
+    """torchvision's root (default: what the search was told)."""
+    cpus: float | None = None
+    """CPUs of the job (default: those of the largest node)."""
+    gpus: float | None = None
+    """GPUs of the job (default: 1 where the cluster has one)."""
+    verbose: bool = False
+    """Ray's own messages too."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Options):
+    """Accuracy of an ONNX model on a data set: errors, interval, classes and latency."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    dataset: str | None = None
+    """mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own (default: the
+    model's)."""
+    data_dir: str | None = None
+    """torchvision's root (default: from MNIST_RAY_DATA)."""
+    part: Literal["test", "train"] = "test"
+    """Which part of the data set."""
+
+
+@dataclass(frozen=True)
+class PredictSettings(Options):
+    """Class and probability of each picture."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    pictures: Pictures
+    """PNG, JPEG or other picture files, one digit each."""
+
+
+@dataclass(frozen=True)
+class ReportSettings(Options):
+    """Make a run's report.html again, or one page that compares several runs."""
+
+    runs: Positional[tuple[str, ...]]
+    """The runs' directories: folders or s3://bucket/path/name."""
+    out: str | None = None
+    """Write the page to this file (default: report.html, in the run's directory or, for several
+    runs, here)."""
+    png: str | None = None
+    """Draw the main figures into this folder as PNG files too."""
+    data_dir: str | None = None
+    """torchvision's root, for the test images (default: what the search was told)."""
+
+
+@dataclass(frozen=True)
+class DrawSettings(Options):
+    """A page on which the model runs in the browser: draw on it, or drop a picture."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    port: int = 0
+    """Port on 127.0.0.1 (0: any that is free)."""
+    export: str | None = None
+    """Write the page into this folder instead of serving it."""
+
+
+def resolved(settings: Options) -> dict[str, Any]:
+    """Settings as a dict that JSON and YAML can hold, without passwords."""
+    values: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(settings).items()
+        if name != "given"
+    }
+    for name in ("study", "warm_start", "mlflow"):
+        if values.get(name):
+            values[name] = without_password(values[name])
+    return values

@@ -1,0 +1,158 @@
+"""The command line: tyro over the settings, a YAML file under the flags, errors of one line."""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import tyro
+
+from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.settings.options import SearchSettings
+from mnist_ray.settings.text import one_line, packaged, read_yaml
+
+T = TypeVar("T")
+INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
+NOT_IN_A_FILE = {"config", "resume", "overwrite", "dry_run", "given"}
+
+
+def main(
+    cls: type[T],
+    run: Callable[[T], int | None],
+    *,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
+) -> NoReturn:
+    """Parses the command line, calls `run` and exits.
+
+    The exit code is what `run` returns (None is 0), that of its error, or 130 when interrupted.
+
+    Args:
+        cls: The type of the settings.
+        run: What the command does.
+        argv: The words of the command line (default: those of this process).
+        program: The command's name in its help and errors (default: the script's name).
+    """
+    try:
+        code = run(parse(cls, argv, program)) or 0
+    except MnistRayError as error:
+        print(f"{program or Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None = None) -> T:
+    """The settings that the command line and the YAML file named by --config give.
+
+    Raises:
+        SettingsError: A flag or key is unknown, or a value is not of its type.
+        SystemExit: With code 0, after --help.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    settings = _tyro(cls, argv, program)
+    config = getattr(settings, "config", None)
+    flags: list[str] = []
+    if config is not None:
+        flags = yaml_as_flags(cls, config)
+        from_file = _tyro(cls, flags, program, where=f"{config}: ")
+        settings = _tyro(cls, argv, program, from_file)
+    if isinstance(settings, SearchSettings):
+        given = {
+            word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            for word in flags + argv
+            if word.startswith("--")
+        }
+        names = {f.name for f in dataclasses.fields(settings)}
+        settings = dataclasses.replace(settings, given=frozenset(given & names))
+    return settings
+
+
+def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
+    """A YAML file of options as the flags that mean the same: both are checked by the same rules.
+
+    Raises:
+        SettingsError: The file cannot be read, or names an option that does not exist.
+    """
+    known = {f.name for f in dataclasses.fields(cls)} - NOT_IN_A_FILE
+    flags: list[str] = []
+    for key, value in read_yaml(packaged(path)).items():
+        if key not in known:
+            raise SettingsError(
+                f"{path}: unknown key {key!r}; allowed are {', '.join(sorted(known))}"
+            )
+        flag = "--" + key.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, Mapping):
+            flags += [flag, *(f"{k}={v}" for k, v in value.items())]
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def _tyro(
+    cls: type[T],
+    argv: Sequence[str],
+    program: str | None,
+    default: T | None = None,
+    where: str = "",
+) -> T:
+    """tyro.cli, with a title in the help for each group of options, and its error as one line."""
+    bases = reversed(cls.__bases__)
+    groups: list[Any] = [b for b in bases if is_dataclass(b) and dataclasses.fields(b)]
+    shape: Any = cls
+    if groups:
+        shape = dataclasses.make_dataclass(
+            cls.__name__,
+            [
+                (
+                    group.__name__.removesuffix("Options").lower(),
+                    Annotated[group, tyro.conf.OmitArgPrefixes],
+                    group(**_values(default, group) if default else {}),
+                )
+                for group in groups
+            ],
+            frozen=True,
+        )
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            found: Any = tyro.cli(shape, prog=program, description=inspect.getdoc(cls), args=argv)
+    except SystemExit as exit_:
+        if exit_.code == 0:
+            raise
+        raise SettingsError(where + _first_message(output.getvalue())) from exit_
+    parts = _values(found).values() if groups else [found]
+    return cls(**{name: value for part in parts for name, value in _values(part).items()})
+
+
+def _values(settings: Any, cls: Any = None) -> dict[str, Any]:
+    """The values of settings, or those of one of their groups, by name."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(cls or settings)}
+
+
+def _first_message(framed: str) -> str:
+    """The framed error of tyro without its frame and the help that it repeats."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
+    message: list[str] = []
+    for line in lines[1:]:
+        if (not line and message) or line.startswith(("For full helptext", "Argument helptext")):
+            break
+        message.append(line)
+    hints = [line.split()[0] for line in lines if line.startswith("--")]
+    text = one_line(" ".join(message)) or one_line(" ".join(lines))
+    return text + (f" (did you mean {hints[0]}?)" if hints and "nrecognized" in text else "")

@@ -1,0 +1,127 @@
+"""Settings made in Python: values of people's types, names, and which of them were given."""
+
+import dataclasses
+import pwd
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import (
+    FinetuneSettings,
+    SearchSettings,
+    check_search,
+    parse,
+    resolved,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("space_args", {"max_width": 16, "norm": True}, ("max_width=16", "norm=True")),
+        ("sampler_args", ["a=1"], ("a=1",)),
+        ("storage", Path("runs"), "runs"),
+        ("storage", "~/runs", str(Path.home() / "runs")),
+        ("trials", np.int64(4), 4),
+        ("cpus_per_trial", np.float32(0.5), 0.5),
+        ("gpus_per_trial", "auto", "auto"),
+        ("gpus_per_trial", 1, 1),
+        ("max_concurrent", None, None),
+    ],
+)
+def test_values_of_python_become_those_of_the_command(
+    name: str, value: object, expected: object
+) -> None:
+    found = getattr(SearchSettings.of(**{name: value}), name)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("trials", "many", "a whole number"),
+        ("trials", 2.5, "a whole number"),
+        ("trials", True, "a whole number"),
+        ("trials", None, "a whole number"),
+        ("max_concurrent", "2", "a whole number or None"),
+        ("reduction_factor", "3", "a number"),
+        ("metric", "speed", "'val_accuracy', 'val_loss'"),
+        ("gpus_per_trial", "some", "a number or 'auto'"),
+        ("space_args", "max_width=16", "a list or a dict"),
+        ("dataset", 3, "text"),
+        ("finetune", "no", "True or False"),
+    ],
+)
+def test_a_wrong_value_names_the_argument(name: str, value: object, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        SearchSettings.of(**{name: value})
+    assert str(caught.value) == f"{name}: {value!r} is not allowed; expected {expected}"
+
+
+def test_an_unknown_option_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^trails: there is no such option; did you mean trial"
+    ):
+        SearchSettings.of(trails=3)
+    with pytest.raises(
+        SettingsError, match=r"^xyz: there is no such option; there are run, onnx, "
+    ):
+        FinetuneSettings.of(xyz=3)
+    with pytest.raises(SettingsError, match=r"^given: "):
+        SearchSettings.of(given={"trials"})
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        (lambda: SearchSettings(), set()),
+        (lambda: SearchSettings(resume=True, trials=100), {"resume", "trials"}),
+        (lambda: SearchSettings.of(trials=50), {"trials"}),
+        (lambda: dataclasses.replace(SearchSettings.of(trials=50), seed=1), {"trials", "seed"}),
+        (lambda: parse(SearchSettings, ["--trials=50", "--no-finetune"]), {"trials", "finetune"}),
+        (lambda: parse(SearchSettings, ["--name", "trials"]), {"name"}),
+    ],
+)
+def test_what_was_given_is_known_however_the_settings_were_made(made: Any, given: set[str]) -> None:
+    assert made().given == given
+
+
+def test_a_home_folder_is_asked_for_only_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container whose user has neither HOME nor a line in /etc/passwd."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("MNIST_RAY_DATA", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(SystemExit) as end:
+        parse(SearchSettings, ["--help"])
+    assert end.value.code == 0
+    assert "--storage" in capsys.readouterr().out
+    check_search(parse(SearchSettings, ["--storage", "runs", "--dataset", "digits"]))
+    with pytest.raises(SettingsError, match=r"^--storage: ~/mnist_ray: .* HOME$"):
+        check_search(parse(SearchSettings, []))
+
+
+def test_every_option_of_a_search_belongs_to_one_group() -> None:
+    names = [f.name for f in dataclasses.fields(SearchSettings) if f.name != "given"]
+    grouped = [f.name for g in SearchSettings.__bases__ for f in dataclasses.fields(g)]
+    assert sorted(grouped) == sorted(names)
+    assert set(resolved(SearchSettings())) == set(names)
+
+
+def test_the_help_has_a_title_for_each_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(SearchSettings, ["--help"])
+    out = capsys.readouterr().out
+    for group in SearchSettings.__bases__:
+        title = group.__name__.removesuffix("Options").lower()
+        assert f" {title} options " in out
+        assert (group.__doc__ or "-") in out

@@ -1,0 +1,40 @@
+"""Text forms of values."""
+
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import duration, key_values, load
+
+
+def test_durations_and_pairs() -> None:
+    texts = ("90s", "30m", "2h", "1.5d", "7", None)
+    assert [duration(text, "-") for text in texts] == [90, 1800, 7200, 129600, 7, None]
+    assert key_values(("a=1", "b=c=d"), "-") == {"a": "1", "b": "c=d"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import no_such_module_at_all",
+            "FILE:1: ModuleNotFoundError: No module named 'no_such_module_at_all'",
+        ),
+        ("f = 1 / 0", "FILE:1: ZeroDivisionError: division by zero"),
+        ("x = 1\nf = g", "FILE:2: NameError: name 'g' is not defined"),
+        ("def f(:", "FILE:1: SyntaxError: invalid syntax (NAME.py, line 1)"),
+        ("other = 1", "AttributeError: module 'NAME' has no attribute 'f'"),
+    ],
+)
+def test_a_module_of_one_s_own_that_cannot_be_imported_is_one_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"own_{abs(hash(source))}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError) as caught:
+        load(f"{name}:f", "--space", ["convnet"])
+    expected = message.replace("FILE", str(file)).replace("NAME", name)
+    assert str(caught.value) == f"--space: '{name}:f' cannot be imported: {expected}"
