@@ -85,7 +85,8 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 
     from mnist_ray import data
     from mnist_ray.finetune_job.stages import SEEDS_APART, read_stages
-    from mnist_ray.training.trainer import Trainer, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
 
     settings, key = task
     use_threads(1)

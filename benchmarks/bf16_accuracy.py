@@ -43,7 +43,8 @@ def run(task: tuple[Bf16Settings, int, str]) -> tuple[int, str, float, float]:
     """Seed, precision, accuracy in percent and loss of one run on the images that it has not seen."""
     import torch
 
-    from mnist_ray.training.trainer import Trainer, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
 
     settings, seed, precision = task
     use_threads(1)

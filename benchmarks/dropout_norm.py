@@ -55,7 +55,8 @@ def run(task: tuple[DropoutSettings, dict[str, Any]]) -> dict[str, Any]:
     """One run's key with its validation loss and accuracy (in percent)."""
     import torch
 
-    from mnist_ray.training.trainer import Trainer, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
 
     settings, key = task
     use_threads(1)

@@ -56,7 +56,8 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mnist_ray.training.trainer import Trainer, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
 
     use_threads(1)
     part, train, _ = mnist(settings)

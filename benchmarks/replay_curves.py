@@ -128,7 +128,7 @@ def _start(s: CurveSettings) -> None:
     import torch
 
     from mnist_ray import data
-    from mnist_ray.training.trainer import best_precision, use_threads
+    from mnist_ray.training.machine import best_precision, use_threads
 
     global worker
     use_threads(1)

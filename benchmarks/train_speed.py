@@ -50,7 +50,8 @@ def ours(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
     """A process of our side; a call trains `images` images."""
     import torch
 
-    from mnist_ray.training.trainer import Trainer, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
 
     use_threads(1)
     part, train, _ = mnist(settings)

@@ -11,7 +11,7 @@ import pytest
 from mnist_ray import hyperparameters, models, spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings
-from mnist_ray.training import augment, trainer
+from mnist_ray.training import augment, optimizers, trainer
 
 HP: dict[str, Any] = {
     "model": "mlp", "in_channels": 1, "image_size": [8, 8], "classes": 3, "mean": [0.5], "std": [0.5],
@@ -96,7 +96,7 @@ def test_training_takes_numpys_values_and_keeps_pythons() -> None:
 
 
 def test_training_and_networks_have_the_schemas_names() -> None:
-    assert tuple(trainer.SCHEDULES) == hyperparameters.SCHEDULES
+    assert tuple(optimizers.SCHEDULES) == hyperparameters.SCHEDULES
     assert ("none", *augment.AUGMENTATIONS) == hyperparameters.AUGMENTATIONS
     assert tuple(models.FAMILIES) == tuple(hyperparameters.NETWORK_KEYS)
     for name in hyperparameters.OPTIMIZERS:

@@ -289,7 +289,8 @@ def run_chain(
     from mnist_ray.export import onnx_model
     from mnist_ray.models.committee import Committee
     from mnist_ray.run import checkpoint, predictions
-    from mnist_ray.training.trainer import load_network, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import load_network
 
     use_threads(work.cpus)
     device = torch.device("cuda" if work.gpus else "cpu")

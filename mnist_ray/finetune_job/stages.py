@@ -15,6 +15,8 @@ from mnist_ray.storage import RunStorage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mnist_ray.run.records import EpochRow
+
 BUILT_IN = ("default", "seed")
 TRIALS = "trial"  # in a recipe file, in place of a value of one of these keys: the best trial's
 KEPT = ("batch_size", "lr", "weight_decay", "optimizer")
@@ -169,8 +171,6 @@ def train_stages(
     A recipe's learning rate may be too much for the network that a search found: a stage that diverges is begun again with a third of it.
     Raises WorkError where a hundredth is still too much.
     """
-    import pyarrow as pa
-
     from mnist_ray.run import checkpoint, records
     from mnist_ray.training.trainer import Trainer
 
@@ -235,12 +235,7 @@ def train_stages(
         weights = {
             name: tensor.detach().cpu().clone() for name, tensor in trainer.weights().items()
         }
-        table = pa.table(
-            {
-                name: pa.array([row[name] for row in trainer.rows], kind)
-                for name, kind in records.HISTORY.items()
-            }
-        )
+        table = records.curve_table(trainer.rows)
         storage.write_bytes(f"{folder}/curve.parquet", records.parquet(table))
         storage.write_bytes(f"{folder}/model.safetensors", trainer.weights_bytes(story))
         storage.delete(f"{folder}/training.safetensors")
@@ -257,7 +252,7 @@ def _read(storage: RunStorage, name: str, story: Mapping[str, Any]) -> bytes | N
     return data if all(found.get(key) == value for key, value in story.items()) else None
 
 
-def _line(number: int, stage: Stage, row: Mapping[str, float]) -> str:
+def _line(number: int, stage: Stage, row: "EpochRow") -> str:
     val = (
         ""
         if math.isnan(row["val_loss"])

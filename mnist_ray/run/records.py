@@ -9,22 +9,34 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mnist_ray.settings import objectives
 
+
+class EpochRow(TypedDict):
+    """What is known of one epoch of a trial; the columns of `history.parquet` and of a stage's curve.
+
+    Losses and accuracies (shares of 1) of the validation are NaN where there is none. `seconds` is
+    of training and validation, `images_per_second` of the training alone, `lr` of the last step.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    images_per_second: float
+    seconds: float
+
+
 HISTORY = {
-    "epoch": pa.int64(),
-    "train_loss": pa.float64(),
-    "train_accuracy": pa.float64(),
-    "val_loss": pa.float64(),
-    "val_accuracy": pa.float64(),
-    "lr": pa.float64(),
-    "images_per_second": pa.float64(),
-    "seconds": pa.float64(),
+    name: pa.int64() if kind is int else pa.float64()
+    for name, kind in EpochRow.__annotations__.items()
 }
 
 Row = dict[str, Any]
@@ -230,6 +242,11 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # one parameter with values of several types
         return pa.array([None if v is None else str(v) for v in values], pa.string())
+
+
+def curve_table(rows: Sequence[EpochRow]) -> pa.Table:
+    """One row an epoch."""
+    return pa.Table.from_pylist(rows, schema=pa.schema(HISTORY))
 
 
 def parquet(table: pa.Table) -> bytes:

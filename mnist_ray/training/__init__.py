@@ -1,1 +1,1 @@
-"""One network's training. Nothing is imported here: `light_torch` must come before torch's optimisers."""
+"""One network's training. Imports nothing: `machine` must come before torch's optimisers."""

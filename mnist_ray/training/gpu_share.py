@@ -1,6 +1,7 @@
-"""--gpus-per-trial auto: how many trials share a GPU, by the memory of the space's largest networks and by what is measured.
+"""--gpus-per-trial auto: how many trials share a GPU, found by measuring.
 
-Runs on a node with a GPU that nobody else has meanwhile: measured are processes of its own, 1, 2, 4, ... of them at a time.
+Runs on a node with a GPU that nobody else uses meanwhile. It starts 1, 2, 4, ... processes of its
+own at a time and measures the memory and the throughput of networks of the search space.
 """
 
 import math
@@ -11,27 +12,37 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from mnist_ray import models
 from mnist_ray.errors import WorkError, first_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mnist_ray.training.machine import use_threads
+from mnist_ray.training.trainer import Trainer
 
 AT_A_TIME = (1, 2, 4, 8, 16)
 SECONDS = 3.0  # of training, for each number at a time
 STEPS = 10  # of training between two looks at the clock
-ENOUGH = 0.95  # of the best throughput: the fewer trials at a time, the more the searcher knows when it suggests the next
-MARGIN = 1.1  # by which the memory is taken to be more than measured
+# Of the best throughput. The fewer trials at a time, the more results a suggestion can build on.
+ENOUGH = 0.95
+MARGIN = 1.1  # factor of the measured memory
 START_SECONDS = 300.0  # for the processes to import torch
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured. images_per_second: of all processes together, by their number."""
+    """What was measured.
 
-    memory: float  # bytes of one process with the hungriest network; 0 on a CPU
-    total: float  # bytes of the device
+    Args:
+        memory: Bytes of one process with the network that needs most; 0 on a CPU.
+        total: Bytes of the device.
+        images_per_second: Of all processes together, by their number.
+    """
+
+    memory: float
+    total: float
     images_per_second: dict[int, float]
 
     @property
@@ -43,7 +54,8 @@ class Found:
         rates = ", ".join(
             f"{number} at a time {rate:,.0f}" for number, rate in self.images_per_second.items()
         )
-        return f"a trial needs up to {self.memory / 2**30:.1f} of {self.total / 2**30:.1f} GiB; images/s: {rates}"
+        memory, total = self.memory / 2**30, self.total / 2**30
+        return f"a trial needs up to {memory:.1f} of {total:.1f} GiB; images/s: {rates}"
 
 
 def fewest(images_per_second: Mapping[int, float]) -> int:
@@ -53,7 +65,7 @@ def fewest(images_per_second: Mapping[int, float]) -> int:
 
 
 def numbers(memory: float, total: float, slots: float) -> list[int]:
-    """How many at a time are worth a try: no more than the device's bytes hold and than `slots`, but one always."""
+    """The numbers at a time to try: what the device's memory and `slots` allow, at least one."""
     most = max(1.0, min(slots, total / (MARGIN * memory) if memory else math.inf))
     return [number for number in AT_A_TIME if number <= most]
 
@@ -69,9 +81,18 @@ def measure(
 ) -> Found:
     """Measures on this machine's device, in some 20 s.
 
-    largest: hyperparameters of the networks that may need most memory; drawn: of networks as a search meets them, of which the one with
-    the median number of parameters is trained. data_bytes: of the images and labels that each process holds on the device. slots: how many
-    trials the CPUs and --max-concurrent allow at a time; cpus: of one trial. Raises WorkError where a process cannot be measured.
+    Args:
+        largest: Hyperparameters of the networks that may need most memory.
+        drawn: Hyperparameters as a search meets them. The one with the median number of
+            parameters is trained.
+        data_bytes: Bytes of the images and labels that each process holds on the device.
+        slots: How many trials the CPUs and --max-concurrent allow at a time.
+        cpus: CPUs of one trial.
+        precision: As of `Trainer`.
+        device: "cuda" or, for tests, "cpu".
+
+    Raises:
+        WorkError: A process cannot be measured.
     """
     try:
         with _pool(1, cpus) as pool:
@@ -79,22 +100,15 @@ def measure(
             memory, total = pool.submit(_memory, largest, precision, device).result()
         memory += data_bytes if memory else 0
         rates: dict[int, float] = {}
-        worth = numbers(memory, total, slots)
-        with _pool(worth[-1], cpus) as pool:
-            list(pool.map(_median, [drawn[:1]] * worth[-1]))  # all of them are there, with torch
-            for number in worth:
-                rates[number] = sum(
-                    pool.map(
-                        _images_per_second,
-                        *zip(*[(typical, precision, device)] * number, strict=True),
-                    )
-                )
-    except (
-        Exception
-    ) as error:  # of the device, of a process that died, of a network of the user's own
-        raise WorkError(
-            f"--gpus-per-trial: auto: {type(error).__name__}: {first_line(error)}; give a number instead"
-        ) from error
+        to_try = numbers(memory, total, slots)
+        with _pool(to_try[-1], cpus) as pool:
+            list(pool.map(_median, [drawn[:1]] * to_try[-1]))  # all have started and have torch
+            for number in to_try:
+                work = zip(*[(typical, precision, device)] * number, strict=True)
+                rates[number] = sum(pool.map(_images_per_second, *work))
+    except Exception as error:  # of the device, a process that died, a network of the user's own
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise WorkError(f"--gpus-per-trial: auto: {found}; give a number instead") from error
     return Found(memory, total, rates)
 
 
@@ -105,36 +119,25 @@ def _pool(processes: int, cpus: float) -> ProcessPoolExecutor:
 
 def _together(barrier: threading.Barrier, cpus: float) -> None:
     """A process begins when all are there: none works for two."""
-    from mnist_ray.training.trainer import use_threads
-
     use_threads(cpus)
     barrier.wait(START_SECONDS)
 
 
 def _median(drawn: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The one with the median number of parameters."""
-    from mnist_ray import models
-
     sizes = [models.n_parameters(models.build(hp)) for hp in drawn]
     return drawn[sizes.index(statistics.median_low(sizes))]
 
 
-def _images(hp: Mapping[str, Any], device: str) -> "tuple[Tensor, Tensor]":
-    import torch
-
+def _images(hp: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
     n = STEPS * hp["batch_size"]
-    images = torch.randint(
-        0, 256, (n, hp["in_channels"], *hp["image_size"]), dtype=torch.uint8, device=device
-    )
+    shape = (n, hp["in_channels"], *hp["image_size"])
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     return images, torch.randint(0, hp["classes"], (n,), device=device)
 
 
 def _memory(hps: Sequence[Mapping[str, Any]], precision: str, device: str) -> tuple[float, float]:
-    """Bytes that a process needs to train and judge the hungriest of these networks, CUDA's own among them, and the device's bytes."""
-    import torch
-
-    from mnist_ray.training.trainer import Trainer
-
+    """Bytes that training any of these networks takes, CUDA's own included, and the device's."""
     if device == "cpu":
         return 0.0, math.inf
     total = torch.cuda.mem_get_info()[1]
@@ -148,19 +151,15 @@ def _memory(hps: Sequence[Mapping[str, Any]], precision: str, device: str) -> tu
         except torch.cuda.OutOfMemoryError:
             return total, total
     free, total = torch.cuda.mem_get_info()
-    outside = (
-        total - free - torch.cuda.memory_reserved()
-    )  # the context and the kernels: nobody else is on the device
+    # The context and the kernels: nobody else is on the device.
+    outside = total - free - torch.cuda.memory_reserved()
     return torch.cuda.max_memory_reserved() + outside, total
 
 
 def _images_per_second(hp: Mapping[str, Any], precision: str, device: str) -> float:
-    from mnist_ray.training.trainer import Trainer
-
     images, labels = _images(hp, device)
-    trainer = Trainer(
-        {**hp, "schedule": "constant"}, epochs=1, seed=0, device=device, precision=precision
-    )
+    constant = {**hp, "schedule": "constant"}
+    trainer = Trainer(constant, epochs=1, seed=0, device=device, precision=precision)
     trainer.train_epoch(images, labels)  # the first steps choose kernels
     done, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < SECONDS:

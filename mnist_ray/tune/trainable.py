@@ -78,8 +78,7 @@ class TrainTrial(tune.Trainable):
         # Imported here: the driver, which only names this class, starts seconds earlier without torch.
         import torch
 
-        from mnist_ray.training.light_torch import leave_out_the_compiler
-        from mnist_ray.training.trainer import use_threads
+        from mnist_ray.training.machine import leave_out_the_compiler, use_threads
 
         leave_out_the_compiler()
         assert context is not None

@@ -1,4 +1,4 @@
-"""Training: schedules, resumption to the bit, precision, and that it learns."""
+"""Training: resumption to the bit, the average, evaluation, and that it learns."""
 
 import math
 
@@ -7,8 +7,7 @@ import torch
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run import checkpoint
-from mnist_ray.training import trainer as training
-from mnist_ray.training.trainer import Trainer
+from mnist_ray.training.trainer import Trainer, epoch_seed, load_network
 
 HP = {
     "model": "convnet", "in_channels": 1, "image_size": [12, 12], "classes": 4, "mean": [0.5], "std": [0.5],
@@ -79,7 +78,7 @@ def test_the_seed_decides(quarters) -> None:  # type: ignore[no-untyped-def]
 def test_the_average_is_what_is_evaluated_and_kept(quarters) -> None:  # type: ignore[no-untyped-def]
     trainer = Trainer(HP, epochs=2, seed=0)
     trainer.run_epoch(*quarters, TRAIN, VAL)
-    network, story = training.load_network(trainer.weights_bytes({"a": 1}), "x")
+    network, story = load_network(trainer.weights_bytes({"a": 1}), "x")
     assert story["hyperparameters"] == HP
     images = quarters[0][VAL].float() / 255
     with torch.inference_mode():
@@ -92,7 +91,7 @@ def test_a_file_does_not_choose_what_code_runs(tmp_path) -> None:  # type: ignor
     hostile = {"touch": 0, str(tmp_path / "executed"): 0, "model": "subprocess:Popen"}
     data = checkpoint.pack({}, {"hyperparameters": hostile})
     with pytest.raises(SettingsError, match="--network"):
-        training.load_network(data, "best/model.safetensors")
+        load_network(data, "best/model.safetensors")
     assert not (tmp_path / "executed").exists()
 
 
@@ -125,47 +124,10 @@ def test_evaluation_counts_every_image_once(quarters) -> None:  # type: ignore[n
     assert accuracy == (logits.argmax(1) == labels[:4]).float().mean().item()
 
 
-@pytest.mark.parametrize("name", ["cosine", "one_cycle", "linear"])
-def test_schedules_end_at_zero_and_never_exceed_one(name: str) -> None:
-    values = [training.SCHEDULES[name](i / 1000) for i in range(1001)]
-    assert values[-1] == pytest.approx(0, abs=1e-9)
-    assert max(values) == pytest.approx(1)
-    assert min(values) >= -1e-12
-
-
-def test_one_cycle_warms_up_for_a_quarter() -> None:
-    assert training.one_cycle(0) == pytest.approx(1 / 25)
-    assert training.one_cycle(0.25) == pytest.approx(1)
-
-
 def test_neighbouring_seeds_and_epochs_differ() -> None:
-    seeds = {training.epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
+    seeds = {epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
     assert len(seeds) == 400
     assert all(0 <= s < 2**63 for s in seeds)
-
-
-def test_an_unknown_optimizer_is_named() -> None:
-    with pytest.raises(SettingsError, match="optimizer is 'adamax': expected one of adam, adamw"):
-        Trainer({**HP, "optimizer": "adamax"}, epochs=1, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("has", "precision"),
-    [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
-        ({"avx2": True}, "fp32"),
-    ],
-)
-def test_precision_is_that_of_the_machine(
-    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], precision: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    assert training.best_precision(torch.device("cpu")) == precision
-
-
-def test_precision_is_one_that_torch_knows_here() -> None:
-    assert training.best_precision(torch.device("cpu")) in ("bf16", "fp32")
 
 
 def test_a_diverging_network_shows_it(quarters) -> None:  # type: ignore[no-untyped-def]
