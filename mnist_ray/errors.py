@@ -1,5 +1,6 @@
 """The errors a person can cause. Each prints as one line; anything else keeps its traceback."""
 
+import os
 import sysconfig
 import traceback
 
@@ -35,6 +36,31 @@ def first_line(error: BaseException) -> str:
 
 def described(error: BaseException) -> str:
     """An error of a person's own code in one line: its file and line, its type and what it says."""
+    own = _own_frames(error)
+    return f"{own[-1][0]}:{own[-1][1]}: {_what(error)}" if own else _what(error)
+
+
+def reason(error: BaseException) -> str:
+    """Why a trial failed, in a line: type and message, and file and line of the raising frame.
+
+    Of several frames it is the innermost one of the person's code, else the innermost of all.
+    """
+    frames = _own_frames(error) or [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    text = _what(error)[:400]
+    return (
+        f"{text} ({'/'.join(frames[-1][0].split(os.sep)[-2:])}:{frames[-1][1]})" if frames else text
+    )
+
+
+def _what(error: BaseException) -> str:
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
+
+
+def _own_frames(error: BaseException) -> list[tuple[str, int]]:
+    """Files and lines of a person's own code, the innermost last."""
     own = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -44,6 +70,4 @@ def described(error: BaseException) -> str:
     ]
     if isinstance(error, SyntaxError) and error.filename:
         own.append((error.filename, error.lineno or 0))
-    kind, said = type(error).__name__, first_line(error)
-    what = kind if said == kind else f"{kind}: {said}"
-    return f"{own[-1][0]}:{own[-1][1]}: {what}" if own else what
+    return own

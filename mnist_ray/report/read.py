@@ -32,6 +32,7 @@ from mnist_ray.run.publication import read_verified
 from mnist_ray.run.records import Row, rank
 from mnist_ray.settings import objectives
 from mnist_ray.storage import RunStorage
+from mnist_ray.study.objectives import single
 
 Direction = Literal["minimize", "maximize"]
 
@@ -171,7 +172,7 @@ def read_run(storage: RunStorage) -> Run:
     trials, history = _table(storage, "trials.parquet"), _table(storage, "history.parquet")
     journal = [] if settings.get("study") else _journal(storage, study_name)
     several = objectives.names(settings.get("objectives"))
-    journal = [objectives.single(trial, several, metric) for trial in journal]
+    journal = [single(trial, several, metric) for trial in journal]
     frozen = journal or _frozen(trials, history, metric)
     manifest: dict[str, Any] | None = None
     onnx = b""

@@ -23,8 +23,8 @@ from mnist_ray.run import layout
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
-from mnist_ray.settings import objectives
-from mnist_ray.study import studies
+from mnist_ray.study import storages, studies, trials
+from mnist_ray.study.objectives import curve
 from mnist_ray.tune import schedulers, watch
 from mnist_ray.tune.deterministic import DeterministicTrial, OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
@@ -48,9 +48,10 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
     """The run's study, and its journal's local file where that must be uploaded."""
     s, storage = plan.settings, plan.storage
     sampler = plan.sampler(s.seed + _seed_offset(plan))
-    common = (plan.study_name, s.metric, sampler, plan.pruner, plan.purpose, plan.objective_names)
+    pruner = plan.scheduler.pruner()
+    common = (plan.study_name, s.metric, sampler, pruner, plan.purpose, plan.objective_names)
     if s.study:
-        with studies.opened(s.study) as shared:
+        with storages.opened(s.study) as shared:
             yield studies.open_study(shared, *common), None
         return
     with temporary_folder("mray-study-") as folder:
@@ -60,7 +61,7 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
             path.write_bytes(storage.read_bytes(layout.JOURNAL))
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
         yield (
-            studies.open_study(studies.journal_file(path), *common),
+            studies.open_study(storages.journal_file(path), *common),
             path if local is None else None,
         )
 
@@ -79,14 +80,14 @@ def restore(plan: Plan, study: optuna.Study) -> Restored:
         study.sampler = plan.sampler(s.seed + _seed_offset(plan) + asked)
     restored = Restored(Records(s.metric, s.trials, plan.objective_names), {}, [])
     latest = _trainable(plan).LATEST
-    for frozen, record in studies.read_trials(study, plan.name, s.metric):
-        restored.past[record.number] = objectives.curve(frozen)
+    for frozen, record in trials.read_trials(study, plan.name, s.metric):
+        restored.past[record.number] = curve(frozen)
         checkpoint = f"{layout.trial_folder(record.number)}/{latest}"
         if record.state == "RUNNING" and (s.deterministic or storage.exists(checkpoint)):
             restored.continued.append(frozen)
             record.rows = {}  # the checkpoint has them all
         elif record.state == "RUNNING":
-            studies.close_interrupted(study, frozen, record)
+            trials.close_interrupted(study, frozen, record)
         restored.records.add(record)
     restored.records.resumed()
     # An object store may have checkpoints of trials that the last upload of the journal did not
@@ -188,8 +189,8 @@ def _searcher(
         "max_epochs": s.max_epochs,
         "on_settled": settled,
         "continued": restored.continued,
-        "retried": studies.to_try_again(study, plan.name),
-        "points": studies.remaining_points(study, plan.name, plan.points),
+        "retried": trials.to_try_again(study, plan.name),
+        "points": trials.remaining_points(study, plan.name, plan.points),
     }
     parts = (study, plan.space, restored.records)
     if s.deterministic:
@@ -248,7 +249,7 @@ def _tuner(
             metric=s.metric,
             mode=searcher.mode,
             search_alg=searcher,
-            scheduler=schedulers.make(s, restored.past, searcher),
+            scheduler=schedulers.make_scheduler(plan.scheduler, restored.past, searcher, s.seed),
             num_samples=remaining,
             reuse_actors=True,
             trial_name_creator=_trial_name,

@@ -17,7 +17,7 @@ from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, describe, prepare
 from mnist_ray.settings import INTERRUPTED, SearchSettings, without_password
 from mnist_ray.storage import RunStorage
-from mnist_ray.study import studies
+from mnist_ray.study.trials import take_over
 
 
 def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished:
@@ -113,7 +113,7 @@ def _begins(plan: Plan, records: Records, continued: int) -> str:
 def _learn(plan: Plan, study: optuna.Study, about: About) -> None:
     """Gives the study the trials of --warm-start, once."""
     if plan.older:
-        taken = studies.take_over(study, plan.older)
+        taken = take_over(study, plan.older)
         place = without_password(plan.settings.warm_start or "")
         print(f"learning from {taken} trials of {place}", flush=True)
         about.patch(warm_started=True)

@@ -14,12 +14,11 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from mnist_ray import cluster, data, hyperparameters, spaces, trackers
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError
 from mnist_ray.finetune_job.stages import read_stages
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
@@ -33,9 +32,13 @@ from mnist_ray.settings import (
     resolved,
 )
 from mnist_ray.storage import RunStorage, check_writable, open_run
-from mnist_ray.study import studies
-from mnist_ray.study.pruners import make_pruner
-from mnist_ray.study.samplers import make_sampler
+from mnist_ray.study import storages, studies
+from mnist_ray.study.objectives import check_parts
+from mnist_ray.study.points import read_points
+from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
+from mnist_ray.study.samplers import Sampler, read_sampler
+from mnist_ray.study.suggestions import check_suggests
+from mnist_ray.study.warm_start import older_trials
 
 # Options of one command, not of the run.
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}
@@ -75,9 +78,8 @@ class Plan:
     space: Space  # with its options and the data set bound to it
     networks: bool  # whether its trials are networks, which can be exported
     objective_names: tuple[str, ...]  # () where the metric is the only objective
-    sampler_name: str
-    sampler_args: Mapping[str, str]
-    pruner: BasePruner | None
+    sampling: Sampler
+    scheduler: Scheduler
     time_budget: float | None  # seconds
     trial_timeout: float | None  # seconds
     finetune: bool
@@ -108,7 +110,7 @@ class Plan:
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new sampler with this seed."""
-        return make_sampler(self.sampler_name, seed % 2**32, self.sampler_args)
+        return self.sampling.make(seed)
 
     def recorded_settings(self) -> dict[str, Any]:
         """The settings as run.json holds them: with what was found out, so that a resume agrees."""
@@ -117,7 +119,7 @@ class Plan:
             "name": self.name,
             "val_by": self.split.val_by,
             "finetune": self.finetune,
-            "sampler": self.sampler_name,
+            "sampler": self.sampling.name,
         }
         if self.placement and s.gpus_per_trial == "auto":
             found["gpus_per_trial"] = self.placement.gpus
@@ -163,9 +165,11 @@ def prepare(settings: SearchSettings) -> Plan:
         networks=networks,
         objective_names=objectives.names(settings.objectives),
         # A population's configurations change while they train: no sampler could learn from them.
-        sampler_name="random" if settings.scheduler == "pbt" else settings.sampler,
-        sampler_args=key_values(settings.sampler_args, "--sampler-args"),
-        pruner=make_pruner(settings),
+        sampling=read_sampler(
+            "random" if settings.scheduler == "pbt" else settings.sampler,
+            key_values(settings.sampler_args, "--sampler-args"),
+        ),
+        scheduler=read_scheduler(settings),
         time_budget=duration(settings.time_budget, "--time-budget"),
         trial_timeout=duration(settings.trial_timeout, "--trial-timeout"),
         finetune=settings.finetune and networks,
@@ -243,9 +247,7 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
     """SettingsError where an option needs networks, and the space's trials are none."""
     if networks:
         if settings.scheduler == "pbt":
-            from mnist_ray.tune import population  # noqa: PLC0415 (seconds at start)
-
-            population.check(settings, networks)
+            check_population(settings, networks)
         return
     for flag, wanted in (
         ("--objectives latency", "latency" in objectives.names(settings.objectives)),
@@ -288,9 +290,14 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
 def _check_parts(plan: Plan) -> None:
     """SettingsError where sampler, scheduler or space cannot do what is asked of them."""
     s = plan.settings
-    make = functools.partial(plan.sampler, s.seed)
-    make()
-    objectives.check_parts(s, make, plan.pruner)
+    check_parts(
+        plan.objective_names,
+        functools.partial(plan.sampler, s.seed),
+        plan.scheduler.pruner(),
+        sampler_name=s.sampler,
+        scheduler_name=s.scheduler,
+        deterministic=s.deterministic,
+    )
 
     def validated(trial: optuna.Trial) -> dict[str, Any]:
         hp = plan.space(trial)
@@ -301,12 +308,7 @@ def _check_parts(plan: Plan) -> None:
                 f"--space: {s.space!r} returns a dict that cannot work: {error}"
             ) from error
 
-    try:
-        studies.ranges(validated, samples=SUGGESTIONS)
-    except ValueError as error:  # Optuna's, of an empty range
-        raise SettingsError(
-            f"--space-args: space {s.space!r} has no suggestion with them: {first_line(error)}"
-        ) from error
+    check_suggests(validated, s.space, SUGGESTIONS)
     if plan.finetune:
         read_stages(s.stages)  # a misspelt file is found now, not after the search
 
@@ -314,14 +316,10 @@ def _check_parts(plan: Plan) -> None:
 def _with_older_knowledge(plan: Plan) -> Plan:
     """The plan with --points and with the trials that --warm-start names."""
     s, resumed = plan.settings, plan.resumed
-    points = (
-        resumed.points if resumed else studies.read_points(s.points, plan.space) if s.points else ()
-    )
+    points = resumed.points if resumed else read_points(s.points, plan.space) if s.points else ()
     older: list[FrozenTrial] = []
     if s.warm_start and not (resumed and resumed.warm_started):
-        older = studies.older_trials(
-            s.warm_start, s.metric, plan.purpose, plan.space, plan.objective_names
-        )
+        older = older_trials(s.warm_start, s.metric, plan.purpose, plan.space, plan.objective_names)
     return dataclasses.replace(plan, points=tuple(points), older=tuple(older))
 
 
@@ -331,7 +329,7 @@ def _check_study(plan: Plan) -> None:
     assert s.study is not None
     if plan.resumed and s.study == "memory":
         raise SettingsError("--resume: the run's study was in memory and has ended with it")
-    with studies.opened(s.study) as storage:
+    with storages.opened(s.study) as storage:
         study = studies.existing(storage, plan.study_name)
         if study is None and plan.resumed:
             raise SettingsError(

@@ -11,6 +11,7 @@ from mnist_ray.run import records
 from mnist_ray.run.records import Records
 from mnist_ray.settings import objectives
 from mnist_ray.study import importance
+from mnist_ray.study.objectives import single
 
 HEADER = ("trial", "state", "epoch", "val_accuracy", "val_loss", "parameters", "settings")
 
@@ -45,7 +46,7 @@ def text(run: Records, study: optuna.Study) -> str:
         )
     else:  # the values are those of the settings
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        of_metric = [objectives.single(trial, run.objectives, run.metric) for trial in complete]
+        of_metric = [single(trial, run.objectives, run.metric) for trial in complete]
         parts.append(
             importance.text(of_metric, objectives.DIRECTIONS[objectives.OF_METRIC[run.metric]])
         )

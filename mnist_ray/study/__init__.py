@@ -1,1 +1,1 @@
-"""Optuna: where a study lives, a run's trials in it, samplers, pruners, importance. Knows nothing of Ray."""
+"""Optuna: where a study lives, a run's trials in it, samplers, pruners, importance. No Ray."""

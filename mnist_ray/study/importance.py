@@ -1,9 +1,11 @@
-"""How much each parameter decides: three of Optuna's measures, side by side, as they may well disagree.
+"""How much each parameter decides: three of Optuna's measures, side by side, as they may disagree.
 
-fANOVA (Hutter et al. 2014): the share of the values' variance that a parameter explains alone, by a random forest. Mean decrease
-impurity: the share of the splits' gain that is a parameter's, by a forest too. PED-ANOVA (Watanabe et al. 2023): what sets the best tenth
-of the trials apart. All of complete trials only: values after different numbers of epochs cannot be compared. The forests know only
-parameters that all of these trials have; PED-ANOVA (since Optuna 5.0) also those of a branch of the space.
+fANOVA (Hutter et al. 2014): the share of the values' variance that a parameter explains alone, by a
+random forest. Mean decrease impurity: the parameter's share of the gain of a forest's splits.
+PED-ANOVA (Watanabe et al. 2023): the parameters in which the best tenth of the trials differ.
+All are of complete trials only: values after different numbers of epochs cannot be compared. The
+forests know only parameters that all of these trials have; PED-ANOVA (since Optuna 5.0) also those
+of a branch of the space.
 """
 
 import random
@@ -23,7 +25,9 @@ from mnist_ray.run.records import table_text
 from mnist_ray.settings.objectives import Direction
 
 FEWEST = 8  # complete trials; what fewer of them say is chance
-MOST = 300  # complete trials that the forests are grown on: fANOVA takes 3 s for 300 of 8 real parameters, and 18 s for 1,000
+# Complete trials that the forests are grown on: fANOVA takes 3 s for 300 of 8 parameters, and 18 s
+# for 1,000.
+MOST = 300
 TREES = 32  # half of Optuna's: 0.6 s for 200 trials of 15 parameters
 SEED = 0
 FOREST = ("fANOVA", "impurity")
@@ -44,9 +48,14 @@ def evaluators() -> dict[str, BaseImportanceEvaluator]:
 
 
 def importances(trials: Sequence[FrozenTrial], direction: Direction) -> dict[str, dict[str, float]]:
-    """Measure -> parameter -> share, for complete trials with one value each; each measure's shares add up to 1.
+    """Measure -> parameter -> share; each measure's shares add up to 1.
 
-    Empty where there are fewer than FEWEST trials, or all have one value. Of more than MOST the forests see a random draw.
+    Empty where there are fewer than FEWEST trials, or all have one value. Of more than MOST the
+    forests see a random draw.
+
+    Args:
+        trials: complete ones, with one value each.
+        direction: of the value.
     """
     if len(trials) < FEWEST or len({trial.value for trial in trials}) < 2:
         return {}
@@ -65,7 +74,7 @@ def importances(trials: Sequence[FrozenTrial], direction: Direction) -> dict[str
 
 
 def rows(found: dict[str, dict[str, float]]) -> list[tuple[str, list[float | None]]]:
-    """Parameter and its share by each measure (None where the measure does not know it), the largest mean share first."""
+    """Parameter and its share by each measure, None where that does not know it; largest first."""
     parameters = list(dict.fromkeys(name for shares in found.values() for name in shares))
     table = [(name, [shares.get(name) for shares in found.values()]) for name in parameters]
     return sorted(table, key=lambda row: (-sum(share or 0.0 for share in row[1]), row[0]))
@@ -86,4 +95,5 @@ def text(trials: Sequence[FrozenTrial], direction: Direction) -> str:
     drawn = (
         f"; {', '.join(FOREST)}: from {MOST} of them, drawn at random" if len(trials) > MOST else ""
     )
-    return f"importance of each parameter, from {len(trials)} complete trials{drawn}:\n{table_text(['parameter', *found], lines)}"
+    table = table_text(["parameter", *found], lines)
+    return f"importance of each parameter, from {len(trials)} complete trials{drawn}:\n{table}"

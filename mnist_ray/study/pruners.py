@@ -1,12 +1,14 @@
-"""Optuna's pruners by name: each decides from the study alone whether a trial goes on, and so survives a resume.
+"""--scheduler: all of its options, read once, and Optuna's pruners by name.
 
-`hyperband` and `median` are Optuna's and not Ray's: Ray's HyperBandScheduler pauses trials instead of stopping them, and its
-MedianStoppingRule forgets at a resume what it has seen. Grace period, largest number of epochs and reduction factor come from the
-settings; every other option from --scheduler-args. Epochs count from 1.
+A pruner decides from the study alone whether a trial goes on, and so survives a resume.
+`hyperband` and `median` are Optuna's and not Ray's: Ray's HyperBandScheduler pauses trials instead
+of stopping them, and its MedianStoppingRule forgets at a resume what it has seen. Epochs count
+from 1.
 """
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna import pruners
@@ -17,48 +19,108 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, key_values
 from mnist_ray.settings.text import arguments, load
 
+FLAG = "--scheduler-args"
 
-def hyperband(s: SearchSettings, bootstrap_count: int = 0) -> BasePruner:
-    """Li et al. 2018: several successive halvings side by side, the first as harsh as --grace-period allows, the last without pruning."""
-    return pruners.HyperbandPruner(s.grace_period, s.max_epochs, _whole_factor(s), bootstrap_count)
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What stops trials early.
+
+    Attributes:
+        name: one of NAMES, or "module:Class" for a person's own optuna.pruners.BasePruner.
+        max_epochs: the most epochs of a trial.
+        grace_period: epochs before a trial can be stopped.
+        reduction_factor: one in so many goes on at each rung.
+        options: the scheduler's own, as keyword arguments.
+        wrapped: the scheduler that `patient` wraps.
+    """
+
+    name: str
+    max_epochs: int
+    grace_period: int = 1
+    reduction_factor: float = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    wrapped: "Scheduler | None" = None
+
+    def pruner(self) -> BasePruner | None:
+        """A new pruner; None for the names of RAY.
+
+        Raises:
+            SettingsError: the options contradict each other.
+        """
+        if self.name in RAY:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                if self.wrapped:
+                    return pruners.PatientPruner(self.wrapped.pruner(), **self.options)
+                if self.name in PRUNERS:
+                    return PRUNERS[self.name](self, **self.options)
+                made = load(self.name, "--scheduler", NAMES)(**self.options)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"--scheduler: {self.name!r} cannot be made with {dict(self.options)}: {error}"
+            ) from error
+        if not isinstance(made, BasePruner):
+            raise SettingsError(
+                f"--scheduler: {self.name!r} is a {type(made).__name__}; "
+                "expected an optuna.pruners.BasePruner"
+            )
+        return made
+
+    @property
+    def whole_factor(self) -> int:
+        """The reduction factor as Optuna's halving takes it; SettingsError where it is none."""
+        if not float(self.reduction_factor).is_integer():
+            raise SettingsError(
+                f"--reduction-factor: {self.reduction_factor} is not allowed here; "
+                "Optuna's halving takes whole numbers only"
+            )
+        return int(self.reduction_factor)
+
+
+# ---- the pruners; what follows the first parameter are the options of --scheduler-args
+
+
+def hyperband(s: Scheduler, bootstrap_count: int = 0) -> BasePruner:
+    """Several successive halvings side by side, the last without pruning (Li et al. 2018)."""
+    return pruners.HyperbandPruner(s.grace_period, s.max_epochs, s.whole_factor, bootstrap_count)
 
 
 def successive_halving(
-    s: SearchSettings, min_early_stopping_rate: int = 0, bootstrap_count: int = 0
+    s: Scheduler, min_early_stopping_rate: int = 0, bootstrap_count: int = 0
 ) -> BasePruner:
-    """Li et al. 2020, asynchronous: at each rung the best of every --reduction-factor go on."""
+    """At each rung the best of every `reduction_factor` go on, asynchronously (Li et al. 2020)."""
     return pruners.SuccessiveHalvingPruner(
-        s.grace_period, _whole_factor(s), min_early_stopping_rate, bootstrap_count
+        s.grace_period, s.whole_factor, min_early_stopping_rate, bootstrap_count
     )
 
 
 def percentile(
-    s: SearchSettings,
+    s: Scheduler,
     percentile: float = 25.0,
     n_startup_trials: int = 5,
     interval_steps: int = 1,
     n_min_trials: int = 1,
 ) -> BasePruner:
-    """Stops what is not among the best `percentile` per cent of the complete trials at the same epoch."""
+    """Only the best `percentile` per cent of the complete trials at the same epoch go on."""
     return pruners.PercentilePruner(
         percentile, n_startup_trials, s.grace_period, interval_steps, n_min_trials=n_min_trials
     )
 
 
 def median(
-    s: SearchSettings, n_startup_trials: int = 5, interval_steps: int = 1, n_min_trials: int = 1
+    s: Scheduler, n_startup_trials: int = 5, interval_steps: int = 1, n_min_trials: int = 1
 ) -> BasePruner:
-    """Stops what is below the median of the complete trials at the same epoch (Golovin et al. 2017)."""
+    """Only the better half of the complete trials at the same epoch go on (Golovin et al. 2017)."""
     return percentile(s, 50.0, n_startup_trials, interval_steps, n_min_trials)
 
 
 def threshold(
-    s: SearchSettings,
-    lower: float | None = None,
-    upper: float | None = None,
-    interval_steps: int = 1,
+    s: Scheduler, lower: float | None = None, upper: float | None = None, interval_steps: int = 1
 ) -> BasePruner:
-    """Stops what leaves the range from `lower` to `upper`; at least one of them must be given."""
+    """Stops what leaves the range from `lower` to `upper`; one of them must be given."""
     return pruners.ThresholdPruner(lower, upper, s.grace_period, interval_steps)
 
 
@@ -69,80 +131,132 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "successive-halving": successive_halving,
     "threshold": threshold,
 }
-RAY = ("asha", "pbt", "none")  # are no pruners; see schedulers.py
+RAY = ("asha", "pbt", "none")  # are no pruners: see tune/schedulers.py
 NAMES = (*RAY, *PRUNERS, "patient")
 
 
-def make_pruner(settings: SearchSettings) -> BasePruner | None:
-    """The pruner that --scheduler names: one of NAMES, or "module:Class" for a user's own; None for those of RAY, except that
-    --deterministic turns asha into successive-halving.
+def _patient(patience: int = 2, min_delta: float = 0.0) -> dict[str, Any]:
+    """Pruning begins after `patience` epochs without an improvement of more than `min_delta`."""
+    return {"patience": patience, "min_delta": min_delta}
 
-    `patient` lets another one (wraps=NAME, else median; wraps=none stops whatever no longer improves) decide only after `patience`
-    epochs without an improvement of more than `min_delta`; all its other options are those of the wrapped one.
-    Raises SettingsError naming the flag.
+
+def _pbt(perturbation_interval: int = 1, quantile_fraction: float = 0.25) -> dict[str, Any]:
+    """See tune/population.py."""
+    if perturbation_interval < 1:
+        raise SettingsError(
+            f"{FLAG}: perturbation_interval={perturbation_interval} is too small; "
+            "expected at least 1"
+        )
+    if not 0 < quantile_fraction <= 0.5:
+        raise SettingsError(
+            f"{FLAG}: quantile_fraction={quantile_fraction} is not allowed; expected up to 0.5"
+        )
+    return {"perturbation_interval": perturbation_interval, "quantile_fraction": quantile_fraction}
+
+
+# ---- from the settings
+
+
+def read_scheduler(settings: SearchSettings) -> Scheduler:
+    """What --scheduler and its options say, read and tried once.
+
+    `patient` lets another one decide only after some epochs without an improvement (wraps=NAME,
+    else median; wraps=none stops whatever no longer improves); its other options are those of the
+    wrapped one. --deterministic turns asha into successive-halving: the same idea, which can be
+    asked what it would say of a given set of trials.
+
+    Raises:
+        SettingsError: naming the flag.
     """
-    pruner = _make(
-        settings, settings.scheduler, key_values(settings.scheduler_args, "--scheduler-args")
-    )
-    if isinstance(pruner, pruners.HyperbandPruner) and settings.sampler == "grid":
+    s = settings
+    name = "successive-halving" if s.scheduler == "asha" and s.deterministic else s.scheduler
+    found = _read(s, name, key_values(s.scheduler_args, FLAG))
+    if isinstance(found.pruner(), pruners.HyperbandPruner) and s.sampler == "grid":
         # Within a bracket the sampler sees that bracket's trials alone.
         raise SettingsError(
-            "--scheduler: hyperband hides most trials from the sampler, and grid would repeat their points; give another"
+            "--scheduler: hyperband hides most trials from the sampler, "
+            "and grid would repeat their points; give another"
         )
-    return pruner
+    return found
 
 
-def _make(settings: SearchSettings, name: str, given: Mapping[str, str]) -> BasePruner | None:
-    if name == "asha" and settings.deterministic:
-        name = "successive-halving"  # the same idea, which can be asked what it would say of a given set of trials
-    if name in RAY:
-        if given and name != "pbt":  # see pbt.py
+def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
+    wrapped, own = None, dict(given)
+    if name == "patient":
+        inner = own.pop("wraps", "median")
+        if inner in ("asha", "pbt", "patient"):
             raise SettingsError(
-                f"--scheduler-args: scheduler {name!r} has no options, but {next(iter(given))!r} was given"
+                f"{FLAG}: patient cannot wrap {inner!r}; "
+                f"expected none, {', '.join(PRUNERS)} or module:Class"
             )
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            if name == "patient":
-                return _patient(settings, dict(given))
-            if name in PRUNERS:
-                return PRUNERS[name](
-                    settings,
-                    **arguments(PRUNERS[name], given, "--scheduler-args", f"scheduler {name!r}"),
-                )
-            own = load(name, "--scheduler", NAMES)
-            pruner = own(**arguments(own, given, "--scheduler-args", f"scheduler {name!r}"))
-    except (TypeError, ValueError) as error:
+        mine = ("patience", "min_delta")
+        wrapped = _read(s, inner, {k: v for k, v in own.items() if k not in mine})
+        own = {k: v for k, v in own.items() if k in mine}
+    if name in ("asha", "none") and own:
         raise SettingsError(
-            f"--scheduler: {name!r} cannot be made with {dict(given)}: {error}"
-        ) from error
-    if not isinstance(pruner, BasePruner):
-        raise SettingsError(
-            f"--scheduler: {name!r} is a {type(pruner).__name__}; expected an optuna.pruners.BasePruner"
+            f"{FLAG}: scheduler {name!r} has no options, but {next(iter(own))!r} was given"
         )
-    return pruner
+    options: dict[str, Any] = {}
+    if name not in ("asha", "none"):
+        known: dict[str, Callable[..., Any]] = {**PRUNERS, "patient": _patient, "pbt": _pbt}
+        function = known[name] if name in known else load(name, "--scheduler", NAMES)
+        try:
+            options = arguments(function, own, FLAG, f"scheduler {name!r}")
+        except (TypeError, ValueError) as error:  # it has no signature
+            raise SettingsError(f"--scheduler: {name!r} cannot be made: {error}") from error
+        if name in ("patient", "pbt"):
+            options = function(**options)
+    return Scheduler(name, s.max_epochs, s.grace_period, s.reduction_factor, options, wrapped)
 
 
-def _patient(settings: SearchSettings, given: dict[str, str]) -> BasePruner:
-    def options(patience: int = 2, min_delta: float = 0.0) -> dict[str, Any]:
-        return {"patience": patience, "min_delta": min_delta}
+def make_pruner(settings: SearchSettings) -> BasePruner | None:
+    """The pruner that the settings name; see read_scheduler."""
+    return read_scheduler(settings).pruner()
 
-    name = given.pop("wraps", "median")
-    if name in ("asha", "pbt", "patient"):
-        raise SettingsError(
-            f"--scheduler-args: patient cannot wrap {name!r}; expected none, {', '.join(PRUNERS)} or module:Class"
-        )
-    own: dict[str, str] = {key: given.pop(key) for key in ("patience", "min_delta") if key in given}
-    return pruners.PatientPruner(
-        _make(settings, name, given),
-        **options(**arguments(options, own, "--scheduler-args", "scheduler 'patient'")),
+
+def check_population(settings: SearchSettings, networks: bool) -> None:
+    """Refuses what pbt does not go together with. networks: whether the space's trials are any.
+
+    Raises:
+        SettingsError: naming the flag.
+    """
+    s = settings
+    refusals = (
+        (
+            not networks,
+            f"--scheduler: pbt copies a network's weights, and space {s.space!r} gives none; "
+            "give another scheduler",
+        ),
+        (
+            s.resume,
+            "--resume: a PBT run cannot be resumed: who exploits whom depends on all its trials",
+        ),
+        (
+            s.trials < 2,
+            f"--trials: {s.trials} is too few for --scheduler pbt, whose trials learn from each "
+            "other; expected at least 2",
+        ),
+        (
+            s.deterministic,
+            "--deterministic: --scheduler pbt draws from random numbers of Ray's own; "
+            "give another scheduler",
+        ),
+        (
+            s.objectives is not None,
+            "--objectives: with --scheduler pbt a trial's network changes, and its size with it; "
+            "give asha or none",
+        ),
+        (
+            "sampler" in s.given and s.sampler != "random",
+            f"--sampler: {s.sampler!r} cannot learn from trials that --scheduler pbt changes; "
+            "give random, or none at all",
+        ),
+        (
+            s.max_concurrent is not None,
+            "--max-concurrent: --scheduler pbt trains all trials in turns, as many at a time as "
+            "there are resources",
+        ),
     )
-
-
-def _whole_factor(settings: SearchSettings) -> int:
-    if not float(settings.reduction_factor).is_integer():
-        raise SettingsError(
-            f"--reduction-factor: {settings.reduction_factor} is not allowed here; Optuna's halving takes whole numbers only"
-        )
-    return int(settings.reduction_factor)
+    for refused, why in refusals:
+        if refused:
+            raise SettingsError(why)

@@ -1,11 +1,12 @@
-"""Optuna's samplers by name, each with a seed, and whether the grid has been walked to its end."""
+"""--sampler: Optuna's samplers by name, each with a seed, and whether the grid is exhausted."""
 
 import heapq
 import inspect
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import optuna
@@ -20,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
+from mnist_ray.study.optuna_private import is_grouped, part_of
 
 
 class Grid(optuna.samplers.BruteForceSampler):
@@ -32,9 +34,11 @@ class Grid(optuna.samplers.BruteForceSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """Refuses a continuous parameter."""
         if isinstance(param_distribution, FloatDistribution) and param_distribution.step is None:
             raise SettingsError(
-                f"--sampler: grid cannot walk {param_name!r}, which is continuous; give its range a step"
+                f"--sampler: grid cannot walk {param_name!r}, which is continuous; "
+                "give its range a step"
             )
         return super().sample_independent(study, trial, param_name, param_distribution)
 
@@ -45,11 +49,17 @@ class Grid(optuna.samplers.BruteForceSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Nothing: Optuna's would call Study.stop, which raises where trials are asked for; `exhausted` says when to stop."""
+        """Does nothing: Optuna's calls Study.stop, which raises outside of Study.optimize.
+
+        `exhausted` says when to stop.
+        """
 
 
 class UpperEnd(optuna.samplers.RandomSampler):
-    """The upper end of every range and the largest of choices that are numbers; any of other choices. A space's largest networks."""
+    """A space's largest networks: the upper end of every range, and the largest number of choices.
+
+    Of other choices it takes any.
+    """
 
     def sample_independent(
         self,
@@ -58,6 +68,7 @@ class UpperEnd(optuna.samplers.RandomSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """The largest value."""
         if isinstance(param_distribution, IntDistribution | FloatDistribution):
             return param_distribution.high
         if isinstance(param_distribution, CategoricalDistribution):
@@ -68,18 +79,19 @@ class UpperEnd(optuna.samplers.RandomSampler):
 
 
 class TPE(optuna.samplers.TPESampler):
-    """Optuna's TPE, which looks at no more than KEPT finished trials: the cost of a suggestion would grow with the study without end.
+    """Optuna's TPE, which looks at no more than KEPT finished trials.
 
-    Kept are the best, which its model of good trials is made of, and of all others an even selection, old and new. Up to KEPT trials,
-    and with several objectives, it suggests what Optuna's does. (benchmarks/tpe_ask.py: cost; benchmarks/replay.py: what is lost.)
+    The cost of a suggestion would otherwise grow with the study without end. Kept are the best, of
+    which its model of good trials is made, and of all others an even selection, old and new. Up to
+    KEPT trials, and with several objectives, it suggests the same as Optuna's.
+    (benchmarks/tpe_ask.py: cost; benchmarks/replay.py: loss.)
     """
 
     KEPT = 1000
-    _view: "tuple[int, optuna.Study] | None" = (
-        None  # of the trial whose parameters are being suggested
-    )
+    # Number of the trial whose parameters are being suggested, and the study as it sees it.
+    _view: "tuple[int, optuna.Study] | None" = None
 
-    # What is known of the study's trials, by their places in its list. Only those that had not ended are looked at again.
+    # The study's trials, by their places in its list. Only open ones are looked at again.
     _known = 0  # how many there were
     _whole = True  # whether they were all of the study's
     _open: Sequence[int] = ()  # those that had not ended
@@ -90,17 +102,19 @@ class TPE(optuna.samplers.TPESampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        """The parameters to suggest together, in their groups."""
         self._view = None
         self._thinned(study, trial)
         # The groups only ever get finer: a trial that they have seen changes nothing.
         seen, self._unseen = self._unseen, ()
         return super().infer_relative_search_space(
-            cast(optuna.Study, _Part(study, seen)) if self._group else study, trial
+            part_of(study, seen) if is_grouped(self) else study, trial
         )
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """As Optuna's, on the part of the study."""
         return super().sample_relative(self._thinned(study, trial), trial, search_space)
 
     def sample_independent(
@@ -110,27 +124,25 @@ class TPE(optuna.samplers.TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """As Optuna's, on the part of the study."""
         return super().sample_independent(
             self._thinned(study, trial), trial, param_name, param_distribution
         )
 
     def _thinned(self, study: optuna.Study, trial: FrozenTrial) -> optuna.Study:
-        """The study, or what looks like one with fewer trials; the same for all parameters of a trial."""
+        """The study, or a part of it; the same for all parameters of a trial."""
         if self._view is None or self._view[0] != trial.number:
             trials = study.get_trials(deepcopy=False)
             self._update(study, trials)
             if len(self._finished) > self.KEPT and len(study.directions) == 1:
                 running = [n for n in self._open if trials[n].state == TrialState.RUNNING]
-                study = cast(
-                    optuna.Study,
-                    _Part(study, [trials[n] for n in sorted({*self._chosen(), *running})]),
-                )
+                study = part_of(study, [trials[n] for n in sorted({*self._chosen(), *running})])
             self._view = (trial.number, study)
         return self._view[1]
 
     def _update(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
         """Takes note of the trials that have ended since the last suggestion."""
-        # Optuna's Hyperband shows a sampler only the trials of one bracket, and the next time those of another.
+        # Optuna's Hyperband shows a sampler the trials of one bracket, and next time of another.
         whole = not trials or trials[-1].number == len(trials) - 1
         if not (whole and self._whole) or len(trials) < self._known:
             self._known, self._open, self._finished, self._best, self._unseen = 0, (), (), (), ()
@@ -144,8 +156,8 @@ class TPE(optuna.samplers.TPESampler):
         self._finished = sorted([*self._finished, *ended])
         self._unseen = [*self._unseen, *(trials[n] for n in ended)]
         if len(study.directions) == 1:
-            # Results are final: the best are among the best so far and the new. In order, so that among equals the same are chosen after
-            # a resume.
+            # Results are final: the best are among the best so far and the new ones. Sorted, so
+            # that among equals the same are chosen after a resume.
             candidates = sorted([*self._best, *ended])
             sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
             good = min(math.ceil(self.KEPT / 10), 25)  # TPE's own number
@@ -162,7 +174,10 @@ class TPE(optuna.samplers.TPESampler):
 
 
 def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
-    """TPE's order, the best first: complete trials by their value, then pruned ones by how far they came and by their last value there."""
+    """TPE's order, the best first: complete trials by value, then pruned ones.
+
+    Those are ordered by their number of epochs and then by the last value.
+    """
     if trial.state == TrialState.COMPLETE:
         assert trial.value is not None
         return 0, 0, sign * trial.value
@@ -172,27 +187,9 @@ def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
     return 1, -step, math.inf if math.isnan(value) else sign * value
 
 
-class _Part:
-    """A study to TPE, with some of its trials."""
-
-    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        self._whole, self._some = study, trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-    def _get_trials(
-        self,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-        use_cache: bool = False,
-    ) -> list[FrozenTrial]:
-        assert not deepcopy  # TPE reads only
-        return [t for t in self._some if states is None or t.state in states]
-
-
-# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its own model; constant_liar:
-# running trials repel the next suggestion, or parallel ones would be near copies. (Optuna 5 has some of them on, 4.9 does not.)
+# Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its
+# own model; constant_liar: running trials repel the next suggestion, or parallel ones would be near
+# copies. (Optuna 5 has some of them on, 4.9 does not.)
 TPE_OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (TPE, TPE_OPTIONS),
@@ -205,52 +202,83 @@ SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "grid": (Grid, {}),
     "nsga2": (optuna.samplers.NSGAIISampler, {}),
 }
-PARTIAL = (
-    "cmaes",
-    "gp",
-)  # have no model of parameters that only some trials have (cmaes: of categories); TPE suggests those
+# Have no model of parameters that only some trials have (cmaes: of categories); TPE suggests those.
+PARTIAL = ("cmaes", "gp")
 
 
-def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) -> BaseSampler:
-    """The sampler that --sampler names: one of SAMPLERS, or "module:Class" for a user's own, given the seed where it takes one.
+@dataclass(frozen=True)
+class Sampler:
+    """--sampler and --sampler-args, read once.
 
-    args: --sampler-args, options of the sampler's constructor as text.
-    Raises SettingsError naming the flag. CMA-ES keeps its state in the study as a pickle and loads it from there: it is for
-    studies that only trusted people write to.
+    Attributes:
+        name: one of SAMPLERS, or "module:Class" for a person's own optuna.samplers.BaseSampler.
+        factory: its class.
+        options: keyword arguments of its constructor, without the seed.
+    """
+
+    name: str
+    factory: Callable[..., BaseSampler]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, seed: int) -> BaseSampler:
+        """A new sampler, with the seed where it takes one.
+
+        Raises:
+            SettingsError: the options contradict each other, or it is no sampler.
+        """
+        options = dict(self.options)
+        try:
+            if "seed" in inspect.signature(self.factory).parameters:
+                options["seed"] = seed % 2**32  # the largest that NumPy's generators take
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                if self.name in PARTIAL:
+                    options["independent_sampler"] = TPE(**TPE_OPTIONS, seed=options["seed"])
+                sampler = self.factory(**options)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"--sampler: {self.name!r} cannot be made with {dict(self.options)}: {error}"
+            ) from error
+        if not isinstance(sampler, BaseSampler):
+            raise SettingsError(
+                f"--sampler: {self.name!r} is a {type(sampler).__name__}; "
+                "expected an optuna.samplers.BaseSampler"
+            )
+        return sampler
+
+
+def read_sampler(name: str, given: Mapping[str, str]) -> Sampler:
+    """The sampler that --sampler names, with the texts of --sampler-args in its options' types.
+
+    CMA-ES keeps its state in the study as a pickle and loads it from there: it is for studies that
+    only trusted people write to.
+
+    Raises:
+        SettingsError: naming the flag.
     """
     if name in SAMPLERS:
-        factory, options = SAMPLERS[name]
+        factory, defaults = SAMPLERS[name]
     else:
-        factory, options = load(name, "--sampler", SAMPLERS), {}
+        factory, defaults = load(name, "--sampler", SAMPLERS), {}
     try:
-        options = {
-            **options,
-            **arguments(
-                factory, args or {}, "--sampler-args", f"sampler {name!r}", reserved=("seed",)
-            ),
-        }
-        if "seed" in inspect.signature(factory).parameters:
-            options["seed"] = seed % 2**32  # what NumPy's generators take
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if name in PARTIAL:
-                options["independent_sampler"] = TPE(**TPE_OPTIONS, seed=options["seed"])
-            sampler = factory(**options)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(
-            f"--sampler: {name!r} cannot be made with {dict(args or {})}: {error}"
-        ) from error
-    if not isinstance(sampler, BaseSampler):
-        raise SettingsError(
-            f"--sampler: {name!r} is a {type(sampler).__name__}; expected an optuna.samplers.BaseSampler"
-        )
+        own = arguments(factory, given, "--sampler-args", f"sampler {name!r}", reserved=("seed",))
+    except (TypeError, ValueError) as error:  # it has no signature
+        raise SettingsError(f"--sampler: {name!r} cannot be made: {error}") from error
+    sampler = Sampler(name, factory, {**defaults, **own})
+    sampler.make(0)  # contradicting options are refused now
     return sampler
 
 
-def exhausted(study: optuna.Study) -> bool:
-    """Whether the study's grid has no point left that is neither done nor under way; of other samplers never.
+def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) -> BaseSampler:
+    """A sampler by name, seed and options as text; see read_sampler."""
+    return read_sampler(name, args or {}).make(seed)
 
-    To be asked before each `study.ask()`: past the end of its grid the sampler would suggest points again.
+
+def exhausted(study: optuna.Study) -> bool:
+    """Whether no point of the study's grid is left that is neither done nor under way.
+
+    To be asked before each `study.ask()`: past the end of its grid the sampler would suggest
+    points again. Other samplers are never exhausted.
     """
     if not isinstance(study.sampler, Grid):
         return False
@@ -259,7 +287,7 @@ def exhausted(study: optuna.Study) -> bool:
 
 
 def _walked(trials: list[FrozenTrial], depth: int) -> bool:
-    """Whether trials that agree in their first `depth` parameters have taken every way on from there."""
+    """Whether trials with the same first `depth` parameters have taken every way from there."""
     deeper = [t for t in trials if len(t.params) > depth]
     if not deeper:
         return bool(trials)  # a point of the tree, and somebody was there
@@ -273,7 +301,7 @@ def _walked(trials: list[FrozenTrial], depth: int) -> bool:
 
 
 def _grid(distribution: BaseDistribution) -> tuple[float, float, int]:
-    """Lowest value, step and number of values, in Optuna's internal representation (of a category its index)."""
+    """Lowest value, step and number of values; of a category its index, as Optuna has it."""
     if isinstance(distribution, CategoricalDistribution):
         return 0, 1, len(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)

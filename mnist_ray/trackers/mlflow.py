@@ -15,7 +15,7 @@ from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.run.records import Record, Records, Row
 from mnist_ray.settings import without_password
 from mnist_ray.storage import RunStorage
-from mnist_ray.study.studies import expanded
+from mnist_ray.study.storages import expanded
 from mnist_ray.trackers.tracker import mlflow_ui, with_driver
 
 # Read by mlflow when it is imported.

@@ -16,9 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _PBTTrialState
 
-from mnist_ray.errors import SettingsError
-from mnist_ray.settings import SearchSettings, key_values
-from mnist_ray.settings.text import arguments
+from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune.trainable import NUMBER
 
 if TYPE_CHECKING:
@@ -89,66 +87,6 @@ def perturbed(config: Mapping[str, Any], generator: random.Random) -> dict[str, 
     return {**config, **changed}
 
 
-def _options(perturbation_interval: int = 1, quantile_fraction: float = 0.25) -> dict[str, Any]:
-    return {"perturbation_interval": perturbation_interval, "quantile_fraction": quantile_fraction}
-
-
-def options(settings: SearchSettings) -> dict[str, Any]:
-    """--scheduler-args as Ray's options. Raises SettingsError naming the flag."""
-    given = arguments(
-        _options,
-        key_values(settings.scheduler_args, "--scheduler-args"),
-        "--scheduler-args",
-        "scheduler 'pbt'",
-    )
-    found = _options(**given)
-    if found["perturbation_interval"] < 1:
-        raise SettingsError(
-            f"--scheduler-args: perturbation_interval={found['perturbation_interval']} is too small; expected at least 1"
-        )
-    if not 0 < found["quantile_fraction"] <= 0.5:
-        raise SettingsError(
-            f"--scheduler-args: quantile_fraction={found['quantile_fraction']} is not allowed; expected up to 0.5"
-        )
-    return found
-
-
-def check(settings: SearchSettings, networks: bool) -> None:
-    """Refuses what pbt does not go together with: SettingsError naming the flag. networks: whether the space's trials are any."""
-    s = settings
-    options(s)
-    if not networks:
-        raise SettingsError(
-            f"--scheduler: pbt copies a network's weights, and space {s.space!r} gives none; give another scheduler"
-        )
-    if s.resume:
-        raise SettingsError(
-            "--resume: a run of --scheduler pbt cannot be gone on with: who exploits whom depends on all trials at once"
-        )
-    if s.trials < 2:
-        raise SettingsError(
-            f"--trials: {s.trials} is too few for --scheduler pbt, whose trials learn from each other; expected at least 2"
-        )
-    if s.deterministic:
-        raise SettingsError(
-            "--deterministic: --scheduler pbt draws from random numbers of Ray's own; give another scheduler"
-        )
-    if s.objectives:
-        raise SettingsError(
-            "--objectives: with --scheduler pbt a trial's network changes, and its size with it; give asha or none"
-        )
-    if "sampler" in s.given and s.sampler != "random":
-        raise SettingsError(
-            f"--sampler: {s.sampler!r} cannot learn from trials that --scheduler pbt changes; give random, or none at all"
-        )
-    if s.max_concurrent is not None:
-        raise SettingsError(
-            "--max-concurrent: --scheduler pbt trains all trials in turns, as many at a time as there are resources"
-        )
-
-
-def make(settings: SearchSettings, search_alg: "StudySearch") -> StudyPBT:
-    """The scheduler; before --grace-period epochs nobody is exploited."""
-    return StudyPBT(
-        search_alg, settings.seed, burn_in_period=settings.grace_period, **options(settings)
-    )
+def make(scheduler: Scheduler, search_alg: "StudySearch", seed: int) -> StudyPBT:
+    """The scheduler; before `grace_period` epochs nobody is exploited."""
+    return StudyPBT(search_alg, seed, burn_in_period=scheduler.grace_period, **scheduler.options)

@@ -9,6 +9,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
 from mnist_ray.settings import SearchSettings
+from mnist_ray.study.pruners import Scheduler, read_scheduler
+from mnist_ray.tune import population
 from mnist_ray.tune.trainable import NUMBER
 
 if TYPE_CHECKING:
@@ -102,24 +104,35 @@ def _failed(result: Mapping[str, Any]) -> bool:
     return "reason" in result or "storage_error" in result
 
 
+def make_scheduler(
+    scheduler: Scheduler,
+    past: Mapping[int, Mapping[int, float]],
+    search_alg: "StudySearch",
+    seed: int = 0,
+) -> TrialScheduler:
+    """Tune's scheduler. `past` as in ResumableASHA; seed: of pbt's random numbers.
+
+    Where the scheduler is a pruner the study has it.
+    """
+    if scheduler.name == "none":
+        return FirstInFirstOut()
+    if scheduler.name == "pbt":
+        return population.make(scheduler, search_alg, seed)
+    if scheduler.name == "asha":
+        return ResumableASHA(
+            past,
+            max_t=scheduler.max_epochs,
+            grace_period=scheduler.grace_period,
+            reduction_factor=scheduler.reduction_factor,
+        )
+    return PrunerScheduler(search_alg)
+
+
 def make(
     settings: SearchSettings, past: Mapping[int, Mapping[int, float]], search_alg: "StudySearch"
 ) -> TrialScheduler:
-    """The scheduler that --scheduler names; `past` as in ResumableASHA. Of a pruner's name the study has the pruner."""
-    if settings.scheduler == "none":
-        return FirstInFirstOut()
-    if settings.scheduler == "pbt":
-        from mnist_ray.tune import population as pbt
-
-        return pbt.make(settings, search_alg)
-    if settings.scheduler == "asha" and not settings.deterministic:
-        return ResumableASHA(
-            past,
-            max_t=settings.max_epochs,
-            grace_period=settings.grace_period,
-            reduction_factor=settings.reduction_factor,
-        )
-    return PrunerScheduler(search_alg)
+    """The scheduler that the settings name."""
+    return make_scheduler(read_scheduler(settings), past, search_alg, settings.seed)
 
 
 class Ending(Stopper):

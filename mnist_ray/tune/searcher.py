@@ -18,8 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run.records import HISTORY, Record, Records, Row, rank
 from mnist_ray.settings import objectives
+from mnist_ray.study.objectives import CURVE, curve
+from mnist_ray.study.optuna_private import started as ask
 from mnist_ray.study.samplers import exhausted
-from mnist_ray.study.studies import AGAIN, POINT, RUN, SUMMARY, ask, on_disk
+from mnist_ray.study.storages import on_disk
+from mnist_ray.study.trials import AGAIN, POINT, RUN, SUMMARY
 from mnist_ray.tune.trainable import NUMBER
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
@@ -143,7 +146,7 @@ class StudySearch(OptunaSearch):
             trial = optuna.Trial(
                 study, frozen._trial_id
             )  # a running trial gives its stored values again
-            self._steps[trial.number] = set(objectives.curve(frozen))
+            self._steps[trial.number] = set(curve(frozen))
         elif len(self.records.trials) - self.records.tried_again >= self.records.total or exhausted(
             study
         ):
@@ -208,7 +211,7 @@ class StudySearch(OptunaSearch):
                 else:
                     own = self.records.trials[trial.number].rows
                     trial.set_user_attr(
-                        objectives.CURVE, {epoch: own[epoch][self.metric] for epoch in sorted(own)}
+                        CURVE, {epoch: own[epoch][self.metric] for epoch in sorted(own)}
                     )
 
     def exploited(self, trial_id: str, story: dict[str, Any]) -> None:

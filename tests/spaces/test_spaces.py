@@ -19,7 +19,7 @@ from mnist_ray.finetune_job import stages
 from mnist_ray.settings import SearchSettings, check_search, key_values, parse, read_yaml
 from mnist_ray.settings.text import arguments
 from mnist_ray.study import samplers
-from mnist_ray.study.studies import read_points
+from mnist_ray.study.points import read_points
 from mnist_ray.training.trainer import Trainer
 
 MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))

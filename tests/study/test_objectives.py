@@ -1,4 +1,4 @@
-"""Several objectives: what is refused, what the study and the tables hold, the front, resumption, and a real search."""
+"""Several objectives: refusals, the study and the tables, the front, resumption, a real search."""
 
 import dataclasses
 import io
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,16 @@ from optuna.trial import TrialState
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import HISTORY, Record, Records
 from mnist_ray.settings import SearchSettings, check_search, objectives, parse
+from mnist_ray.study import objectives as optuna_objectives
+from mnist_ray.study.objectives import curve, single
 from mnist_ray.study.pruners import make_pruner
 from mnist_ray.study.samplers import make_sampler
-from mnist_ray.study.studies import RUN, older_trials, open_study, read_trials
+from mnist_ray.study.studies import open_study
+from mnist_ray.study.trials import RUN, read_trials
+from mnist_ray.study.warm_start import older_trials
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
+from tests.support import ROOT
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -116,8 +120,14 @@ def test_a_measured_time_is_never_deterministic() -> None:
 
 def check_parts(**options: Any) -> None:
     settings = SearchSettings(**{"objectives": "accuracy,parameters", **options})
-    make: Callable[[], optuna.samplers.BaseSampler] = lambda: make_sampler(settings.sampler, 0)  # noqa: E731
-    objectives.check_parts(settings, make, make_pruner(settings))
+    optuna_objectives.check_parts(
+        objectives.names(settings.objectives),
+        lambda: make_sampler(settings.sampler, 0),
+        make_pruner(settings),
+        sampler_name=settings.sampler,
+        scheduler_name=settings.scheduler,
+        deterministic=settings.deterministic,
+    )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "random", "grid", "nsga2"])
@@ -207,8 +217,8 @@ def test_a_study_is_told_the_truth() -> None:
     assert failed
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
     assert study.trials[0].values == [0.9, 100]
-    assert objectives.curve(study.trials[0]) == {1: 0.5, 2: 0.9, 3: 0.7}
-    assert objectives.curve(study.trials[1]) == {1: 0.4}
+    assert curve(study.trials[0]) == {1: 0.5, 2: 0.9, 3: 0.7}
+    assert curve(study.trials[1]) == {1: 0.4}
     assert [t.number for t in study.best_trials] == [0]
 
 
@@ -233,7 +243,7 @@ def test_a_deterministic_search_tells_it_too_in_its_order() -> None:
     )
     train(search, "c", [0.5, 0.5, 0.5])
     assert [t.values for t in study.trials] == [[0.9, 9], [0.8, 7], [0.5, 7]]
-    assert [objectives.curve(t) for t in study.trials][:2] == [
+    assert [curve(t) for t in study.trials][:2] == [
         {1: 0.5, 2: 0.6, 3: 0.9},
         {1: 0.7, 2: 0.8, 3: 0.6},
     ]
@@ -272,7 +282,7 @@ def test_a_cut_off_trial_is_read_back_with_its_curve_and_goes_on() -> None:
     config = first.suggest("a")
     first.on_trial_result("a", result(1, 0.4))
     [(frozen, record)] = read_trials(study, "r", "val_accuracy")
-    assert objectives.curve(frozen) == {1: 0.4}
+    assert curve(frozen) == {1: 0.4}
     assert record.rows[1]["val_accuracy"] == 0.4
     record.rows = {}
     second = searcher(study, continued=[frozen])
@@ -281,7 +291,7 @@ def test_a_cut_off_trial_is_read_back_with_its_curve_and_goes_on() -> None:
     second.on_trial_result("b", result(2, 0.5, rows=[result(1, 0.4)]))
     second.on_trial_complete("b", result(3, 0.6))
     assert study.trials[0].values == [0.6, 7]
-    assert objectives.curve(study.trials[0]) == {1: 0.4, 2: 0.5, 3: 0.6}
+    assert curve(study.trials[0]) == {1: 0.4, 2: 0.5, 3: 0.6}
 
 
 @pytest.mark.parametrize(
@@ -351,11 +361,11 @@ def test_of_one_objective_a_trial_stays_as_it_is_and_of_several_it_becomes_the_m
     search = searcher(study)
     train(search, "a", [0.5, 0.9, 0.7])
     train(search, "b", [0.5])
-    whole, stopped = (objectives.single(t, BOTH, "val_accuracy") for t in study.trials)
+    whole, stopped = (single(t, BOTH, "val_accuracy") for t in study.trials)
     assert (whole.value, whole.intermediate_values) == (0.9, {1: 0.5, 2: 0.9, 3: 0.7})
     assert (stopped.value, stopped.intermediate_values) == (None, {1: 0.5})
     assert study.trials[0].values == [0.9, 7]
-    assert objectives.single(study.trials[0], (), "val_accuracy").values == [0.9, 7]
+    assert single(study.trials[0], (), "val_accuracy").values == [0.9, 7]
 
 
 def test_yaml_and_flag(tmp_path: Path) -> None:
@@ -368,7 +378,6 @@ def test_yaml_and_flag(tmp_path: Path) -> None:
 
 # ---- a real search
 
-ROOT = Path(__file__).parent.parent.parent
 SMALL = [
     "--dataset",
     "digits",

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.study.samplers import SAMPLERS, TPE, TPE_OPTIONS, _place, exhausted, make_sampler
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 ANNEALING = "examples.simulated_annealing:SimulatedAnnealing"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -216,7 +216,7 @@ def test_options_reach_the_sampler() -> None:
         (
             "nsga2",
             {"population_size": "1"},
-            "--sampler: 'nsga2' cannot be made with {'population_size': '1'}",
+            "--sampler: 'nsga2' cannot be made with {'population_size': 1}",
         ),
     ],
 )

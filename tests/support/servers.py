@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.study import studies
+from mnist_ray.study.storages import opened
 
 SECRET = "s3cret-of-the-test"  # the databases' password
 
@@ -153,7 +153,7 @@ class Server:
         deadline = time.monotonic() + 60
         while True:
             try:
-                with studies.opened(self.url):
+                with opened(self.url):
                     return
             except SettingsError as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:

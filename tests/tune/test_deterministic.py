@@ -24,12 +24,13 @@ from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.study import studies
 from mnist_ray.study.pruners import make_pruner
 from mnist_ray.study.samplers import make_sampler
+from mnist_ray.study.trials import read_trials, remaining_points
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.trainable import NUMBER
+from tests.support import ROOT
 from tests.support.runs import results
 
-ROOT = Path(__file__).parent.parent.parent
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RUN = "r"
 EPOCHS = 5
@@ -77,7 +78,7 @@ class Machine:
             storage, "s", "val_accuracy", make_sampler("random", 0), make_pruner(s)
         )
         records, continued = Records("val_accuracy", trials), []
-        for frozen, record in studies.read_trials(study, RUN):
+        for frozen, record in read_trials(study, RUN):
             if record.state == "RUNNING":
                 continued.append(frozen)
                 record.rows = {}
@@ -85,7 +86,7 @@ class Machine:
         self.settled: list[int] = []
         self.search = OrderedSearch(
             study, space, records, run=RUN, max_epochs=EPOCHS, on_settled=self.settled.append, continued=continued,
-            points=studies.remaining_points(study, RUN, [{"x": 0.5, "n": 3}]),
+            points=remaining_points(study, RUN, [{"x": 0.5, "n": 3}]),
             window=slots, sampler=lambda place: make_sampler(sampler, 1000 + place, args),
         )  # fmt: skip
         self.scheduler = schedulers.make(s, {}, self.search)

@@ -18,12 +18,14 @@ import torch
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import HISTORY, Records
 from mnist_ray.settings import SearchSettings
-from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.pruners import check_population, make_pruner, read_scheduler
 from mnist_ray.study.samplers import make_sampler
-from mnist_ray.study.studies import SUMMARY, open_study, read_trials
+from mnist_ray.study.studies import open_study
+from mnist_ray.study.trials import SUMMARY, read_trials
 from mnist_ray.tune import population as pbt
 from mnist_ray.tune.searcher import EXPLOITS, StudySearch
 from mnist_ray.tune.trainable import NUMBER, TrialContext
+from tests.support import ROOT
 from tests.support.trials import HP, Here
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -48,16 +50,17 @@ PBT = SearchSettings(scheduler="pbt", trials=4)
 def test_what_does_not_go_with_it_is_refused_in_one_line(
     changes: dict[str, Any], named: str
 ) -> None:
-    pbt.check(PBT, True)
-    pbt.check(dataclasses.replace(PBT, sampler="random", given=frozenset({"sampler"})), True)
+    check_population(PBT, True)
+    check_population(dataclasses.replace(PBT, sampler="random", given=frozenset({"sampler"})), True)
     with pytest.raises(SettingsError, match=named) as refused:
-        pbt.check(dataclasses.replace(PBT, **changes), True)
+        check_population(dataclasses.replace(PBT, **changes), True)
+        read_scheduler(dataclasses.replace(PBT, **changes))
     assert "\n" not in str(refused.value)
 
 
 def test_it_needs_networks_and_is_no_pruner() -> None:
     with pytest.raises(SettingsError, match="--scheduler: pbt"):
-        pbt.check(PBT, False)
+        check_population(PBT, False)
     assert make_pruner(dataclasses.replace(PBT, scheduler_args=("quantile_fraction=0.5",))) is None
     with pytest.raises(SettingsError, match="patient cannot wrap 'pbt'"):
         make_pruner(dataclasses.replace(PBT, scheduler="patient", scheduler_args=("wraps=pbt",)))
@@ -116,7 +119,7 @@ def a_scheduler(n: int, interval: int = 1) -> tuple[pbt.StudyPBT, list[Any]]:
     told: list[Any] = []
     alg = SimpleNamespace(exploited=lambda *story: told.append(story))
     settings = dataclasses.replace(PBT, scheduler_args=(f"perturbation_interval={interval}",))
-    scheduler = pbt.make(settings, alg)  # type: ignore[arg-type]
+    scheduler = pbt.make(read_scheduler(settings), alg, settings.seed)  # type: ignore[arg-type]
     scheduler.set_search_properties("val_accuracy", "max")
     trials: list[Any] = [FakeTrial(i) for i in range(n)]
     for trial in trials:
@@ -256,7 +259,6 @@ def test_the_study_and_the_tables_say_what_became_of_a_trial() -> None:
     assert record.exploits == records.trials[0].exploits
 
 
-ROOT = Path(__file__).parent.parent.parent
 SMALL = [
     "--dataset",
     "digits",

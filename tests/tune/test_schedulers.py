@@ -23,12 +23,13 @@ from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import make_pruner
 from mnist_ray.study.samplers import SAMPLERS, make_sampler
-from mnist_ray.study.studies import open_study, read_trials
+from mnist_ray.study.studies import open_study
+from mnist_ray.study.trials import read_trials
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import NUMBER
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 RUN = "run of the test"
 # Every scheduler with options that let it stop something of the trials below.
 SCHEDULERS: dict[str, tuple[str, ...]] = {

@@ -11,14 +11,14 @@ from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run.records import HISTORY, INTERRUPTED, Record, Records
+from mnist_ray.study.optuna_private import started as ask
 from mnist_ray.study.samplers import make_sampler
-from mnist_ray.study.studies import (
+from mnist_ray.study.studies import open_study
+from mnist_ray.study.trials import (
     POINT,
     RUN,
     SUMMARY,
-    ask,
     close_interrupted,
-    open_study,
     read_trials,
     remaining_points,
     to_try_again,

@@ -1,0 +1,82 @@
+"""Optuna's half of several objectives: directions, a trial's curve, what sampler and pruner can do.
+
+With several objectives Optuna's studies take no intermediate values. A trial's curve is then kept
+as one of its user attributes, so that the study alone says what has been done.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction
+
+# User attribute of a trial: {epoch: value of the metric}, in place of intermediate values.
+CURVE = "mnist_ray:curve"
+
+
+def directions(objectives: Sequence[str], metric: str = "val_accuracy") -> list[Direction]:
+    """As optuna.create_study takes them; of the metric alone where there are no objectives."""
+    return [DIRECTIONS[name] for name in objectives or [OF_METRIC[metric]]]
+
+
+def check_parts(
+    objectives: Sequence[str],
+    make_sampler: Callable[[], BaseSampler],
+    pruner: BasePruner | None,
+    *,
+    sampler_name: str,
+    scheduler_name: str,
+    deterministic: bool = False,
+) -> None:
+    """Whether sampler and scheduler can do several objectives.
+
+    The sampler is tried on three made-up trials, so that a person's own is refused now and not by
+    a traceback in the search.
+
+    Raises:
+        SettingsError: naming the flag.
+    """
+    if not objectives:
+        return
+    if pruner is not None:
+        scheduler = f"{scheduler_name!r}{' with --deterministic' if deterministic else ''}"
+        raise SettingsError(
+            f"--scheduler: {scheduler} reads the values after each epoch from the study, which "
+            "takes none with several --objectives; "
+            f"give {'none' if deterministic else 'asha or none'}"
+        )
+    study = optuna.create_study(directions=directions(objectives), sampler=make_sampler())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for i in range(3):
+                trial = study.ask()
+                trial.suggest_int("x", 0, 9)
+                study.tell(trial, [float(i)] * len(objectives))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        raise SettingsError(
+            f"--sampler: {sampler_name!r} cannot do several --objectives: {first_line(error)}"
+        ) from error
+
+
+def curve(trial: FrozenTrial) -> dict[int, float]:
+    """Epoch -> the run's metric, from wherever the study keeps it."""
+    values = trial.user_attrs.get(CURVE, trial.intermediate_values)
+    return {int(epoch): value for epoch, value in values.items()}
+
+
+def single(trial: FrozenTrial, objectives: Sequence[str], metric: str) -> FrozenTrial:
+    """The trial as a study with the metric as its only objective has it: for figures."""
+    if not objectives:
+        return trial
+    result = copy.copy(trial)
+    place = objectives.index(OF_METRIC[metric])
+    result.values = None if trial.values is None else [trial.values[place]]
+    result.intermediate_values = curve(trial)
+    return result

@@ -1,0 +1,101 @@
+"""Every private part of Optuna that this package touches, each with its reason, in one place.
+
+Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails where a new version
+has changed one of them, or no longer needs it.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import FrozenTrial, TrialState
+
+# How Optuna keeps the values that `Study.enqueue_trial` fixes: a key of a trial's system
+# attributes. Only a trial that waits can be enqueued, and `started` makes one that runs.
+FIXED = "fixed_params"
+
+# Lines of a journal that need not be on the disk at once (see storages.FileLog). Optuna names its
+# operations in a private enumeration, and writes their numbers.
+LATER = (
+    JournalOperation.CREATE_TRIAL,
+    JournalOperation.SET_TRIAL_PARAM,
+    JournalOperation.SET_TRIAL_USER_ATTR,
+    JournalOperation.SET_TRIAL_SYSTEM_ATTR,
+)
+
+
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """The study's storage. A study does not give it away, though all of its methods are public."""
+    return study._storage
+
+
+def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+    """The trial's key in its storage, by which all of the storage's methods know it."""
+    return trial._trial_id
+
+
+def started(
+    study: optuna.Study, attributes: Mapping[str, Any], values: Mapping[str, Any]
+) -> optuna.Trial:
+    """`Study.ask` for a trial that has attributes and fixed values from its first moment on.
+
+    Optuna's own way is to enqueue the values and then to ask. In a shared study the next process
+    that asks takes them, whoever enqueued them (optuna issues 2925, 4621).
+    """
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        user_attrs=dict(attributes),
+        system_attrs={FIXED: dict(values)} if values else {},
+    )
+    # As `Study.ask` does: the sampler must see the trials of other processes.
+    study._thread_local.cached_all_trials = None
+    key = storage_of(study).create_new_trial(study._study_id, template_trial=template)
+    return optuna.Trial(study, key)
+
+
+def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
+    """A running trial of an earlier process, to report to; it suggests its stored values again.
+
+    `Study.tell` ends such a trial, but Optuna has no public way to go on with one.
+    """
+    return optuna.Trial(study, trial_id(frozen))
+
+
+def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> None:
+    """Writes a system attribute, where pruners keep notes (Trial.set_system_attr is deprecated)."""
+    storage_of(study).set_trial_system_attr(trial_id(trial), key, value)
+
+
+def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:
+    """Whether each branch of a define-by-run space has a model of its own."""
+    return sampler._group
+
+
+class PartOfStudy:
+    """Looks like a study to TPE, with some of its trials.
+
+    TPE reads every finished trial for each suggestion, so a study of n trials costs n² (optuna
+    issue 2172; Ray warns of it, pull request 22545). It reads them by the private `_get_trials`.
+    """
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        assert not deepcopy  # TPE reads only
+        return [t for t in self._trials if states is None or t.state in states]
+
+
+def part_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """See PartOfStudy."""
+    return cast(optuna.Study, PartOfStudy(study, trials))

@@ -1,0 +1,106 @@
+"""Asking a search space: what it suggests, what it refuses, and which ranges it has.
+
+A space is a person's function. It may raise optuna.TrialPruned for an impossible combination, and
+it may have a slip in one branch: both end one trial and not the search.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from mnist_ray import errors
+from mnist_ray.errors import MnistRayError, SettingsError
+
+Space = Callable[[optuna.Trial], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a space gave no hyperparameters for a trial; `traceback` is empty where it pruned it."""
+
+    reason: str
+    traceback: str = ""
+
+
+def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any] | Refusal:
+    """The hyperparameters of a trial, or why the space gives none.
+
+    Raises:
+        MnistRayError: where the space, the sampler or the study's storage does.
+    """
+    try:
+        found = space(trial)
+    except optuna.TrialPruned as pruned:
+        return Refusal(f"pruned by the space{f': {pruned}' if str(pruned) else ''}")
+    except (MnistRayError, OSError):
+        raise
+    except Exception as error:
+        return Refusal(errors.reason(error), traceback.format_exc())
+    if not isinstance(found, Mapping):
+        return Refusal(f"the space returned a {type(found).__name__}; expected a dict")
+    return dict(found)
+
+
+def check_suggests(space: Space, name: str, samples: int = 10) -> None:
+    """Tries so many random suggestions, and more where none of them succeeds.
+
+    Raises:
+        SettingsError: naming the last reason, where none succeeds; and where the space raises it.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    succeeded, reason = False, ""
+    for i in range(max(samples, 50)):
+        if i >= samples and succeeded:
+            return
+        found = suggested(space, study.ask())
+        if isinstance(found, Refusal):
+            reason = found.reason
+        else:
+            succeeded = True
+    if not succeeded:
+        raise SettingsError(f"--space: {name!r} gives no suggestion with its options: {reason}")
+
+
+def ranges(space: Space, samples: int = 50) -> dict[str, set[BaseDistribution]]:
+    """Each parameter that random suggestions meet, with its distributions."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    result: dict[str, set[BaseDistribution]] = {}
+    for _ in range(samples):
+        trial = study.ask()
+        suggested(space, trial)
+        for parameter, distribution in trial.distributions.items():
+            result.setdefault(parameter, set()).add(distribution)
+    return result
+
+
+def check_space(name: str, trials: Sequence[FrozenTrial], space: Space) -> None:
+    """Compares a space with the trials of study `name`.
+
+    Raises:
+        SettingsError: the trials were suggested from other ranges than the space has.
+    """
+    found: dict[str, set[BaseDistribution]] = {}
+    for trial in trials:
+        for parameter, distribution in trial.distributions.items():
+            found.setdefault(parameter, set()).add(distribution)
+    if not found:
+        return
+    known = ranges(space)
+    if not found.keys() & known.keys():
+        raise SettingsError(
+            f"--space: study {name!r} knows none of the parameters of this space, "
+            f"but {', '.join(sorted(found)[:5])}"
+        )
+    for parameter in sorted(found.keys() & known.keys()):
+        # A space may give one name several ranges; not all of the study's need be met here.
+        if found[parameter].isdisjoint(known[parameter]):
+            here, there = (min(map(str, each[parameter])) for each in (known, found))
+            raise SettingsError(
+                f"--space: {parameter!r} is {there} in study {name!r}, "
+                f"but {here} in this space; give another --study-name"
+            )

@@ -1,0 +1,107 @@
+"""--warm-start: the trials of an older run or study, for the sampler to learn from."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.processes import temporary_folder
+from mnist_ray.run import layout
+from mnist_ray.settings import without_password
+from mnist_ray.storage import RunStorage
+from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
+from mnist_ray.study.studies import PURPOSE, check_study, existing
+from mnist_ray.study.suggestions import Space
+from mnist_ray.study.trials import SOURCE
+
+FLAG = "--warm-start"
+
+
+def older_trials(
+    text: str, metric: str, purpose: Mapping[str, Any], space: Space, objectives: Sequence[str] = ()
+) -> list[FrozenTrial]:
+    """The finished trials of an older run or study, each with SOURCE as its only attribute.
+
+    Where the older search differs in its images or epochs, its curves must not be compared with
+    this one's: then only complete trials are returned, without intermediate values.
+
+    Args:
+        text: what --warm-start names.
+        metric: this search's.
+        purpose: this search's, as in studies.open_study.
+        space: this search's.
+        objectives: this search's.
+
+    Raises:
+        SettingsError: data set, space or metric are others.
+    """
+    place, _, name = text.rpartition("#") if "#" in text else (text, "", "")
+    with _older_study(place, name) as study:
+        name = study.study_name
+        noted = study.user_attrs.get(PURPOSE, {})
+        check_study(study, metric, None, space, objectives)
+        for key in ("dataset", "space", "metric", "objectives"):
+            if key in purpose and noted.get(key, purpose[key]) != purpose[key]:
+                raise SettingsError(
+                    f"{FLAG}: study {name!r} is for {key}={noted[key]!r}, "
+                    f"unlike this search with {purpose[key]!r}"
+                )
+        comparable = not noted or noted == purpose
+        pruned = (TrialState.PRUNED,) if comparable else ()
+        label = f"{without_password(place)}#{name}"
+        return [
+            optuna.trial.create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=trial.params,
+                distributions=trial.distributions,
+                intermediate_values=trial.intermediate_values if comparable else {},
+                user_attrs={SOURCE: [label, trial.number]},
+            )
+            for trial in study.get_trials(states=(TrialState.COMPLETE, *pruned))
+            if trial.params
+        ]
+
+
+@contextlib.contextmanager
+def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
+    scheme = place.partition("://")[0].partition("+")[0]
+    if scheme in SCHEMES or place.endswith(".journal") or place.startswith("${"):
+        if place.endswith(".journal") and "://" not in place and not Path(place).is_file():
+            raise SettingsError(f"{FLAG}: {place}: there is no such file")
+        with opened(place, FLAG) as storage:
+            yield _named(storage, name, without_password(place))
+        return
+    run = RunStorage(place)
+    if not run.exists(layout.RUN):
+        raise SettingsError(
+            f"{FLAG}: {place!r} is neither a run's directory nor a study's place ({ALLOWED})"
+        )
+    settings = run.read_json(layout.RUN).get("settings", {})
+    if settings.get("study"):
+        raise SettingsError(
+            f"{FLAG}: the run's study is at {settings['study']}: "
+            "give that, with #STUDY_NAME behind it"
+        )
+    with temporary_folder("mray-study-") as folder:
+        copy = folder / layout.JOURNAL  # of a local one too: nothing is written beside an old run
+        copy.write_bytes(run.read_bytes(layout.JOURNAL))
+        with opened(str(copy), FLAG) as storage:
+            name = name or settings.get("study_name") or settings.get("name", "")
+            yield _named(storage, name, place)
+
+
+def _named(storage: BaseStorage, name: str, shown: str) -> optuna.Study:
+    names = optuna.get_all_study_names(storage)
+    study = existing(storage, name or names[0]) if name or len(names) == 1 else None
+    if study is None:
+        raise SettingsError(
+            f"{FLAG}: give one of the studies at {shown} as #STUDY_NAME; "
+            f"it has {', '.join(sorted(names)) or 'none'}"
+        )
+    return study

@@ -1,0 +1,169 @@
+"""Optuna's private parts: still as they were, and still needed.
+
+A test fails where a version of Optuna has changed one, or does by itself what it is needed for.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import (
+    BaseJournalBackend,
+    JournalFileBackend,
+    JournalRedisBackend,
+)
+from optuna.storages.journal._base import BaseJournalSnapshot
+from optuna.trial import TrialState
+
+from mnist_ray.study import optuna_private as private
+from mnist_ray.study.samplers import TPE_OPTIONS
+from mnist_ray.study.storages import journal_file
+
+
+def a_study(storage: Any = None, **options: Any) -> optuna.Study:
+    options = {"sampler": optuna.samplers.RandomSampler(0), "study_name": "s", **options}
+    return optuna.create_study(storage=storage or InMemoryStorage(), load_if_exists=True, **options)
+
+
+def count_fsyncs(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    work()
+    monkeypatch.undo()
+    return len(calls)
+
+
+def test_stock_values_are_taken_by_whoever_asks_next() -> None:
+    storage = InMemoryStorage()
+    one, other = a_study(storage), a_study(storage)
+    one.enqueue_trial({"x": 7})
+    assert other.ask().suggest_int("x", 0, 9) == 7  # else `started` is not needed
+
+    trial = private.started(one, {"mine": True}, {"x": 8})
+    other.ask()
+    assert trial.suggest_int("x", 0, 9) == 8
+    frozen = storage.get_trial(private.trial_id(trial))
+    assert (frozen.state, frozen.user_attrs) == (TrialState.RUNNING, {"mine": True})
+
+
+def test_the_key_of_fixed_values_is_optunas() -> None:
+    study = a_study()
+    study.enqueue_trial({"x": 7})
+    assert study.trials[0].system_attrs[private.FIXED] == {"x": 7}
+
+
+def test_a_trial_sees_what_others_have_done() -> None:
+    """`started` empties the study's cache of trials as Study.ask does."""
+    storage = InMemoryStorage()
+    seen: list[int] = []
+
+    class Watching(optuna.samplers.TPESampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            seen.append(len(study._get_trials(deepcopy=False, use_cache=True)))
+            return super().sample_independent(study, trial, name, distribution)
+
+    one, other = a_study(storage, sampler=Watching(seed=0)), a_study(storage)
+    for _ in range(2):
+        trial = private.started(one, {}, {})
+        trial.suggest_int("x", 0, 9)
+        other.tell(other.ask(), 1.0)
+    assert seen == [1, 3]
+
+
+def test_a_running_trial_goes_on_and_stock_tell_can_only_end_it() -> None:
+    study = a_study()
+    first = study.ask()
+    value = first.suggest_float("x", 0, 1)
+    [frozen] = study.get_trials()
+    again = private.reopened(study, frozen)
+    assert again.suggest_float("x", 0, 1) == value
+    again.report(0.5, 1)
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    assert not hasattr(optuna.Study, "get_trial")  # else use that
+
+
+def test_notes_reach_the_trial_and_the_storage_is_the_study_s() -> None:
+    storage = InMemoryStorage()
+    study = a_study(storage)
+    assert private.storage_of(study) is storage
+    trial = study.ask()
+    private.set_note(study, trial, "key", 1)
+    assert study.trials[0].system_attrs == {"key": 1}
+
+
+def test_stock_waits_for_the_disk_after_each_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suggestion(storage: Any) -> Callable[[], object]:
+        trial = a_study(storage).ask()
+        return lambda: [trial.suggest_float(f"x{i}", 0, 1) for i in range(8)]
+
+    stock = suggestion(JournalStorage(JournalFileBackend(str(tmp_path / "stock.journal"))))
+    ours = suggestion(journal_file(tmp_path / "ours.journal"))
+    assert count_fsyncs(monkeypatch, stock) == 8  # else FileLog.append_logs is not needed
+    assert count_fsyncs(monkeypatch, ours) == 0
+
+
+def test_the_numbers_of_operations_are_those_in_journals() -> None:
+    """They are written to files, so they cannot change; new ones wait for the disk."""
+    assert [int(operation) for operation in private.LATER] == [4, 5, 8, 9]
+
+
+def test_stock_snapshots_are_pickles() -> None:
+    class Backend(BaseJournalBackend, BaseJournalSnapshot):
+        logs: list[dict[str, Any]] = []
+        snapshot = b""
+
+        def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+            return self.logs[log_number_from:]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            self.logs.extend(logs)
+
+        def save_snapshot(self, snapshot: bytes) -> None:
+            self.snapshot = snapshot
+
+        def load_snapshot(self) -> bytes | None:
+            return None
+
+    backend = Backend()
+    study = a_study(JournalStorage(backend))
+    for _ in range(102):
+        study.tell(study.ask(), 1.0)
+    assert pickle.loads(backend.snapshot)  # else servers._RedisLog is not needed
+    assert issubclass(JournalRedisBackend, BaseJournalSnapshot)
+
+
+def test_stock_tpe_reads_every_trial_through_the_private_method() -> None:
+    study = a_study(sampler=optuna.samplers.TPESampler(**TPE_OPTIONS, seed=0))
+    for i in range(30):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", 0, 1))
+    reads: list[int] = []
+
+    class Counting(private.PartOfStudy):
+        def _get_trials(self, *args: Any, **kwargs: Any) -> Any:
+            found = super()._get_trials(*args, **kwargs)
+            reads.append(len(found))
+            return found
+
+    assert isinstance(study.sampler, optuna.samplers.TPESampler)
+    assert private.is_grouped(study.sampler)
+    distribution = study.trials[0].distributions["x"]
+    for trials, most in ((study.trials, 30), (study.trials[:12], 12)):
+        reads.clear()
+        part: Any = Counting(study, trials)
+        study.sampler.sample_relative(part, study.ask()._cached_frozen_trial, {"x": distribution})
+        assert max(reads) == most  # 30 of 30: else the cost is bounded, and TPE.KEPT not needed
+
+
+def test_categories_are_compared_by_value() -> None:
+    """suggestions.check_space compares distributions, as they are and as a journal gives them."""
+    one, same, other = (CategoricalDistribution(c) for c in (("a", 1), ("a", 1), ("a", 2)))
+    assert len({one, same, other}) == 2

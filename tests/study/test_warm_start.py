@@ -1,0 +1,125 @@
+"""--warm-start: what is taken over, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.study import storages, studies
+from mnist_ray.study.trials import RUN, SOURCE, read_trials, take_over
+from mnist_ray.study.warm_start import older_trials
+from tests.support.servers import SECRET, Server
+from tests.support.studies import new_study, one_line, space
+
+PURPOSE = {"dataset": "digits", "space": "s", "metric": "val_accuracy", "max_epochs": 3}
+
+
+def older(path: Path, *names: str, **noted: Any) -> str:
+    """A study of one complete, one pruned, one failed and one running trial, in a journal."""
+    place = str(path / "old.journal")
+    with storages.opened(place) as storage:
+        for name in names:
+            study = new_study(storage, name, purpose={**PURPOSE, **noted})
+            for number, state in enumerate(("COMPLETE", "PRUNED", "FAIL", None)):
+                trial = study.ask()
+                space(trial)
+                trial.set_user_attr(RUN, "old")
+                if state != "FAIL":
+                    trial.report(0.1 * number, 1)
+                if state:
+                    study.tell(
+                        trial,
+                        0.9 if state == "COMPLETE" else None,
+                        state=optuna.trial.TrialState[state],
+                    )
+    return place
+
+
+def test_a_warm_start_takes_finished_trials_over_once(tmp_path: Path) -> None:
+    place = older(tmp_path, "old")
+    trials = older_trials(place, "val_accuracy", PURPOSE, space)
+    study = new_study(optuna.storages.InMemoryStorage(), "new")
+    assert take_over(study, trials) == 2
+    assert take_over(study, trials) == 0
+    assert [(t.state.name, t.value, t.intermediate_values) for t in study.trials] == [
+        ("COMPLETE", 0.9, {1: 0.0}),
+        ("PRUNED", 0.1, {1: 0.1}),
+    ]
+    assert [t.user_attrs for t in study.trials] == [
+        {SOURCE: [f"{place}#old", number]} for number in (0, 1)
+    ]
+    # they are nobody's: neither counted nor read, and no sibling's
+    assert read_trials(study, "old") == []
+    studies.check_run(study, "old")
+    studies.check_alone(study, "new")
+    with storages.opened(place) as storage:
+        found = studies.existing(storage, "old")
+        assert found is not None
+        assert [t.params for t in found.trials[:2]] == [t.params for t in study.trials]
+
+
+def test_curves_of_other_epochs_are_left_behind(tmp_path: Path) -> None:
+    place = older(tmp_path, "old", max_epochs=9)
+    trials = older_trials(place, "val_accuracy", PURPOSE, space)
+    assert [(t.state.name, t.value, t.intermediate_values) for t in trials] == [
+        ("COMPLETE", 0.9, {})
+    ]
+
+
+def test_a_run_s_directory_is_a_warm_start_too(tmp_path: Path) -> None:
+    place = older(tmp_path, "its-name")
+    run = tmp_path / "run"
+    run.mkdir()
+    Path(place).rename(run / "study.journal")
+    (run / "run.json").write_text(
+        json.dumps({"settings": {"name": "its-name", "study_name": None, "study": None}})
+    )
+    before = sorted(path.name for path in run.iterdir())
+    assert len(older_trials(str(run), "val_accuracy", PURPOSE, space)) == 2
+    assert sorted(path.name for path in run.iterdir()) == before
+    (run / "run.json").write_text(
+        json.dumps({"settings": {"name": "its-name", "study": "redis://:***@h/0"}})
+    )
+    with pytest.raises(SettingsError) as caught:
+        older_trials(str(run), "val_accuracy", PURPOSE, space)
+    assert "#STUDY_NAME" in one_line(caught)
+
+
+def test_a_warm_start_from_a_server(server: Server, tmp_path: Path) -> None:
+    with storages.opened(server.url) as storage:
+        study = new_study(storage, "old study")
+        trial = study.ask()
+        space(trial)
+        study.tell(trial, 0.5)
+    [taken] = older_trials(f"{server.url}#old study", "val_accuracy", PURPOSE, space)
+    assert taken.value == 0.5
+    assert SECRET not in str(taken.user_attrs)
+
+
+@pytest.mark.parametrize(
+    ("hash_", "metric", "changed", "named"),
+    [
+        ("", "val_accuracy", {}, "it has one, two"),
+        ("#three", "val_accuracy", {}, "it has one, two"),
+        ("#one", "val_loss", {}, "--metric"),
+        ("#one", "val_accuracy", {"dataset": "mnist"}, "dataset='digits'"),
+        ("#one", "val_accuracy", {"space": "other"}, "space='s'"),
+    ],
+)
+def test_an_unsuitable_older_study_is_refused(
+    tmp_path: Path, hash_: str, metric: str, changed: dict[str, str], named: str
+) -> None:
+    place = older(tmp_path, "one", "two")
+    with pytest.raises(SettingsError) as caught:
+        older_trials(place + hash_, metric, {**PURPOSE, **changed}, space)
+    assert named in one_line(caught)
+
+
+@pytest.mark.parametrize("place", ["/does/not/exist", "/does/not/exist.journal", "nothing#s"])
+def test_a_missing_older_study_is_refused(place: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        older_trials(place, "val_accuracy", PURPOSE, space)
+    assert one_line(caught).startswith("--warm-start: ")
