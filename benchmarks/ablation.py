@@ -84,7 +84,7 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     from mnist_ray import data
-    from mnist_ray.finetune_job.stages import SEEDS_APART, read_stages
+    from mnist_ray.finetune_job.recipe import read_stages
     from mnist_ray.training.machine import use_threads
     from mnist_ray.training.trainer import Trainer
 
@@ -107,10 +107,12 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
         torch.from_numpy(a.copy()) for a in (part.images, part.labels, test.images, test.labels)
     ]
     weights, stages = None, []
-    for stage in read_stages(recipe).stages:
-        seed = stage.seed + SEEDS_APART * (key["seed"] - 1)
+    for _, stage in read_stages(recipe).numbered(member=key["seed"]):
         trainer = Trainer(
-            {**stage.hyperparameters(hp), **change}, epochs=stage.epochs, seed=seed, weights=weights
+            {**stage.hyperparameters(hp), **change},
+            epochs=stage.epochs,
+            seed=stage.seed,
+            weights=weights,
         )
         for _ in range(stage.epochs):
             trainer.train_epoch(tensors[0], tensors[1], torch.from_numpy(train))

@@ -126,7 +126,7 @@ def part_of(settings: CrossvalSettings) -> Part:
 
 def recipe_of(settings: CrossvalSettings) -> tuple[Any, dict[str, Any]]:
     """The stages and the network's hyperparameters, with the changes in both."""
-    from mnist_ray.finetune_job.stages import Stage, read_stages
+    from mnist_ray.finetune_job.recipe import Stage, read_stages
 
     stages = read_stages(settings.stages)
     _, hp = searched(settings.network)
@@ -154,7 +154,8 @@ def train(settings: CrossvalSettings, number: int) -> int:
     """One fold: its networks' logits for the images held out, as a file in the work folder; returns its number."""
     import torch
 
-    from mnist_ray.finetune_job.stages import stage_folder, train_stages
+    from mnist_ray.finetune_job.stages import TrainingData, train_stages
+    from mnist_ray.run import layout
     from mnist_ray.storage import RunStorage
     from mnist_ray.training.trainer import load_network, use_threads
 
@@ -175,13 +176,13 @@ def train(settings: CrossvalSettings, number: int) -> int:
     start = time.perf_counter()
     index = torch.arange(0)
     # The search's checkpoint has seen images by all writers: the stages begin with random weights.
-    lines = train_stages(
-        recipe, hp, None, storage, (images, labels, index, index), "auto", settings.seed
-    )
+    parts = TrainingData(images, labels, index, index)
+    lines = train_stages(recipe, hp, None, storage, parts, "auto", settings.seed)
     for line in lines:
         log.info("fold %d: %s", number, line)
-    last = stage_folder(recipe.first_number + len(recipe.stages) - 1, settings.seed)
-    model, _ = load_network(storage.read_bytes(f"{last}/model.safetensors"), str(folder))
+    last_stage = recipe.numbered()[-1][0]
+    last = f"{layout.stage_folder(last_stage, settings.seed)}/{layout.STAGE_NETWORK}"
+    model, _ = load_network(storage.read_bytes(last), str(folder))
     with torch.inference_mode():
         logits = torch.cat(
             [

@@ -27,7 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import CorruptFileError, SettingsError, first_line
-from mnist_ray.finetune_job.stages import stage_folder
+from mnist_ray.run import layout
 from mnist_ray.run.publication import read_verified
 from mnist_ray.run.records import Row, rank
 from mnist_ray.settings import objectives
@@ -218,7 +218,7 @@ def _stages(storage: RunStorage, manifest: dict[str, Any] | None) -> list[tuple[
             for n in numbers
             if any(entry["step"] == f"stage-{n}" for entry in manifest["lineage"])
         ]
-    return [(n, _table(storage, f"{stage_folder(n)}/curve.parquet")) for n in numbers]
+    return [(n, _table(storage, f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}")) for n in numbers]
 
 
 # ---- trials as Optuna has them

@@ -1,6 +1,6 @@
 """A published model: `model.json`, and the file that it names with its SHA-256.
 
-Whenever a publication is cut off, a reader finds the model before it or the new one, never a mixture.
+Wherever a publication is cut off, a reader finds the old model or the new one, never a mixture.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Manifest:
     sha256: str
     n_parameters: int
     val_accuracy: float | None
-    """Of the search's checkpoint where the stages trained on all images; None where nothing measured it."""
+    """The last that was measured: the search's, where the stages trained on all images."""
     test_accuracy: float
     test_images: int
     test_errors: int
@@ -44,7 +44,7 @@ class Manifest:
     train_on: str
     """`all` images or the `train` part."""
     lineage: tuple[dict[str, Any], ...]
-    """One object a step of the chain, as JSON holds it: `step`, its settings, and its `test_accuracy`."""
+    """A JSON object for each step of the chain: its settings and its test accuracy."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `model.json` holds."""
@@ -57,7 +57,7 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
     Args:
         storage: the run's directory.
         files: content by name; one of them is the model.
-        manifest: JSON object that names the model (`file`); its `sha256` is filled in when it is missing.
+        manifest: JSON object that names the model (`file`). A missing `sha256` is filled in.
 
     Raises:
         ValueError: `sha256` is not that of the model.
@@ -82,13 +82,13 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
 def read_verified(
     storage: RunStorage, manifest: str = layout.MANIFEST
 ) -> tuple[dict[str, Any], bytes]:
-    """A published model: its manifest and the bytes of the file that it names, checked against its digest.
+    """A published model: its manifest, and the bytes of its file, checked against the digest.
 
     A model that is being replaced is looked at again for about three seconds.
 
     Raises:
         FileNotFoundError: there is no manifest, so nothing is published.
-        CorruptFileError: the manifest is damaged, or the file is missing or is not the one that it describes.
+        CorruptFileError: the manifest is damaged, or the file is not the one it describes.
     """
     for pause in (*READ_AGAIN, 0.0):
         described = storage.read_json(manifest)

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from mnist_ray import cluster, data, hyperparameters, spaces, trackers
 from mnist_ray.errors import SettingsError
-from mnist_ray.finetune_job.stages import read_stages
+from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start, read_start

@@ -1,4 +1,4 @@
-"""The fine-tuning as a job of its own: interrupted and gone on with to the byte, from an ONNX file, and its refusals."""
+"""The fine-tuning as a job: resumed to the byte, from an ONNX file, from Python, its refusals."""
 
 import hashlib
 import json
@@ -19,10 +19,19 @@ from tests.support.runs import SMALL, finetune, finish, search, wait_for
 STAGES = """
 train_on: train
 stages:
-  - {epochs: 4, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4, schedule: one_cycle, ema: 0.9, seed: 1}
+  - epochs: 4
+    batch_size: 64
+    optimizer: sgd
+    lr: 0.02
+    weight_decay: 5.0e-4
+    schedule: one_cycle
+    ema: 0.9
+    seed: 1
   - {epochs: 2, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 2}
-  - {epochs: 1, batch_size: 128, optimizer: sgd, lr: 0.001, weight_decay: 0, schedule: linear, seed: 3}
+  - {epochs: 1, batch_size: 128, optimizer: sgd, lr: 0.001, weight_decay: 0, seed: 3}
 """
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def searched(ray_head: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_head: dict[str, str], searched: Path) -> dict[str, str]:
-    """SHA-256 of the published model and of each stage's weights, from a run that nothing disturbed."""
+    """SHA-256 of the model and of each stage's weights, of a run that nothing disturbed."""
     shutil.copytree(searched / "run", searched / "whole")
     code, output = finish(
         finetune(
@@ -146,7 +155,8 @@ def test_a_committee_is_one_file(ray_head: dict[str, str], searched: Path, tmp_p
     """Its networks differ, it is gone on with like one, and evaluate reads it."""
     shutil.copytree(searched / "run", tmp_path / "two")
     (tmp_path / "stages.yaml").write_text(
-        "stages:\n  - {epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 0, seed: 1}\n"
+        "stages:\n  - {epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.02, "
+        "weight_decay: 0, seed: 1}\n"
     )
     arguments = [
         "--run",
@@ -182,6 +192,30 @@ def test_a_committee_is_one_file(ray_head: dict[str, str], searched: Path, tmp_p
     assert f"accuracy  {manifest['test_accuracy']:.2%}"[:12] in out.stdout, out.stdout + out.stderr
 
 
+def test_it_is_called_from_a_thread(
+    ray_head: dict[str, str], searched: Path, tmp_path: Path
+) -> None:
+    """Beside it the caller's own handlers stay, and fields of run.json that others change."""
+    shutil.copytree(searched / "run", tmp_path / "run")
+    stages = tmp_path / "stages.yaml"
+    stages.write_text(STAGES)
+    out = subprocess.run(
+        [sys.executable, str(PROGRAMS / "finetune_in_a_thread.py"), f"{tmp_path}/run", str(stages)],
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out.stdout.splitlines()[-1] == f"Finished(exit_code=0, uri='{tmp_path}/run')", (
+        out.stdout + out.stderr
+    )
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["state"], run["trials"]) == ("done", 99)
+    assert run["end"] >= run["start"]
+    read_verified(RunStorage(f"{tmp_path}/run"))
+
+
 @pytest.mark.slow
 def test_from_an_onnx_file(
     ray_head: dict[str, str], searched: Path, undisturbed: dict[str, str]
@@ -206,26 +240,10 @@ def test_from_an_onnx_file(
     assert manifest["lineage"][0]["test_accuracy"] == before["test_accuracy"]
 
 
-WAITING = """
-import time
-import types
-import ray
-from mnist_ray.finetune_job import job as finetune
-
-ray.init(log_to_driver=False)
-finetune.SILENT = 2.0
-held = ray.remote(num_cpus=2)(lambda: time.sleep(6)).remote()
-time.sleep(1)
-lines = ray.remote(num_cpus=2)(lambda: (yield "begun")).remote()
-finetune._wait_for_first(lines, types.SimpleNamespace(cpus=2.0, gpus=0.0))
-print(ray.get(next(lines)))
-"""
-
-
 def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
     """Where other work has the CPUs, for hours perhaps."""
     out = subprocess.run(
-        [sys.executable, "-c", WAITING],
+        [sys.executable, str(PROGRAMS / "finetune_waits.py")],
         cwd=ROOT,
         env=ray_head,
         capture_output=True,
@@ -233,9 +251,9 @@ def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
         timeout=90,
     )
     lines = out.stdout.splitlines()
-    assert (
-        lines[0]
-        == "the fine-tuning has not begun; it waits for a worker on one node with 2 CPUs (free in the cluster: 0 of 2)"
+    assert lines[0] == (
+        "the fine-tuning has not begun; it waits for a worker on one node with "
+        "2 CPUs (free in the cluster: 0 of 2)"
     ), out.stdout + out.stderr
     assert lines[-1] == "begun"
 

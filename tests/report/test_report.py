@@ -24,11 +24,13 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 from mnist_ray import data, report, spaces
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.export import onnx_model
-from mnist_ray.finetune_job.job import Work, run_chain
-from mnist_ray.finetune_job.stages import Recipe, Stage
-from mnist_ray.report import cost_part, model_part, predictions, search_part
+from mnist_ray.finetune_job.chain import run_chain
+from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
+from mnist_ray.report import cost_part, model_part, search_part
 from mnist_ray.report.page import picture
 from mnist_ray.report.read import distribution, read_run, thinned
+from mnist_ray.run import predictions
+from mnist_ray.run.publication import Manifest
 from mnist_ray.run.records import INTERRUPTED, Record, Records, parquet
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
@@ -168,7 +170,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     winner = read_run(storage).best
     assert winner is not None
     train, test = data.load("digits", "train"), data.load("digits", "test")
-    indices = data.split(train.labels, val_images=215, seed=0)
+    split = data.Split(train, *data.split(train.labels, val_images=215, seed=0), "class")
     hp = {
         "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": list(train.mean), "std": list(train.std),
         "blocks": 2, "layers_per_block": 1, "width": 4, "kernel_size": 5, "activation": "relu", "activation_position": "after_norm",
@@ -183,15 +185,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
         Stage(epochs, 64, lr, 0.0, "sgd", seed=1) for epochs, lr in ((2, 0.02), (1, 0.005))
     )
     recipe = Recipe("short", "best", "train", stages)
-    work = Work(
-        run=storage.uri, name="first", dataset="digits", recipe=recipe, committee=1, onnx=None, network=None, cpus=1, gpus=0,
-        precision="fp32",
+    task = ChainTask(
+        uri=storage.uri, run="first", dataset="digits", recipe=recipe, committee=1, onnx=None, network=None, precision="fp32",
     )  # fmt: skip
-    for line in run_chain(
-        work, test.classes, train.images, train.labels, *indices, test.images, test.labels
-    ):
-        last = line
-    assert isinstance(last, dict)
+    *_, manifest = run_chain(task, split, test)
+    assert isinstance(manifest, Manifest)
     return storage
 
 

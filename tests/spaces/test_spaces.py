@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from mnist_ray import models, spaces
 from mnist_ray.errors import SettingsError
-from mnist_ray.finetune_job import stages
+from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.settings import SearchSettings, check_search, key_values, parse, read_yaml
 from mnist_ray.settings.text import arguments
 from mnist_ray.study import samplers
@@ -390,7 +390,7 @@ def test_recipes_name_what_exists(path: Path) -> None:
     samplers.make_sampler(
         recipe["sampler"], 0, {k: str(v) for k, v in recipe.get("sampler_args", {}).items()}
     )
-    stages.read_stages(recipe.get("stages", "default"))
+    read_stages(recipe.get("stages", "default"))
     header = path.read_text().split("\nspace:")[0]
     assert f"# Command: python jobs/search.py --config jobs/recipes/{path.name}" in header
     assert "# Result: see README.md" in header
@@ -406,7 +406,7 @@ def test_our_recipes_are_settings_that_work(name: str) -> None:
         data=MNIST,
         **spaces.options(space, recipe.space, key_values(recipe.space_args, "--space-args")),
     )
-    for stage in stages.read_stages(recipe.stages).stages:
+    for stage in read_stages(recipe.stages).stages:
         models.build(stage.hyperparameters(hp))
 
 

@@ -1,0 +1,74 @@
+"""The model card, a README.md after Hugging Face's conventions: `card.md.jinja` filled in."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from mnist_ray.run.publication import Manifest
+
+COLUMNS = ("step", "epochs", "lr", "val_accuracy", "test_accuracy")  # of the table of steps
+
+
+def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
+    """The card's Markdown.
+
+    Args:
+        manifest: of the model.
+        hp: hyperparameters of the network that the chain began with.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown: see as_text
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["text"] = as_text
+    low, high = manifest.test_accuracy_interval
+    height, width = hp["image_size"]
+    return environment.get_template("card.md.jinja").render(
+        m=manifest,
+        header=_header(manifest),
+        low=low,
+        high=high,
+        channels=hp["in_channels"],
+        height=height,
+        width=width,
+        steps=[[_cell(step.get(key)) for key in COLUMNS] for step in manifest.lineage],
+        augmentations=sorted(
+            {str(each.get("augment", "none")) for each in (hp, *manifest.lineage)} - {"none"}
+        ),
+    )
+
+
+def as_text(text: str) -> str:
+    """Text of others, such as a class's name, so that Markdown shows it as it is, on one line."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", " ".join(printable.split()))
+
+
+def _header(manifest: Manifest) -> str:
+    """The YAML between the dashes. safe_dump quotes names that YAML would take for other types."""
+    dataset = {"name": manifest.dataset, "type": manifest.dataset, "split": "test"}
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": dataset,
+        "metrics": [{"type": "accuracy", "value": manifest.test_accuracy}],
+    }
+    header = {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "datasets": [manifest.dataset],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": manifest.run, "results": [result]}],
+    }
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else f"{value:g}"

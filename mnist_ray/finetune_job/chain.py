@@ -1,0 +1,264 @@
+"""The chain that a worker runs: from a start network over the stages to a published ONNX file.
+
+It needs no Ray. The test set is looked at once, after the last stage, through the exported files.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from mnist_ray import models
+from mnist_ray.data import Images, Split
+from mnist_ray.export import onnx_model
+from mnist_ray.finetune_job.card import model_card
+from mnist_ray.finetune_job.recipe import ChainTask
+from mnist_ray.finetune_job.stages import TrainingData, train_stages
+from mnist_ray.models.committee import Committee
+from mnist_ray.run import checkpoint, layout, predictions
+from mnist_ray.run.publication import Manifest, publish
+from mnist_ray.storage import RunStorage
+from mnist_ray.training.machine import use_threads
+from mnist_ray.training.trainer import load_network
+
+VERIFIED_ON = 1000  # real images on which a file is compared with torch
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network of the chain: its start, a stage's, another member's, or the committee."""
+
+    facts: dict[str, Any]
+    """Of the manifest's lineage: `step` is its name."""
+    network: nn.Module
+    hyperparameters: tuple[dict[str, Any], ...]
+    """Those that its weights were trained with: one dict; of a committee, one for each member."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A step's exported file, and what it answered."""
+
+    step: Step
+    file: bytes
+    difference: float
+    """The largest, of its logits from torch's on the sample."""
+    verified_on: int
+    """Images of the sample."""
+    evaluation: onnx_model.Evaluation
+    """On the test set."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The step's entry of the manifest's lineage."""
+        return {**self.step.facts, "test_accuracy": self.evaluation.accuracy}
+
+    def line(self) -> str:
+        """For the log."""
+        n, errors = self.evaluation.n, self.evaluation.n - self.evaluation.right
+        return (
+            f"{self.step.facts['step']}: test accuracy {self.evaluation.accuracy:.4f} "
+            f"({errors} errors in {n})"
+        )
+
+
+def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
+    """Runs the chain and publishes its model.
+
+    Args:
+        task: what to do.
+        split: the training part, and which of its images train and validate.
+        test: the test part.
+
+    Yields:
+        Log lines and, last, the manifest of the published model.
+    """
+    use_threads(task.cpus)
+    storage = RunStorage(task.uri)
+    start = begin(task, storage)
+    hp = start.hyperparameters[0]
+    task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
+    yield from train(task, start, storage, split)
+    # Training has ended: only now the test set is looked at.
+    steps = trained(task, start, storage)
+    metadata = _metadata(task, steps, test)
+    sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
+    judged = []
+    for step in steps:
+        judged.append(judge(step, metadata, split.images.images[sample[:VERIFIED_ON]], test))
+        yield judged[-1].line()
+    described = manifest(task, judged, test)
+    logits = judged[-1].evaluation.logits
+    files = {
+        layout.MODEL: judged[-1].file,
+        layout.CARD: model_card(described, hp).encode(),
+        # For the report: what this one look at the test set gave, so that nobody looks again.
+        layout.PREDICTIONS: predictions.pack(test.labels, logits, described.sha256),
+    }
+    publish(storage, files, described.to_json())
+    yield described
+
+
+def begin(task: ChainTask, storage: RunStorage) -> Step:
+    """The network that the chain starts from: the task's ONNX file or the search's checkpoint.
+
+    Raises:
+        SettingsError: the ONNX file is not one that a network can be rebuilt from.
+        CorruptFileError: the checkpoint is damaged.
+    """
+    if task.onnx is not None:
+        network, hp = onnx_model.rebuild(task.onnx, "--onnx")
+        sha256 = hashlib.sha256(task.onnx).hexdigest()
+        return Step({"step": "onnx", "sha256": sha256, "val_accuracy": None}, network, (hp,))
+    network, metadata = _network(task, storage, layout.BEST_NETWORK)
+    row = {key: metadata["row"][key] for key in ("epoch", "val_loss", "val_accuracy")}
+    facts = {"step": "search", "trial": metadata["number"], **row}
+    return Step(facts, network, (metadata["hyperparameters"],))
+
+
+def train(task: ChainTask, start: Step, storage: RunStorage, split: Split) -> Iterator[str]:
+    """Trains every stage of every member of the committee that is not done; yields log lines."""
+    device = torch.device("cuda" if task.gpus else "cpu")
+    arrays = (split.images.images, split.images.labels, split.train, split.val)
+    with warnings.catch_warnings():
+        # Read-only views of memory that is shared, and never written to.
+        warnings.simplefilter("ignore", UserWarning)
+        data = TrainingData(*(torch.from_numpy(array).to(device) for array in arrays))
+    recipe = task.recipe
+    yield (
+        f"fine-tuning {task.uri}: {len(recipe.stages)} stages of recipe {recipe.name} "
+        f"on {device.type}"
+    )
+    hp = start.hyperparameters[0]
+    weights = start.network.state_dict() if recipe.start == "best" else None
+    for member in range(1, task.committee + 1):
+        if task.committee > 1:
+            yield f"network {member} of {task.committee}"
+        yield from train_stages(recipe, hp, weights, storage, data, task.precision, member)
+
+
+def trained(task: ChainTask, start: Step, storage: RunStorage) -> list[Step]:
+    """The steps of a chain that was trained. The last is the model to publish."""
+    steps = [start]
+    for number, stage in task.recipe.numbered():
+        curve = _curve(storage, number)
+        network, hp = _stage_network(task, storage, number)
+        facts = {
+            "step": f"stage-{number}",
+            **dataclasses.asdict(stage),
+            "lr": hp["lr"],  # lower, where the stage had diverged
+            "seconds": round(sum(curve["seconds"]), 1),
+        }
+        if task.recipe.train_on == "train":
+            facts["val_accuracy"] = curve["val_accuracy"][-1]
+        facts["weights_sha256"] = checkpoint.digest(network.state_dict())
+        steps.append(Step(facts, network, (hp,)))
+    members = [steps[-1], *_other_members(task, storage)]
+    if len(members) == 1:
+        return steps
+    committee = Committee([step.network for step in members]).eval()
+    facts = {"step": "committee", "networks": len(members)}
+    each = tuple(step.hyperparameters[0] for step in members)
+    return [*steps, *members[1:], Step(facts, committee, each)]
+
+
+def _other_members(task: ChainTask, storage: RunStorage) -> Iterator[Step]:
+    """The last networks of the committee's members but the first."""
+    numbers = [number for number, _ in task.recipe.numbered()]
+    for member in range(2, task.committee + 1):
+        seconds = sum(sum(_curve(storage, number, member)["seconds"]) for number in numbers)
+        network, hp = _stage_network(task, storage, numbers[-1], member)
+        facts = {
+            "step": f"member-{member}",
+            "seconds": round(seconds, 1),
+            "weights_sha256": checkpoint.digest(network.state_dict()),
+        }
+        yield Step(facts, network, (hp,))
+
+
+def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Images) -> Judged:
+    """Exports a step, compares the file with torch, and evaluates it on the test set.
+
+    Args:
+        step: the network, with the hyperparameters that the file is to carry.
+        metadata: what the file is to say besides.
+        sample: uint8 [n, C, H, W]: images for the comparison.
+        test: the test part.
+
+    Raises:
+        WorkError: the file differs from the network.
+    """
+    hp = step.hyperparameters
+    file = onnx_model.export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
+    difference = onnx_model.verify(file, step.network, sample)
+    session = onnx_model.Session(file, step.facts["step"])
+    return Judged(step, file, difference, len(sample), session.evaluate(test.images, test.labels))
+
+
+def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifest:
+    """Describes the last of the judged steps, which is published."""
+    last = judged[-1]
+    right, n = last.evaluation.right, last.evaluation.n
+    session = onnx_model.Session(last.file, layout.MODEL, threads=1)
+    return Manifest(
+        file=layout.MODEL,
+        sha256=hashlib.sha256(last.file).hexdigest(),
+        n_parameters=models.n_parameters(last.step.network),
+        val_accuracy=_val_accuracy(each.step for each in judged),
+        test_accuracy=last.evaluation.accuracy,
+        test_images=n,
+        test_errors=n - right,
+        test_accuracy_interval=onnx_model.confidence_interval(right, n),
+        max_difference_from_torch=last.difference,
+        verified_on_images=last.verified_on,
+        latency_ms=session.latency_ms(test.images[0]),
+        dataset=task.dataset,
+        classes=tuple(test.classes),
+        run=task.run,
+        recipe=task.recipe.name,
+        train_on=task.recipe.train_on,
+        lineage=tuple(each.facts for each in judged),
+    )
+
+
+def _val_accuracy(steps: Iterable[Step]) -> float | None:
+    """The last that was measured: the start's, where the stages trained on all images."""
+    return [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts][-1]
+
+
+def _metadata(task: ChainTask, steps: Sequence[Step], test: Images) -> dict[str, str]:
+    """What each exported file says besides its hyperparameters."""
+    return {
+        "dataset": task.dataset,
+        "run": task.run,
+        "val_accuracy": json.dumps(_val_accuracy(steps)),
+        "classes": json.dumps(list(test.classes)),
+    }
+
+
+def _network(task: ChainTask, storage: RunStorage, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    return load_network(storage.read_bytes(name), storage.join(name), task.network)
+
+
+def _stage_network(
+    task: ChainTask, storage: RunStorage, number: int, member: int = 1
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A stage's network and the hyperparameters that it was trained with."""
+    name = f"{layout.stage_folder(number, member)}/{layout.STAGE_NETWORK}"
+    network, metadata = _network(task, storage, name)
+    return network, metadata["hyperparameters"]
+
+
+def _curve(storage: RunStorage, number: int, member: int = 1) -> dict[str, list[Any]]:
+    """A stage's columns, one value an epoch (see records.HISTORY)."""
+    name = f"{layout.stage_folder(number, member)}/{layout.STAGE_CURVE}"
+    return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pydict()

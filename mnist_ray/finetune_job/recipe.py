@@ -1,0 +1,152 @@
+"""A recipe of fine-tune stages, read from a YAML file; and the task that a worker is given."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.hyperparameters import BY_NAME, OF_ONE_OPTIMIZER, Hyperparameter
+from mnist_ray.settings import packaged, read_yaml
+
+BUILT_IN = ("default", "seed")
+INHERIT = "trial"  # in a file: the value that the search's best trial had
+INHERITABLE = ("batch_size", "lr", "weight_decay", "optimizer")
+SEEDS_APART = 1000  # between the members of a committee
+_OWN = {  # keys of a stage that are no hyperparameters
+    "epochs": Hyperparameter("epochs", int, "passes over the images", low=1),
+    "seed": Hyperparameter("seed", int, "of the order of the images and of dropout"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training, with a fresh optimiser. None: as the search's best trial had it."""
+
+    epochs: int
+    batch_size: int | None
+    lr: float | None
+    weight_decay: float | None
+    optimizer: str | None
+    seed: int
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    dropout: float | None = None
+    augment: str | None = None
+    pool_jitter: int | None = None  # pixels, for networks with blur pooling (see models.BlurPool)
+
+    def hyperparameters(self, hp: Mapping[str, Any]) -> dict[str, Any]:
+        """The network's hyperparameters with this stage's training.
+
+        Those of one optimiser (betas, momentum) are left out where the stage has another.
+        """
+        own = {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in ("epochs", "seed") and value is not None
+        }
+        another = self.optimizer not in (None, hp.get("optimizer"))
+        inherited = {k: v for k, v in hp.items() if not (another and k in OF_ONE_OPTIMIZER)}
+        return {**inherited, "l1": 0.0, **own}
+
+    def resolved(self, hp: Mapping[str, Any]) -> "Stage":
+        """The stage with the inherited values filled in, for logs and a model's lineage."""
+        values = {"weight_decay": 0.0, "augment": "none", **hp}
+        keys = [key for key in (*INHERITABLE, "augment") if getattr(self, key) is None]
+        inherited: dict[str, Any] = {key: values.get(key) for key in keys}
+        return dataclasses.replace(self, **inherited)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in their order."""
+
+    name: str
+    start: str
+    """`best`: from the search's checkpoint; `random`: from random weights."""
+    train_on: str
+    """`all` images, or the `train` part, which keeps validation images."""
+    stages: tuple[Stage, ...]
+
+    def resolved(self, hp: Mapping[str, Any]) -> "Recipe":
+        """See Stage.resolved."""
+        return dataclasses.replace(self, stages=tuple(stage.resolved(hp) for stage in self.stages))
+
+    def numbered(self, member: int = 1) -> list[tuple[int, Stage]]:
+        """Each stage with its number, for a committee's member (from 1), which has its own seeds.
+
+        A first stage from random weights is the full training, not a fine-tuning: stage 0.
+        """
+        apart = SEEDS_APART * (member - 1)
+        stages = [dataclasses.replace(stage, seed=stage.seed + apart) for stage in self.stages]
+        return list(enumerate(stages, start=0 if self.start == "random" else 1))
+
+
+@dataclass(frozen=True)
+class ChainTask:
+    """What a worker is told besides the images."""
+
+    uri: str
+    """The run's directory."""
+    run: str
+    """The run's name."""
+    dataset: str
+    recipe: Recipe
+    committee: int
+    """Networks to train, each with its own seeds."""
+    onnx: bytes | None
+    """The model to start from; None: the search's best checkpoint."""
+    network: str | None
+    """`module:function` of a network of the user's own that a checkpoint may name."""
+    precision: str
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def read_stages(name: str) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        name: `default`, `seed`, the name of another packaged recipe, or a YAML file.
+
+    Raises:
+        SettingsError: one line that names the file and the key.
+    """
+    path = packaged(name, "stages-")
+    if not Path(path).is_file():
+        raise SettingsError(f"--stages: {name!r} is neither {' nor '.join(BUILT_IN)} nor a file")
+    values = read_yaml(path)
+    unknown = set(values) - {"start", "train_on", "stages"}
+    if unknown:
+        raise SettingsError(
+            f"{path}: unknown key {sorted(unknown)[0]!r}; allowed are start, train_on, stages"
+        )
+    for key, allowed in (("start", ("best", "random")), ("train_on", ("all", "train"))):
+        if values.setdefault(key, allowed[0]) not in allowed:
+            raise SettingsError(
+                f"{path}: {key} is {values[key]!r}; allowed are {', '.join(allowed)}"
+            )
+    rows = values.get("stages")
+    if not isinstance(rows, list) or not rows:
+        raise SettingsError(f"{path}: `stages` must be a list of at least one stage")
+    stages = tuple(_stage(row, f"{path}: stage {i}") for i, row in enumerate(rows, start=1))
+    return Recipe(Path(name).stem, values["start"], values["train_on"], stages)
+
+
+def _stage(row: Any, source: str) -> Stage:
+    fields = dataclasses.fields(Stage)
+    names = [field.name for field in fields]
+    if not isinstance(row, dict):
+        raise SettingsError(f"{source}: expected `key: value` pairs, found {type(row).__name__}")
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        if key not in names:
+            raise SettingsError(f"{source}: unknown key {key!r}; allowed are {', '.join(names)}")
+        inherits = value == INHERIT and key in INHERITABLE
+        values[key] = None if inherits else {**BY_NAME, **_OWN}[key].check(value, f"{source}:")
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in row:
+            raise SettingsError(f"{source}: {field.name!r} is missing")
+    return Stage(**values)

@@ -1,0 +1,78 @@
+"""The chain in a Ray task: on a node that has the resources, begun again where its worker dies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
+
+from mnist_ray.data import Images, Split
+from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.finetune_job.recipe import ChainTask
+from mnist_ray.run.publication import Manifest
+
+RESTARTS = 3  # where the worker or its node dies; the chain goes on from its last epoch
+PATIENCE = 30.0  # seconds before it is said what the task waits for; each time twice as long
+
+
+def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
+    """Runs the chain on the cluster, printing its lines.
+
+    Raises:
+        WorkError: the chain failed, or its worker died too often.
+    """
+    images = ray.put(split), ray.put(test)  # once, whatever is begun again
+    remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=0)(_chain)
+    for restart in range(RESTARTS + 1):
+        try:
+            return _printed(remote.remote(task, *images), task)
+        except RayTaskError as error:
+            if isinstance(error.cause, SettingsError | WorkError | OSError):
+                raise WorkError(str(error.cause)) from error
+            raise error.as_instanceof_cause() from error
+        except (WorkerCrashedError, NodeDiedError, ObjectLostError) as error:
+            if restart == RESTARTS:
+                raise WorkError(
+                    f"the fine-tuning's worker died {restart + 1} times: {first_line(error)}"
+                ) from error
+            print(
+                "the worker died; going on from its last epoch "
+                f"(restart {restart + 1} of {RESTARTS})",
+                flush=True,
+            )
+    raise AssertionError("unreachable")
+
+
+def _chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
+    from mnist_ray.finetune_job.chain import run_chain  # noqa: PLC0415 (the driver only names it)
+
+    yield from run_chain(task, split, test)
+
+
+def _printed(lines: Any, task: ChainTask) -> Manifest:
+    """Prints a task's lines; returns the manifest that comes last."""
+    wait_for_first(lines, task.cpus, task.gpus)
+    for reference in lines:
+        result = ray.get(reference)
+        if isinstance(result, Manifest):
+            return result
+        print(result, flush=True)
+    raise WorkError("the fine-tuning ended without a model")
+
+
+def wait_for_first(lines: Any, cpus: float, gpus: float) -> None:
+    """Waits for a task to begin, and says now and then what it waits for: perhaps for hours."""
+    patience = PATIENCE
+    while not ray.wait([lines], timeout=patience, fetch_local=False)[0]:
+        patience *= 2
+        free, total = ray.available_resources(), ray.cluster_resources()
+        wanted = [
+            f"{n:g} {key}s (free in the cluster: {free.get(key, 0):g} of {total.get(key, 0):g})"
+            for key, n in (("CPU", cpus), ("GPU", gpus))
+            if n
+        ]
+        print(
+            "the fine-tuning has not begun; it waits for a worker on one node with "
+            + " and ".join(wanted),
+            flush=True,
+        )

@@ -1,0 +1,94 @@
+"""The model card: its figures, and that names of others stay text in it."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from mnist_ray.finetune_job.card import as_text, model_card
+from mnist_ray.run.publication import Manifest
+
+MANIFEST = Manifest(
+    file="model.onnx",
+    sha256="0" * 64,
+    n_parameters=1234567,
+    val_accuracy=0.995,
+    test_accuracy=0.9972,
+    test_images=10000,
+    test_errors=28,
+    test_accuracy_interval=(0.9959, 0.9981),
+    max_difference_from_torch=3.4e-6,
+    verified_on_images=1000,
+    latency_ms=0.5,
+    dataset="mnist",
+    classes=("0", "1"),
+    run="first",
+    recipe="default",
+    train_on="all",
+    lineage=(
+        {"step": "search", "trial": 3, "val_accuracy": 0.995, "test_accuracy": 0.996},
+        {"step": "stage-1", "epochs": 13, "lr": 0.1, "test_accuracy": 0.9972, "augment": "none"},
+    ),
+)
+HP = {"in_channels": 1, "image_size": [28, 20]}
+
+
+def header(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_says_what_the_manifest_says() -> None:
+    card = model_card(MANIFEST, HP)
+    assert card.startswith("---\nlibrary_name: onnx\n")
+    assert "# first\n\nA classifier of mnist images with 1,234,567 parameters" in card
+    assert "float32 [batch, 1, 28, 20], pixels in [0, 1] (bright on black;" in card
+    assert "logits [batch, 2] of the classes 0, 1." in card
+    assert "**99.72%** (28 errors; 95 % Wilson interval\n99.59% to 99.81%)" in card
+    assert "1000 images: 3.4e-06" in card
+    assert (
+        "|---|---|---|---|---|\n"
+        "| search | – | – | 0.995 | 0.996 |\n"
+        "| stage-1 | 13 | 0.1 | – | 0.9972 |\n"
+        "\nThe search and every choice"
+    ) in card
+    assert "all training images; no augmentation." in card
+    assert card.endswith("less than 0.11% between models mean little.\n")
+    result = header(card)["model-index"][0]["results"][0]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.9972}]
+    assert result["dataset"] == {"name": "mnist", "type": "mnist", "split": "test"}
+
+
+def test_augmentation_of_search_and_stages_is_named() -> None:
+    lineage = ({"step": "stage-1", "augment": "shift"}, {"step": "stage-2", "augment": "none"})
+    manifest = dataclasses.replace(MANIFEST, lineage=lineage, train_on="train")
+    card = model_card(manifest, {**HP, "augment": "affine"})
+    assert "the training part; augmentation: affine, shift." in card
+
+
+@pytest.mark.parametrize("run", ["null", "123", "2026-11-25", "yes", "1e3", "~"])
+def test_a_runs_name_is_text_in_the_header(run: str) -> None:
+    found = header(model_card(dataclasses.replace(MANIFEST, run=run), HP))
+    assert found["model-index"][0]["name"] == run
+
+
+def test_colour_images_are_not_bright_on_black() -> None:
+    card = model_card(MANIFEST, {**HP, "in_channels": 3})
+    assert "float32 [batch, 3, 28, 20], pixels in [0, 1] (normalisation is inside)" in card
+    assert "bright on black" not in card
+
+
+def test_class_names_are_text() -> None:
+    classes = (
+        "*bold*",
+        "<script>alert(1)</script>",
+        "[a](http://b)",
+        "a\n# b",
+        "\x1b[31mred",
+        "x|y",
+    )
+    card = model_card(dataclasses.replace(MANIFEST, classes=classes), HP)
+    assert (
+        r"of the classes \*bold\*, \<script\>alert(1)\</script\>, \[a\](http://b), a \# b, "
+        r"\[31mred, x\|y."
+    ) in card
+    assert as_text("T-shirt/top") == "T-shirt/top"

@@ -1,0 +1,233 @@
+"""The chain, called in this process: from a start network to a published file, without Ray."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_ray import data
+from mnist_ray.export import onnx_model
+from mnist_ray.finetune_job import chain
+from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
+from mnist_ray.run import checkpoint, layout
+from mnist_ray.run.publication import Manifest, read_verified
+from mnist_ray.storage import RunStorage
+from mnist_ray.training.trainer import Trainer
+
+HP = {
+    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1578],
+    "std": [0.2933], "blocks": 2, "layers_per_block": 1, "width": 2, "kernel_size": 3,
+    "activation": "relu", "activation_position": "after_norm", "pooling": "max",
+    "pool_position": "end", "dropout": 0.5, "dropout_place": "head", "batch_size": 32,
+    "optimizer": "adam", "lr": 0.01, "label_smoothing": 0.3,
+}  # fmt: skip
+STAGES = (
+    Stage(1, 64, 0.02, 1e-4, "sgd", seed=1, label_smoothing=0.1, dropout=0.25, schedule="cosine"),
+    Stage(1, 50, 0.005, 0.0, "rmsprop", seed=2, dropout=0.125, ema=0.5),
+    Stage(1, None, 0.001, 0.0, None, seed=3),  # keeps the search's optimiser and dropout
+)
+ROW = {"epoch": 1, "val_loss": 2.0, "val_accuracy": 0.25}
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[data.Split, data.Images]:
+    torch.set_num_threads(1)
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    return data.Split(train, np.arange(300), np.arange(300, 400), "class"), test
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The search's best checkpoint."""
+    torch.set_num_threads(1)
+    return Trainer(HP, epochs=1, seed=0).weights_bytes({"number": 7, "row": ROW})
+
+
+def task_of(folder: Path, begun: bytes, **changes: Any) -> ChainTask:
+    storage = RunStorage(str(folder))
+    storage.write_bytes(layout.BEST_NETWORK, begun)
+    task = ChainTask(
+        uri=storage.uri,
+        run="first",
+        dataset="digits",
+        recipe=Recipe("three", "best", "train", STAGES),
+        committee=1,
+        onnx=None,
+        network=None,
+        precision="fp32",
+    )
+    return dataclasses.replace(task, **changes)
+
+
+def hyperparameters(model: bytes) -> Any:
+    """Those that an ONNX file carries."""
+    return json.loads(onnx_model.Session(model, "it").metadata["hyperparameters"])
+
+
+def dropout_rates(model: bytes) -> set[float]:
+    """Of the network that is rebuilt from an ONNX file."""
+    network, _ = onnx_model.rebuild(model, "it")
+    return {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, begun: bytes, parts: tuple[data.Split, data.Images]
+) -> tuple[ChainTask, list[str | Manifest]]:
+    """A chain that ran to its end: its task, and all that it yielded."""
+    task = task_of(tmp_path_factory.mktemp("runs") / "first", begun)
+    return task, list(chain.run_chain(task, *parts))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_each_stage_is_exported_with_the_hyperparameters_that_it_trained_with(
+    finished: tuple[ChainTask, list], parts: tuple[data.Split, data.Images], number: int
+) -> None:
+    storage = RunStorage(finished[0].uri)
+    task = dataclasses.replace(finished[0], recipe=finished[0].recipe.resolved(HP))
+    step = chain.trained(task, chain.begin(task, storage), storage)[number]
+    assert step.facts["step"] == f"stage-{number}"
+    file = chain.judge(step, {}, parts[0].images.images[:20], parts[1]).file
+    found, stage = hyperparameters(file), task.recipe.stages[number - 1]
+    for key in ("batch_size", "lr", "weight_decay", "optimizer", "label_smoothing", "ema"):
+        assert found[key] == getattr(stage, key), key
+    rate = HP["dropout"] if stage.dropout is None else stage.dropout
+    assert found["dropout"] == rate
+    assert dropout_rates(file) == {rate}
+    name = f"{layout.stage_folder(number)}/{layout.STAGE_NETWORK}"
+    assert found == checkpoint.unpack(storage.read_bytes(name), name)[1]["hyperparameters"]
+
+
+def test_the_start_is_exported_with_the_searchs_hyperparameters(
+    finished: tuple[ChainTask, list], parts: tuple[data.Split, data.Images]
+) -> None:
+    start = chain.begin(finished[0], RunStorage(finished[0].uri))
+    found = hyperparameters(chain.judge(start, {}, parts[0].images.images[:20], parts[1]).file)
+    assert {key: found[key] for key in HP} == HP
+
+
+def test_the_published_file_carries_the_last_stages(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images]
+) -> None:
+    task = task_of(tmp_path, begun, recipe=Recipe("one", "best", "all", STAGES[:1]))
+    *_, manifest = chain.run_chain(task, *parts)
+    described, model = read_verified(RunStorage(task.uri))
+    assert described == json.loads(json.dumps(manifest.to_json()))
+    assert dropout_rates(model) == {0.25}
+    found = hyperparameters(model)
+    assert (found["lr"], found["batch_size"], found["label_smoothing"]) == (0.02, 64, 0.1)
+
+
+def test_a_committee_carries_the_hyperparameters_of_each_member(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images]
+) -> None:
+    recipe = Recipe("one", "best", "train", STAGES[:1])
+    task = task_of(tmp_path, begun, recipe=recipe, committee=2)
+    storage = RunStorage(task.uri)
+    start = chain.begin(task, storage)
+    lines = list(chain.train(task, start, storage, parts[0]))
+    assert "network 2 of 2" in lines
+    # The second had diverged, and was begun again.
+    name = f"{layout.stage_folder(1, member=2)}/{layout.STAGE_NETWORK}"
+    tensors, metadata = checkpoint.unpack(storage.read_bytes(name), name)
+    metadata["hyperparameters"]["lr"] = 0.02 / 3
+    storage.write_bytes(name, checkpoint.pack(tensors, metadata))
+    steps = chain.trained(task, start, storage)
+    assert [step.facts["step"] for step in steps] == ["search", "stage-1", "member-2", "committee"]
+    judged = [chain.judge(step, {}, parts[0].images.images[:20], parts[1]) for step in steps]
+    found = [hyperparameters(each.file) for each in judged]
+    assert found[3] == [found[1], found[2]]
+    assert [each["lr"] for each in found[3]] == [0.02, 0.02 / 3]
+    assert {each["dropout"] for each in found[3]} == {0.25}
+    weights = [step.facts["weights_sha256"] for step in steps[1:3]]
+    assert weights[0] != weights[1]
+    described = chain.manifest(task, judged, parts[1])
+    assert described.n_parameters == 2 * sum(each.numel() for each in start.network.parameters())
+    assert described.lineage[3]["networks"] == 2
+
+
+def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list]) -> None:
+    """Runs, reports and scripts read these keys."""
+    task, (*lines, manifest) = finished
+    assert isinstance(manifest, Manifest)
+    assert all(isinstance(line, str) for line in lines)
+    assert lines[0].endswith("3 stages of recipe three on cpu")
+    described, _ = read_verified(RunStorage(task.uri))
+    assert list(described) == [
+        "file", "sha256", "n_parameters", "val_accuracy", "test_accuracy", "test_images",
+        "test_errors", "test_accuracy_interval", "max_difference_from_torch", "verified_on_images",
+        "latency_ms", "dataset", "classes", "run", "recipe", "train_on", "lineage",
+    ]  # fmt: skip
+    search, *stages = described["lineage"]
+    assert search.pop("test_accuracy") >= 0
+    assert search == {"step": "search", "trial": 7, **ROW}
+    assert list(stages[0]) == [
+        "step", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "seed", "schedule",
+        "label_smoothing", "ema", "dropout", "augment", "pool_jitter", "seconds", "val_accuracy",
+        "weights_sha256", "test_accuracy",
+    ]  # fmt: skip
+    assert (stages[2]["optimizer"], stages[2]["batch_size"], stages[2]["dropout"]) == (
+        "adam",
+        32,
+        None,
+    )
+    assert described["val_accuracy"] == stages[2]["val_accuracy"]
+    assert described["test_errors"] == round(360 * (1 - described["test_accuracy"]))
+
+
+def test_a_chain_that_stopped_goes_on_to_the_same_file(
+    tmp_path: Path,
+    begun: bytes,
+    parts: tuple[data.Split, data.Images],
+    finished: tuple[ChainTask, list],
+) -> None:
+    task = task_of(tmp_path, begun)
+    lines = chain.run_chain(task, *parts)
+    for line in lines:
+        if str(line).startswith("stage 2 epoch 1/1"):
+            break
+    lines.close()
+    again = list(chain.run_chain(task, *parts))
+    assert "stage 1: done already" in again
+    assert again[-1].sha256 == finished[1][-1].sha256
+
+
+def test_the_test_set_is_looked_at_after_the_last_stage(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images]
+) -> None:
+    class Looked(Exception):
+        pass
+
+    class Sealed(data.Images):
+        @property
+        def images(self) -> np.ndarray:  # type: ignore[override]
+            raise Looked
+
+        labels = images
+
+    sealed = object.__new__(Sealed)
+    object.__setattr__(sealed, "classes", parts[1].classes)
+    task, lines = task_of(tmp_path, begun), []
+    with pytest.raises(Looked):
+        lines.extend(chain.run_chain(task, parts[0], sealed))
+    assert lines[-1].startswith("stage 3 epoch 1/1")
+
+
+def test_a_chain_begins_with_a_published_file(
+    tmp_path: Path,
+    begun: bytes,
+    parts: tuple[data.Split, data.Images],
+    finished: tuple[ChainTask, list],
+) -> None:
+    before, model = read_verified(RunStorage(finished[0].uri))
+    recipe = Recipe("one", "best", "all", STAGES[2:])
+    *_, manifest = chain.run_chain(task_of(tmp_path, begun, onnx=model, recipe=recipe), *parts)
+    start = manifest.lineage[0]
+    assert start["step"] == "onnx"
+    assert start["sha256"] == before["sha256"]
+    assert start["test_accuracy"] == before["test_accuracy"]
+    assert manifest.val_accuracy is None  # nothing measured it
