@@ -157,7 +157,8 @@ def train(settings: CrossvalSettings, number: int) -> int:
     from mnist_ray.finetune_job.stages import TrainingData, train_stages
     from mnist_ray.run import layout
     from mnist_ray.storage import RunStorage
-    from mnist_ray.training.trainer import load_network, use_threads
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import load_network
 
     folder = Path(settings.work, settings.name, f"fold-{number}")
     folder.mkdir(parents=True, exist_ok=True)

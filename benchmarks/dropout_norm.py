@@ -2,7 +2,7 @@
 
 MNIST_RAY_DATA=DIR python benchmarks/dropout_norm.py --cache runs.jsonl     # 6 minutes on two cores; started again, it goes on
 
-conv 32-32-64-64, 4 epochs on 10,000 MNIST images, dropout 0.2 at each place that models.LAYER_DROPOUT knows, judged at the end on the same
+conv 32-32-64-64, 4 epochs on 10,000 MNIST images, dropout 0.2 at each place that models.families.LAYER_DROPOUT knows, judged at the end on the same
 5,000 images, the same seeds everywhere; each run has one thread. In convolutional layers whole channels are
 dropped. The activation is GELU: with ReLU, dropout before it and after it are the same function.
 """

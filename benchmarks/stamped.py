@@ -20,7 +20,7 @@ def network(hp: dict[str, Any]) -> "nn.Module":
     """models.convnet; before its first training step it writes the time to the file, if no other has."""
     from mnist_ray import models
 
-    model = models.convnet(hp)
+    model = models.build({**hp, "model": "convnet"})
 
     def note(module: "nn.Module", inputs: Any) -> None:
         if not module.training:

@@ -10,6 +10,7 @@ import pytest
 
 from mnist_ray import hyperparameters, models, spaces
 from mnist_ray.errors import SettingsError
+from mnist_ray.models import families, layers
 from mnist_ray.settings import SearchSettings
 from mnist_ray.training import augment, optimizers, trainer
 
@@ -99,6 +100,9 @@ def test_training_and_networks_have_the_schemas_names() -> None:
     assert tuple(optimizers.SCHEDULES) == hyperparameters.SCHEDULES
     assert ("none", *augment.AUGMENTATIONS) == hyperparameters.AUGMENTATIONS
     assert tuple(models.FAMILIES) == tuple(hyperparameters.NETWORK_KEYS)
+    assert tuple(layers.ACTIVATIONS) == hyperparameters.ACTIVATIONS
+    assert tuple(layers.POOLINGS) == hyperparameters.POOLINGS
+    assert set(families.LAYER_DROPOUT) == set(hyperparameters.DROPOUT_PLACES)
     for name in hyperparameters.OPTIMIZERS:
         trainer.Trainer({**HP, "optimizer": name}, epochs=1, seed=0)
     flag = typing.get_type_hints(SearchSettings)["augment"]

@@ -23,7 +23,7 @@ from mnist_ray.export import onnx_model
 from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
-from mnist_ray.models.committee import Committee
+from mnist_ray.models import Committee
 from mnist_ray.run import checkpoint, layout, predictions
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.storage import RunStorage

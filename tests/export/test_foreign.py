@@ -22,6 +22,7 @@ pytest.importorskip("onnx2torch", reason="the extra `foreign-onnx` is not instal
 from mnist_ray import spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.export import foreign, onnx_model
+from mnist_ray.models.foreign import network
 from mnist_ray.search_job.start import read_start
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
@@ -95,28 +96,27 @@ def test_it_goes_all_the_way_to_a_file_of_ours(theirs: bytes, tmp_path: Path) ->
     ]
     assert {name.rpartition(".")[2] for name in changed} >= {"weight", "bias", "running_mean"}
     # A checkpoint, the file that is published, and a fine-tuning that starts from that file.
-    network, story = load_network(trainer.weights_bytes({}), "best/model.safetensors")
-    ours = onnx_model.export(network, story["hyperparameters"], {})
-    assert onnx_model.verify(ours, network, IMAGES) < 1e-4
+    kept, metadata = load_network(trainer.weights_bytes({}), "best/model.safetensors")
+    ours = onnx_model.export(kept, metadata["hyperparameters"], {})
+    assert onnx_model.verify(ours, kept, IMAGES) < 1e-4
     again, _ = onnx_model.rebuild(ours, "ours")
-    assert np.abs(run(again) - run(network)).max() < 1e-5
+    assert np.abs(run(again) - run(kept)).max() < 1e-5
 
 
-def run(network: nn.Module) -> np.ndarray:
+def run(model: nn.Module) -> np.ndarray:
     with torch.inference_mode():
-        return network.eval()(torch.from_numpy(IMAGES).float() / 255).numpy()
+        return model.eval()(torch.from_numpy(IMAGES).float() / 255).numpy()
 
 
 def test_an_input_that_is_normalised_is_said_to_be(theirs: bytes) -> None:
     model, start = foreign.read(theirs, "theirs")
     hp = spaces.find("optimizer")(optuna.create_study().ask(), SHAPE, start=start, normalize=True)
-    network = Trainer(
-        hp, epochs=1, seed=0, precision="fp32", weights=model.state_dict()
-    ).eval_model()
+    trainer = Trainer(hp, epochs=1, seed=0, precision="fp32", weights=model.state_dict())
+    trained = trainer.eval_model()
     normalised = (torch.from_numpy(IMAGES).float() / 255 - 0.2) / 0.5
     with torch.inference_mode():
         assert torch.allclose(
-            network(torch.from_numpy(IMAGES).float() / 255), model(normalised), atol=1e-4
+            trained(torch.from_numpy(IMAGES).float() / 255), model(normalised), atol=1e-4
         )
 
 
@@ -128,7 +128,7 @@ def test_names_in_a_file_are_not_run(theirs: bytes, tmp_path: Path) -> None:
     model, hp = foreign.read(proto.SerializeToString(), "theirs")
     run(model)
     run(
-        foreign.network(
+        network(
             {**hp, "graph": base64.b64encode(zlib.compress(proto.SerializeToString())).decode()}
         )
     )

@@ -20,7 +20,7 @@ from torch import nn
 from mnist_ray import data, models
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.export import onnx_model
-from mnist_ray.models.committee import Committee
+from mnist_ray.models import Committee
 from mnist_ray.run.publication import publish
 from mnist_ray.storage import RunStorage
 

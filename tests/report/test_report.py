@@ -458,7 +458,7 @@ def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
 
 def test_committee_and_mlp(finished: RunStorage) -> None:
     from mnist_ray import models
-    from mnist_ray.models.committee import Committee
+    from mnist_ray.models import Committee
 
     shared = {"in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.5], "std": [0.5]}
     hp = {"model": "mlp", "units": [12], "dropouts": [0.1], **shared}
