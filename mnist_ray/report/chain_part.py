@@ -1,107 +1,111 @@
 """The chain: the winning trial and the fine-tune stages after it, epoch by epoch on one axis."""
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.subplots import make_subplots
 
-from mnist_ray.export.onnx_model import confidence_interval
-from mnist_ray.report.page import Figure, Markup, count, numbers, percent, table
-from mnist_ray.report.read import Run
+from mnist_ray.report.page import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Figure,
+    Table,
+    count,
+    interval,
+    percent,
+    render,
+)
+from mnist_ray.report.read import RunData, known
+from mnist_ray.run.publication import Manifest
 from mnist_ray.run.records import Row
 
 ACCURACIES = (("train_accuracy", "training", "dot"), ("val_accuracy", "validation", "solid"))
 LOSSES = (("train_loss", "training", "dot"), ("val_loss", "validation", "solid"))
+COLUMNS = {
+    "train_loss": "training loss", "train_accuracy": "training accuracy",
+    "val_loss": "validation loss", "val_accuracy": "validation accuracy", "lr": "learning rate",
+}  # fmt: skip
 
 
 @dataclass
 class Step:
-    """One part of the chain: `rows` as in history.parquet, `offset` epochs after the chain's beginning."""
+    """One part of the chain: its rows, which begin `offset` epochs after the chain's beginning."""
 
     name: str
     rows: list[Row]
     offset: int
 
+    @property
+    def middle(self) -> float:
+        """Its place on the axis of epochs."""
+        return self.offset + (len(self.rows) + 1) / 2
 
-def chain(run: Run) -> list[Step]:
+    def label(self, steps: int) -> str:
+        """Its name, short where there is no room among so many steps."""
+        short = steps > 2 and len(self.rows) < 3
+        return self.name.replace("stage ", "S") if short else self.name
+
+
+def chain(run: RunData) -> list[Step]:
     """The winning trial, where the chain comes from one, and the stages."""
     steps = []
-    start = run.manifest["lineage"][0] if run.manifest else None
-    number = start.get("trial") if start else run.best["number"] if run.best else None
+    if run.manifest:
+        number = run.manifest.lineage[0].get("trial")
+    else:
+        number = run.best["number"] if run.best else None
     if number is not None:
-        steps.append(
-            Step(f"trial {number}", [row for row in run.history if row["number"] == number], 0)
-        )
+        rows = [row for row in run.history if row["number"] == number]
+        steps.append(Step(f"trial {number}", rows, 0))
     for n, rows in run.stages:
         offset = steps[-1].offset + len(steps[-1].rows) if steps else 0
         steps.append(Step(f"stage {n}", rows, offset))
     return [step for step in steps if step.rows]
 
 
-def chain_part(run: Run, prefix: str) -> Markup:
+def chain_part(run: RunData, prefix: str) -> Markup:
+    """The chain as a figure and tables."""
     steps = chain(run)
     if not steps:
         return Markup("<p>No epoch has ended yet.</p>")
     figure = Figure(
-        "chain",
-        "Winning trial and stages",
-        chain_figure(run, steps),
-        _caption(run, steps),
-        numbers("Every epoch", _epochs(steps)),
-        height=680,
-    )
-    return Markup(f"{_lineage(run)}{figure.html(prefix)}")
+        "chain", "Winning trial and stages", chain_figure(run, steps), _caption(run, steps),
+        _epochs(steps), "Every epoch", height=680,
+    )  # fmt: skip
+    lineage = _lineage(run.manifest) if run.manifest else None
+    return render("chain.html", lineage=lineage, chain=figure, prefix=prefix)
 
 
-def chosen_epoch(run: Run) -> int | None:
-    """The trial's epoch whose weights the chain goes on from."""
-    if run.manifest:
-        return run.manifest["lineage"][0].get("epoch")
-    return run.best["epoch"] if run.best else None
-
-
-def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
+def chain_figure(run: RunData, steps: list[Step]) -> go.Figure:
     """Accuracy, loss and learning rate above each other, over the chain's epochs."""
     figure = make_subplots(
         rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.4, 0.37, 0.23]
     )
-    colours = {"training": "#8f9bb0", "validation": "#2f6fd0"}
-    for row, lines in ((1, ACCURACIES), (2, LOSSES)):
-        for key, name, dash in lines:
-            x, y, text = _line(steps, key)
-            if any(v is not None for v in y):
-                figure.add_scatter(
-                    x=x, y=y, text=text, name=name, legendgroup=name, showlegend=row == 1, mode="lines+markers", row=row, col=1,
-                    line={"color": colours[name], "dash": dash, "width": 2}, marker={"size": 6},
-                    hovertemplate="%{text}: %{y:.4f}<extra>" + name + "</extra>",
-                )  # fmt: skip
-    x, y, text = _line(steps, "lr")
-    figure.add_scatter(
-        x=x, y=y, text=text, name="learning rate", mode="lines+markers", showlegend=False, row=3, col=1,
-        line={"color": "#eb8a3a", "width": 2}, marker={"size": 6}, hovertemplate="%{text}: %{y:.3g}<extra>learning rate</extra>",
-    )  # fmt: skip
-    best = chosen_epoch(run)
-    if steps[0].name.startswith("trial") and best is not None and len(steps) > 1:
-        value = next((r["val_accuracy"] for r in steps[0].rows if r["epoch"] == best), None)
-        figure.add_scatter(
-            x=[best], y=[value], name="the chain goes on from here", mode="markers", row=1, col=1,
-            marker={"symbol": "circle-open", "size": 15, "color": "#eb8a3a", "line": {"width": 2.5}}, hoverinfo="skip",
-        )  # fmt: skip
+    lines = [(1, *line) for line in ACCURACIES] + [(2, *line) for line in LOSSES]
+    for row, key, name, dash in [*lines, (3, "lr", "learning rate", "solid")]:
+        x, y, text = _line(steps, key)
+        colour = {"training": GREY, "validation": BLUE}.get(name, ORANGE)
+        if any(value is not None for value in y):
+            figure.add_scatter(
+                x=x, y=y, text=text, name=name, legendgroup=name, showlegend=row == 1,
+                mode="lines+markers", line={"color": colour, "dash": dash, "width": 2},
+                marker={"size": 6}, row=row, col=1,
+                hovertemplate="%{text}: %{y:.4g}<extra>" + name + "</extra>",
+            )  # fmt: skip
+    _mark_chosen(figure, run, steps)
     for step in steps:
         if step.offset:
-            figure.add_vline(
-                x=step.offset + 0.5, line={"width": 1, "dash": "dash", "color": "#8f9bb0"}
-            )
-        short = len(steps) > 2 and len(step.rows) < 3
+            line = {"width": 1, "dash": "dash", "color": GREY}
+            figure.add_vline(x=step.offset + 0.5, line=line)
         figure.add_annotation(
-            x=step.offset + (len(step.rows) + 1) / 2, y=1, xref="x", yref="paper", 
-            text=step.name.replace("stage ", "S") if short else step.name, showarrow=False, yanchor="bottom", font={"size": 12},
+            x=step.middle, y=1, xref="x", yref="paper", text=step.label(len(steps)),
+            showarrow=False, yanchor="bottom", font={"size": 12},
         )  # fmt: skip
     last = steps[-1].offset + len(steps[-1].rows)
-    figure.update_yaxes(
-        title_text="accuracy", tickformat="~%", range=accuracy_range(steps), row=1, col=1
-    )
+    accuracies = accuracy_range(steps)
+    figure.update_yaxes(title_text="accuracy", tickformat="~%", range=accuracies, row=1, col=1)
     figure.update_yaxes(title_text="loss", type="log", row=2, col=1)
     figure.update_yaxes(title_text="learning rate", rangemode="tozero", row=3, col=1)
     figure.update_xaxes(range=[0.4, last + 0.6], dtick=1 if last <= 8 else None)
@@ -110,16 +114,25 @@ def chain_figure(run: Run, steps: list[Step]) -> go.Figure:
     return figure
 
 
+def _mark_chosen(figure: go.Figure, run: RunData, steps: list[Step]) -> None:
+    """A circle around the trial's epoch whose weights the stages start from."""
+    if run.manifest:
+        chosen = run.manifest.lineage[0].get("epoch")
+    else:
+        chosen = run.best["epoch"] if run.best else None
+    if steps[0].name.startswith("trial") and chosen is not None and len(steps) > 1:
+        value = next((r["val_accuracy"] for r in steps[0].rows if r["epoch"] == chosen), None)
+        ring = {"symbol": "circle-open", "size": 15, "color": ORANGE, "line": {"width": 2.5}}
+        figure.add_scatter(
+            x=[chosen], y=[value], name="the chain goes on from here", mode="markers",
+            marker=ring, hoverinfo="skip", row=1, col=1,
+        )  # fmt: skip
+
+
 def accuracy_range(steps: list[Step]) -> list[float] | None:
-    """From the lowest accuracy after the very first epoch, which is so far below the others that they would be one flat line."""
-    values = [
-        row[key]
-        for step in steps
-        for row in step.rows
-        if step.offset + row["epoch"] > 1
-        for key, _, _ in ACCURACIES
-        if _known(row[key])
-    ]
+    """The axis without the very first epoch, beside which all others would be one flat line."""
+    rows = [row for step in steps for row in step.rows if step.offset + row["epoch"] > 1]
+    values = [row[key] for row in rows for key, _, _ in ACCURACIES if known(row[key])]
     if not values:
         return None
     margin = 0.06 * max(1 - min(values), 0.001)
@@ -132,88 +145,48 @@ def _line(steps: list[Step], key: str) -> tuple[list[float | None], list[float |
     y: list[float | None] = []
     text = []
     for step in steps:
-        for row in step.rows:
-            x.append(step.offset + row["epoch"])
-            y.append(row[key] if _known(row[key]) else None)
-            text.append(f"{step.name}, epoch {row['epoch']}")
-        x.append(None)
-        y.append(None)
-        text.append("")
+        x += [*(step.offset + row["epoch"] for row in step.rows), None]
+        y += [*(row[key] if known(row[key]) else None for row in step.rows), None]
+        text += [*(f"{step.name}, epoch {row['epoch']}" for row in step.rows), ""]
     return x, y, text
 
 
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _caption(run: Run, steps: list[Step]) -> str:
+def _caption(run: RunData, steps: list[Step]) -> str:
     text = (
-        "The first epoch may lie below the accuracy’s axis. The loss, on a logarithmic axis, is that which was optimised: label smoothing "
-        "included in training, not in validation. "
+        "The first epoch may lie below the accuracy’s axis. The loss, on a logarithmic axis, is "
+        "the optimised one: label smoothing counts in training, not in validation. The learning "
+        "rate is that of an epoch’s last step."
     )
-    text += "The learning rate is that of an epoch’s last step."
-    if run.stages and not any(_known(row["val_loss"]) for _, rows in run.stages for row in rows):
+    if run.stages and not any(known(row["val_loss"]) for _, rows in run.stages for row in rows):
         text += " The stages train on all training images, so none are left to validate on."
     if not steps[0].name.startswith("trial") and run.manifest:
         text += " The chain begins with an ONNX file, not with a trial."
     return text
 
 
-def _epochs(steps: list[Step]) -> Markup:
-    header = [
-        "step",
-        "epoch",
-        "training loss",
-        "training accuracy",
-        "validation loss",
-        "validation accuracy",
-        "learning rate",
-        "images/s",
-        "s",
-    ]
-    keys = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
-    rows = [
-        [
-            step.name,
-            row["epoch"],
-            *(row[key] for key in keys),
-            count(round(row["images_per_second"])),
-            row["seconds"],
-        ]
-        for step in steps
-        for row in step.rows
-    ]
-    return table(header, rows, "Every epoch of the chain")
+def _epochs(steps: list[Step]) -> Table:
+    rows: list[list[Any]] = []
+    for step in steps:
+        for row in step.rows:
+            speed = row["images_per_second"]
+            shown_speed = count(round(speed)) if known(speed) else None
+            values = (row[key] for key in COLUMNS)
+            rows.append([step.name, row["epoch"], *values, shown_speed, row["seconds"]])
+    header = ["step", "epoch", *COLUMNS.values(), "images/s", "s"]
+    return Table("Every epoch of the chain", header, rows)
 
 
-def _lineage(run: Run) -> Markup:
+def _lineage(manifest: Manifest) -> Table:
     """The published steps with their test accuracies."""
-    if run.manifest is None:
-        return Markup("<p>The fine-tuning has not ended yet: this is the search’s best trial.</p>")
-    n = run.manifest["test_images"]
-    rows = []
-    for entry in run.manifest["lineage"]:
+    n, rows = manifest.test_images, []
+    settings = {
+        "epochs": "epochs", "batch_size": "batch", "lr": "learning rate", "optimizer": "optimiser",
+        "schedule": "schedule",
+    }  # fmt: skip
+    for entry in manifest.lineage:
         right = round(entry["test_accuracy"] * n)
-        low, high = confidence_interval(right, n)
-        rows.append(
-            [
-                entry["step"], entry.get("epochs"), entry.get("batch_size"), entry.get("lr"), entry.get("optimizer"), entry.get("schedule"),
-                percent(entry.get("val_accuracy")), percent(right / n), count(n - right), f"{percent(low)} to {percent(high)}",
-            ]
-        )  # fmt: skip
-    header = [
-        "step",
-        "epochs",
-        "batch",
-        "learning rate",
-        "optimiser",
-        "schedule",
-        "validation",
-        f"test, n = {n:,}",
-        "errors",
-        "95 % interval",
-    ]
-    return Markup(
-        table(header, rows, "The steps of the chain")
-        + "<p class=note>Every step was measured on the test images once, after the last had ended; none was chosen by it.</p>"
-    )
+        measured = [percent(right / n), count(n - right), interval(right, n)]
+        validation = percent(entry.get("val_accuracy"))
+        rows.append([entry["step"], *map(entry.get, settings), validation, *measured])
+    measures = ["validation", f"test, n = {n:,}", "errors", "95 % interval"]
+    return Table("The steps of the chain", ["step", *settings.values(), *measures], rows)

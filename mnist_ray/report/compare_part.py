@@ -1,169 +1,139 @@
-"""Several runs beside each other: accuracies with their intervals, which answers differ, and the searches on one axis."""
+"""Several runs beside each other: accuracies, answers that differ, searches on one axis."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import plotly.graph_objects as go
+from markupsafe import Markup
 from optuna import visualization as draw
 from scipy.stats import binomtest
 
 from mnist_ray.report.model_part import Answers
-from mnist_ray.report.page import Figure, Markup, Number, count, numbers, percent, table
-from mnist_ray.report.read import Run, value_of
-from mnist_ray.report.search_part import edf, plain
+from mnist_ray.report.page import BLUE, Figure, Number, Table, count, percent, render
+from mnist_ray.report.read import RunData, value_of
+from mnist_ray.report.search_figures import edf, plain
 
-PALETTE = ["#2f6fd0", "#d1601a", "#16906a", "#9c4fa8", "#947a10", "#6b7688"]
+PALETTE = [BLUE, "#d1601a", "#16906a", "#9c4fa8", "#947a10", "#6b7688"]
 
 
-def compare_part(
-    runs: Sequence[Run], names: Sequence[str], answers: Sequence[Answers | None]
-) -> Markup:
-    """names: what each run is called on the page, each once; answers: of the models that are published and could be asked."""
-    parts = [_overview(runs, names)]
-    published = [(run, name) for run, name in zip(runs, names, strict=True) if run.manifest]
-    if len(published) > 1:
-        asked = {
-            name: found for name, found in zip(names, answers, strict=True) if found is not None
-        }
-        parts += [
-            _intervals({name: run for run, name in published}).html("compare-"),
-            _paired(asked),
-        ]
-    for metric in sorted({run.metric for run in runs}):
-        alike = [
-            (run, name)
-            for run, name in zip(runs, names, strict=True)
-            if run.metric == metric and run.completed
-        ]
+def compare_part(runs: Mapping[str, RunData], answers: Mapping[str, Answers]) -> Markup:
+    """The comparison.
+
+    Args:
+        runs: By the names that they have on the page.
+        answers: Of the published models whose answers are at hand, by the same names.
+    """
+    published = {name: run for name, run in runs.items() if run.manifest}
+    figures = []
+    for metric in sorted({run.metric for run in runs.values()}):
+        alike = {n: run for n, run in runs.items() if run.metric == metric and run.completed}
         if len(alike) > 1:
-            parts += [
-                figure.html(f"compare-{metric}-")
-                for figure in (_histories(alike), edf(*zip(*alike, strict=True)))
-            ]
-    return Markup("\n".join(parts))
-
-
-def _overview(runs: Sequence[Run], names: Sequence[str]) -> Markup:
-    rows = []
-    for run, name in zip(runs, names, strict=True):
-        m, best = run.manifest, run.best
-        rows.append(
-            [
-                name, run.about["data"]["name"], run.settings["space"], count(len(run.trials)),
-                percent(best["val_accuracy"] if best else None),
-                count(m["n_parameters"]) if m else None, percent(m["test_accuracy"]) if m else None,
-                f"{m['test_errors']:,} of {m['test_images']:,}" if m else None,
-                "{} to {}".format(*map(percent, m["test_accuracy_interval"])) if m else None,
-            ]
-        )  # fmt: skip
-    header = (
-        "run",
-        "data set",
-        "space",
-        "trials",
-        "best validation accuracy",
-        "parameters",
-        "test accuracy",
-        "errors",
-        "95 % interval",
+            figures.append((metric, _histories(alike)))
+            figures.append((metric, edf(list(alike.values()), list(alike))))
+    return render(
+        "compare.html",
+        names=list(runs),
+        overview=_overview(runs),
+        intervals=_intervals(published) if len(published) > 1 else None,
+        paired=_paired(answers),
+        figures=figures,
     )
-    return table(header, rows, "The runs")
 
 
-def _intervals(runs: Mapping[str, Run]) -> Figure:
-    figure = go.Figure()
-    accuracy, above, below = [], [], []
-    for run in runs.values():
-        assert run.manifest is not None
-        low, high = run.manifest["test_accuracy_interval"]
-        accuracy.append(run.manifest["test_accuracy"])
-        above.append(high - accuracy[-1])
-        below.append(accuracy[-1] - low)
-    figure.add_scatter(
-        x=accuracy, y=list(runs), mode="markers", marker={"size": 11, "color": "#2f6fd0"},
-        error_x={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5},
-        hovertemplate="%{y}: %{x:.2%}<extra></extra>",
+def _overview(runs: Mapping[str, RunData]) -> Table:
+    rows = []
+    for name, run in runs.items():
+        m, best = run.manifest, run.best
+        searched = percent(best["val_accuracy"] if best else None)
+        tested = (
+            [count(m.n_parameters), percent(m.test_accuracy),
+             f"{m.test_errors:,} of {m.test_images:,}",
+             " to ".join(map(percent, m.test_accuracy_interval))]
+            if m
+            else [None, percent(None), None, None]
+        )  # fmt: skip
+        space = run.settings["space"]
+        rows.append([name, run.about.data.name, space, count(len(run.trials)), searched, *tested])
+    header = (
+        "run", "data set", "space", "trials", "best validation accuracy", "parameters",
+        "test accuracy", "errors", "95 % interval",
+    )  # fmt: skip
+    return Table("The runs", header, rows)
+
+
+def _intervals(runs: Mapping[str, RunData]) -> Figure:
+    found = {name: run.manifest for name, run in runs.items() if run.manifest}
+    accuracy = [m.test_accuracy for m in found.values()]
+    reach = [m.test_accuracy_interval for m in found.values()]
+    above = [high - a for (_, high), a in zip(reach, accuracy, strict=True)]
+    below = [a - low for (low, _), a in zip(reach, accuracy, strict=True)]
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    figure = go.Figure(
+        go.Scatter(
+            x=accuracy, y=list(found), mode="markers", marker={"size": 11, "color": BLUE},
+            error_x={**bars, "thickness": 1.5}, hovertemplate="%{y}: %{x:.2%}<extra></extra>",
+        )
     )  # fmt: skip
     figure.update_xaxes(title_text="test accuracy", tickformat=".2~%")
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_layout(margin={"t": 20, "r": 20, "b": 50, "l": 60})
+    rows = [
+        (name, percent(m.test_accuracy), " to ".join(map(percent, m.test_accuracy_interval)))
+        for name, m in found.items()
+    ]
     return Figure(
         "intervals",
         "Test accuracy",
         figure,
-        "Dots: measured; bars: Wilson’s 95 % intervals. Models measured on the same images are better told apart by the answers that "
-        "differ.",
-        "",
+        "Dots: measured; bars: Wilson’s 95 % intervals. Models measured on the same images are "
+        "better told apart by the answers that differ.",
+        Table("Test accuracies", ("run", "test accuracy", "95 % interval"), rows),
+        "Accuracies",
         height=130 + 34 * len(runs),
     )
 
 
-def _paired(answers: Mapping[str, Answers]) -> Markup:
+def _paired(answers: Mapping[str, Answers]) -> Table | None:
     """Exact McNemar tests of the models that were measured on the same images."""
-    right = {name: (labels, given.argmax(1) == labels) for name, (labels, given) in answers.items()}
     rows = []
-    for (a, (labels_a, right_a)), (b, (labels_b, right_b)) in combinations(right.items(), 2):
-        if np.array_equal(labels_a, labels_b):
-            only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-            p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-            rows.append(
-                (
-                    a,
-                    b,
-                    count(int((~right_a & ~right_b).sum())),
-                    count(only_a),
-                    count(only_b),
-                    Number(f"{p:.2g}"),
-                )
-            )
-    if not rows:
-        return Markup("")
+    for (a, (labels_a, given_a)), (b, (labels_b, given_b)) in combinations(answers.items(), 2):
+        if not np.array_equal(labels_a, labels_b):
+            continue
+        right_a, right_b = given_a.argmax(1) == labels_a, given_b.argmax(1) == labels_b
+        neither = int((~right_a & ~right_b).sum())
+        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+        rows.append((a, b, *map(count, (neither, only_a, only_b)), Number(f"{p:.2g}")))
     header = (
-        "first",
-        "second",
-        "both wrong",
-        "only the first right",
-        "only the second right",
+        "first", "second", "both wrong", "only the first right", "only the second right",
         "p (McNemar, exact)",
-    )
-    return Markup(
-        f"<figure><h3>Answers that differ</h3>{table(header, rows, 'Answers that differ')}<figcaption>On the same test images. A "
-        "small p says that the difference is hardly chance; among many pairs, some small p are.</figcaption></figure>"
-    )
+    )  # fmt: skip
+    return Table("Answers that differ", header, rows) if rows else None
 
 
-def _histories(runs: Sequence[tuple[Run, str]]) -> Figure:
-    figure = plain(
-        draw.plot_optimization_history(
-            [run.gapless(name) for run, name in runs], target_name=runs[0][0].metric
-        )
-    )
+def _histories(runs: Mapping[str, RunData]) -> Figure:
+    names, metric = list(runs), next(iter(runs.values())).metric
+    studies = [run.gapless(name) for name, run in runs.items()]
+    figure = plain(draw.plot_optimization_history(studies, target_name=metric))
+    ends = {f" of {name}": i for i, name in enumerate(names)}
     for trace in figure.data:
-        place = next(
-            (i for i, (_, name) in enumerate(runs) if (trace.name or "").endswith(f" of {name}")), 0
-        )
+        place = next((i for end, i in ends.items() if (trace.name or "").endswith(end)), 0)
         colour = PALETTE[place % len(PALETTE)]
         if trace.mode == "lines":
-            trace.update(
-                name=f"{runs[place][1]}, best so far", line={"shape": "hv", "color": colour}
-            )
+            line = {"shape": "hv", "color": colour}
+            trace.update(name=f"{names[place]}, best so far", line=line)
         else:
-            trace.update(name=runs[place][1], marker={"color": colour})
-    rows = [
-        (name, trial.number, trial.value)
-        for run, name in runs
-        for trial in [
-            max(run.completed, key=lambda t: value_of(t) if run.maximize else -value_of(t))
-        ]
-    ]
+            trace.update(name=names[place], marker={"color": colour})
+    rows: list[Sequence[object]] = []
+    for name, run in runs.items():
+        best = (max if run.maximize else min)(run.completed, key=value_of)
+        rows.append((name, best.number, best.value))
     return Figure(
         "history",
         "Optimisation histories",
         figure,
         "The complete trials of each run, and the best so far.",
-        numbers(
-            "The best complete trial of each",
-            table(("run", "trial", runs[0][0].metric), rows, "The best of each run"),
-        ),
+        Table("The best of each run", ("run", "trial", metric), rows),
+        "The best complete trial of each",
     )

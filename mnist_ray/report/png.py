@@ -1,5 +1,6 @@
-"""The main figures once more, drawn by matplotlib: PNG files without a browser, for papers and READMEs."""
+"""The main figures drawn by matplotlib: PNG files without a browser, for papers and READMEs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +14,62 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from optuna.visualization.matplotlib import plot_contour as optuna_contour
 
-from mnist_ray import data
-from mnist_ray.export.onnx_model import confidence_interval
 from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range, chain
-from mnist_ray.report.model_part import Tested, as_pixels, calibration, confusion
-from mnist_ray.report.read import Run, quiet_optuna, thinned, value_of, varied
-from mnist_ray.report.search_part import LINES, NODES, contour_pairs, importances
+from mnist_ray.report.model_part import (
+    Answers,
+    Tested,
+    calibration,
+    confusion,
+    load_tested,
+    reach,
+    wrong_answers,
+)  # fmt: skip
+from mnist_ray.report.network_part import as_pixels
+from mnist_ray.report.page import BLUE, GREY
+from mnist_ray.report.read import RunData, quiet_optuna, read_run, thinned, value_of, varied
+from mnist_ray.report.search_figures import LINES, NODES, contour_pairs, ped_anova
+from mnist_ray.storage import RunStorage
+from mnist_ray.study import importance
 
-BLUE, ORANGE, GREY = "#2f6fd0", "#d1601a", "#8f9bb0"
+ORANGE = "#d1601a"
 DPI = 160
 SIZE = (6.4, 3.6)  # inches
 
 
-def draw(run: Run, folder: Path, tested: Tested | None) -> list[Path]:
-    """Draws what the run has into the folder, which is made; returns the files. tested: None where no model is published."""
+def draw_run(storage: RunStorage, folder: Path, data_dir: str | None) -> list[Path]:
+    """Draws the run's figures into the folder, which is made; returns the files."""
+    run = read_run(storage)
+    tested = load_tested(run, data_dir, None) if run.manifest else None
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Figure] = {}
+    files = []
     # A style of its own: Optuna sets another one for the whole process.
     with quiet_optuna(), plt.style.context("default"):
         plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
-        figures |= _search(run)
-        if steps := chain(run):
-            figures["chain"] = _chain(steps)
-        if run.manifest is not None and tested is not None and tested.answers is not None:
-            figures |= _model(tested, run.manifest["classes"], *tested.answers)
-        figures |= _contours(run)
-        files = []
-        for name, figure in figures.items():
+        for name, figure in [*_figures(run, tested), *_contours(run)]:
             files.append(folder / f"{name}.png")
             figure.savefig(files[-1], dpi=DPI, bbox_inches="tight", metadata={"Software": None})
             plt.close(figure)
     return files
 
 
-def _search(run: Run) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
+def _figures(run: RunData, tested: Tested | None) -> Iterator[tuple[str, Figure]]:
     if run.completed:
-        figures["history"] = _history(run)
+        yield "history", _history(run)
     if any(t.intermediate_values for t in run.frozen):
-        figures["intermediate"] = _intermediate(run)
-    if len(run.completed) >= 2 and varied(run.completed):
-        figures["importances"] = _importances(run)
-    return figures
+        yield "intermediate", _intermediate(run)
+    if weights := ped_anova(run):
+        yield "importances", _importances(run, weights)
+    if steps := chain(run):
+        yield "chain", _chain(steps)
+    if run.manifest is not None and tested is not None and tested.answers is not None:
+        classes = list(run.manifest.classes)
+        yield "confusion", _confusion(tested.answers, classes)
+        yield "calibration", _calibration(tested.answers)
+        if tested.images is not None and (wrong := wrong_answers(*tested.answers)):
+            yield "wrong", _wrong(tested.images.images, tested.answers, wrong[:100], classes)
 
 
-def _history(run: Run) -> Figure:
+def _history(run: RunData) -> Figure:
     figure, axes = plt.subplots(figsize=SIZE)
     numbers, values = [t.number for t in run.completed], [value_of(t) for t in run.completed]
     axes.plot(numbers, values, "o", color=BLUE, ms=4, label=f"{len(values)} complete trials")
@@ -68,44 +80,35 @@ def _history(run: Run) -> Figure:
     return figure
 
 
-def _intermediate(run: Run) -> Figure:
+def _intermediate(run: RunData) -> Figure:
     figure, axes = plt.subplots(figsize=SIZE)
     trials = [t for t in run.frozen if t.intermediate_values and t.state != TrialState.FAIL]
     winner = run.best["number"] if run.best else None
     for trial in sorted(thinned(trials, LINES, run.maximize), key=lambda t: t.number == winner):
         steps = sorted(trial.intermediate_values)
-        best, whole = trial.number == winner, trial.state == TrialState.COMPLETE
-        colour, width, alpha = (ORANGE, 2.2, 1.0) if best else (BLUE if whole else GREY, 0.9, 0.6)
-        axes.plot(
-            steps,
-            [trial.intermediate_values[step] for step in steps],
-            marker="o",
-            ms=2.5,
-            color=colour,
-            lw=width,
-            alpha=alpha,
-        )
+        values = [trial.intermediate_values[step] for step in steps]
+        look: dict[str, Any] = {"color": ORANGE, "lw": 2.2}
+        if trial.number != winner:
+            colour = BLUE if trial.state == TrialState.COMPLETE else GREY
+            look = {"color": colour, "lw": 0.9, "alpha": 0.6}
+        axes.plot(steps, values, marker="o", ms=2.5, **look)
     axes.set(xlabel="epoch", ylabel=run.metric)
     return figure
 
 
-def _contours(run: Run) -> dict[str, Figure]:
+def _contours(run: RunData) -> Iterator[tuple[str, Figure]]:
     """Optuna's own, last, because it changes the style."""
-    parameters = varied(run.completed)
-    if len(run.completed) < 2 or not parameters:
-        return {}
+    if len(run.completed) < importance.FEWEST:
+        return
     some = thinned(run.completed, NODES, run.maximize)
-    figures = {}
     axes: Any  # of one contour; Optuna's annotation allows for several
-    for x, y in contour_pairs(some, parameters):
+    for x, y in contour_pairs(some, varied(run.completed)):
         axes = optuna_contour(run.study(some), params=[x, y], target_name=run.metric)
         axes.set_title("")
-        figures[f"contour-{x}-{y}"] = axes.figure
-    return figures
+        yield f"contour-{x}-{y}", axes.figure
 
 
-def _importances(run: Run) -> Figure:
-    weights = importances(run)
+def _importances(run: RunData, weights: dict[str, float]) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 0.6 + 0.28 * len(weights)))
     axes.barh(list(weights), list(weights.values()), color=BLUE)
     axes.invert_yaxis()
@@ -117,27 +120,22 @@ def _chain(steps: list[Step]) -> Figure:
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(7, 6.5), height_ratios=[3, 3, 1.6])
     for panel, lines in zip(axes, (ACCURACIES, LOSSES), strict=False):
         for key, name, dash in lines:
-            colour = GREY if name == "training" else BLUE
+            colour, style = GREY if name == "training" else BLUE, ":" if dash == "dot" else "-"
             for step in steps:
                 x = [step.offset + row["epoch"] for row in step.rows]
                 y = [np.nan if row[key] is None else row[key] for row in step.rows]
                 if not np.isnan(y).all():
                     seen = any(line.get_label() == name for line in panel.lines)
-                    style = ":" if dash == "dot" else "-"
-                    panel.plot(
-                        x, y, style, color=colour, marker="o", ms=3.5, label="_" if seen else name
-                    )
+                    look = {"color": colour, "marker": "o", "ms": 3.5}
+                    panel.plot(x, y, style, label="_" if seen else name, **look)
     for step in steps:
         x = [step.offset + row["epoch"] for row in step.rows]
         axes[2].plot(x, [row["lr"] for row in step.rows], color=ORANGE, marker="o", ms=3.5)
         for panel in axes:
             if step.offset:
                 panel.axvline(step.offset + 0.5, color=GREY, lw=0.8, ls="--")
-        label = (
-            step.name.replace("stage ", "S") if len(step.rows) < 3 and len(steps) > 2 else step.name
-        )
-        middle = step.offset + (len(step.rows) + 1) / 2
-        axes[0].annotate(label, (middle, 1.02), xycoords=("data", "axes fraction"), ha="center")
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center"}
+        axes[0].annotate(step.label(len(steps)), (step.middle, 1.02), **place)
     axes[0].set(ylabel="accuracy", ylim=accuracy_range(steps))
     axes[0].legend(frameon=False)
     axes[1].set(ylabel="loss", yscale="log")
@@ -146,27 +144,14 @@ def _chain(steps: list[Step]) -> Figure:
     return figure
 
 
-def _model(
-    tested: Tested, classes: list[str], labels: np.ndarray, given: np.ndarray
-) -> dict[str, Figure]:
-    figures = {
-        "confusion": _confusion(labels, given, classes),
-        "calibration": _calibration(labels, given),
-    }
-    wrong = np.flatnonzero(given.argmax(1) != labels)
-    if tested.images is not None and len(wrong):
-        figures["wrong"] = _wrong(tested.images, given, wrong, classes)
-    return figures
-
-
-def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Figure:
+def _confusion(answers: Answers, classes: list[str]) -> Figure:
+    labels, given = answers
     matrix = confusion(labels, given.argmax(1), len(classes))
     size = 1.2 + 0.42 * len(classes)
     figure, axes = plt.subplots(figsize=(size, size))
     errors = matrix - np.diag(matrix.diagonal())
-    axes.imshow(
-        np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1)
-    )
+    shades = np.ma.masked_equal(errors, 0)
+    axes.imshow(shades, cmap="Oranges", vmin=0, vmax=max(1.5 * errors.max(), 1))
     for i, j in zip(*np.nonzero(matrix), strict=True):
         axes.text(j, i, f"{matrix[i, j]}", ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 3 else 90)
@@ -175,31 +160,30 @@ def _confusion(labels: np.ndarray, given: np.ndarray, classes: list[str]) -> Fig
     return figure
 
 
-def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
-    bins, error = calibration(labels, given)
+def _calibration(answers: Answers) -> Figure:
+    bins, error = calibration(*answers)
     figure, axes = plt.subplots(figsize=(4.2, 4.2))
     axes.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
-    accuracy = np.array([good / n for _, _, n, good, _ in bins])
-    intervals = np.array([confidence_interval(good, n) for _, _, n, good, _ in bins])
-    reach = np.abs(np.stack([accuracy - intervals[:, 0], intervals[:, 1] - accuracy]))
-    axes.errorbar([b[4] for b in bins], accuracy, yerr=reach, fmt="o", color=BLUE, ms=4, lw=1.2)
+    mean, accuracy = [bin.mean for bin in bins], [bin.accuracy for bin in bins]
+    bars = np.abs(reach(bins))
+    axes.errorbar(mean, accuracy, yerr=bars, fmt="o", color=BLUE, ms=4, lw=1.2)
     axes.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.text(0.03, 1.04, f"ECE {error:.2%}, n = {len(labels):,}", transform=axes.transAxes)
+    n = len(answers[0])
+    axes.text(0.03, 1.04, f"ECE {error:.2%}, n = {n:,}", transform=axes.transAxes)
     return figure
 
 
-def _wrong(test: data.Images, given: np.ndarray, wrong: np.ndarray, classes: list[str]) -> Figure:
+def _wrong(images: np.ndarray, answers: Answers, wrong: list[int], classes: list[str]) -> Figure:
     """The first hundred wrong answers, the surest first."""
-    found = given.argmax(1)
-    order = wrong[np.argsort(-given[wrong, found[wrong]], kind="stable")][:100]
-    columns = min(10, len(order))
-    rows = -(-len(order) // columns)
+    labels, given = answers
+    columns = min(10, len(wrong))
+    rows = -(-len(wrong) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(0.85 * columns, 1.1 * rows), squeeze=False)
     for panel in axes.flat:
         panel.axis("off")
-    for panel, i in zip(axes.flat, order.tolist(), strict=False):
-        panel.imshow(as_pixels(test.images[i]), cmap="gray", vmin=0, vmax=255)
-        panel.set_title(
-            f"{classes[test.labels[i]]} → {classes[found[i]]}\n{given[i, found[i]]:.0%}", fontsize=7
-        )
+    for panel, i in zip(axes.flat, wrong, strict=False):
+        found = given[i].argmax()
+        panel.imshow(as_pixels(images[i]), cmap="gray", vmin=0, vmax=255)
+        title = f"{classes[labels[i]]} → {classes[found]}\n{given[i, found]:.0%}"
+        panel.set_title(title, fontsize=7)
     return figure

@@ -1,14 +1,15 @@
-"""A run's directory as plain values, for the report: nothing is trained, evaluated or drawn here."""
+"""A run's directory as plain values, for the report: nothing is trained or drawn here."""
 
 import contextlib
+import dataclasses
 import io
 import math
-import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,77 +29,85 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.run import layout
-from mnist_ray.run.publication import read_verified
-from mnist_ray.run.records import Row, rank
-from mnist_ray.settings import objectives
+from mnist_ray.run.about import About
+from mnist_ray.run.publication import Manifest, read_verified
+from mnist_ray.run.records import HISTORY, Row, rank
+from mnist_ray.settings import SearchSettings, objectives, resolved
 from mnist_ray.storage import RunStorage
+from mnist_ray.study import importance
 from mnist_ray.study.objectives import single
 
 Direction = Literal["minimize", "maximize"]
+# The columns that every trials.parquet has; parameters and objectives have one each besides.
+TRIALS: Mapping[str, pa.DataType] = {
+    "number": pa.int64(), "state": pa.string(), "value": pa.float64(), "n_parameters": pa.int64(),
+    "epochs": pa.int64(), "seconds": pa.float64(), "node": pa.string(), "reason": pa.string(),
+}  # fmt: skip
+COUNTS = ("n_parameters", "test_images", "test_errors")  # of a manifest
 
 
-@dataclass
-class Run:
+@dataclass(frozen=True)
+class RunData:
     """All that the report needs of one run."""
 
     storage: RunStorage
-    about: dict[str, Any]  # run.json
+    about: About
+    settings: Mapping[str, Any]  # of the search; options that the run does not know have defaults
+    start: datetime
+    end: datetime | None
     trials: list[Row]  # trials.parquet, one row a settled trial
     history: list[Row]  # history.parquet, one row a trial and epoch
-    frozen: list[
-        FrozenTrial
-    ]  # the same trials as Optuna has them, RUNNING ones too; of several objectives with the run's metric alone
+    frozen: list[FrozenTrial]  # Optuna's trials with one value, running ones too
     timed: bool  # whether `frozen` knows when trials started and ended
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
-    manifest: dict[str, Any] | None  # model.json; None before the chain has ended
+    manifest: Manifest | None  # model.json; None before the chain has ended
     onnx: bytes  # the published model, verified; empty before
 
     @property
     def name(self) -> str:
-        return str(self.about["name"])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.about["settings"]
+        """The run's name."""
+        return self.about.name
 
     @property
     def metric(self) -> str:
+        """The value that the search optimised, as "val_accuracy"."""
         return str(self.settings["metric"])
 
     @property
     def maximize(self) -> bool:
+        """Whether more of the metric is better."""
         return self.metric != "val_loss"
 
     @property
     def direction(self) -> Direction:
+        """The same in Optuna's words."""
         return "maximize" if self.maximize else "minimize"
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What --objectives named; () where the metric is the only objective."""
-        return objectives.names(self.settings.get("objectives"))
+        """The names in --objectives; () where the metric is the only objective."""
+        return objectives.names(self.settings["objectives"])
 
-    @property
+    @cached_property
     def completed(self) -> list[FrozenTrial]:
-        return [
-            t
-            for t in self.frozen
-            if t.state == TrialState.COMPLETE and t.value is not None and math.isfinite(t.value)
-        ]
+        """Trials that trained all their epochs and have a finite value."""
+        done = (t for t in self.frozen if t.state == TrialState.COMPLETE)
+        return [t for t in done if t.value is not None and math.isfinite(t.value)]
 
-    @property
+    @cached_property
     def best(self) -> Row | None:
-        """The best epoch of the search with its trial's `number`; None where no epoch ended with a finite loss."""
-        finite = [
-            row
-            for row in self.history
-            if row["val_loss"] is not None and math.isfinite(row["val_loss"])
-        ]
+        """The best epoch of the search with its trial's `number`; None without a finite loss."""
+        finite = [row for row in self.history if known(row["val_loss"])]
         return max(finite, key=lambda row: rank(row, self.metric), default=None)
+
+    @cached_property
+    def importances(self) -> dict[str, dict[str, float]]:
+        """Measure -> parameter -> share; empty with too few trials, as in the terminal."""
+        return importance.importances(self.completed, self.direction)
 
     @property
     def spans(self) -> list[tuple[datetime, datetime]]:
-        """When the trials that have ended began and ended; empty where that is not known."""
+        """When the ended trials began and ended; empty where that is not known."""
         return [
             (t.datetime_start, t.datetime_complete)
             for t in self.frozen
@@ -106,28 +115,29 @@ class Run:
         ]
 
     def study(self, trials: Sequence[FrozenTrial], name: str = "") -> optuna.Study:
-        """The trials as a study in memory, under their own numbers, for Optuna's figures; `name` in place of the run's."""
+        """The trials as a study in memory, for Optuna's figures; `name` in place of the run's."""
         return as_study(trials, name or self.name, [self.direction])
 
     def gapless(self, name: str = "") -> optuna.Study:
-        """As `study` of the completed trials, with failed ones in the places of all others: Optuna's history takes numbers for places."""
+        """The completed trials with failed ones in the gaps: Optuna's history numbers by place."""
         done = {trial.number: trial for trial in self.completed}
-        trials = [
-            done.get(n) or optuna.trial.create_trial(state=TrialState.FAIL)
-            for n in range(max(done) + 1)
-        ]
+        failed = optuna.trial.create_trial
+        trials = [done.get(n) or failed(state=TrialState.FAIL) for n in range(max(done) + 1)]
         for number, trial in enumerate(trials):
             trial.number = number
         return self.study(trials, name)
 
 
+def known(value: float | None) -> bool:
+    """Whether there is a value, and it is finite."""
+    return value is not None and math.isfinite(value)
+
+
 def value_of(trial: FrozenTrial) -> float:
-    """A trial's value; where it was stopped, its last intermediate one; NaN where it has none."""
-    return (
-        trial.value
-        if trial.value is not None
-        else trial.intermediate_values.get(trial.last_step or 0, math.nan)
-    )
+    """A trial's value; of a stopped one its last intermediate value; NaN where it has none."""
+    if trial.value is not None:
+        return trial.value
+    return trial.intermediate_values.get(trial.last_step or 0, math.nan)
 
 
 @contextlib.contextmanager
@@ -146,7 +156,7 @@ def quiet_optuna() -> Iterator[None]:
 def as_study(
     trials: Sequence[FrozenTrial], name: str, directions: Sequence[Direction]
 ) -> optuna.Study:
-    """A study in memory of these trials, each under its own number (a storage numbers anew what is added to it)."""
+    """A study in memory of these trials under their own numbers (a storage numbers anew)."""
     study = optuna.create_study(
         directions=list(directions), study_name=name, sampler=optuna.samplers.RandomSampler(0)
     )
@@ -156,110 +166,115 @@ def as_study(
     return study
 
 
-def read_run(storage: RunStorage) -> Run:
-    """Reads a run, finished or not. Raises SettingsError where there is none, CorruptFileError where a file is damaged."""
-    if not storage.exists("run.json"):
+# ---- files
+
+
+def read_run(storage: RunStorage) -> RunData:
+    """Reads a run, finished or not.
+
+    Raises:
+        SettingsError: There is no run.
+        CorruptFileError: A file of it is damaged.
+    """
+    if not storage.exists(layout.RUN):
         raise SettingsError(f"RUN: there is no run at {storage.uri}")
-    about = storage.read_json("run.json")
+    about = About.of(storage, storage.read_json(layout.RUN))
+    settings = {**resolved(SearchSettings()), **about.settings}
     try:
-        settings, name = about["settings"], about["name"]
-        metric, study_name = settings["metric"], settings["study_name"] or name
-        about["data"]["name"], about["start"], settings["max_epochs"]
-    except (KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{storage.join('run.json')} is not of this project or is damaged: {error!r}"
-        ) from error
-    trials, history = _table(storage, "trials.parquet"), _table(storage, "history.parquet")
-    journal = [] if settings.get("study") else _journal(storage, study_name)
-    several = objectives.names(settings.get("objectives"))
+        start = datetime.fromisoformat(about.start)
+        end = datetime.fromisoformat(about.end) if about.end else None
+    except ValueError as error:
+        raise CorruptFileError(f"{storage.join(layout.RUN)} is damaged: {error}") from error
+    trials = _table(storage, layout.TRIALS, TRIALS)
+    history = _table(storage, layout.HISTORY, {"number": pa.int64(), **HISTORY})
+    several, metric = objectives.names(settings["objectives"]), settings["metric"]
+    elsewhere = settings["study"]
+    journal = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
     journal = [single(trial, several, metric) for trial in journal]
     frozen = journal or _frozen(trials, history, metric)
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
     onnx = b""
-    if storage.exists("model.json"):
-        manifest, onnx = read_verified(storage)
-    return Run(
-        storage,
-        about,
-        trials,
-        history,
-        frozen,
-        bool(journal),
-        _stages(storage, manifest),
-        manifest,
-        onnx,
-    )
+    if storage.exists(layout.MANIFEST):
+        described, onnx = read_verified(storage)
+        manifest = _manifest(storage, described)
+    stages = _stages(storage, manifest)
+    return RunData(
+        storage, about, settings, start, end, trials, history, frozen, bool(journal), stages,
+        manifest, onnx,
+    )  # fmt: skip
 
 
-def _table(storage: RunStorage, name: str) -> list[Row]:
-    """A Parquet file's rows; none where the file is not there yet."""
+def _manifest(storage: RunStorage, described: Mapping[str, Any]) -> Manifest:
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pylist()
+        values = {each.name: described[each.name] for each in dataclasses.fields(Manifest)}
+        values |= {name: int(values[name]) for name in COUNTS}
+        values |= {name: float(values[name]) for name in ("test_accuracy", "latency_ms")}
+        values["test_accuracy_interval"] = tuple(map(float, values["test_accuracy_interval"]))
+        return Manifest(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(
+            f"{storage.join(layout.MANIFEST)} is damaged: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _table(storage: RunStorage, name: str, columns: Mapping[str, pa.DataType]) -> list[Row]:
+    """A Parquet file's rows; none where the file is not there yet.
+
+    Columns are converted to the types that they should have, so that no text stands for a number.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(name)))
+        for column, kind in columns.items():
+            place = table.schema.get_field_index(column)
+            table = table.set_column(place, column, table[column].cast(kind))
+        rows: list[Row] = table.to_pylist()
+        return rows
     except FileNotFoundError:
         return []
-    except pa.ArrowException as error:
+    except (pa.ArrowException, KeyError) as error:
         raise CorruptFileError(
             f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
         ) from error
 
 
-def _stages(storage: RunStorage, manifest: dict[str, Any] | None) -> list[tuple[int, list[Row]]]:
-    """The curves of the published model's stages, or of all that are there where none is published."""
-    present = set(storage.list("finetune"))
-    numbers = sorted(
-        int(match[1])
-        for file in present
-        if (match := re.fullmatch(r"finetune/stage-(\d+)/curve\.parquet", file))
-    )
-    if manifest is not None:
-        # Another recipe's stages may lie beside those of the model.
-        numbers = [
-            n
-            for n in numbers
-            if any(entry["step"] == f"stage-{n}" for entry in manifest["lineage"])
-        ]
-    return [(n, _table(storage, f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}")) for n in numbers]
+def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, list[Row]]]:
+    """The curves of the published model's stages, or of all stages where none is published."""
+    files = [name for name in storage.list(layout.FINETUNE) if name.endswith(layout.STAGE_CURVE)]
+    stages = [layout.stage_of(name) for name in files]
+    numbers = sorted(stage[0] for stage in stages if stage is not None and stage[1] == 1)
+    if manifest is not None:  # another recipe's stages may lie beside those of the model
+        steps = {entry["step"] for entry in manifest.lineage}
+        numbers = [number for number in numbers if f"stage-{number}" in steps]
+    curves = {n: f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}" for n in numbers}
+    return [(number, _table(storage, name, HISTORY)) for number, name in curves.items()]
 
 
 # ---- trials as Optuna has them
 
 
 def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
-    """The trials of `study.journal`; none where it is missing or cannot be read (the tables know most of it too)."""
-    if not storage.exists("study.journal"):
+    """The trials of `study.journal`; none where it is missing or damaged: the tables have most."""
+    if not storage.exists(layout.JOURNAL):
         return []
     with tempfile.TemporaryDirectory(prefix="mray-report-") as folder:
         # A copy: the backend would put its lock beside the original.
-        path = Path(folder, "study.journal")
-        path.write_bytes(storage.read_bytes("study.journal"))
+        path = Path(folder, layout.JOURNAL)
+        path.write_bytes(storage.read_bytes(layout.JOURNAL))
         try:
             journal = JournalStorage(JournalFileBackend(str(path)))
-            trials = journal.get_all_trials(
-                journal.get_study_id_from_name(study_name), deepcopy=False
-            )
-        except (
-            KeyError,
-            IndexError,
-            ValueError,
-            TypeError,
-            AssertionError,
-        ):  # what the backend raises on other content
+            study = journal.get_study_id_from_name(study_name)
+            trials = journal.get_all_trials(study, deepcopy=False)
+        except (KeyError, IndexError, ValueError, TypeError, AssertionError):  # the backend's
             return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 
 def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTrial]:
-    """The trials that the tables hold, for a run whose study lies in a database; when they ran is not known."""
-    names = [
-        key.removeprefix("params_")
-        for key in (trials[0] if trials else {})
-        if key.startswith("params_")
-    ]
+    """The trials of the tables, for a run whose study lies in a database; without times."""
+    columns = [key for key in (trials[0] if trials else {}) if key.startswith("params_")]
     kinds = {
-        name: distribution(
-            [row[f"params_{name}"] for row in trials if row[f"params_{name}"] is not None]
-        )
-        for name in names
+        column: distribution([row[column] for row in trials if row[column] is not None])
+        for column in columns
     }
     values: dict[int, dict[int, float]] = {}
     for row in history:
@@ -267,14 +282,12 @@ def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTr
             values.setdefault(row["number"], {})[row["epoch"]] = row[metric]
     frozen = []
     for row in trials:
-        params = {
-            name: row[f"params_{name}"] for name in names if row[f"params_{name}"] is not None
-        }
+        given = [column for column in columns if row[column] is not None]
         trial = optuna.trial.create_trial(
             state=TrialState[row["state"]],
             value=row["value"] if row["state"] == "COMPLETE" else None,
-            params=params,
-            distributions={name: kinds[name] for name in params},
+            params={column.removeprefix("params_"): row[column] for column in given},
+            distributions={column.removeprefix("params_"): kinds[column] for column in given},
             intermediate_values=values.get(row["number"], {}),
         )
         trial.number = row["number"]
@@ -283,7 +296,7 @@ def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTr
 
 
 def distribution(values: list[Any]) -> BaseDistribution:
-    """The narrowest distribution that the values can come from; two powers of ten or more between them are taken for a log scale."""
+    """The narrowest distribution of the values; over two powers of ten the scale is logarithmic."""
     if any(isinstance(v, bool | str) for v in values) or not values:
         return CategoricalDistribution(list(dict.fromkeys(values)) or [None])
     low, high = min(values), max(values)
@@ -293,7 +306,7 @@ def distribution(values: list[Any]) -> BaseDistribution:
 
 
 def varied(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Names of the parameters that took more than one value, in the order of their first appearance."""
+    """Names of the parameters with more than one value, in the order of their first appearance."""
     values: dict[str, set[Any]] = {}
     for trial in trials:
         for name, value in trial.params.items():
@@ -302,7 +315,7 @@ def varied(trials: Sequence[FrozenTrial]) -> list[str]:
 
 
 def thinned(trials: list[FrozenTrial], most: int, maximize: bool) -> list[FrozenTrial]:
-    """At most so many of the trials, in their order: the best quarter of them, and the others evenly over the search.
+    """At most `most` of the trials, in their order: the best, for a quarter, and others evenly.
 
     A trial counts by its value or, where it was stopped, by its last intermediate value.
     """

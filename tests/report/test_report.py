@@ -26,10 +26,10 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.export import onnx_model
 from mnist_ray.finetune_job.chain import run_chain
 from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
-from mnist_ray.report import cost_part, model_part, search_part
+from mnist_ray.report import cost_part, model_part, network_part, search_figures, search_part
 from mnist_ray.report.page import picture
 from mnist_ray.report.read import distribution, read_run, thinned
-from mnist_ray.run import predictions
+from mnist_ray.run import layout, predictions
 from mnist_ray.run.publication import Manifest
 from mnist_ray.run.records import INTERRUPTED, Record, Records, parquet
 from mnist_ray.settings import SearchSettings, resolved
@@ -382,20 +382,20 @@ def test_kept_predictions_are_used_and_only_for_their_model(
     sha = storage.read_json("model.json")["sha256"]
     test = data.load("digits", "test")
     logits = np.random.default_rng(0).normal(size=(len(test.labels), 10)).astype(np.float32)
-    storage.write_bytes(predictions.FILE, predictions.pack(test.labels, logits, sha))
+    storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, sha))
     kept = predictions.read(storage, sha)
     assert kept is not None
     np.testing.assert_array_equal(kept[0], test.labels)
     np.testing.assert_array_equal(kept[1], logits)
     wrong = int((logits.argmax(1) != test.labels).sum())
     assert f"Every wrong answer ({wrong} of" in report.build([storage])
-    storage.write_bytes(predictions.FILE, predictions.pack(test.labels, logits, "0" * 64))
+    storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, "0" * 64))
     assert predictions.read(storage, sha) is None
     assert (
         f"Every wrong answer ({storage.read_json('model.json')['test_errors']} of"
         in report.build([storage])
     )
-    storage.write_bytes(predictions.FILE, b"PAR1 and then nothing")
+    storage.write_bytes(layout.PREDICTIONS, b"PAR1 and then nothing")
     with pytest.raises(CorruptFileError, match=r"predictions\.parquet is damaged"):
         report.build([storage])
 
@@ -405,14 +405,14 @@ def test_other_test_images_give_no_pictures(finished: RunStorage) -> None:
     test = data.load("digits", "test")
     sha = finished.read_json("model.json")["sha256"]
     finished.write_bytes(
-        predictions.FILE,
+        layout.PREDICTIONS,
         predictions.pack(test.labels, np.eye(10, dtype=np.float32)[(test.labels + 1) % 10], sha),
     )
     try:
         other = dataclasses.replace(test, labels=test.labels[::-1].copy())
         tested = model_part.load_tested(run, None, other)
     finally:
-        finished.delete(predictions.FILE)
+        finished.delete(layout.PREDICTIONS)
     assert tested.images is None
     assert "not those that the model was measured on" in tested.why_not
     assert tested.answers is not None
@@ -426,11 +426,11 @@ def test_calibration_of_known_answers() -> None:
     # Eight answers at 0.95, of which six are right; two at 0.55, both wrong.
     given = np.array([[0.95, 0.05]] * 6 + [[0.05, 0.95]] * 2 + [[0.45, 0.55]] * 2)
     bins, error = model_part.calibration(labels, given)
-    assert [(n, good) for _, _, n, good, _ in bins] == [(2, 0), (8, 6)]
+    assert [(bin.n, bin.right) for bin in bins] == [(2, 0), (8, 6)]
     assert error == pytest.approx(0.8 * abs(0.75 - 0.95) + 0.2 * 0.55)
     # One is inside the last bin, not in one of its own.
     assert model_part.calibration(labels[:1], np.array([[1.0, 0.0]]))[0] == [
-        (14 / 15, 1.0, 1, 1, 1.0)
+        model_part.Bin(14 / 15, 1.0, 1, 1, 1.0)
     ]
 
 
@@ -450,10 +450,10 @@ def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    text = picture(pixels, 'a "picture"', 84, 84)
-    png = base64.b64decode(re.search(r"base64,([^\"]+)", text)[1])  # type: ignore[index]
+    text = picture(pixels, "a picture", 84, 84)
+    png = base64.b64decode(text.source.partition("base64,")[2])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pixels)
-    assert "a &quot;picture&quot;" in text
+    assert text.source.startswith("data:image/png;base64,")
 
 
 def test_committee_and_mlp(finished: RunStorage) -> None:
@@ -478,7 +478,7 @@ def test_layers_see_what_passes_before_inplace_changes() -> None:
     import torch
     from torch import nn
 
-    passed = model_part.layers(
+    passed = network_part.layers(
         nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True)), torch.tensor([[-1.0, -2.0]])
     )
     assert [name for name, _, _ in passed] == ["0", "1"]
@@ -531,7 +531,7 @@ def test_numbers_of_a_shared_study_stay(tmp_path: Path) -> None:
 
     run = read_run(write_run(tmp_path / "shared", study="sqlite:///gone.db", edit=edit))
     assert [t.number for t in run.study(run.frozen).get_trials()] == [3 * i + 5 for i in range(30)]
-    figure = next(f for f in search_part.search_figures(run) if f.key == "history").figure
+    figure = next(f for f in search_part.search_figures(run, search_part.lanes(run)) if f.key == "history").figure
     points = {int(x): y for x, y in zip(figure.data[0].x, figure.data[0].y, strict=True)}
     assert points == {t.number: t.value for t in run.completed}
 
@@ -574,13 +574,11 @@ def test_lanes_and_where_the_time_went(tmp_path: Path) -> None:
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     shares = cost_part.time_shares(run)
     assert shares is not None
-    wall, workers, inside, epochs = shares
-    assert workers == 2
-    assert epochs == pytest.approx(sum(2.0 * row["epochs"] for row in run.trials))
-    assert inside == pytest.approx(
-        epochs + len(run.trials)
-    )  # each trial was a second outside its epochs
-    assert inside <= wall * workers + 1e-6
+    assert shares.workers == 2
+    assert shares.epochs == pytest.approx(sum(2.0 * row["epochs"] for row in run.trials))
+    # Each trial was a second outside its epochs.
+    assert shares.inside == pytest.approx(shares.epochs + len(run.trials))
+    assert shares.inside <= shares.capacity + 1e-6
     stopped, saved, seconds = cost_part.saved_epochs(run)
     pruned = [row for row in run.trials if row["state"] == "PRUNED"]
     assert stopped == len(pruned)
@@ -589,10 +587,10 @@ def test_lanes_and_where_the_time_went(tmp_path: Path) -> None:
 
 
 def test_ticks_of_small_axes() -> None:
-    assert search_part.log_ticks(4e-5, 7e-3)["tickvals"] == pytest.approx([1e-4, 1e-3])
-    assert search_part.log_ticks(0.012, 0.21)["tickvals"] == pytest.approx([0.02, 0.05, 0.1, 0.2])
-    assert search_part.log_ticks(0.0015, 0.0019)["ticktext"] == ["0.0015", "0.0019"]
-    assert len(search_part.log_ticks(1e-10, 1e3)["tickvals"]) <= 6
+    assert search_figures.log_ticks(4e-5, 7e-3)["tickvals"] == pytest.approx([1e-4, 1e-3])
+    assert search_figures.log_ticks(0.012, 0.21)["tickvals"] == pytest.approx([0.02, 0.05, 0.1, 0.2])
+    assert search_figures.log_ticks(0.0015, 0.0019)["ticktext"] == ["0.0015", "0.0019"]
+    assert len(search_figures.log_ticks(1e-10, 1e3)["tickvals"]) <= 6
 
 
 def test_metric_that_is_minimised(tmp_path: Path) -> None:
@@ -676,7 +674,7 @@ def test_runs_compared(finished: RunStorage, tmp_path: Path) -> None:
     right = [i for i in range(len(found)) if i not in wrong][:2]
     found[[wrong[0], *right]] = (test.labels[[wrong[0], *right]] + 1) % 10
     second.write_bytes(
-        predictions.FILE,
+        layout.PREDICTIONS,
         predictions.pack(
             test.labels,
             np.eye(10, dtype=np.float32)[found],
@@ -732,7 +730,7 @@ def test_a_broken_report_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CorruptFileError):
         report.build([storage])
     storage.write_json("run.json", {"name": "broken"})
-    with pytest.raises(CorruptFileError, match=r"run\.json is not of this project"):
+    with pytest.raises(CorruptFileError, match=r"run\.json is damaged"):
         report.build([storage])
     with pytest.raises(SettingsError, match="there is no run at"):
         report.build([RunStorage(str(tmp_path / "none"))])
