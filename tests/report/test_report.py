@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
@@ -34,6 +36,7 @@ from mnist_ray.run.publication import Manifest
 from mnist_ray.run.records import INTERRUPTED, Record, Records, parquet
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
+from mnist_ray.study import importance
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EPOCHS = 9
@@ -351,11 +354,66 @@ def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:
             record.params["activation"] = evil
             record.reason, record.node = record.reason + evil, evil
 
-    storage = write_run(tmp_path / "evil", edit=edit, command=evil, git_commit=evil, state=evil)
-    page = report.build([storage])
-    assert "&lt;img src=x" in page
-    assert "<img src=x" not in page
-    assert not _Tables(page).pictures
+    storage = write_run(tmp_path / "evil", edit=edit)
+    raw = storage.read_json("run.json")
+    texts = {"scheduler": evil, "sampler": evil, "space": evil, "grace_period": evil}
+    raw |= {"settings": {**raw["settings"], **texts}, "command": evil, "git_commit": evil}
+    raw |= {"state": evil, "name": evil, "versions": {evil: evil}, "machine": {"node": evil}}
+    storage.write_json("run.json", raw)
+    for page in (report.build([storage]), report.build([storage, storage])):
+        assert "&lt;img src=x" in page
+        assert "<img src=x" not in page
+        assert not _Tables(page).pictures
+
+
+@pytest.mark.parametrize(
+    ("file", "column"),
+    [("history.parquet", "number"), ("history.parquet", "val_loss"), ("trials.parquet", "epochs")],
+)
+def test_text_in_a_column_of_numbers_is_refused(tmp_path: Path, file: str, column: str) -> None:
+    storage = write_run(tmp_path / "evil")
+    table = pq.read_table(tmp_path / "evil" / file)
+    text = pa.array(["<img src=x onerror=alert(1)>"] * len(table))
+    place = table.schema.get_field_index(column)
+    storage.write_bytes(file, parquet(table.set_column(place, column, text)))
+    with pytest.raises(CorruptFileError, match=file):
+        report.build([storage])
+    line = report.write_or_warn(storage)
+    assert line.startswith("no report: ")
+    assert "\n" not in line
+
+
+def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
+    storage = write_run(tmp_path / "less")
+    table = pq.read_table(tmp_path / "less" / "trials.parquet").drop_columns(["seconds"])
+    storage.write_bytes("trials.parquet", parquet(table))
+    with pytest.raises(CorruptFileError, match=r"trials\.parquet .* is damaged: .*seconds"):
+        report.build([storage])
+
+
+def test_few_complete_trials_have_no_importances(tmp_path: Path) -> None:
+    """As in the terminal: FEWEST complete trials are needed for what is a conclusion."""
+
+    def keep(complete: int) -> Callable[[optuna.trial.FrozenTrial, Record], None]:
+        left = iter(range(1000))
+
+        def edit(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+            if record.state == "COMPLETE" and next(left) >= complete:
+                record.state = "PRUNED"
+                frozen.state, frozen._values = optuna.trial.TrialState.PRUNED, None
+
+        return edit
+
+    conclusions = {"importances", "rank", "contour-batch_size-lr_sgd"}
+    for n in (importance.FEWEST - 1, importance.FEWEST):
+        storage = write_run(tmp_path / str(n), edit=keep(n))
+        page = report.build([storage])
+        figures = set(re.findall(r"<figure class=chart id=\"figure-([^\"]+)\"", page))
+        enough = n == importance.FEWEST
+        assert (conclusions & figures == conclusions) if enough else not conclusions & figures
+        assert {"slice", "parallel"} <= figures
+        note = f"need {importance.FEWEST} complete trials, and here are {n}"
+        assert (note in _Tables(page).text) == (not enough)
 
 
 def test_data_set_of_ones_own_is_not_imported(finished: RunStorage, tmp_path: Path) -> None:
@@ -531,7 +589,9 @@ def test_numbers_of_a_shared_study_stay(tmp_path: Path) -> None:
 
     run = read_run(write_run(tmp_path / "shared", study="sqlite:///gone.db", edit=edit))
     assert [t.number for t in run.study(run.frozen).get_trials()] == [3 * i + 5 for i in range(30)]
-    figure = next(f for f in search_part.search_figures(run, search_part.lanes(run)) if f.key == "history").figure
+    figure = next(
+        f for f in search_part.search_figures(run, search_part.lanes(run)) if f.key == "history"
+    ).figure
     points = {int(x): y for x, y in zip(figure.data[0].x, figure.data[0].y, strict=True)}
     assert points == {t.number: t.value for t in run.completed}
 
@@ -588,7 +648,9 @@ def test_lanes_and_where_the_time_went(tmp_path: Path) -> None:
 
 def test_ticks_of_small_axes() -> None:
     assert search_figures.log_ticks(4e-5, 7e-3)["tickvals"] == pytest.approx([1e-4, 1e-3])
-    assert search_figures.log_ticks(0.012, 0.21)["tickvals"] == pytest.approx([0.02, 0.05, 0.1, 0.2])
+    assert search_figures.log_ticks(0.012, 0.21)["tickvals"] == pytest.approx(
+        [0.02, 0.05, 0.1, 0.2]
+    )
     assert search_figures.log_ticks(0.0015, 0.0019)["ticktext"] == ["0.0015", "0.0019"]
     assert len(search_figures.log_ticks(1e-10, 1e3)["tickvals"]) <= 6
 
@@ -904,7 +966,10 @@ def test_browser_draws_every_figure(
     colour = "getComputedStyle(document.querySelector('.xtick text')).fill"
     first = seen.page.evaluate(colour)
     seen.page.emulate_media(color_scheme="light" if options else "dark")
-    seen.page.wait_for_function(f"{colour} !== '{first}'", timeout=20_000)
+    deadline = time.monotonic() + 20  # by evaluate: wait_for_function needs the page's eval
+    while seen.page.evaluate(colour) == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert seen.messages == []
 
 
@@ -924,6 +989,17 @@ def test_browser_that_cannot_draw_has_the_tables(page: str, show: Callable[..., 
     assert not seen.page.locator(".plot").first.is_visible()
     assert len(seen.messages) == 1
     assert "cannot be drawn" in seen.messages[0]
+
+
+def test_browser_runs_no_other_script(tmp_path: Path, show: Callable[..., Seen]) -> None:
+    """Should HTML ever slip through the templates, the page's policy stops its scripts."""
+    page = report.build([write_run(tmp_path / "first")])
+    evil = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
+    seen = show(page.replace("<body>", f"<body>{evil}<p onclick='window.ran = 3'>click</p>"))
+    seen.page.wait_for_selector("html[data-drawn]", timeout=60_000)
+    seen.page.get_by_text("click", exact=True).click()
+    assert seen.page.evaluate("window.ran") is None
+    assert sum("Content Security Policy" in message for message in seen.messages) >= 3
 
 
 @pytest.mark.slow
