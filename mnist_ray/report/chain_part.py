@@ -18,9 +18,8 @@ from mnist_ray.report.page import (
     percent,
     render,
 )
-from mnist_ray.report.read import RunData, known
+from mnist_ray.report.read import Row, RunData, known
 from mnist_ray.run.publication import Manifest
-from mnist_ray.run.records import Row
 
 ACCURACIES = (("train_accuracy", "training", "dot"), ("val_accuracy", "validation", "solid"))
 LOSSES = (("train_loss", "training", "dot"), ("val_loss", "validation", "solid"))

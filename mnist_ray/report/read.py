@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import pyarrow as pa
@@ -31,13 +31,14 @@ from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.run.records import HISTORY, Row, rank
+from mnist_ray.run.records import HISTORY, rank
 from mnist_ray.settings import SearchSettings, objectives, resolved
+from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance
 from mnist_ray.study.objectives import single
 
-Direction = Literal["minimize", "maximize"]
+Row = dict[str, Any]  # of a table, by column
 # The columns that every trials.parquet has; parameters and objectives have one each besides.
 TRIALS: Mapping[str, pa.DataType] = {
     "number": pa.int64(), "state": pa.string(), "value": pa.float64(), "n_parameters": pa.int64(),
