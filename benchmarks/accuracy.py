@@ -1,12 +1,15 @@
-"""The accuracy of the recipes: each run from nothing by one command; its run.json, model.json and trials.parquet are kept under accuracy/.
+"""The accuracy of the recipes: each run from nothing by one command.
 
-python benchmarks/accuracy.py --data-dir DIR --storage DIR --recipe default --repeats 5   # started again, it goes on
-python benchmarks/accuracy.py --repeats 0                                                 # the table alone, from what is kept
+    python benchmarks/accuracy.py --data-dir DIR --storage DIR --recipe default --repeats 5
+    python benchmarks/accuracy.py --repeats 0          # the table alone, from the kept files
 
-A run is `python jobs/search.py --config jobs/recipes/RECIPE.yaml --seed SEED`, with seeds 1, 2, 3 and so on, one run at a time: search,
-fine-tuning, ONNX file, and the one look at the test set through it. Nothing is left out: every run that was begun is finished and stands
-in the table. With --committee each search is followed by so many fine-tunings with seeds of their own, each counted as a network of its
-own, and their mean probabilities as one file more.
+Started again, it goes on. A run's run.json, model.json and trials.parquet are kept under accuracy/.
+
+A run is `python jobs/search.py --config jobs/recipes/RECIPE.yaml --seed SEED`, with seeds 1, 2, 3
+and so on, one at a time: search, fine-tuning, ONNX file, and the one look at the test set through
+it. Nothing is left out: every run that was begun is finished and stands in the table. With
+--committee each search is followed by so many fine-tunings with seeds of their own, each counted as
+a network of its own, and their mean probabilities as one file more.
 """
 
 import json
@@ -71,9 +74,10 @@ def measure(settings: AccuracySettings) -> None:
         n="every run that was made",
         out=settings.out,
         notes=[
-            "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its own; `committee` is the file that "
-            "gives their mean probabilities. All accuracies are those of the exported files on the test images, looked at once, at the "
-            "end. A run's command is in its run.json; what is to be said of single runs stands in accuracy/README.md."
+            "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its "
+            "own; `committee` is the file that gives their mean probabilities. All accuracies are "
+            "those of the exported files on the test images, looked at once, at the end. A "
+            "run's command is in its run.json; remarks on single runs are in accuracy/README.md."
         ],
     )
 
@@ -110,7 +114,7 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
 
 
 def groups() -> dict[tuple[str, str], list[Path]]:
-    """The runs of each recipe and data set; those of a recipe that has changed since are kept as earlier-…."""
+    """The runs of each recipe and data set; a recipe that has changed is kept as earlier-…."""
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for folder in sorted(file.parent for file in KEPT.glob("*/model.json")):
         searched = json.loads((folder / "run.json").read_text())["settings"]
@@ -148,16 +152,27 @@ def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
             committees.append((folder.name, len(networks), model))
     n = model["test_images"]
     yield [
-        f"`{group[0]}`", group[1], ", ".join(names), mean_sd([100 * a for a in accuracies]),
+        f"`{group[0]}`",
+        group[1],
+        ", ".join(names),
+        mean_sd([100 * a for a in accuracies]),
         ", ".join(f"{n * (1 - a):.0f}" for a in accuracies),
-        " to ".join(f"{p:,}" for p in sorted({min(parameters), max(parameters)})), f"{max(training):.1f} min", ", ".join(walls),
-    ]  # fmt: skip
+        " to ".join(f"{p:,}" for p in sorted({min(parameters), max(parameters)})),
+        f"{max(training):.1f} min",
+        ", ".join(walls),
+    ]
     for name, k, model in committees:
         accuracy = f"{100 * model['test_accuracy']:.2f}"
         yield [
-            f"`{group[0]}`, committee", group[1], f"{name} × {k} in one file", accuracy, model["test_errors"], f"{model['n_parameters']:,}",
-            "", "",
-        ]  # fmt: skip
+            f"`{group[0]}`, committee",
+            group[1],
+            f"{name} × {k} in one file",
+            accuracy,
+            model["test_errors"],
+            f"{model['n_parameters']:,}",
+            "",
+            "",
+        ]
 
 
 if __name__ == "__main__":

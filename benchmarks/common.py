@@ -116,7 +116,7 @@ def mnist(
     val_images: int = 5000,
     seed: int = 0,
 ) -> tuple[data.Images, np.ndarray, np.ndarray]:
-    """MNIST's training part, and the indices of training and validation images, split by class as the kept figures were."""
+    """MNIST's training part and its split by class, as the kept figures were measured."""
     images, train, val, _ = data.load_split(
         "mnist",
         settings.data_dir,

@@ -1,13 +1,14 @@
-"""Errors on all training images by networks that have not seen their writers: five writer-disjoint folds.
+"""Errors on the training images by networks that have not seen their writers: five folds.
 
-    nice -n 19 python benchmarks/crossval.py --recipe default --seed 1         # started again, it goes on
+    python benchmarks/crossval.py --recipe default --seed 1     # started again, it goes on
     python benchmarks/crossval.py --recipe no-jitter --change pool_jitter=0 --folds 1 2
-    python benchmarks/crossval.py --folds                                      # the table alone, from the kept files
+    python benchmarks/crossval.py --folds                       # the table alone, from kept files
 
-A recipe is the network of a kept run (accuracy/RUN: run.json, model.json, trials.parquet), a stages file, and changes to
-both. Each fold is trained from random weights on the images of the other folds' writers, by one thread. The folds are
-the same for all recipes and seeds. The out-of-fold probabilities are kept under accuracy/crossval/, a file a recipe and
-seed; a fold that is interrupted goes on after its last epoch. The test set is not touched.
+A recipe is the network of a kept run (accuracy/RUN: run.json, model.json, trials.parquet), a stages
+file, and changes to both. Each fold is trained from random weights on the images of the other
+folds' writers, by one thread. The folds are the same for all recipes and seeds. The out-of-fold
+probabilities are kept under accuracy/crossval/, a file a recipe and seed; a fold that is
+interrupted goes on after its last epoch. The test set is not touched.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ RESAMPLES = 10_000  # of the bootstrap over writers
 
 @dataclass(frozen=True)
 class CrossvalSettings(BenchmarkSettings):
-    """Train a recipe on writer-disjoint folds, and compare recipes by their errors on unseen writers."""
+    """Train a recipe on writer-disjoint folds; compare recipes by errors on unseen writers."""
 
     recipe: str = "default"
     """A name for this network, stages and changes together: the kept file's."""
@@ -98,7 +99,7 @@ class Kept(NamedTuple):
 
 
 def part_of(settings: CrossvalSettings) -> Part:
-    """The training part, divided into folds of writers: alike in classes and, for MNIST, in series."""
+    """The training part in folds of writers: alike in classes and, for MNIST, in series."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     images = data.load(settings.dataset, "train", settings.data_dir)
@@ -151,7 +152,7 @@ def recipe_of(settings: CrossvalSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def train(settings: CrossvalSettings, number: int) -> int:
-    """One fold: its networks' logits for the images held out, as a file in the work folder; returns its number."""
+    """One fold's logits for its held-out images, as a file in the work folder; its number."""
     import torch
 
     from mnist_ray.finetune_job.stages import TrainingData, train_stages
@@ -303,19 +304,20 @@ def keep(settings: CrossvalSettings, about: dict[str, Any]) -> None:
 
 
 def quantised(logits: np.ndarray) -> np.ndarray:
-    """How far each logit lies below the largest, uint8 in steps of 1/16: a probability of 0.9 keeps three digits.
+    """How far each logit lies below the largest, uint8 in steps of 1/16.
 
-    The largest alone has 0, so that the predicted class is kept.
+    A probability of 0.9 is kept to about ±0.002. The largest logit alone has 0: the predicted class
+    is kept.
     """
     gaps = np.rint((logits.max(1, keepdims=True) - logits) * STEP)
     gaps = np.clip(gaps, 1, 255).astype(np.uint8)
     gaps[np.arange(len(logits)), logits.argmax(1)] = 0
-    return gaps
+    return np.asarray(gaps)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def read(path: Path) -> Kept:

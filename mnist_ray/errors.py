@@ -14,7 +14,7 @@ class MnistRayError(Exception):
 
 
 class SettingsError(MnistRayError):
-    """A flag, file or input is wrong: names it, says what was found and what is allowed. Exit code 2."""
+    """A flag, file or input is wrong: names it, what was found and what is allowed. Exit code 2."""
 
     exit_code = 2
 

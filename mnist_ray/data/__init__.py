@@ -1,7 +1,8 @@
-"""Data sets as plain arrays: uint8 images, int64 labels, groups (writers), a digest, and one split by seed.
+"""Data sets as plain arrays: uint8 images, int64 labels, groups (writers), and one split by seed.
 
-`mnist`, `fashion-mnist`, `kmnist` and `cifar10` lie in torchvision's folders under one root (`--data-dir`); `digits`
-is inside scikit-learn. A data set of one's own is a function that returns `Images`.
+`mnist`, `fashion-mnist`, `kmnist` and `cifar10` lie in torchvision's folders under one root
+(`--data-dir`); `digits` is inside scikit-learn. A data set of one's own is a function that returns
+`Images`.
 """
 
 from mnist_ray.data.digits import centre_by_mass

@@ -9,8 +9,9 @@ MEAN, STD = (0.1578,), (0.2933,)
 def read(part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[n, 1, 28, 28]` and labels int64 `[n]` of `train` or `test`.
 
-    1,797 digits of 8×8 pixels are scaled to 20×20 within 28×28 and centred by mass, as MNIST's were: LeCun, Bottou,
-    Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998, section III.A.
+    1,797 digits of 8×8 pixels are scaled to 20×20 within 28×28 and centred by mass, as MNIST's
+    were: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document
+    Recognition", 1998, section III.A.
     The test part is the same for every seed of a run.
     """
     from PIL import Image  # noqa: PLC0415 (seconds at start)
@@ -35,9 +36,10 @@ def read(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:
-    """Place images on black squares so that their centre of mass lies at pixel (size / 2, size / 2).
+    """Place images on black squares, their centre of mass at pixel (size / 2, size / 2).
 
-    They move by whole pixels and stay inside, as MNIST's did: its centres of mass lie within 0.52 pixels of (14, 14).
+    They move by whole pixels and stay inside, as MNIST's did: its centres of mass lie within 0.52
+    pixels of (14, 14).
 
     Args:
         images: uint8 `[n, h, w]`, bright on black, `h` and `w` at most `size`.

@@ -1,4 +1,4 @@
-"""One part of a data set as arrays, its digest, and the checks of what a person's own function returns."""
+"""One part of a data set as arrays, its digest, and the checks of a person's own data set."""
 
 import hashlib
 import logging
@@ -48,7 +48,7 @@ class Images:
     sha256: str = ""
     """`digest(images, labels)`."""
     groups: np.ndarray | None = None
-    """int64 `[n]`: images of one writer, patient, camera or page share a number. None: not known."""
+    """int64 `[n]`: images of one writer, patient or camera share a number. None: not known."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,7 +57,7 @@ class Images:
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of the images' bytes and then the labels' (little-endian int64), in C order."""
+    """SHA-256, in hexadecimal, of the images' bytes and then the labels' (little-endian int64)."""
     sha = hashlib.sha256(np.ascontiguousarray(images).data)
     sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return sha.hexdigest()
@@ -68,8 +68,9 @@ def from_function(
 ) -> Images:
     """Call a person's own function, and check and convert what it returns.
 
-    Integer labels of any width, lists, torch tensors and NumPy scalars are converted. So are images without a channel
-    axis, and images with the channels last where the length of `mean` says so; the log tells of these two.
+    Integer labels of any width, lists, torch tensors and NumPy scalars are converted. So are images
+    without a channel axis, and images with the channels last where the length of `mean` says so;
+    the log tells of these two.
 
     Raises:
         SettingsError: names `--dataset`, the function and what is wrong, in one line.
@@ -91,7 +92,7 @@ def from_function(
 
 
 def _checked(data: Images) -> Images:
-    """The same with the documented types. ValueError or TypeError with the reason where that is impossible."""
+    """The same with the documented types; ValueError or TypeError where that is impossible."""
     classes = tuple(str(each) for each in data.classes)
     if not classes or not all(each.isprintable() for each in classes):
         raise ValueError("classes must be printable names, at least one")

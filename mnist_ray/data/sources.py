@@ -32,7 +32,8 @@ def load(name: str, part: str, data_dir: str | None = None, *, download: bool = 
     own = text.load(name, "--dataset", DATASETS)
     if not callable(own):
         raise SettingsError(
-            f"--dataset: {name} is of type {type(own).__name__}, expected a function (part, data_dir)"
+            f"--dataset: {name} is of type {type(own).__name__}, "
+            "expected a function (part, data_dir)"
         )
     return from_function(own, name, part, data_dir)
 
@@ -40,8 +41,8 @@ def load(name: str, part: str, data_dir: str | None = None, *, download: bool = 
 def default_val_images(name: str, data_dir: str | None = None) -> int:
     """Images to hold out for validation when nothing is said.
 
-    5,000 for the four large sets, 15 % of the training part of `digits`, a tenth of a data set of one's own (which
-    is loaded for it), at least one image a class.
+    5,000 for the four large sets, 15 % of the training part of `digits`, a tenth of a data set of
+    one's own (which is loaded for it), at least one image a class.
     """
     if name in DATASETS:
         return 215 if name == "digits" else 5000

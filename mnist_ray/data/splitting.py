@@ -21,7 +21,7 @@ PAIRED = 400  # groups among which the last two of a draw are looked for
 
 
 class Split(NamedTuple):
-    """A training part, the indices (int64) of its training and validation images, and the rule: `class` or `group`."""
+    """A training part, the indices (int64) of its training and validation images, and the rule."""
 
     images: Images
     train: np.ndarray
@@ -89,9 +89,9 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide a training part into training and validation images, in the classes' proportions.
 
-    The validation images depend on `labels`, `groups`, `val_images` and `seed` alone, so runs on subsets share them.
-    With groups, whole groups are drawn first, then the validation images from them. No group is in both parts: images
-    of a drawn group beyond `val_images` are in neither.
+    The validation images depend on `labels`, `groups`, `val_images` and `seed` alone, so runs on
+    subsets share them. With groups, whole groups are drawn first, then the validation images from
+    them. No group is in both parts: images of a drawn group beyond `val_images` are in neither.
 
     Args:
         labels: int `[n]`.
@@ -126,7 +126,8 @@ def split(
         if not classes <= train_images <= len(rest):
             raise SettingsError(
                 f"--train-images {train_images}: allowed are {classes} to {len(rest)} "
-                f"({n} images less {n - len(rest)} for validation, at least one of each of {classes} classes)"
+                f"({n} images less {n - len(rest)} for validation, "
+                f"at least one of each of {classes} classes)"
             )
         _, train = _stratified(rest, len(rest) - train_images, labels, seed)
     for flag, indices in (("--val-images", val), ("--train-images", train)):
@@ -140,13 +141,13 @@ def split(
 def _stratified(
     indices: np.ndarray, count: int, labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` of the indices, in the classes' proportions as far as that is possible, and the others."""
+    """`count` of the indices, in the classes' proportions if possible, and the others."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415 (seconds at start)
 
     left = len(indices) - count
     if not left:
         return indices, indices[:0]
-    # scikit-learn cannot leave out, in proportion, fewer images than there are classes, or part of a single one.
+    # scikit-learn can divide neither fewer images than classes, nor the single image of a class.
     counts = np.unique(labels[indices], return_counts=True)[1]
     exact = min(left, count) >= len(counts) and counts.min() > 1
     others, chosen = train_test_split(
@@ -181,8 +182,8 @@ def _by_group(
     (missing, uneven, _, off), drawn, quota = min(draws, key=lambda draw: draw[0])
     if missing:
         raise SettingsError(
-            f"--val-by group: {len(sizes)} groups cannot be divided so that --val-images {val_images} "
-            "has each class on either side; take another number, or --val-by class"
+            f"--val-by group: {len(sizes)} groups cannot be divided with each class on either side "
+            f"of --val-images {val_images}; take another number, or --val-by class"
         )
     if uneven:
         log.warning(
@@ -199,14 +200,14 @@ def _by_group(
 
 def _quotas(wanted: np.ndarray, available: np.ndarray, count: int) -> np.ndarray:
     """Whole numbers that sum up to `count`, near `wanted` and nowhere above `available`."""
-    quota = np.minimum(wanted.astype(np.int64), available)
+    quota: np.ndarray = np.minimum(wanted.astype(np.int64), available)
     for _ in range(count - int(quota.sum())):
         quota[np.where(quota < available, wanted - quota, -np.inf).argmax()] += 1
     return quota
 
 
 def _enough(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Positions of groups, from the first on, that have `count` images: the last two are chosen to leave few over."""
+    """Positions of groups, from the first on, with `count` images; the last two leave few over."""
     first = int(np.searchsorted(np.cumsum(sizes), count - 2 * sizes.mean(), side="right"))
     for taken in range(first, len(sizes)):
         missing = count - sizes[:taken].sum()

@@ -1,6 +1,6 @@
-"""The data sets that lie in torchvision's folders, read with NumPy: importing torch costs seconds at every start.
+"""The data sets that lie in torchvision's folders, read with NumPy.
 
-torchvision itself is imported for a download alone.
+Importing torch costs seconds at every start, so torchvision is imported for a download alone.
 """
 
 import gzip
@@ -40,13 +40,14 @@ class _Source:
 
 _DIGITS = tuple("0123456789")
 _FASHION = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
 )  # fmt: skip
 _KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# Mean and standard deviation: MNIST's and digits' are computed from the training part (the tests repeat it); the
-# other three are the figures in common use for those sets.
+# Mean and standard deviation: MNIST's are computed from the training part (a test repeats it);
+# the other three are the figures in common use for those sets.
 SOURCES = {
     "mnist": _Source("MNIST", "MNIST/raw", _DIGITS, (0.1307,), (0.3081,)),
     "fashion-mnist": _Source("FashionMNIST", "FashionMNIST/raw", _FASHION, (0.2860,), (0.3530,)),
@@ -118,7 +119,7 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
 
 
 def root_of(data_dir: str | None) -> Path:
-    """torchvision's root: the folder given, else MNIST_RAY_DATA, else a cache of our own."""
+    """The data folder: the one given, else MNIST_RAY_DATA, else a cache of our own."""
     chosen = data_dir or os.environ.get("MNIST_RAY_DATA") or "~/.cache/mnist_ray"
     return Path(chosen).expanduser().absolute()
 
@@ -142,7 +143,7 @@ def _missing(name: str, root: Path, part: str) -> list[str]:
 
 def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> None:
     """Download what is missing, or say in one line what is missing and how to give it."""
-    # A directory that was named but is not there is more likely a slip of the pen than a wish for a download.
+    # A directory that was named but is not there is more likely a slip than a wish for a download.
     named = bool(data_dir or os.environ.get("MNIST_RAY_DATA"))
     if named and not os.path.isdir(root):
         reason = "no such directory (make it to have them downloaded into it)"
@@ -164,7 +165,7 @@ def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> N
 
 
 def _download(name: str, root: Path) -> None:
-    """Fetch a data set through torchvision, which checks each MD5; files appear whole or not at all."""
+    """Fetch a data set through torchvision, which checks each MD5; files appear whole or not."""
     import torchvision  # noqa: PLC0415 (seconds at start)
 
     source = SOURCES[name]
@@ -209,7 +210,7 @@ def _idx_path(folder: Path, part: str, kind: str) -> Path:
 
 
 def _idx_header(path: Path, kind: str) -> tuple[int, ...]:
-    """Dimensions in the header of an IDX file, whose length must agree with them; reads a few bytes."""
+    """Dimensions in the header of an IDX file, whose length must agree; reads a few bytes."""
     dims = 3 if kind == "images" else 1
     packed = path.suffix == ".gz"
     try:
@@ -231,7 +232,8 @@ def _idx_header(path: Path, kind: str) -> tuple[int, ...]:
     if size != expected or 0 in shape:
         counts = "×".join(map(str, shape))
         raise SettingsError(
-            f"--data-dir: {path} is truncated or damaged: {size:,} bytes, its header ({counts}) means {expected:,}"
+            f"--data-dir: {path} is truncated or damaged: {size:,} bytes, "
+            f"its header ({counts}) means {expected:,}"
         )
     return shape
 
@@ -254,7 +256,8 @@ def _read_idx(name: str, folder: Path, part: str) -> tuple[np.ndarray, np.ndarra
             )
             if found != right:
                 raise SettingsError(
-                    f"--data-dir: {path} is not MNIST's file: SHA-256 of its content is {found}, expected {right}"
+                    f"--data-dir: {path} is not MNIST's file: "
+                    f"SHA-256 of its content is {found}, expected {right}"
                 )
         arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
     images, labels = arrays
@@ -269,7 +272,7 @@ def _read_idx(name: str, folder: Path, part: str) -> tuple[np.ndarray, np.ndarra
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled arrays, numbers, text and containers; a pickle that names any other thing is refused."""
+    """Reads pickled arrays, numbers, text and containers; any other thing is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what NumPy needs to rebuild an array, under its old and its new module names."""

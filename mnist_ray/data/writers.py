@@ -1,8 +1,8 @@
 """The writers of MNIST's training images, from QMNIST's extended labels (Yadav & Bottou 2019).
 
-The images at odd places are by census staff, in the order of their writers. Those at even places, up to 58,098, are by
-250 students in random order: every stretch of the training part has images by all of them. No writer of a training
-image wrote a test image.
+The images at odd places are by census staff, in the order of their writers. Those at even places,
+up to 58,098, are by 250 students in random order: every stretch of the training part has images by
+all of them. No writer of a training image wrote a test image.
 """
 
 import gzip
@@ -26,7 +26,7 @@ STAFF, STUDENTS = 0, 4  # the two series of the training part
 
 
 class Writers(NamedTuple):
-    """Series (0: census staff, 4: students) and writer of each of MNIST's training images, int64 `[60000]`."""
+    """Series and writer of each of MNIST's training images, int64 `[60000]`."""
 
     series: np.ndarray
     writer: np.ndarray
@@ -55,7 +55,8 @@ def read(root: Path, labels: np.ndarray) -> Writers | None:
     found = hashlib.sha256(content).hexdigest()
     if found != _SHA256:
         raise SettingsError(
-            f"--data-dir: {path} is not QMNIST's file: SHA-256 of its content is {found}, expected {_SHA256}"
+            f"--data-dir: {path} is not QMNIST's file: "
+            f"SHA-256 of its content is {found}, expected {_SHA256}"
         )
     rows = np.frombuffer(content, ">i4", offset=_HEADER).reshape(-1, _COLUMNS)
     if not np.array_equal(rows[:, 0], labels):
@@ -64,7 +65,10 @@ def read(root: Path, labels: np.ndarray) -> Writers | None:
 
 
 def download(root: Path) -> None:
-    """Fetch the file from torchvision's address, with its checksum. A failure is logged: MNIST works without it."""
+    """Fetch the file from torchvision's address, with its checksum.
+
+    A failure is logged: MNIST works without its writers.
+    """
     from torchvision.datasets import QMNIST  # noqa: PLC0415 (seconds at start)
     from torchvision.datasets.utils import download_url  # noqa: PLC0415 (seconds at start)
 

@@ -217,7 +217,7 @@ def test_files_that_only_look_like_mnist_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, "mnist")
     with pytest.raises(
         SettingsError,
-        match=r"train-images-idx3-ubyte is not MNIST's file: SHA-256 of its content is [0-9a-f]{64}",
+        match=r"train-images-idx3-ubyte is not MNIST's file: SHA-256 .* is [0-9a-f]{64}",
     ):
         load("mnist", "train", str(tmp_path))
 
@@ -327,9 +327,16 @@ def test_a_hostile_pickle_is_refused_unexecuted(protocol: int, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "pickled",
-    [b"cos\nsystem\n(S'true'\ntR.", b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n.", b"cnumpy.core.multiarray\nfromfile\n.",
-     b"c_codecs\ndecode\n.", b"c_codecs\nencode\n(V\xc3\xa4\nVzlib\ntR.", b"ccopyreg\n_reconstructor\n."],
-)  # fmt: skip
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n.",
+        b"cnumpy.core.multiarray\nfromfile\n.",
+        b"c_codecs\ndecode\n.",
+        b"c_codecs\nencode\n(V\xc3\xa4\nVzlib\ntR.",
+        b"ccopyreg\n_reconstructor\n.",
+    ],
+)
 def test_nothing_but_arrays_can_be_named(pickled: bytes) -> None:
     import io
 
@@ -339,9 +346,15 @@ def test_nothing_but_arrays_can_be_named(pickled: bytes) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda b: [], lambda b: {"data": b["data"]}, lambda b: {**b, "labels": [1]}, lambda b: {**b, "data": b["data"].astype(float)},
-     lambda b: {**b, "data": b["data"][:, :100]}, lambda b: {**b, "labels": [], "data": b["data"][:0]}],
-)  # fmt: skip
+    [
+        lambda b: [],
+        lambda b: {"data": b["data"]},
+        lambda b: {**b, "labels": [1]},
+        lambda b: {**b, "data": b["data"].astype(float)},
+        lambda b: {**b, "data": b["data"][:, :100]},
+        lambda b: {**b, "labels": [], "data": b["data"][:0]},
+    ],
+)
 def test_other_pickles_are_refused(change: Callable[[dict], object], tmp_path: Path) -> None:
     write_cifar(tmp_path, change=change)
     with pytest.raises(SettingsError, match="data_batch_1 is not a CIFAR-10 batch"):
@@ -454,7 +467,7 @@ def test_unknown_names() -> None:
     for find in (lambda: load("nmist", "train"), lambda: default_val_images("nmist")):
         with pytest.raises(
             SettingsError,
-            match="--dataset: 'nmist' is unknown; expected one of mnist, fashion-mnist, kmnist, cifar10, digits",
+            match=r"--dataset: 'nmist' is unknown; expected one of mnist, fashion-mnist, .*digits",
         ):
             find()
     with pytest.raises(ValueError, match="part"):
@@ -493,16 +506,28 @@ def test_a_data_set_of_ones_own(own: None) -> None:
 
 @pytest.mark.parametrize(
     ("attribute", "message"),
-    [("floats", "images must be uint8"), ("flat", "images must be uint8"), ("no_height", "at least one pixel"),
-     ("fractions", "labels must be whole numbers"), ("short", "40 images and 39 labels"),
-     ("range_", r"lie in 4\.\.4, allowed are 0\.\.3"), ("negative", r"lie in -1\.\.-1"),
-     ("mean", "mean and std need one figure"), ("std", "std must be above 0"), ("std_nan", "std must hold finite"),
-     ("mean_inf", "mean must hold finite"), ("mean_text", "could not convert"), ("escape", "classes must be printable"),
-     ("nameless", "classes must be printable"), ("group", "40 images and 39 groups"),
-     ("crash", r"my_stripes.py:\d+: FileNotFoundError"),
-     ("other", "must return mnist_ray.data.Images, returned list"), ("number", "of type int, expected a function"),
-     ("none", "cannot be imported: .* no attribute 'none'")],
-)  # fmt: skip
+    [
+        ("floats", "images must be uint8"),
+        ("flat", "images must be uint8"),
+        ("no_height", "at least one pixel"),
+        ("fractions", "labels must be whole numbers"),
+        ("short", "40 images and 39 labels"),
+        ("range_", r"lie in 4\.\.4, allowed are 0\.\.3"),
+        ("negative", r"lie in -1\.\.-1"),
+        ("mean", "mean and std need one figure"),
+        ("std", "std must be above 0"),
+        ("std_nan", "std must hold finite"),
+        ("mean_inf", "mean must hold finite"),
+        ("mean_text", "could not convert"),
+        ("escape", "classes must be printable"),
+        ("nameless", "classes must be printable"),
+        ("group", "40 images and 39 groups"),
+        ("crash", r"my_stripes.py:\d+: FileNotFoundError"),
+        ("other", "must return mnist_ray.data.Images, returned list"),
+        ("number", "of type int, expected a function"),
+        ("none", "cannot be imported: .* no attribute 'none'"),
+    ],
+)
 def test_mistakes_in_ones_own_data_set(own: None, attribute: str, message: str) -> None:
     with pytest.raises(
         SettingsError, match=f"--dataset: '?my_stripes:{attribute}.*{message}"
@@ -529,11 +554,16 @@ def test_types_that_mean_the_same_are_converted(own: None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("import not_a_module_at_all\n", r"broken_data\.py:1: ModuleNotFoundError: No module named 'not_a_module_at_all'"),
-     ("x = 1\nx = 1 / 0\n", r"broken_data\.py:2: ZeroDivisionError: division by zero"),
-     ("def f(:\n", r"broken_data\.py:1: SyntaxError"),
-     ("raise SystemExit(3)\n", r"broken_data\.py:1: SystemExit: 3")],
-)  # fmt: skip
+    [
+        (
+            "import not_a_module_at_all\n",
+            r"broken_data\.py:1: ModuleNotFoundError: No module named 'not_a_module",
+        ),
+        ("x = 1\nx = 1 / 0\n", r"broken_data\.py:2: ZeroDivisionError: division by zero"),
+        ("def f(:\n", r"broken_data\.py:1: SyntaxError"),
+        ("raise SystemExit(3)\n", r"broken_data\.py:1: SystemExit: 3"),
+    ],
+)
 def test_a_module_that_cannot_be_imported_is_one_line(
     own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
@@ -636,7 +666,7 @@ def test_the_rule_of_the_split(own: None) -> None:
     assert by_class.val_by == "class"
     assert by_class.val.tolist() == unknown.val.tolist()
     with pytest.raises(
-        SettingsError, match="--val-by group: the groups .writers. of digits are not known"
+        SettingsError, match=r"--val-by group: the groups .writers. of digits are not known"
     ):
         load_split("digits", val_by="group")
 
@@ -674,7 +704,7 @@ def test_the_writers_of_mnist(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert [len(set(part.groups[each])) for each in (staff, ~staff)] == [289, 250]
     assert set(found.series) == {writers.STAFF, writers.STUDENTS}
     assert staff[1::2].all()
-    # The census staff follow one another; every stretch has images by all students: half of the last half is by known hands.
+    # Every stretch has images by all students: half of the last half is by writers of the first.
     students = np.flatnonzero(~staff)
     assert all(len(set(part.groups[each])) == 250 for each in np.array_split(students, 10))
     assert np.isin(part.groups[30_000:], part.groups[:30_000]).sum() == 14_075
@@ -788,9 +818,15 @@ def test_a_subset_of_nearly_all(leave_out: int) -> None:
 
 @pytest.mark.parametrize(
     ("val_images", "train_images", "message"),
-    [(0, None, "--val-images 0: allowed are 10 to 190"), (9, None, "--val-images 9:"), (191, None, "--val-images 191:"),
-     (5000, None, "--val-images 5000:"), (100, 9, "--train-images 9: allowed are 10 to 100"), (100, 101, "--train-images 101:")],
-)  # fmt: skip
+    [
+        (0, None, "--val-images 0: allowed are 10 to 190"),
+        (9, None, "--val-images 9:"),
+        (191, None, "--val-images 191:"),
+        (5000, None, "--val-images 5000:"),
+        (100, 9, "--train-images 9: allowed are 10 to 100"),
+        (100, 101, "--train-images 101:"),
+    ],
+)
 def test_a_split_that_cannot_be(val_images: int, train_images: int | None, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         split(
