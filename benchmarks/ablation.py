@@ -176,8 +176,8 @@ def measure(settings: AblationSettings) -> None:
         notes=[
             "Half of the judged images are by students who also wrote training images: the "
             "measure sees little of unseen writers (docs/experiments.md, 2026-11-25).",
-            "The seed document's stages do without label smoothing, with which the loss has another "
-            "scale: compare their accuracy.",
+            "The seed document's stages do without label smoothing, with which the loss has "
+            "another scale: compare their accuracy.",
         ],
     )
 

@@ -74,10 +74,10 @@ def measure(settings: AccuracySettings) -> None:
         n="every run that was made",
         out=settings.out,
         notes=[
-            "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of its "
-            "own; `committee` is the file that gives their mean probabilities. All accuracies are "
-            "those of the exported files on the test images, looked at once, at the end. A "
-            "run's command is in its run.json; remarks on single runs are in accuracy/README.md."
+            "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of "
+            "its own; `committee` is the file that gives their mean probabilities. All accuracies "
+            "are those of the exported files on the test images, looked at once, at the end. "
+            "A run's command is in its run.json; remarks on single runs are in accuracy/README.md."
         ],
     )
 
