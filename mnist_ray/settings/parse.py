@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.settings.options import SearchSettings
+from mnist_ray.settings.options import Options, SearchSettings
 from mnist_ray.settings.text import one_line, packaged, read_yaml
 
 T = TypeVar("T")
@@ -112,7 +112,9 @@ def _tyro(
 ) -> T:
     """tyro.cli, with a title in the help for each group of options, and its error as one line."""
     bases = reversed(cls.__bases__)
-    groups: list[Any] = [b for b in bases if is_dataclass(b) and dataclasses.fields(b)]
+    groups: list[Any] = [
+        b for b in bases if is_dataclass(b) and issubclass(b, Options) and dataclasses.fields(b)
+    ]
     shape: Any = cls
     if groups:
         shape = dataclasses.make_dataclass(
@@ -130,7 +132,13 @@ def _tyro(
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            found: Any = tyro.cli(shape, prog=program, description=inspect.getdoc(cls), args=argv)
+            found: Any = tyro.cli(
+                shape,
+                prog=program,
+                description=inspect.getdoc(cls),
+                args=argv,
+                default=None if groups else default,
+            )
     except SystemExit as exit_:
         if exit_.code == 0:
             raise
