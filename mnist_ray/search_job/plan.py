@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from mnist_ray.settings import (
     key_values,
     objectives,
     resolved,
+    trust,
 )
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
@@ -51,6 +53,9 @@ CHANGEABLE = {
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
+# What a resume uses of run.json and a file may not choose. (The points and the ONNX file of a run
+# lie in its directory; an older study has been taken over.)
+RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
@@ -106,7 +111,8 @@ class Plan:
         s = self.settings
         if s.scheduler == "pbt":
             return "python jobs/search.py … --overwrite (a PBT run cannot be resumed)"
-        return f"python jobs/search.py --storage {s.storage} --name {self.name} --resume"
+        own = trust.flags(resolved(s), RESUMED_TRUST)
+        return f"python jobs/search.py --storage {shlex.quote(s.storage)} --name {self.name} --resume{own}"
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new sampler with this seed."""
@@ -139,6 +145,7 @@ def prepare(settings: SearchSettings) -> Plan:
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
     if resumed:
+        _check_trust(settings, resumed)
         settings = resumed_settings(settings, resumed.settings)
         check_search(settings)
     trackers.check(settings)
@@ -205,6 +212,19 @@ def data_shape(images: data.Images) -> spaces.DataShape:
 
 
 # ---- a run that goes on
+
+
+def _check_trust(now: SearchSettings, resumed: About) -> None:
+    """SettingsError where run.json chooses code, a host or a path that is about to be used."""
+    before = resumed.settings
+    used = {*RESUMED_TRUST}
+    if not (now.finetune if "finetune" in now.given else before.get("finetune")):
+        used.discard("stages")
+    if not resumed.warm_started:
+        used.add("warm_start")
+    if not resumed.storage.exists(layout.START):
+        used.add("onnx")
+    trust.check(before, now.given, resumed.storage.join(layout.RUN), used)
 
 
 def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSettings:

@@ -146,3 +146,47 @@ def test_about_is_read_as_it_was_claimed(tmp_path: Path) -> None:
     plan = prepare(settings(tmp_path))
     claimed = claim(plan)
     assert About.read(plan.storage, "--run").settings == claimed.settings
+
+
+HOSTILE = {
+    "dataset": ["shutil:rmtree", "os:system"],
+    "space": ["os:system"],
+    "sampler": ["antigravity:x"],
+    "scheduler": ["antigravity:x"],
+    "study": ["postgresql://me:${SECRET}@host/db", "/etc/x.journal", "sqlite:////etc/x"],
+    "mlflow": ["http://x:${SECRET}@host", "sqlite:///x.db"],
+    "wandb": ["mine"],
+    "stages": ["/etc/passwd", "../stages.yaml"],
+    "warm_start": ["s3://bucket/run", "/etc"],
+    "onnx": ["http://host/x.onnx", "/etc/model.onnx"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in HOSTILE.items() for v in vs])
+def test_a_run_json_chooses_no_code_no_host_and_no_path(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    about = claim(prepare(settings(tmp_path)))
+    about.patch(settings={**about.settings, key: value})
+    again = {"storage": str(tmp_path), "name": "a", "resume": True}
+    for dry_run in (False, True):
+        with pytest.raises(SettingsError, match=rf"^--{key.replace('_', '-')}: .*give it yourself"):
+            prepare(SearchSettings(**again, dry_run=dry_run))
+
+
+def test_a_printed_command_repeats_ones_own_choices(tmp_path: Path) -> None:
+    plan = prepare(settings(tmp_path / "a b", study="sqlite:////tmp/x?y.db", name="a"))
+    assert plan.resume_command.endswith(
+        f"--storage '{tmp_path}/a b' --name a --resume --study 'sqlite:////tmp/x?y.db'"
+    )
+
+
+def test_packaged_recipes_are_known_by_name_and_by_their_old_path(tmp_path: Path) -> None:
+    for stages in (
+        "mnist",
+        "jobs/recipes/stages-mnist.yaml",
+        "/elsewhere/jobs/recipes/stages-s1.yaml",
+    ):
+        name = stages.rpartition("/")[2].removesuffix(".yaml")
+        claim(prepare(settings(tmp_path, stages=stages, name=name)))
+        assert prepare(SearchSettings(storage=str(tmp_path), name=name, resume=True)).finetune

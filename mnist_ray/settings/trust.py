@@ -1,0 +1,72 @@
+"""What a stored file may choose: built-in names. Code, hosts, secrets and paths are a person's choice.
+
+A run.json, the metadata of an ONNX file or a study may come from elsewhere. What it says is data:
+names of this package are believed; all else must be given again on the command line.
+"""
+
+import re
+import shlex
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mnist_ray.errors import SettingsError
+
+# Settings that may name code as module:attribute, and settings that name a host or a path.
+CODE = ("dataset", "space", "sampler", "scheduler")
+PLACES = ("study", "warm_start", "mlflow", "wandb", "stages", "onnx")
+
+
+def is_code(value: Any) -> bool:
+    """Whether a setting's value names code outside this package."""
+    return isinstance(value, str) and ":" in value
+
+
+def is_place(value: Any) -> bool:
+    """Whether a setting's value is more than a built-in name: a path, an address, a ${VARIABLE}."""
+    if not isinstance(value, str) or value == "memory":
+        return False
+    packaged = re.fullmatch(r"(?:.*/)?jobs/recipes/(?:points/)?[\w-]+\.yaml|[\w-]+", value)
+    return packaged is None
+
+
+def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> dict[str, str]:
+    """Those settings that a stored file may not choose, with their values."""
+    found = {}
+    for key in keys:
+        value = settings.get(key)
+        # A project of Weights & Biases is always a place: its data leave this machine.
+        if is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
+            found[key] = str(value)
+    return found
+
+
+def check(
+    settings: Mapping[str, Any],
+    given: Collection[str],
+    source: str,
+    keys: Collection[str] = (*CODE, *PLACES),
+) -> None:
+    """Refuses what a stored file chooses, and a person did not give.
+
+    Args:
+        settings: As the file has them.
+        given: Names of the settings that the person gave.
+        source: The file, for the message.
+        keys: Settings that are about to be used.
+
+    Raises:
+        SettingsError: Names the flag that makes it the person's own choice.
+    """
+    for key, value in sorted(names(settings, keys).items()):
+        if key not in given:
+            flag = f"--{key.replace('_', '-')}"
+            raise SettingsError(
+                f"{flag}: {source} names {value!r}; a file does not choose code, hosts or paths: "
+                f"give it yourself, as {flag} {shlex.quote(value)}"
+            )
+
+
+def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> str:
+    """The flags that give those settings again, each preceded by a space, for a printed command."""
+    found = names(settings, keys).items()
+    return "".join(f" --{key.replace('_', '-')} {shlex.quote(value)}" for key, value in found)
