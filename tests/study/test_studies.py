@@ -114,17 +114,9 @@ def search(*arguments: str, study: str, storage: Path, name: str) -> subprocess.
     ]
     if study:
         command += ["--study", study]
+    command += ["--space", "tests.study.test_studies:tiny"]
     if "--resume" not in arguments:
-        command += [
-            "--dataset",
-            "digits",
-            "--train-images",
-            "200",
-            "--space",
-            "tests.study.test_studies:tiny",
-            "--study-name",
-            "both",
-        ]
+        command += ["--dataset", "digits", "--train-images", "200", "--study-name", "both"]
         command += ["--no-finetune"]
     env = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -181,11 +173,13 @@ def test_two_searches_share_a_study_and_keep_its_password_to_themselves(
     assert len(pq.read_table(tmp_path / "runs" / "one" / "trials.parquet")) == 4
 
     # one goes on with the password given anew, two with its variable
-    assert "kept nowhere" in ended(
+    assert "give it yourself" in ended(
         search("--resume", "--trials", "5", study="", storage=tmp_path / "runs", name="one"), 2
     )
     ended(search("--resume", "--trials", "5", study=url, storage=tmp_path / "runs", name="one"), 0)
-    ended(search("--resume", "--trials", "5", study="", storage=tmp_path / "runs", name="two"), 0)
+    ended(
+        search("--resume", "--trials", "5", study=named, storage=tmp_path / "runs", name="two"), 0
+    )
     assert [len(trials("one")), len(trials("two"))] == [5, 5]
     assert [t.params["lr"] for t in trials("one")].count(0.01) == 1
 

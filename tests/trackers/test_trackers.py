@@ -641,7 +641,7 @@ def test_a_search_that_was_killed_goes_on_in_its_trackers(
     assert f"watch it: tensorboard --logdir {tmp_path}/cut/tensorboard" in seen
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
-    code, output = finish(search(ray_head, *arguments, "--resume"))
+    code, output = finish(search(ray_head, *arguments, "--resume", "--mlflow", place))
     assert code == 0, output
     assert "warning" not in output
     rows, history = tables(RunStorage(str(tmp_path / "cut")))
