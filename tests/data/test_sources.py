@@ -1,0 +1,145 @@
+"""Data sets by name, and functions of a person's own."""
+
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist_ray.data import (
+    Images,
+    default_val_images,
+    digest,
+    load,
+)
+from mnist_ray.errors import SettingsError
+from tests.support.datasets import write_cifar, write_idx
+
+
+def test_unknown_names() -> None:
+    for find in (lambda: load("nmist", "train"), lambda: default_val_images("nmist")):
+        with pytest.raises(
+            SettingsError,
+            match=r"--dataset: 'nmist' is unknown; expected one of mnist, fashion-mnist, .*digits",
+        ):
+            find()
+    with pytest.raises(ValueError, match="part"):
+        load("digits", "validation")
+
+
+def test_reading_does_not_import_torch(tmp_path: Path) -> None:
+    write_idx(tmp_path, "kmnist")
+    write_cifar(tmp_path)
+    code = (
+        "import sys; from mnist_ray import data\n"
+        "for name in ('kmnist', 'cifar10', 'digits'): data.load(name, 'train', sys.argv[1])\n"
+        "print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere_at_all:x", ":x", ".relative:x", "os.path.nothing:x", "json:"]
+)
+def test_modules_that_are_not_there(name: str) -> None:
+    with pytest.raises(SettingsError, match="--dataset"):
+        load(name, "train")
+
+
+def test_a_data_set_of_ones_own(own: None) -> None:
+    train = load("my_stripes:stripes", "train")
+    assert (train.name, train.part, train.shape) == ("my_stripes:stripes", "train", (2, 5, 6))
+    assert train.sha256 == digest(train.images, train.labels)
+    assert len(load("my_stripes:stripes", "test").labels) == 8
+    assert default_val_images("my_stripes:stripes") == 4
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("floats", "images must be uint8"),
+        ("flat", "images must be uint8"),
+        ("no_height", "at least one pixel"),
+        ("fractions", "labels must be whole numbers"),
+        ("short", "40 images and 39 labels"),
+        ("range_", r"lie in 4\.\.4, allowed are 0\.\.3"),
+        ("negative", r"lie in -1\.\.-1"),
+        ("mean", "mean and std need one figure"),
+        ("std", "std must be above 0"),
+        ("std_nan", "std must hold finite"),
+        ("mean_inf", "mean must hold finite"),
+        ("mean_text", "could not convert"),
+        ("escape", "classes must be printable"),
+        ("nameless", "classes must be printable"),
+        ("group", "40 images and 39 groups"),
+        ("crash", r"my_stripes.py:\d+: FileNotFoundError"),
+        ("other", "must return mnist_ray.data.Images, returned list"),
+        ("number", "of type int, expected a function"),
+        ("none", "cannot be imported: .* no attribute 'none'"),
+    ],
+)
+def test_mistakes_in_ones_own_data_set(own: None, attribute: str, message: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"--dataset: '?my_stripes:{attribute}.*{message}"
+    ) as caught:
+        load(f"my_stripes:{attribute}", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_types_that_mean_the_same_are_converted(own: None) -> None:
+    plain, found = load("my_stripes:stripes", "train"), load("my_stripes:convertible", "train")
+    assert found.sha256 == plain.sha256
+    assert found.labels.dtype == np.int64
+    assert found.classes == ("a", "b", "c", "d")
+    assert all(type(each) is str for each in found.classes)
+    assert [type(each) for each in found.mean + found.std] == [float] * 4
+    assert found.mean == pytest.approx((0.2, 0.2))
+    assert found.groups is not None
+    assert found.groups[:10].tolist() == [0] * 5 + [1] * 5
+    json.dumps([found.mean, found.std, found.classes])
+    grey = load("my_stripes:grey", "train")
+    assert grey.shape == (1, 5, 6)
+    assert (grey.mean, grey.classes, grey.labels[:3].tolist()) == ((0.1,), ("0", "1"), [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import not_a_module_at_all\n",
+            r"broken_data\.py:1: ModuleNotFoundError: No module named 'not_a_module",
+        ),
+        ("x = 1\nx = 1 / 0\n", r"broken_data\.py:2: ZeroDivisionError: division by zero"),
+        ("def f(:\n", r"broken_data\.py:1: SyntaxError"),
+        ("raise SystemExit(3)\n", r"broken_data\.py:1: SystemExit: 3"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(
+    own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    (tmp_path / "broken_data.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "broken_data", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(
+        SettingsError, match=f"^--dataset: 'broken_data:f' cannot be imported: .*{said}"
+    ) as caught:
+        load("broken_data:f", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_digest_covers_images_and_labels() -> None:
+    images, labels = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2), np.array([0, 1])
+    assert (
+        digest(images, labels)
+        == hashlib.sha256(bytes(range(8)) + bytes([0] * 8) + bytes([1] + [0] * 7)).hexdigest()
+    )
+    assert digest(images[:, :, ::-1], labels) != digest(images, labels)
+    assert digest(images, labels[::-1]) != digest(images, labels)
+    assert Images("a", "train", images, labels, ("a", "b"), (0.1,), (0.2,)).shape == (1, 2, 2)
