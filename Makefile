@@ -19,6 +19,7 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("mnist_ray needs Python 3.11 or newer; name one as make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'

@@ -1,11 +1,10 @@
-"""The runs that commit 61d3465 left (kept_runs/README.md): opened, resumed, fine-tuned and reported by the present code."""
+"""The runs that commit 61d3465 left (kept_runs/README.md): opened, resumed and reported."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,14 +104,14 @@ def test_the_interrupted_one_goes_on_and_is_fine_tuned(
 
 
 @pytest.fixture
-def on_s3(s3_server: str) -> Iterator[str]:
+def on_s3(s3_server: str) -> str:
     """The kept run in a bucket: its storage's URI."""
     base, _, query = s3_server.partition("?")
     storage = RunStorage(f"{base}/kept/on-s3?{query}")
     for file in sorted((KEPT / "on-s3").rglob("*")):
         if file.is_file():
             storage.write_bytes(file.relative_to(KEPT / "on-s3").as_posix(), file.read_bytes())
-    yield f"{base}/kept?{query}"
+    return f"{base}/kept?{query}"
 
 
 def test_the_one_on_s3_goes_on(on_s3: str) -> None:
