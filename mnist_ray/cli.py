@@ -20,6 +20,7 @@ from mnist_ray.settings import (
     ReportSettings,
     SearchSettings,
     main,
+    trust,
 )
 
 PROGRAM = "mnist-ray"
@@ -46,11 +47,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
     model = onnx_model.read(settings.model)
     session = onnx_model.Session(model, settings.model)
-    name = settings.dataset or session.metadata.get("dataset")
-    if name is None:
-        raise SettingsError(
-            f"--dataset: {settings.model} does not say which data set it was made for; name one"
-        )
+    name = trust.dataset(settings.dataset, session.metadata.get("dataset"), settings.model)
     part = data.load(name, settings.part, settings.data_dir)
     result = session.evaluate(part.images, part.labels)
     low, high = onnx_model.confidence_interval(result.right, result.n)

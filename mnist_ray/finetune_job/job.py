@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import threading
 from datetime import UTC, datetime
 
@@ -17,6 +18,7 @@ from mnist_ray.settings import (
     SearchSettings,
     default_data_dir,
     resolved,
+    trust,
 )
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
@@ -59,24 +61,32 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
     except KeyboardInterrupt:
         if not handle_signals:
             raise
-        print(f"interrupted; to go on: python jobs/finetune.py --run {storage.uri}", flush=True)
+        own = trust.flags(about.settings, ("dataset", "stages"))
+        where = shlex.quote(storage.uri)
+        print(f"interrupted; to go on: python jobs/finetune.py --run {where}{own}", flush=True)
         return Finished(INTERRUPTED, storage.uri)
     about.ended("done")
     print(report.write_or_warn(storage, test=test), flush=True)
-    print(summary(manifest, storage.join(layout.MODEL)), flush=True)
+    print(summary(manifest, storage.join(layout.MODEL), _data_flags(about)), flush=True)
     return Finished(0, storage.uri)
 
 
-def summary(manifest: Manifest, model: str) -> str:
-    """What a person reads at the end. model: its URI."""
+def _data_flags(about: About) -> str:
+    """The flags that name one's own data set; a built-in one is named by the model."""
+    own = trust.flags(about.settings, ("dataset",))
+    return own and f"{own} --data-dir {shlex.quote(str(about.settings['data_dir']))}"
+
+
+def summary(manifest: Manifest, model: str, data_flags: str = "") -> str:
+    """The result and the next commands. model: its URI. data_flags: for the evaluation."""
     n, errors = manifest.test_images, manifest.test_errors
     low, high = manifest.test_accuracy_interval
     return (
         f"test accuracy {n - errors}/{n} = {(n - errors) / n:.2%} ({errors} errors; "
         f"95 % interval {low:.2%} to {high:.2%}), {manifest.n_parameters:,} parameters\n"
         f"model: {model}\n"
-        f"next: python jobs/predict.py '{model}' your-digit.png"
-        f" · python jobs/evaluate.py '{model}'"
+        f"next: python jobs/predict.py {shlex.quote(model)} PICTURE.png"
+        f" · python jobs/evaluate.py {shlex.quote(model)}{data_flags}"
     )
 
 
@@ -87,6 +97,12 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         SettingsError: the run, a recipe or the images are not what they must be.
     """
     searched = about.settings
+    given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
+    trust.check(searched, given, about.storage.join(layout.RUN), ("dataset", "stages"))
+    if settings.dataset not in (None, searched["dataset"]):
+        raise SettingsError(
+            f"--dataset: {settings.dataset!r} was given, but the run has {searched['dataset']!r}"
+        )
     onnx = _start_model(settings, about)
     recipe = read_stages(settings.stages or searched["stages"])
     committee = settings.committee
@@ -163,11 +179,7 @@ def _new_run(settings: FinetuneSettings) -> About:
 
     model = onnx_model.read(settings.onnx, "--onnx")
     metadata = onnx_model.metadata(onnx_model.load_verified(model, settings.onnx))
-    dataset = settings.dataset or metadata.get("dataset")
-    if dataset is None:
-        raise SettingsError(
-            f"--dataset: {settings.onnx} does not say which data set it was made for; name one"
-        )
+    dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )

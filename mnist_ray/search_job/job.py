@@ -1,6 +1,7 @@
 """The first job: a search from its settings to the best checkpoint, then the second job."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, describe, prepare
-from mnist_ray.settings import INTERRUPTED, SearchSettings, without_password
+from mnist_ray.settings import INTERRUPTED, SearchSettings, trust, without_password
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import take_over
 
@@ -85,7 +86,8 @@ def _on_cluster(plan: Plan, joined: cluster.Cluster, watchers: Sequence[trackers
     print(report.write_or_warn(plan.storage), flush=True)
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
     if plan.networks:
-        print(f"next: python jobs/finetune.py --run {plan.storage.uri}", flush=True)
+        arguments = shlex.join(_finetune_arguments(plan, records))
+        print(f"next: python jobs/finetune.py {arguments}", flush=True)
 
 
 @contextlib.contextmanager
@@ -139,5 +141,7 @@ def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
     assert records.best is not None
     best = records.trials[records.best[0]]
     network = str(plan.space(optuna.trial.FixedTrial(best.params))["model"])
-    own = ["--network", network] if ":" in network else []
+    own = ["--network", network] if trust.is_code(network) else []
+    for key, value in trust.names(plan.recorded_settings(), ("dataset", "stages")).items():
+        own += [f"--{key}", value]
     return ["--run", plan.storage.uri, *own, *(["--verbose"] if plan.settings.verbose else [])]

@@ -270,7 +270,8 @@ class FinetuneSettings(Options):
     name: str | None = None
     """A new run's name (default: finetune and the time)."""
     dataset: str | None = None
-    """A new run's data set (default: the one that the ONNX file names)."""
+    """A new run's data set (default: the one that the ONNX file names); or the module:function of
+    your own that the run was searched on: a file alone must not choose what code runs."""
     network: str | None = None
     """module:function of your own network, where the run's is one: a checkpoint alone must not
     choose what code runs."""

@@ -66,6 +66,20 @@ def check(
             )
 
 
+def dataset(given: str | None, stored: str | None, source: str) -> str:
+    """The data set's name: as a person gave it, else as a file has it.
+
+    Raises:
+        SettingsError: Nobody names one, or only the file does and it is no built-in name.
+    """
+    if given is None and stored is None:
+        raise SettingsError(
+            f"--dataset: {source} does not say which data set it was made for; name one"
+        )
+    check({"dataset": stored}, {"dataset"} if given else (), source, ("dataset",))
+    return given or str(stored)
+
+
 def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> str:
     """The flags that give those settings again, each preceded by a space, for a printed command."""
     found = names(settings, keys).items()
