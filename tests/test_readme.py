@@ -1,4 +1,4 @@
-"""The README's commands, run as written (in a copy of the tree, with a home of their own), and its code."""
+"""README and docs: commands and code run as written, flags and links exist."""
 
 import re
 import shlex
@@ -13,15 +13,24 @@ import pytest
 from PIL import Image
 
 from mnist_ray import data
-from mnist_ray.settings import FinetuneSettings, SearchSettings
+from mnist_ray.cli import COMMANDS
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {
+    path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def example(words: str) -> str:
+    """The Python block of a page with these words."""
+    [found] = [code for text in PAGES.values() for code in blocks("python", text) if words in code]
+    return found
 
 
 def commands() -> list[str]:
@@ -66,23 +75,32 @@ def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path
         if command.startswith(ELSEWHERE):
             continue
         ran.append(command)
-        if "draw.py" in command and shutil.which("npm") is None:
+        if " draw " in command and shutil.which("npm") is None:
             continue  # the browser's runtime comes from npm; tests/test_draw.py says so
-        if command.startswith("optuna-dashboard"):
-            check_dashboard(command, env)
-            continue
         out = subprocess.run(
             command, shell=True, cwd=tree, env=env, capture_output=True, text=True, timeout=300
         )
         assert out.returncode == 0, f"{command}\n{out.stdout}{out.stderr}"
-        if "evaluate.py" in command:
+        if " evaluate " in command:
             assert re.search(r"accuracy  (9\d|100)\.", out.stdout)
-        if "predict.py" in command:
+        if " predict " in command:
             assert [line.split()[0] for line in out.stdout.splitlines()] == [
                 "my-digit.png",
                 "another.jpg",
             ]
-    assert len(ran) == 8
+    assert len(ran) == 7
+    study = f"{tmp_path}/mnist_ray/first/study.journal"
+    check_dashboard(f"optuna-dashboard {study}", env)
+    (tree / "readme_lines.py").write_text(example("import mnist_ray as mr"))
+    out = subprocess.run(
+        [sys.executable, "readme_lines.py"],
+        cwd=tree,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
 
 
 def check_dashboard(command: str, env: dict[str, str]) -> None:
@@ -111,23 +129,35 @@ def check_dashboard(command: str, env: dict[str, str]) -> None:
         server.wait(20)
 
 
+# Flags of other programs, and of benchmarks, that pages name.
+OTHERS = {"help", "working_dir", "logdir"}
+
+
 def test_every_flag_in_the_text_exists() -> None:
     known = {
-        *SearchSettings.__dataclass_fields__,
-        *FinetuneSettings.__dataclass_fields__,
-        "help",
-        "working_dir",
-        "no_finetune",
-        "export",
-        "logdir",
+        name for command in COMMANDS.values() for name in command.settings.__dataclass_fields__
     }
-    flags = {
-        flag
-        for code in re.findall(r"`([^`\n]+)`", README)
-        for flag in re.findall(r"--([a-z][a-z-]+)", code)
-    }
-    assert len(flags) > 15
-    assert {flag.replace("-", "_") for flag in flags} <= known
+    known |= {f"no_{name}" for name in known} | OTHERS
+    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCUMENTED)):
+        code = re.findall(r"`([^`\n]+)`", PAGES[path])
+        flags = {flag for text in code for flag in re.findall(r"--([a-z][a-z-]+)", text)}
+        assert {flag.replace("-", "_") for flag in flags} <= known, path
+
+
+DOCUMENTED = ("own-data", "own-parts", "run-directory", "honest-results", "original-experiments")
+
+
+def test_every_link_leads_somewhere() -> None:
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert "://" in target or (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1200
+    prose = re.sub(r"```.*?```|^\|.*$|^- .*$", "", README, flags=re.DOTALL | re.MULTILINE)
+    for sentence in re.split(r"[.:!?]\s", prose):
+        assert len(sentence.split()) <= 30, sentence
 
 
 def test_the_two_commands_come_first() -> None:
@@ -137,8 +167,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_a_space_and_network_of_ones_own_run(tmp_path: Path) -> None:
     """The README's example module, through a dry run and one step of its network."""
-    example = next(block for block in blocks("python") if "def space" in block)
-    (tmp_path / "mine.py").write_text(example)
+    (tmp_path / "mine.py").write_text(example("def space"))
     command = [
         sys.executable,
         str(ROOT / "jobs/search.py"),
@@ -165,12 +194,12 @@ def test_a_space_and_network_of_ones_own_run(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_ones_own_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example = next(block for block in blocks("python") if "def symbols" in block)
-    filled = example.replace(
+    code = example("def symbols")
+    filled = code.replace(
         "images, labels = ...",
         "images, labels = np.zeros((20, 1, 9, 9), np.uint8), np.arange(20) % 2",
     )
-    assert filled != example
+    assert filled != code
     (tmp_path / "symbols_of_readme.py").write_text("import numpy as np\n" + filled)
     monkeypatch.syspath_prepend(tmp_path)
     assert data.load("symbols_of_readme:symbols", "train").shape == (1, 9, 9)
