@@ -34,22 +34,23 @@ def published(settings: ServingSettings) -> bytes:
     import torch
 
     from mnist_ray import models
-    from mnist_ray.export import onnx_model
+    from mnist_ray.export.read import read_model
+    from mnist_ray.export.write import export
 
     if settings.model:
-        return onnx_model.read(settings.model)
+        return read_model(settings.model)
     torch.manual_seed(0)
     hp = convnet()
     model = models.build(hp)
     model(torch.rand(64, 1, 28, 28))  # statistics of BatchNorm that are not the initial ones
-    return onnx_model.export(model.eval(), hp, {})
+    return export(model.eval(), hp, {})
 
 
 def runtime(model: bytes, threads: int) -> Callable[[int, int], float]:
     """onnxruntime; a call gives the seconds for so many images, in batches of that size."""
-    from mnist_ray.export import onnx_model
+    from mnist_ray.export.session import Session
 
-    session = onnx_model.Session(model, "the model", threads)
+    session = Session(model, "the model", threads)
     return _timed(session.run, session.image_shape)
 
 
@@ -57,10 +58,10 @@ def eager(model: bytes, threads: int) -> Callable[[int, int], float]:
     """torch."""
     import torch
 
-    from mnist_ray.export import onnx_model
+    from mnist_ray.export.write import rebuild
 
     torch.set_num_threads(threads)
-    network, hp = onnx_model.rebuild(model, "the model")
+    network, hp = rebuild(model, "the model")
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

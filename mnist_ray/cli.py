@@ -43,18 +43,18 @@ def finetune(settings: FinetuneSettings) -> int:
 def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate an ONNX model on a data set."""
     from mnist_ray import data  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export import read, session  # noqa: PLC0415 (seconds at start)
 
-    model = onnx_model.read(settings.model)
-    session = onnx_model.Session(model, settings.model)
-    name = trust.dataset(settings.dataset, session.metadata.get("dataset"), settings.model)
+    model = read.read_model(settings.model)
+    network = session.Session(model, settings.model)
+    name = trust.dataset(settings.dataset, network.metadata.get("dataset"), settings.model)
     part = data.load(name, settings.part, settings.data_dir)
-    result = session.evaluate(part.images, part.labels)
-    low, high = onnx_model.confidence_interval(result.right, result.n)
+    result = network.evaluate(part.images, part.labels)
+    low, high = session.confidence_interval(result.right, result.n)
     print(f"accuracy  {result.accuracy:.4%} of {result.n} images of {part.name} {part.part}")
     print(f"errors    {result.n - result.right}")
     print(f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)")
-    latency = onnx_model.Session(model, settings.model, threads=1).latency_ms(part.images[0])
+    latency = session.Session(model, settings.model, threads=1).latency_ms(part.images[0])
     print(f"latency   {latency:.3f} ms an image (one at a time, 1 thread, median of 100)")
     for label, accuracy in zip(part.classes, result.per_class, strict=False):
         print(f"class     {label}  {accuracy:.4%}")
@@ -62,24 +62,20 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def predict(settings: PredictSettings) -> None:
     """Classify pictures with a published model."""
-    from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.export.pictures import (  # noqa: PLC0415 (seconds at start)
-        Preprocessor,
-        read_picture,
-    )
+    from mnist_ray.export import pictures, read, session  # noqa: PLC0415 (seconds at start)
 
     if not settings.pictures:
         raise SettingsError("name at least one picture after the model")
-    session = onnx_model.Session(onnx_model.read(settings.model), settings.model)
-    channels, height, width = session.image_shape
-    preprocess = Preprocessor((height, width), channels)
-    names = json.loads(session.metadata.get("classes", "null"))
+    network = session.Session(read.read_model(settings.model), settings.model)
+    channels, height, width = network.image_shape
+    preprocess = pictures.Preprocessor((height, width), channels)
+    names = json.loads(network.metadata.get("classes", "null"))
     for path in settings.pictures:
-        image = preprocess(read_picture(path))
+        image = preprocess(pictures.read_picture(path))
         if channels == 1 and not image.any():
             print(f"{path}  -  nothing drawn")
             continue
-        probabilities = onnx_model.probabilities(session.run(image))[0]
+        probabilities = session.probabilities(network.run(image))[0]
         best = int(probabilities.argmax())
         print(f"{path}  {names[best] if names else best}  {probabilities[best]:.4f}")
 

@@ -183,7 +183,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
 BY_NAME = {key.name: key for keys in (*NETWORK_KEYS.values(), TRAINING_KEYS) for key in keys}
 TRAINING = tuple(key.name for key in TRAINING_KEYS)  # all other keys say what the network is
 OF_ONE_OPTIMIZER = tuple(key.name for key in TRAINING_KEYS if key.of)
-OTHER_MODELS = ("lightgbm",)  # no networks: their dicts have keys of their own
+LIGHTGBM = "lightgbm"  # no network: its dict has keys of its own
 
 
 def validate(hp: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def validate(hp: Mapping[str, Any]) -> dict[str, Any]:
         SettingsError: A key is missing or its value is not allowed: names the key, the value
             found and the values allowed.
     """
-    if hp.get("model") in OTHER_MODELS:
+    if hp.get("model") == LIGHTGBM:
         return {key: plain(value, f"hyperparameter {key}") for key, value in hp.items()}
     return training(network(hp))
 
@@ -207,14 +207,14 @@ def network(hp: Mapping[str, Any]) -> dict[str, Any]:
     Of a network of one's own only DATA_KEYS are checked.
     """
     name = hp.get("model")
-    if name not in NETWORK_KEYS and not (isinstance(name, str) and ":" in name):
+    own = isinstance(name, str) and ":" in name
+    if not own and name not in tuple(NETWORK_KEYS):
         known = ", ".join(NETWORK_KEYS)
         raise SettingsError(
             f"hyperparameter model is {name!r}: expected one of {known} or module:function"
         )
-    own = name not in NETWORK_KEYS
     return _checked(
-        hp, DATA_KEYS if own else (*DATA_KEYS, *NORMALIZATION_KEYS, *NETWORK_KEYS[name])
+        hp, DATA_KEYS if own else (*DATA_KEYS, *NORMALIZATION_KEYS, *NETWORK_KEYS[str(name)])
     )
 
 

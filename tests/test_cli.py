@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from mnist_ray import cli, data, models
-from mnist_ray.export import onnx_model
 from mnist_ray.export.pictures import Preprocessor, read_picture
+from mnist_ray.export.session import Session, confidence_interval, probabilities
+from mnist_ray.export.write import export
 from mnist_ray.run.publication import publish
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
@@ -57,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = Trainer(HP, epochs=5, seed=0, precision="fp32")
     for _ in range(5):
         trainer.train_epoch(torch.tensor(train.images), torch.tensor(train.labels))
-    model = onnx_model.export(
+    model = export(
         trainer.eval_model(),
         HP,
         {"dataset": "digits", "classes": '["0","1","2","3","4","five","6","7","8","9"]'},
@@ -73,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluate(run: Path) -> None:
     test = data.load("digits", "test")
-    expected = onnx_model.Session((run / "model.onnx").read_bytes(), "model").evaluate(
+    expected = Session((run / "model.onnx").read_bytes(), "model").evaluate(
         test.images, test.labels
     )
     assert expected.accuracy > 0.9
@@ -82,7 +83,7 @@ def test_evaluate(run: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == f"accuracy  {expected.accuracy:.4%} of 360 images of digits test"
     assert lines[1] == f"errors    {360 - expected.right}"
-    low, high = onnx_model.confidence_interval(expected.right, 360)
+    low, high = confidence_interval(expected.right, 360)
     assert lines[2] == f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)"
     assert re.fullmatch(
         r"latency   \d+\.\d{3} ms an image \(one at a time, 1 thread, median of 100\)", lines[3]
@@ -109,17 +110,15 @@ def test_predict(run: Path, tmp_path: Path) -> None:
     done = job("predict.py", run, *files)
     assert (done.returncode, done.stderr) == (0, "")
     session, preprocess = (
-        onnx_model.Session((run / "model.onnx").read_bytes(), "model"),
+        Session((run / "model.onnx").read_bytes(), "model"),
         Preprocessor((28, 28), 1),
     )
     names = ["0", "1", "2", "3", "4", "five", "6", "7", "8", "9"]
     right = 0
     for file, line, label in zip(files, done.stdout.splitlines(), test.labels, strict=False):
-        probabilities = onnx_model.probabilities(session.run(preprocess(read_picture(str(file)))))[
-            0
-        ]
-        assert line == f"{file}  {names[probabilities.argmax()]}  {probabilities.max():.4f}"
-        right += probabilities.argmax() == label
+        found = probabilities(session.run(preprocess(read_picture(str(file)))))[0]
+        assert line == f"{file}  {names[found.argmax()]}  {found.max():.4f}"
+        right += found.argmax() == label
     assert right >= 9
 
 
@@ -140,7 +139,7 @@ def test_predict_on_colour(tmp_path: Path) -> None:
     }
     torch.manual_seed(0)
     (tmp_path / "model.onnx").write_bytes(
-        onnx_model.export(models.build(hp), hp, {"classes": '["cat", "dog"]'})
+        export(models.build(hp), hp, {"classes": '["cat", "dog"]'})
     )
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(
         tmp_path / "a.png"

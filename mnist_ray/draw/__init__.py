@@ -23,8 +23,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.export import onnx_model
 from mnist_ray.export.pictures import MAX_PIXELS, preprocessing_graph
+from mnist_ray.export.read import load_verified, read_model
+from mnist_ray.export.session import Session
 from mnist_ray.storage import RunStorage
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -51,7 +52,7 @@ def serve(where: str, port: int = 0) -> None:
         raise SettingsError(
             f"--port: {port} is not allowed; expected 0 (any that is free) to 65535"
         )
-    files = page(onnx_model.read(where), where)
+    files = page(read_model(where), where)
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), _handler(files))
     except OSError as error:
@@ -78,7 +79,7 @@ def export(where: str, folder: str) -> None:
             raise SettingsError(
                 f"--export: {folder} holds other files; expected a new or empty folder, or one that --export wrote"
             )
-        files = page(onnx_model.read(where), where)
+        files = page(read_model(where), where)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (target / name).write_bytes(content)
@@ -91,10 +92,10 @@ def page(model: bytes, source: str) -> dict[str, bytes]:
 
     model.onnx (as it was published) and preprocess.onnx are for people; the page runs their copies in files.js.
     """
-    session = onnx_model.Session(model, source)
+    session = Session(model, source)
     channels, height, width = session.image_shape
     preprocess = preprocessing_graph((height, width), channels)
-    first = first_layer(onnx_model.load_verified(model, source))
+    first = first_layer(load_verified(model, source))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {
         **runtime(),

@@ -1,19 +1,24 @@
-"""Reads an ONNX file that is not ours, where onnx2torch (the extra `foreign-onnx`) can convert it."""
+"""Reads an ONNX file that is not ours, through onnx2torch (the extra `foreign-onnx`)."""
 
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mnist_ray.errors import SettingsError
-from mnist_ray.export.onnx_model import Session, export, load_verified
+from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.export.read import load_verified
+from mnist_ray.export.session import Session
+from mnist_ray.export.write import export
 from mnist_ray.models.foreign import converted, network, packed
 
 
 def read(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The file's network in evaluation mode, its predictions those of the file, and the hyperparameters that rebuild it.
+    """The file's network in evaluation mode, and the hyperparameters that rebuild it.
 
-    Raises SettingsError naming `source` where the file cannot be converted.
+    The predictions are those of the file: they are compared on eight random images.
+
+    Raises:
+        SettingsError: The file cannot be converted; the message names `source`.
     """
     session, proto = Session(data, source), load_verified(data, source)
     channels, height, width = session.image_shape
@@ -26,23 +31,23 @@ def read(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
             "in_channels": channels,
             "image_size": [height, width],
             "classes": expected.shape[1],
+            "mean": [0.0] * channels,
+            "std": [1.0] * channels,
+            "graph": packed(proto),
         }
-        hp |= {"mean": [0.0] * channels, "std": [1.0] * channels, "graph": packed(proto)}
         model = network(hp).eval()
         model[1].load_state_dict(weights)  # type: ignore[index]
-        difference = float(
-            np.abs(Session(export(model, hp, {}), source).logits(images) - expected).max()
-        )
+        found = Session(export(model, hp, {}), source).logits(images)
     except SettingsError as error:
         raise SettingsError(f"{source} is not of mnist_ray, and {error}") from error
-    except (
-        Exception
-    ) as error:  # whatever the converter, or the exporter of what it made, fails with
-        raise SettingsError(
-            f"{source} is not of mnist_ray and cannot be converted: {repr(error).splitlines()[0][:200]}"
-        ) from error
+    except Exception as error:  # of the converter, or of the exporter of its result
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise _cannot_be_converted(source, reason) from error
+    difference = float(np.abs(found - expected).max())
     if not difference <= 1e-3 * max(1.0, float(np.abs(expected).max())):
-        raise SettingsError(
-            f"{source} is not of mnist_ray and cannot be converted: its logits would differ by {difference:.1e}"
-        )
+        raise _cannot_be_converted(source, f"its logits would differ by {difference:.1e}")
     return model, hp
+
+
+def _cannot_be_converted(source: str, reason: str) -> SettingsError:
+    return SettingsError(f"{source} is not of mnist_ray and cannot be converted: {reason}")

@@ -19,7 +19,8 @@ from torch import nn
 
 from mnist_ray import models
 from mnist_ray.data import Images, Split
-from mnist_ray.export import onnx_model
+from mnist_ray.export.session import Evaluation, Session, confidence_interval
+from mnist_ray.export.write import export, rebuild, verify
 from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
@@ -54,7 +55,7 @@ class Judged:
     """The largest, of its logits from torch's on the sample."""
     verified_on: int
     """Images of the sample."""
-    evaluation: onnx_model.Evaluation
+    evaluation: Evaluation
     """On the test set."""
 
     @property
@@ -116,7 +117,7 @@ def begin(task: ChainTask, storage: RunStorage) -> Step:
         CorruptFileError: the checkpoint is damaged.
     """
     if task.onnx is not None:
-        network, hp = onnx_model.rebuild(task.onnx, "--onnx")
+        network, hp = rebuild(task.onnx, "--onnx")
         sha256 = hashlib.sha256(task.onnx).hexdigest()
         return Step({"step": "onnx", "sha256": sha256, "val_accuracy": None}, network, (hp,))
     network, metadata = _network(task, storage, layout.BEST_NETWORK)
@@ -198,9 +199,9 @@ def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Ima
         WorkError: the file differs from the network.
     """
     hp = step.hyperparameters
-    file = onnx_model.export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
-    difference = onnx_model.verify(file, step.network, sample)
-    session = onnx_model.Session(file, step.facts["step"])
+    file = export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
+    difference = verify(file, step.network, sample)
+    session = Session(file, step.facts["step"])
     return Judged(step, file, difference, len(sample), session.evaluate(test.images, test.labels))
 
 
@@ -208,7 +209,7 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
     """Describes the last of the judged steps, which is published."""
     last = judged[-1]
     right, n = last.evaluation.right, last.evaluation.n
-    session = onnx_model.Session(last.file, layout.MODEL, threads=1)
+    session = Session(last.file, layout.MODEL, threads=1)
     return Manifest(
         file=layout.MODEL,
         sha256=hashlib.sha256(last.file).hexdigest(),
@@ -217,7 +218,7 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
         test_accuracy=last.evaluation.accuracy,
         test_images=n,
         test_errors=n - right,
-        test_accuracy_interval=onnx_model.confidence_interval(right, n),
+        test_accuracy_interval=confidence_interval(right, n),
         max_difference_from_torch=last.difference,
         verified_on_images=last.verified_on,
         latency_ms=session.latency_ms(test.images[0]),

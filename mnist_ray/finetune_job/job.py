@@ -136,9 +136,9 @@ def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
     """The ONNX file that the chain begins with; None where that is the search's best checkpoint."""
     storage = about.storage
     if settings.onnx is not None:
-        from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
+        from mnist_ray.export.read import read_model  # noqa: PLC0415 (seconds at start)
 
-        return onnx_model.read(settings.onnx, "--onnx")
+        return read_model(settings.onnx, "--onnx")
     # A search with --onnx has such a file too: it is where the search began, not where it ended.
     if storage.exists(layout.START) and not about.settings.get("onnx"):
         return storage.read_bytes(layout.START)
@@ -175,10 +175,10 @@ def _new_run(settings: FinetuneSettings) -> About:
     """A run that begins with an ONNX file, which it keeps: later `--run` alone resumes it."""
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    from mnist_ray.export import onnx_model  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export import read  # noqa: PLC0415 (seconds at start)
 
-    model = onnx_model.read(settings.onnx, "--onnx")
-    metadata = onnx_model.metadata(onnx_model.load_verified(model, settings.onnx))
+    model = read.read_model(settings.onnx, "--onnx")
+    metadata = read.metadata_of(read.load_verified(model, settings.onnx))
     dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage

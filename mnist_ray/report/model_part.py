@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.onnx_model import Session, confidence_interval, probabilities
+from mnist_ray.export.session import Session, confidence_interval, probabilities
 from mnist_ray.report.network_part import as_pixels, network_part
 from mnist_ray.report.page import (
     BLUE,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.onnx_model import rebuild
+from mnist_ray.export.write import rebuild
 from mnist_ray.report.page import Picture, Table, count, picture, render
 from mnist_ray.report.read import RunData
 from mnist_ray.run import layout

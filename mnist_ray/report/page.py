@@ -23,7 +23,7 @@ from PIL import Image
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from mnist_ray.export.onnx_model import confidence_interval
+from mnist_ray.export.session import confidence_interval
 
 # Nothing is loaded from anywhere, and only the two scripts of this file run.
 POLICY = (

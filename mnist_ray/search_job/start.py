@@ -54,16 +54,16 @@ def read_start(
         raise SettingsError(
             f"--onnx: space {name!r} begins with random weights; expected --space optimizer"
         )
-    from mnist_ray.export import foreign, onnx_model  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export import foreign, read, write  # noqa: PLC0415 (seconds at start)
 
     if resumed and storage.exists(layout.START):
         data, source = storage.read_bytes(layout.START), f"--resume: {storage.join(layout.START)}"
     else:
-        data, source = onnx_model.read(onnx, "--onnx"), f"--onnx: {onnx}"
+        data, source = read.read_model(onnx, "--onnx"), f"--onnx: {onnx}"
     sha256 = hashlib.sha256(data).hexdigest()
     if resumed and resumed.onnx_sha256 != sha256:
         raise SettingsError(f"{source} is not the file that the run began with (SHA-256 differs)")
-    ours = "hyperparameters" in onnx_model.metadata(onnx_model.load_verified(data, source))
-    model, hp = (onnx_model.rebuild if ours else foreign.read)(data, source)
+    ours = "hyperparameters" in read.metadata_of(read.load_verified(data, source))
+    model, hp = (write.rebuild if ours else foreign.read)(data, source)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     return Start(data, sha256, hp, weights)

@@ -200,10 +200,11 @@ class TrainTrial(tune.Trainable):
 
     def _latency_ms(self, trainer: "Trainer") -> float:
         """Milliseconds of one image through the network as ONNX: on this CPU, one thread, the median. The weights do not matter for it."""
-        from mnist_ray.export.onnx_model import Session, export
+        from mnist_ray.export import session, write  # noqa: PLC0415 (seconds at start)
 
-        session = Session(export(trainer.model, self.hp, {}), "the trial's network", threads=1)
-        return session.latency_ms(self.data[0][0].cpu().numpy())
+        file = write.export(trainer.model, self.hp, {})
+        network = session.Session(file, "the trial's network", threads=1)
+        return network.latency_ms(self.data[0][0].cpu().numpy())
 
     def _summarise(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Writes the epoch for TensorBoard. What prevents it, but for the run's storage, is said and ends nothing."""

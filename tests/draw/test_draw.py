@@ -26,8 +26,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from mnist_ray import data, draw, models
 from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.export import onnx_model
 from mnist_ray.export.pictures import Preprocessor, read_picture
+from mnist_ray.export.session import Session, probabilities
+from mnist_ray.export.write import export
 from mnist_ray.training.trainer import Trainer
 
 JOB = Path(__file__).parents[2] / "jobs" / "draw.py"
@@ -51,7 +52,7 @@ ANIMALS = '["aeroplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "
 def exported(hp: dict[str, Any], classes: str = DIGITS) -> bytes:
     """A network with random weights."""
     torch.manual_seed(0)
-    return onnx_model.export(models.build(hp).eval(), hp, {"classes": classes})
+    return export(models.build(hp).eval(), hp, {"classes": classes})
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trainer.train_epoch(torch.tensor(train.images), torch.tensor(train.labels))
     file = tmp_path_factory.mktemp("run") / "model.onnx"
     file.write_bytes(
-        onnx_model.export(
-            trainer.eval_model(), HP, {"dataset": "digits", "run": "first", "classes": DIGITS}
-        )
+        export(trainer.eval_model(), HP, {"dataset": "digits", "run": "first", "classes": DIGITS})
     )
     return file
 
@@ -82,10 +81,10 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 
 def predictor(model: Path) -> Predictor:
     """What predict.py does with RGBA pixels, which gives float32 [classes]."""
-    session = onnx_model.Session(model.read_bytes(), "model")
+    session = Session(model.read_bytes(), "model")
     channels, height, width = session.image_shape
     preprocess = Preprocessor((height, width), channels)
-    return lambda picture: onnx_model.probabilities(session.run(preprocess(picture)))[0]
+    return lambda picture: probabilities(session.run(preprocess(picture)))[0]
 
 
 @pytest.fixture(scope="module")

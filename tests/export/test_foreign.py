@@ -21,7 +21,9 @@ pytest.importorskip("onnx2torch", reason="the extra `foreign-onnx` is not instal
 
 from mnist_ray import spaces
 from mnist_ray.errors import SettingsError
-from mnist_ray.export import foreign, onnx_model
+from mnist_ray.export import foreign
+from mnist_ray.export.session import Session
+from mnist_ray.export.write import export, rebuild, verify
 from mnist_ray.models.foreign import network
 from mnist_ray.search_job.start import read_start
 from mnist_ray.settings import SearchSettings
@@ -87,7 +89,7 @@ def test_it_goes_all_the_way_to_a_file_of_ours(theirs: bytes, tmp_path: Path) ->
     assert json.loads(json.dumps(hp)) == hp
     weights = {name: torch.from_numpy(array) for name, array in start.weights.items()}
     trainer = Trainer(hp, epochs=1, seed=0, precision="fp32", weights=weights)
-    logits = onnx_model.Session(theirs, "theirs").logits(IMAGES)
+    logits = Session(theirs, "theirs").logits(IMAGES)
     assert np.abs(run(trainer.eval_model()) - logits).max() < 1e-4
     before = {name: tensor.clone() for name, tensor in trainer.weights().items()}
     trainer.run_epoch(torch.from_numpy(IMAGES), LABELS, None, torch.arange(64))
@@ -97,9 +99,9 @@ def test_it_goes_all_the_way_to_a_file_of_ours(theirs: bytes, tmp_path: Path) ->
     assert {name.rpartition(".")[2] for name in changed} >= {"weight", "bias", "running_mean"}
     # A checkpoint, the file that is published, and a fine-tuning that starts from that file.
     kept, metadata = load_network(trainer.weights_bytes({}), "best/model.safetensors")
-    ours = onnx_model.export(kept, metadata["hyperparameters"], {})
-    assert onnx_model.verify(ours, kept, IMAGES) < 1e-4
-    again, _ = onnx_model.rebuild(ours, "ours")
+    ours = export(kept, metadata["hyperparameters"], {})
+    assert verify(ours, kept, IMAGES) < 1e-4
+    again, _ = rebuild(ours, "ours")
     assert np.abs(run(again) - run(kept)).max() < 1e-5
 
 

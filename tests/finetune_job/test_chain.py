@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mnist_ray import data
-from mnist_ray.export import onnx_model
+from mnist_ray.export.session import Session
+from mnist_ray.export.write import rebuild
 from mnist_ray.finetune_job import chain
 from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
 from mnist_ray.run import checkpoint, layout
@@ -65,12 +66,12 @@ def task_of(folder: Path, begun: bytes, **changes: Any) -> ChainTask:
 
 def hyperparameters(model: bytes) -> Any:
     """Those that an ONNX file carries."""
-    return json.loads(onnx_model.Session(model, "it").metadata["hyperparameters"])
+    return json.loads(Session(model, "it").metadata["hyperparameters"])
 
 
 def dropout_rates(model: bytes) -> set[float]:
     """Of the network that is rebuilt from an ONNX file."""
-    network, _ = onnx_model.rebuild(model, "it")
+    network, _ = rebuild(model, "it")
     return {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
 
 

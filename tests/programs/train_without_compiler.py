@@ -28,7 +28,7 @@ if sys.argv[1] == "torch.compile":
 elif sys.argv[1] == "a part of it":
     import torch._dynamo.config
 elif sys.argv[1] == "the exporter":
-    from mnist_ray.export.onnx_model import export
+    from mnist_ray.export.write import export
 
     export(trainer.model, trainer.hp, {})
 import torch._dynamo

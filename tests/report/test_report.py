@@ -25,7 +25,8 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
 from mnist_ray import data, report, spaces
 from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.export import onnx_model
+from mnist_ray.export.session import Session
+from mnist_ray.export.write import export
 from mnist_ray.finetune_job.chain import run_chain
 from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
 from mnist_ray.report import cost_part, model_part, network_part, search_figures, search_part
@@ -296,9 +297,7 @@ def test_numbers_are_the_runs(finished: RunStorage, page: str) -> None:
 
 def _wrong_numbers(storage: RunStorage) -> list[int]:
     test = data.load("digits", "test")
-    found = (
-        onnx_model.Session(storage.read_bytes("model.onnx"), "model").logits(test.images).argmax(1)
-    )
+    found = Session(storage.read_bytes("model.onnx"), "model").logits(test.images).argmax(1)
     return np.flatnonzero(found != test.labels).tolist()
 
 
@@ -523,12 +522,12 @@ def test_committee_and_mlp(finished: RunStorage) -> None:
     networks = [models.build(hp).eval() for _ in range(2)]
     run = read_run(finished)
     asked = model_part.Tested(None, "they are not here", None)
-    alone = dataclasses.replace(run, onnx=onnx_model.export(networks[0], hp, {}))
+    alone = dataclasses.replace(run, onnx=export(networks[0], hp, {}))
     text = model_part.model_part(alone, asked, "")
     assert "All 12 filters" in text
     assert "<td>784, 12</td>" in text
     assert "they are not here" in text
-    together = dataclasses.replace(run, onnx=onnx_model.export(Committee(networks), [hp, hp], {}))
+    together = dataclasses.replace(run, onnx=export(Committee(networks), [hp, hp], {}))
     assert "committee of 2 networks" in model_part.model_part(together, asked, "")
 
 

@@ -15,7 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from mnist_ray import data, hyperparameters, models, spaces
 from mnist_ray.errors import SettingsError
-from mnist_ray.export import onnx_model
+from mnist_ray.export.session import Session
+from mnist_ray.export.write import export
 from mnist_ray.run.about import About, now
 from mnist_ray.run.checkpoint import unpack
 from mnist_ray.run.layout import START
@@ -61,7 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = Trainer(HP, epochs=1, seed=0, precision="fp32")
     trainer.train_epoch(torch.tensor(part.images), torch.tensor(part.labels))
     path = tmp_path_factory.mktemp("start") / "model.onnx"
-    path.write_bytes(onnx_model.export(trainer.eval_model(), HP, {"dataset": "digits"}))
+    path.write_bytes(export(trainer.eval_model(), HP, {"dataset": "digits"}))
     return path
 
 
@@ -112,7 +113,7 @@ def test_the_first_step_begins_with_the_files_predictions(model: Path, tmp_path:
     weights = {name: torch.from_numpy(array) for name, array in start.weights.items()}
     trainer = Trainer(hp, epochs=1, seed=7, precision="fp32", weights=weights)
     images = data.load("digits", "test").images
-    session = onnx_model.Session(model.read_bytes(), "model")
+    session = Session(model.read_bytes(), "model")
     with torch.inference_mode():
         logits = trainer.eval_model()(torch.from_numpy(images).float() / 255).numpy()
     assert np.abs(session.logits(images) - logits).max() < 1e-4

@@ -1,0 +1,154 @@
+"""Runs an ONNX file in onnxruntime on the CPU, and judges its answers. Does not need torch."""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.export.read import load_verified, metadata_of
+
+CANNOT_RUN = (
+    runtime_errors.Fail,
+    runtime_errors.InvalidArgument,
+    runtime_errors.InvalidGraph,
+    runtime_errors.NotImplemented,
+    runtime_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers to n labelled images.
+
+    Args:
+        right: How many of them are right.
+        n: The number of images.
+        per_class: float64 [classes], accuracy among the images of each class; NaN where there are
+            none.
+        predictions: int64 [n].
+        logits: float32 [n, classes].
+    """
+
+    right: int
+    n: int
+    per_class: np.ndarray
+    predictions: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return self.right / self.n
+
+
+class Session:
+    """An ONNX file in onnxruntime on the CPU.
+
+    Args:
+        data: The file's bytes.
+        source: Its name in errors.
+        threads: How many onnxruntime may use (None: as many as there are cores).
+
+    Raises:
+        CorruptFileError: The file is damaged.
+        SettingsError: onnxruntime cannot run it, or its input is not one float32 tensor
+            [batch, C, H, W] with fixed channels, height and width.
+    """
+
+    def __init__(self, data: bytes, source: str, threads: int | None = None) -> None:
+        self.source = source
+        self.metadata = metadata_of(load_verified(data, source))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors
+        providers = ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=providers)
+        except CANNOT_RUN as error:
+            raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
+        inputs = self._session.get_inputs()
+        self._input = inputs[0]
+        if len(inputs) != 1 or self._input.type != "tensor(float)" or len(self._input.shape) != 4:
+            raise SettingsError(
+                f"{source} takes other input than one float32 tensor [batch, C, H, W]"
+            )
+        self.image_shape: tuple[int, int, int] = tuple(self._input.shape[1:])
+        if not all(isinstance(size, int) for size in self.image_shape):
+            raise SettingsError(
+                f"{source} leaves the images' shape open ({_text(self.image_shape)}); "
+                "expected fixed channels, height and width"
+            )
+
+    def logits(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """float32 [n, classes] for images uint8 [n, C, H, W].
+
+        Raises:
+            SettingsError: The model takes images of another shape.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise SettingsError(
+                f"{self.source} takes images of {_text(self.image_shape)} "
+                f"(channels, height, width), found {_text(images.shape[1:])}"
+            )
+        parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        return np.concatenate([self.run(pixels(part)) for part in parts])
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [n, classes] for pixels float32 [n, C, H, W] in [0, 1], in one batch."""
+        output: np.ndarray = self._session.run(None, {self._input.name: pixels})[0]
+        return output
+
+    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Evaluation:
+        """Judges images uint8 [n, C, H, W], n > 0, by their labels int64 [n]."""
+        logits = self.logits(images)
+        predictions = logits.argmax(1)
+        right = predictions == labels
+        of_class = [right[labels == c] for c in range(logits.shape[1])]
+        per_class = np.array([found.mean() if len(found) else np.nan for found in of_class])
+        return Evaluation(int(right.sum()), len(labels), per_class, predictions, logits)
+
+    def latency_ms(self, image: np.ndarray, n: int = 100) -> float:
+        """Median milliseconds for one image uint8 [C, H, W], over n runs after ten to warm up."""
+        one = pixels(image[None])
+        times = []
+        for _ in range(n + 10):
+            start = time.perf_counter()
+            self.run(one)
+            times.append(time.perf_counter() - start)
+        return 1000 * statistics.median(times[10:])
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis.
+
+    A committee's output is the log of a probability: softmax gives that probability back.
+    """
+    exp: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True))
+    exp /= exp.sum(-1, keepdims=True)
+    return exp
+
+
+def confidence_interval(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy of `right` among n, by Wilson (1927).
+
+    It stays in [0, 1] close to 100 % too.
+    """
+    z, share = statistics.NormalDist().inv_cdf(0.975), right / n
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
