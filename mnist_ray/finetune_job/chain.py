@@ -73,16 +73,7 @@ class Judged:
 
 
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
-    """Runs the chain and publishes its model.
-
-    Args:
-        task: what to do.
-        split: the training part, and which of its images train and validate.
-        test: the test part.
-
-    Yields:
-        Log lines and, last, the manifest of the published model.
-    """
+    """Runs the chain and publishes its model: yields log lines and, last, its manifest."""
     use_threads(task.cpus)
     storage = RunStorage(task.uri)
     start = begin(task, storage)
@@ -91,7 +82,12 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     yield from train(task, start, storage, split)
     # Training has ended: only now the test set is looked at.
     steps = trained(task, start, storage)
-    metadata = _metadata(task, steps, test)
+    metadata = {
+        "dataset": task.dataset,
+        "run": task.run,
+        "val_accuracy": json.dumps(_val_accuracy(steps)),
+        "classes": json.dumps(list(test.classes)),
+    }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
     judged = []
     for step in steps:
@@ -110,17 +106,13 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
 
 
 def begin(task: ChainTask, storage: RunStorage) -> Step:
-    """The network that the chain starts from: the task's ONNX file or the search's checkpoint.
-
-    Raises:
-        SettingsError: the ONNX file is not one that a network can be rebuilt from.
-        CorruptFileError: the checkpoint is damaged.
-    """
+    """The network that the chain starts from: the task's ONNX file or the search's checkpoint."""
     if task.onnx is not None:
         network, hp = rebuild(task.onnx, "--onnx")
         sha256 = hashlib.sha256(task.onnx).hexdigest()
         return Step({"step": "onnx", "sha256": sha256, "val_accuracy": None}, network, (hp,))
-    network, metadata = _network(task, storage, layout.BEST_NETWORK)
+    data, source = storage.read_bytes(layout.BEST_NETWORK), storage.join(layout.BEST_NETWORK)
+    network, metadata = load_network(data, source, task.network)
     row = {key: metadata["row"][key] for key in ("epoch", "val_loss", "val_accuracy")}
     facts = {"step": "search", "trial": metadata["number"], **row}
     return Step(facts, network, (metadata["hyperparameters"],))
@@ -187,16 +179,9 @@ def _other_members(task: ChainTask, storage: RunStorage) -> Iterator[Step]:
 
 
 def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Images) -> Judged:
-    """Exports a step, compares the file with torch, and evaluates it on the test set.
+    """Exports a step, compares the file with torch on the sample, and evaluates it on the test set.
 
-    Args:
-        step: the network, with the hyperparameters that the file is to carry.
-        metadata: what the file is to say besides.
-        sample: uint8 [n, C, H, W]: images for the comparison.
-        test: the test part.
-
-    Raises:
-        WorkError: the file differs from the network.
+    sample: images uint8 [n, C, H, W]. Raises WorkError where the file differs from the network.
     """
     hp = step.hyperparameters
     file = export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
@@ -236,26 +221,13 @@ def _val_accuracy(steps: Iterable[Step]) -> float | None:
     return [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts][-1]
 
 
-def _metadata(task: ChainTask, steps: Sequence[Step], test: Images) -> dict[str, str]:
-    """What each exported file says besides its hyperparameters."""
-    return {
-        "dataset": task.dataset,
-        "run": task.run,
-        "val_accuracy": json.dumps(_val_accuracy(steps)),
-        "classes": json.dumps(list(test.classes)),
-    }
-
-
-def _network(task: ChainTask, storage: RunStorage, name: str) -> tuple[nn.Module, dict[str, Any]]:
-    return load_network(storage.read_bytes(name), storage.join(name), task.network)
-
-
 def _stage_network(
     task: ChainTask, storage: RunStorage, number: int, member: int = 1
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A stage's network and the hyperparameters that it was trained with."""
     name = f"{layout.stage_folder(number, member)}/{layout.STAGE_NETWORK}"
-    network, metadata = _network(task, storage, name)
+    data, source = storage.read_bytes(name), storage.join(name)
+    network, metadata = load_network(data, source, task.network)
     return network, metadata["hyperparameters"]
 
 

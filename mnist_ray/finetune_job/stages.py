@@ -64,7 +64,7 @@ def train_stages(
         weights: the state dict that the first stage begins with; None: random weights.
         storage: the run's directory.
         data: the images and the split.
-        precision: of the arithmetic, see Trainer.
+        precision: see Trainer.
         member: which network of a committee this is, from 1.
 
     Raises:
