@@ -7,13 +7,13 @@ demo: .venv/ready
 	.venv/bin/python jobs/search.py --config jobs/recipes/demo.yaml --storage runs --name demo --overwrite
 
 test: .venv/ready
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/faults
+	.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/faults
 
 slow: .venv/ready
 	.venv/bin/python -m pytest -m slow --ignore tests/faults
 
 faults: .venv/ready
-	.venv/bin/python -m pytest -m "not slow" tests/faults
+	.venv/bin/python -m pytest tests/faults
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -9,13 +9,13 @@ import pytest
 import ray
 
 from tests.support import ROOT
-from tests.support.runs import SMALL, check_published, check_two_jobs
+from tests.support.runs import SMALL, check_published, check_two_jobs, flags
 from tests.support.servers import head_of
 
 
 @pytest.mark.slow
 def test_a_ray_of_another_environment(tmp_path: Path) -> None:
-    """As docs/cluster.md says it: the package is below 2 MB, and both jobs succeed where torch and Optuna were missing."""
+    """As docs/cluster.md says it: both jobs succeed where torch and Optuna were missing."""
     programs = tmp_path / "bare" / "bin"
     subprocess.run([sys.executable, "-m", "venv", str(programs.parent)], check=True)
     subprocess.run(
@@ -29,26 +29,13 @@ def test_a_ray_of_another_environment(tmp_path: Path) -> None:
         "pip": ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"],
         "config": {"setup_timeout_seconds": 1800},
     }
-    arguments = [
-        *SMALL,
-        "--trials",
-        "3",
-        "--max-epochs",
-        "2",
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "bare",
-    ]
+    arguments = [*SMALL, *flags(trials=3, max_epochs=2, storage=tmp_path, name="bare")]
     with head_of(programs) as env:
         command = [
             "ray",
             "job",
             "submit",
-            "--working-dir",
-            ".",
-            "--runtime-env-json",
-            json.dumps(needs),
+            *flags(working_dir=".", runtime_env_json=json.dumps(needs)),
         ]
         submit = subprocess.run(
             [*command, "--", "python", "jobs/search.py", *arguments],

@@ -14,7 +14,7 @@ from mnist_ray import data
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT
 from tests.support.processes import own_ray
-from tests.support.runs import check_run, finetune, finish, load_study, search
+from tests.support.runs import check_run, ended, finetune, finish, flags, load_study, search
 
 KEPT = Path(__file__).parent / "kept_runs"
 
@@ -51,7 +51,7 @@ def test_each_is_reported(runs: Path, tmp_path: Path, name: str, said: list[str]
 def test_the_model_of_the_finished_one_is_used(runs: Path, tmp_path: Path) -> None:
     manifest = json.loads((runs / "finished" / "model.json").read_text())
     for place in (runs / "finished", runs / "finished" / "model.onnx"):
-        output = job("evaluate.py", str(place), "--dataset", "digits", cwd=tmp_path)
+        output = job("evaluate.py", str(place), *flags(dataset="digits"), cwd=tmp_path)
         assert re.search(rf"^errors +{manifest['test_errors']}$", output, re.MULTILINE)
     digit = data.load("digits", "test")
     Image.fromarray(digit.images[0, 0]).resize((120, 120)).save(tmp_path / "digit.png")
@@ -65,9 +65,7 @@ def test_the_finished_one_is_resumed_and_stays_as_it_was(
     """Nothing is trained again: neither a trial nor a stage."""
     folder = runs / "finished"
     before = {name: (folder / name).read_bytes() for name in ("model.onnx", "model.json")}
-    code, output = finish(
-        search(ray_head, "--storage", str(runs), "--name", "finished", "--resume")
-    )
+    code, output = finish(search(ray_head, *flags(storage=runs, name="finished", resume=True)))
     assert code == 0, output
     assert "4 of 4 trials are done" in output
     assert "epoch 1/" not in output
@@ -76,8 +74,8 @@ def test_the_finished_one_is_resumed_and_stays_as_it_was(
 
 
 def test_the_finished_one_gets_more_trials(ray_head: dict[str, str], runs: Path) -> None:
-    arguments = ["--storage", str(runs), "--name", "finished", "--resume", "--no-finetune"]
-    code, output = finish(search(ray_head, *arguments, "--trials", "5"))
+    arguments = flags(storage=runs, name="finished", resume=True, finetune=False)
+    code, output = finish(search(ray_head, *arguments, *flags(trials=5)))
     assert code == 0, output
     check_run(str(runs / "finished"), 5)
 
@@ -87,16 +85,15 @@ def test_the_interrupted_one_goes_on_and_is_fine_tuned(
 ) -> None:
     """Its two running trials continue from their checkpoints; the third is not trained again."""
     folder = runs / "interrupted"
-    arguments = ["--storage", str(runs), "--name", "interrupted", "--resume", "--no-finetune"]
+    arguments = flags(storage=runs, name="interrupted", resume=True, finetune=False)
     code, output = finish(search(ray_head, *arguments))
     assert code == 0, output
     assert "1 of 4 trials are done, 2 go on" in output
-    again = {int(n) for n in re.findall(r"^trial (\d+) .*epochs=", output, re.MULTILINE)}
-    assert again == {0, 2, 3}
+    assert ended(output) == {0, 2, 3}
     check_run(str(folder), 4)
     study = load_study(folder)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
-    code, output = finish(finetune(ray_head, "--run", str(folder)))
+    code, output = finish(finetune(ray_head, *flags(run=folder)))
     assert code == 0, output
     published = json.loads((folder / "model.json").read_text())
     assert [step["step"] for step in published["lineage"]][-1] == "stage-3"
@@ -115,7 +112,7 @@ def on_s3(s3_server: str) -> str:
 
 
 def test_the_one_on_s3_goes_on(on_s3: str) -> None:
-    arguments = ["--storage", on_s3, "--name", "on-s3", "--resume"]
+    arguments = flags(storage=on_s3, name="on-s3", resume=True)
     code, output = finish(search(own_ray(), *arguments))
     assert code == 0, output
     assert "1 of 4 trials are done" in output

@@ -1,5 +1,7 @@
 """README and docs: commands and code run as written, flags and links exist."""
 
+import importlib
+import os
 import re
 import shlex
 import shutil
@@ -9,14 +11,18 @@ import time
 import urllib.request
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 from PIL import Image
 
-from mnist_ray import data
+from mnist_ray import data, models
 from mnist_ray.cli import COMMANDS
+from mnist_ray.spaces import DataShape
+from tests.support import ROOT
+from tests.support.runs import finish, flags, search
 from tests.support.servers import free_port
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {
     path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -39,7 +45,7 @@ def commands() -> list[str]:
     return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
 
 
-# What a test cannot run as it stands: the environment is there, and a Ray head of the tests' own stands in for `ray start`.
+# A test cannot run these: the environment is there, and so is a Ray head of the tests' own.
 ELSEWHERE = ("make ", "source ", "export ", "ray get-auth-token", "ray start")
 
 
@@ -62,7 +68,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(255 - digits.images[0, 0]).resize((120, 120)).save(folder / "my-digit.png")
     Image.fromarray(digits.images[1, 0]).resize((56, 56)).save(folder / "another.jpg")
     (folder / "my-stages.yaml").write_text(
-        "stages:\n  - {epochs: 1, batch_size: 64, lr: 0.001, weight_decay: 0, optimizer: adam, seed: 1}\n"
+        "stages:\n  - {epochs: 1, batch_size: 64, lr: 0.001, weight_decay: 0, "
+        "optimizer: adam, seed: 1}\n"
     )
     return folder
 
@@ -140,8 +147,8 @@ def test_every_flag_in_the_text_exists() -> None:
     known |= {f"no_{name}" for name in known} | OTHERS
     for path in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCUMENTED)):
         code = re.findall(r"`([^`\n]+)`", PAGES[path])
-        flags = {flag for text in code for flag in re.findall(r"--([a-z][a-z-]+)", text)}
-        assert {flag.replace("-", "_") for flag in flags} <= known, path
+        found = {flag for text in code for flag in re.findall(r"--([a-z][a-z-]+)", text)}
+        assert {flag.replace("-", "_") for flag in found} <= known, path
 
 
 DOCUMENTED = ("own-data", "own-parts", "run-directory", "honest-results", "original-experiments")
@@ -165,32 +172,19 @@ def test_the_two_commands_come_first() -> None:
     assert blocks("bash")[0].splitlines()[1].startswith("make test")
 
 
-def test_a_space_and_network_of_ones_own_run(tmp_path: Path) -> None:
+def test_a_space_and_network_of_ones_own_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The README's example module, through a dry run and one step of its network."""
     (tmp_path / "mine.py").write_text(example("def space"))
-    command = [
-        sys.executable,
-        str(ROOT / "jobs/search.py"),
-        "--space",
-        "mine:space",
-        "--space-args",
-        "most=32",
-        "--dataset",
-        "digits",
-        "--dry-run",
-    ]
-    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert out.returncode == 0, out.stderr
-    assert '"width"' in out.stdout
-    check = (
-        "import optuna, torch, mine; from mnist_ray import models; from mnist_ray.spaces import DataShape\n"
-        "hp = mine.space(optuna.create_study().ask(), DataShape(1, (28, 28), 10, (0.5,), (0.5,)))\n"
-        "assert models.build(hp)(torch.rand(2, 1, 28, 28)).shape == (2, 10)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert out.returncode == 0, out.stderr
+    options = flags(space="mine:space", space_args="most=32", dataset="digits", dry_run=True)
+    code, output = finish(search(dict(os.environ), *options, cwd=tmp_path), 60)
+    assert code == 0, output
+    assert '"width"' in output
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("mine")
+    hp = mine.space(optuna.create_study().ask(), DataShape(1, (28, 28), 10, (0.5,), (0.5,)))
+    assert models.build(hp)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_a_data_set_of_ones_own_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One Ray for most of the suite, with an S3 server behind a network that can fail, and secrets planted in every environment."""
+"""One Ray for most of the suite, S3 behind a network that can fail, planted secrets."""
 
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
@@ -37,8 +37,8 @@ def bucket(network: Network) -> str:
 
 @pytest.fixture(scope="package")
 def rays(bucket: str) -> Iterator[Rays]:
-    """A Ray of one node with two CPUs, started after the keys of the S3 server are in the environment."""
-    # Storage that stays away is reported after 15 s instead of 60; a slow test has the longer time.
+    """A Ray of one node with two CPUs, started with the S3 server's keys in its environment."""
+    # Storage that stays away is reported after 15 s, not 60; a slow test has the longer time.
     cluster = Rays(2, MNIST_RAY_STORAGE_RETRY_SECONDS="15")
     yield cluster
     cluster.remove()

@@ -1,9 +1,10 @@
-"""Many short trials while a monkey kills their workers: are all accounted for, and does the search's own memory stay flat?
+"""Many short trials while a monkey kills their workers: is each accounted for, is memory flat?
 
 python tests/faults/endurance.py --trials 300
 
-Starts a search on `digits` in a Ray of its own and ends with exit code 1 where a trial is missing, open or failed, an epoch is counted
-twice, or the memory grew by more than a tenth between the second quarter of the trials and the last.
+Starts a search on `digits` in a Ray of its own. Its exit code is 1 where a trial is missing, open
+or failed, an epoch is counted twice, or the search's memory grew by more than a tenth between the
+second quarter of the trials and the last.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import TINY
 from tests.support.processes import Monkey, own_ray
-from tests.support.runs import load_study, search, tables
+from tests.support.runs import flags, load_study, search, tables
 
 
 def main() -> int:
@@ -37,12 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
         arguments = [
             *TINY,
-            "--trials",
-            str(options.trials),
-            "--max-epochs",
-            str(options.max_epochs),
-            "--seed",
-            str(options.seed),
+            *flags(trials=options.trials, max_epochs=options.max_epochs, seed=options.seed),
         ]
         started = time.monotonic()
         process = search(own_ray(), *arguments, "--storage", folder, "--name", "e")
@@ -58,7 +54,8 @@ def main() -> int:
                     if len(memory) % max(1, options.trials // 20) == 0:
                         taken = time.monotonic() - started
                         print(
-                            f"{len(memory)} trials, {monkey.kills} kills, driver {memory[-1][1]:.0f} MB, {taken:.0f} s",
+                            f"{len(memory)} trials, {monkey.kills} kills, "
+                            f"driver {memory[-1][1]:.0f} MB, {taken:.0f} s",
                             flush=True,
                         )
                 elif line.startswith(
@@ -85,10 +82,13 @@ def verdict(code: int, run: Path, trials: int, kills: int, memory: list[float]) 
         statistics.median(memory[-quarter:]),
     )
     print(
-        f"exit code {code}; {len(rows)} of {trials} trials in the table, {len(states)} in the study: "
-        f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed, "
-        f"{states.count('RUNNING')} open; {len(epochs)} epochs, {len(epochs) - len(set(epochs))} twice; {kills} workers killed; "
-        f"driver's memory {second:.0f} MB in the second quarter, {last:.0f} MB in the last; load {os.getloadavg()[0]:.1f}"
+        f"exit code {code}; {len(rows)} of {trials} trials in the table, "
+        f"{len(states)} in the study: {states.count('COMPLETE')} complete, "
+        f"{states.count('PRUNED')} pruned, {states.count('FAIL')} failed, "
+        f"{states.count('RUNNING')} open; {len(epochs)} epochs, "
+        f"{len(epochs) - len(set(epochs))} twice; {kills} workers killed; "
+        f"driver's memory {second:.0f} MB in the second quarter, {last:.0f} MB in the last; "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     lost = len(rows) != trials or len(states) != trials or not set(states) <= {"COMPLETE", "PRUNED"}
     return int(code != 0 or lost or len(set(epochs)) != len(epochs) or last > 1.1 * second)

@@ -1,11 +1,10 @@
-"""Nodes and servers that go: one raylet, the whole cluster, the study's database; and what a killed search leaves on its machine."""
+"""Nodes and servers that go: one raylet, the cluster, the database; what a killed search leaves."""
 
 import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +14,9 @@ import pytest
 
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import SECRETS, TINY, Rays, no_open_trial, no_secret
+from tests.support import PROGRAMS
 from tests.support.processes import below, kill_tree, own_ray, stop, workers
-from tests.support.runs import check_run, finish, load_study, search, wait_for
+from tests.support.runs import check_run, ended, finish, flags, load_study, search, wait_for
 from tests.support.servers import SECRET, postgresql
 
 
@@ -26,16 +26,9 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
         first, second = several.add(1), several.add(1)
         arguments = [
             *TINY,
-            "--trials",
-            "12",
-            "--max-epochs",
-            "16",
-            "--scheduler",
-            "none",
-            "--max-concurrent",
-            "2",
+            *flags(trials=12, max_epochs=16, scheduler="none", max_concurrent=2),
         ]
-        process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "n")
+        process = search(several.env, *arguments, *flags(storage=tmp_path, name="n"))
         wait_for(process, "epochs=")
         running: set[int] = set()
         while len(running) < 2 or not workers(second.pid):
@@ -57,16 +50,9 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
         stop(process)
     finally:
         several.remove()
-    code, output = finish(search(rays.env, "--storage", str(tmp_path), "--name", "n", "--resume"))
+    code, output = finish(search(rays.env, *flags(storage=tmp_path, name="n", resume=True)))
     assert code == 0, output
-    assert (
-        not {
-            int(line.split()[1])
-            for line in output.splitlines()
-            if line.startswith("trial ") and "epochs=" in line
-        }
-        & finished
-    )
+    assert not ended(output) & finished
     check_run(str(tmp_path / "n"), 12)
     no_open_trial(tmp_path / "n")
 
@@ -75,8 +61,8 @@ def test_a_node_joins_and_gets_trials(tmp_path: Path) -> None:
     several = Rays(0)
     try:
         first = several.add(1)
-        arguments = [*TINY, "--trials", "12", "--max-epochs", "16", "--scheduler", "none"]
-        process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "j")
+        arguments = [*TINY, *flags(trials=12, max_epochs=16, scheduler="none")]
+        process = search(several.env, *arguments, *flags(storage=tmp_path, name="j"))
         wait_for(process, "epochs=")
         assert workers(first.pid)
         second = several.add(1)
@@ -92,50 +78,24 @@ def test_a_node_joins_and_gets_trials(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
-    """Drained as the autoscaler does it before a preemption: ten seconds later it is gone; its trial goes on elsewhere."""
+    """Drained as before a preemption; ten seconds later it is gone. Its trial goes on elsewhere."""
     several = Rays(0)
     try:
         nodes = [several.add(1), several.add(1)]
         arguments = [
             *TINY,
-            "--trials",
-            "8",
-            "--max-epochs",
-            "24",
-            "--scheduler",
-            "none",
-            "--max-concurrent",
-            "2",
+            *flags(trials=8, max_epochs=24, scheduler="none", max_concurrent=2),
         ]
-        process = search(several.env, *arguments, "--storage", str(tmp_path), "--name", "spot")
+        process = search(several.env, *arguments, *flags(storage=tmp_path, name="spot"))
         seen = wait_for(process, "epochs=")
         while not all(workers(node.pid) for node in nodes):
             assert process.poll() is None
-        code = (
-            "import ray; ray.init(logging_level='ERROR', log_to_driver=False)\n"
-            "print([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU')][0])"
-        )
-        found = subprocess.run(
-            [sys.executable, "-c", code],
-            env=several.env,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        node_id = found.stdout.split()[-1]
-        notice = [
-            "--reason=DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message=spot",
-            "--deadline-remaining-seconds=10",
-        ]
+        node_id = several.nodes_with_cpus()[0]
         drain = [
-            "ray",
-            "drain-node",
-            f"--address={several.env['RAY_ADDRESS']}",
-            f"--node-id={node_id}",
-            *notice,
-        ]
+            "ray", "drain-node", f"--address={several.env['RAY_ADDRESS']}", f"--node-id={node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+            "--deadline-remaining-seconds=10",
+        ]  # fmt: skip
         subprocess.run(drain, env=several.env, check=True, capture_output=True, timeout=60)
         taken = next(
             node for node in nodes if any(node_id in " ".join(p.cmdline()) for p in below(node.pid))
@@ -160,16 +120,7 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
         env = {**rays.env, "STUDY_PASSWORD": SECRET}
         arguments = [
             *TINY,
-            "--trials",
-            "6",
-            "--max-epochs",
-            "6",
-            "--storage",
-            str(tmp_path),
-            "--name",
-            "sql",
-            "--study",
-            place,
+            *flags(trials=6, max_epochs=6, storage=tmp_path, name="sql", study=place),
         ]
         process = search(env, *arguments)
         seen = wait_for(process, "epochs=")
@@ -189,7 +140,7 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
 
 
 def ours(folder: str) -> list[str]:
-    """Processes that know of the folder: by their arguments, or, as Ray's agents, by their environment alone."""
+    """Processes with the folder in their arguments or, as Ray's agents, in their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -199,7 +150,7 @@ def ours(folder: str) -> list[str]:
 
 
 def nothing_of(folder: str) -> bool:
-    """Whether all processes that know of the folder are gone within ten seconds: a killed one may be listed for a moment more."""
+    """Whether all of them are gone in ten seconds: a killed one may be listed a moment longer."""
     deadline = time.monotonic() + 10
     while (left := ours(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -208,20 +159,13 @@ def nothing_of(folder: str) -> bool:
 
 
 def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
-    """SIGKILL leaves the session's folder, and no process; the next search removes the folder, and after Ctrl-C its own too."""
+    """SIGKILL leaves a folder, no process; the next search removes it, and at Ctrl-C its own."""
     folder = tempfile.mkdtemp(prefix="t")
     env = own_ray(TMPDIR=folder, HOME=str(tmp_path))
     try:
         arguments = [
             *TINY,
-            "--trials",
-            "20",
-            "--max-epochs",
-            "8",
-            "--storage",
-            str(tmp_path),
-            "--name",
-            "left",
+            *flags(trials=20, max_epochs=8, storage=tmp_path, name="left"),
         ]
         process = search(env, *arguments)
         wait_for(process, "run ")
@@ -236,7 +180,7 @@ def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
         assert alive <= agents
         left = set(os.listdir(folder))
         assert left
-        process = search(env, "--storage", str(tmp_path), "--name", "left", "--resume")
+        process = search(env, *flags(storage=tmp_path, name="left", resume=True))
         wait_for(process, "epochs=")
         assert not left & set(os.listdir(folder))
         assert stop(process, signal.SIGINT).splitlines()[-1].endswith("--name left --resume")
@@ -251,25 +195,15 @@ def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "broken_space.py").write_text(
-        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return {'model': 'broken_space:build'}\n"
-        "def build(hp):\n    raise RuntimeError('no such network')\n"
-    )
+    shutil.copy(PROGRAMS / "broken_space.py", tmp_path)
     folder = tempfile.mkdtemp(prefix="t")
     try:
         arguments = [
-            "--dataset",
-            "digits",
-            "--space",
-            "broken_space:space",
-            "--trials",
-            "2",
-            "--max-epochs",
-            "1",
+            *flags(dataset="digits", space="broken_space:space", trials=2, max_epochs=1),
         ]
         env = own_ray(TMPDIR=folder, HOME=str(tmp_path))
         code, output = finish(
-            search(env, *arguments, "--storage", str(tmp_path), "--name", "f", cwd=tmp_path)
+            search(env, *arguments, *flags(storage=tmp_path, name="f"), cwd=tmp_path)
         )
         assert code == 1, output
         assert os.listdir(folder) == []

@@ -1,4 +1,4 @@
-"""The search's own process: killed again and again, started twice, taken over; and the fine-tuning started twice."""
+"""A search killed again and again, started twice, taken over; a fine-tuning started twice."""
 
 import random
 import shutil
@@ -13,22 +13,24 @@ from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import TINY, Rays, no_open_trial, no_secret
 from tests.support.processes import stop
-from tests.support.runs import check_run, finetune, finish, load_study, results, search, wait_for
+from tests.support.runs import (
+    check_run,
+    ended,
+    finetune,
+    finish,
+    flags,
+    load_study,
+    results,
+    search,
+    wait_for,
+)
 
 STAGES = """
 train_on: train
 stages:
-  - {epochs: 2, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4, schedule: one_cycle, seed: 1}
+  - {epochs: 2, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4,
+     schedule: one_cycle, seed: 1}
 """
-
-
-def lines(output: str) -> set[int]:
-    """Numbers of the trials that the output says have ended."""
-    return {
-        int(line.split()[1])
-        for line in output.splitlines()
-        if line.startswith("trial ") and "epochs=" in line
-    }
 
 
 @pytest.mark.parametrize(
@@ -39,23 +41,15 @@ def test_killed_at_random_moments_it_finds_the_same(
 ) -> None:
     arguments = [
         *TINY,
-        "--trials",
-        str(trials),
-        "--max-epochs",
-        "6",
-        "--deterministic",
-        "--max-concurrent",
-        "2",
-        "--seed",
-        "5",
+        *flags(trials=trials, max_epochs=6, deterministic=True, max_concurrent=2, seed=5),
     ]
     code, output = finish(
-        search(rays.env, *arguments, "--storage", str(tmp_path / "whole"), "--name", "d"), 600
+        search(rays.env, *arguments, *flags(storage=tmp_path / "whole", name="d")), 600
     )
     assert code == 0, output
-    chance, killed, ended = random.Random(kills), 0, set()
+    chance, killed, over = random.Random(kills), 0, set()
     folder = tmp_path / "cut" / "d"
-    process = search(rays.env, *arguments, "--storage", str(tmp_path / "cut"), "--name", "d")
+    process = search(rays.env, *arguments, *flags(storage=tmp_path / "cut", name="d"))
     while killed < kills:
         # Most of the first seconds are the start, which is killed too.
         time.sleep(chance.uniform(3, 14))
@@ -63,14 +57,14 @@ def test_killed_at_random_moments_it_finds_the_same(
             break
         output = stop(process)
         killed += 1
-        assert not lines(output) & ended  # none of them ran again
+        assert not ended(output) & over  # none of them ran again
         if (folder / "study.journal").exists():
-            ended |= {t.number for t in load_study(folder).trials if t.state.is_finished()}
+            over |= {t.number for t in load_study(folder).trials if t.state.is_finished()}
         again = ["--resume"] if (folder / "run.json").exists() else arguments
-        process = search(rays.env, *again, "--storage", str(tmp_path / "cut"), "--name", "d")
+        process = search(rays.env, *again, *flags(storage=tmp_path / "cut", name="d"))
     code, output = finish(process, 600)
     assert code == 0, output
-    assert not lines(output) & ended
+    assert not ended(output) & over
     assert killed >= kills / 2
     check_run(str(folder), trials)
     no_open_trial(folder)
@@ -87,16 +81,7 @@ def at_work(
     folder = tmp_path_factory.mktemp("work")
     arguments = [
         *TINY,
-        "--trials",
-        "300",
-        "--max-epochs",
-        "8",
-        "--scheduler",
-        "none",
-        "--storage",
-        str(folder),
-        "--name",
-        "one",
+        *flags(trials=300, max_epochs=8, scheduler="none", storage=folder, name="one"),
     ]
     process = search(rays.env, *arguments)
     wait_for(process, "epochs=")
@@ -113,10 +98,7 @@ def test_a_run_that_is_at_work_is_left_alone(
     second = search(
         rays.env,
         *(TINY if flag != "--resume" else []),
-        "--storage",
-        str(folder),
-        "--name",
-        "one",
+        *flags(storage=folder, name="one"),
         *[flag] * bool(flag),
     )
     code, output = finish(second, 60)
@@ -133,7 +115,7 @@ def test_of_two_that_go_on_with_a_killed_run_one_does(
     folder, first = at_work
     stop(first)
     trials = len(load_study(folder / "one").trials) + 4
-    arguments = ["--storage", str(folder), "--name", "one", "--resume", "--trials", str(trials)]
+    arguments = flags(storage=folder, name="one", resume=True, trials=trials)
     both = [search(rays.env, *arguments) for _ in range(2)]
     ends = sorted((finish(each, 240) for each in both), key=lambda end: end[0])
     assert [code for code, _ in ends] == [0, 2], ends
@@ -155,12 +137,7 @@ def test_of_two_fine_tunings_one_publishes(
     shutil.copytree(folder / "one", folder / "tuned")
     (folder / "tuned" / "search.lease").unlink(missing_ok=True)
     arguments = [
-        "--run",
-        str(folder / "tuned"),
-        "--stages",
-        str(folder / "stages.yaml"),
-        "--cpus",
-        "1",
+        *flags(run=folder / "tuned", stages=folder / "stages.yaml", cpus=1),
     ]
     ends = sorted(
         (finish(each, 240) for each in [finetune(rays.env, *arguments) for _ in range(2)]),

@@ -1,4 +1,4 @@
-"""Hosts of their own (network namespaces with temporary folders of their own): storage is S3 alone; one is cut off and comes back."""
+"""Hosts of their own (network namespaces) that share S3 alone: one is cut off and comes back."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ import pytest
 
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import DIGITS, SECRETS, no_secret
-from tests.support import ROOT
+from tests.support import PROGRAMS, ROOT
 from tests.support.processes import kill_tree, outside, workers
-from tests.support.runs import check_run, finish, wait_for
+from tests.support.runs import check_run, finish, flags, wait_for
 from tests.support.servers import moto
 
 NETWORK = "10.213.77"  # a bridge at .254, the hosts from .1 on
@@ -71,30 +71,13 @@ class Hosts:
             else [f"--address={self.head}"]
         )
         ray = [
-            "ray",
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            f"--num-cpus={cpus}",
-            "--num-gpus=0",
-            *options,
-        ]
-        ray += [f"--node-ip-address={NETWORK}.{i + 1}"]
-        mount = 'for each in "$TMPDIR" /dev/shm; do mount -t tmpfs tmpfs "$each" || exit 1; done; exec "$@"'
+            "ray", "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
+            "--num-gpus=0", f"--node-ip-address={NETWORK}.{i + 1}", *options,
+        ]  # fmt: skip
         command = [
-            "ip",
-            "netns",
-            "exec",
-            f"{self.mark}-{i}",
-            "unshare",
-            "-m",
-            "sh",
-            "-c",
-            mount,
-            "sh",
-            *ray,
-            f"--temp-dir={self.folder}/tmp/r",
-        ]
+            "ip", "netns", "exec", f"{self.mark}-{i}", "unshare", "-m",
+            "sh", str(PROGRAMS / "own_folders.sh"), *ray, f"--temp-dir={self.folder}/tmp/r",
+        ]  # fmt: skip
         self.nodes.append(subprocess.Popen(command, env=self.env, stdout=self.log, stderr=self.log))
         return self.nodes[-1]
 
@@ -107,14 +90,10 @@ class Hosts:
 
     def wait(self, count: int) -> None:
         """Until the cluster has so many nodes."""
-        code = (
-            "import ray, time; ray.init(logging_level='ERROR', log_to_driver=False)\n"
-            f"while sum(n['Alive'] for n in ray.nodes()) != {count}: time.sleep(0.2)"
-        )
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process = self.on_head(sys.executable, "-c", code)
+                process = self.on_head(sys.executable, str(PROGRAMS / "ray_nodes.py"), str(count))
                 if finish(process, 60)[0] == 0:
                     return
             time.sleep(0.5)
@@ -164,35 +143,22 @@ def far_bucket(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_host_is_cut_off_and_comes_back(hosts: Hosts, far_bucket: str) -> None:
-    """Its trial goes on elsewhere; when it is back it ends by itself, and can be joined again; the fine-tuning runs on what is there."""
+    """Its trial goes on elsewhere; back again, it ends by itself and can be joined again."""
     hosts.start(0, cpus=0)
     hosts.wait(1)
     first, second = hosts.start(1, cpus=1), hosts.start(2, cpus=1)
     hosts.wait(3)
     size = [
         *DIGITS,
-        "--space-args",
-        "min_width=8",
-        "max_width=16",
-        "--trials",
-        "8",
-        "--max-epochs",
-        "24",
-        "--scheduler",
-        "none",
+        *flags(
+            space_args=["min_width=8", "max_width=16"], trials=8, max_epochs=24, scheduler="none"
+        ),
     ]
     search = hosts.on_head(
         sys.executable,
         "jobs/search.py",
         *size,
-        "--max-concurrent",
-        "2",
-        "--storage",
-        far_bucket,
-        "--name",
-        "h",
-        "--seed",
-        "0",
+        *flags(max_concurrent=2, storage=far_bucket, name="h", seed=0),
     )
     try:
         seen = wait_for(search, "epochs=")

@@ -1,4 +1,4 @@
-"""Storage that fails: an S3 server that is away, slow or broken while checkpoints and models are written, and full disks."""
+"""Storage that fails: S3 away, slow or broken while files are written, and full disks."""
 
 import os
 import random
@@ -14,10 +14,11 @@ from mnist_ray.errors import WorkError
 from mnist_ray.run.publication import publish, read_verified
 from mnist_ray.storage import RunStorage, open_run
 from tests.faults.tools import TINY, Network, Rays, can_mount, no_open_trial, no_secret, small_disk
+from tests.support import PROGRAMS, ROOT
 from tests.support.processes import own_ray
-from tests.support.runs import check_run, finish, load_study, search, wait_for
+from tests.support.runs import check_run, ended, finish, flags, load_study, search, wait_for
 
-SEARCH = [*TINY, "--trials", "6", "--max-epochs", "8", "--scheduler", "none"]
+SEARCH = [*TINY, *flags(trials=6, max_epochs=8, scheduler="none")]
 
 
 def runs_folder(bucket: str, name: str) -> str:
@@ -25,7 +26,7 @@ def runs_folder(bucket: str, name: str) -> str:
 
 
 def test_s3_fails_while_checkpoints_are_written(rays: Rays, network: Network, bucket: str) -> None:
-    process = search(rays.env, *SEARCH, "--storage", bucket, "--name", "away")
+    process = search(rays.env, *SEARCH, *flags(storage=bucket, name="away"))
     seen = wait_for(process, "epochs=")
     for mode in ("down", "error", "slow"):
         with network.failing(mode):
@@ -43,7 +44,7 @@ def test_s3_is_away_for_30_seconds(network: Network, bucket: str) -> None:
     """With the waiting time of 60 s that users have, also in the workers' environment."""
     env = own_ray(MNIST_RAY_STORAGE_RETRY_SECONDS="60")
     for mode in ("down", "silent"):
-        process = search(env, *SEARCH, "--storage", bucket, "--name", f"long-{mode}")
+        process = search(env, *SEARCH, *flags(storage=bucket, name=f"long-{mode}"))
         seen = wait_for(process, "epochs=")
         with network.failing(mode):
             time.sleep(30)
@@ -55,7 +56,7 @@ def test_s3_is_away_for_30_seconds(network: Network, bucket: str) -> None:
 
 @pytest.mark.slow
 def test_s3_stays_away(rays: Rays, network: Network, bucket: str) -> None:
-    process = search(rays.env, *SEARCH, "--storage", bucket, "--name", "gone")
+    process = search(rays.env, *SEARCH, *flags(storage=bucket, name="gone"))
     seen = wait_for(process, "epochs=")
     started = time.monotonic()
     with network.failing("down"):
@@ -66,7 +67,7 @@ def test_s3_stays_away(rays: Rays, network: Network, bucket: str) -> None:
     assert "--name gone --resume" in last
     assert "Traceback" not in output
     assert time.monotonic() - started < 60
-    code, output = finish(search(rays.env, "--storage", bucket, "--name", "gone", "--resume"))
+    code, output = finish(search(rays.env, *flags(storage=bucket, name="gone", resume=True)))
     assert code == 0, output
     check_run(runs_folder(bucket, "gone"), 6)
 
@@ -74,7 +75,7 @@ def test_s3_stays_away(rays: Rays, network: Network, bucket: str) -> None:
 def test_s3_fails_while_a_model_is_published(
     network: Network, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off after any number of its requests, a publication leaves the model before or the new one, never a mixture."""
+    """Cut off anywhere, a publication leaves the old model or the new one, never a mixture."""
     run = open_run(bucket, "model")
     old, new = os.urandom(200_000), os.urandom(200_000)
     publish(run, {"model.onnx": old, "README.md": b"old"}, {"file": "model.onnx", "which": "old"})
@@ -111,24 +112,16 @@ def test_s3_fails_while_a_model_is_published(
     assert read_verified(run)[1] == new
 
 
-PUBLISH = """
-import sys
-from mnist_ray.run.publication import publish
-from mnist_ray.storage import RunStorage
-run = RunStorage(sys.argv[1])
-print("begins", flush=True)
-for number in range(1000):
-    publish(run, {"model.onnx": bytes([number % 256]) * 3_000_000}, {"file": "model.onnx", "which": number % 256})
-"""
-
-
 @pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_while_it_publishes(tmp_path: Path, kills: int) -> None:
     run, chance = RunStorage(str(tmp_path)), random.Random(0)
     publish(run, {"model.onnx": bytes([1]) * 3_000_000}, {"file": "model.onnx", "which": 1})
     for _ in range(kills):
         process = subprocess.Popen(
-            [sys.executable, "-c", PUBLISH, run.uri], stdout=subprocess.PIPE, text=True
+            [sys.executable, str(PROGRAMS / "publish_again.py"), run.uri],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         wait_for(process, "begins")
         time.sleep(chance.uniform(0.01, 0.3))
@@ -146,7 +139,7 @@ def test_killed_while_it_publishes(tmp_path: Path, kills: int) -> None:
 )
 def test_the_disk_is_full(rays: Rays, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "24m") as disk:
-        process = search(rays.env, *SEARCH, "--storage", str(disk), "--name", "full")
+        process = search(rays.env, *SEARCH, *flags(storage=disk, name="full"))
         seen = wait_for(process, "epochs=")
         filler = disk / "filler"
         subprocess.run(
@@ -160,25 +153,14 @@ def test_the_disk_is_full(rays: Rays, tmp_path: Path) -> None:
         assert "No space left on device" in last
         assert "Traceback" not in output
         finished = {t.number for t in load_study(disk / "full").trials if t.state.is_finished()}
-        code, output = finish(
-            search(rays.env, "--storage", str(disk), "--name", "full", "--resume"), 60
-        )
+        code, output = finish(search(rays.env, *flags(storage=disk, name="full", resume=True)), 60)
         assert code != 0  # still full: one line again
         assert "Traceback" not in output
         assert str(disk) in output.splitlines()[-1]
         filler.unlink()
-        code, output = finish(
-            search(rays.env, "--storage", str(disk), "--name", "full", "--resume")
-        )
+        code, output = finish(search(rays.env, *flags(storage=disk, name="full", resume=True)))
         assert code == 0, output
-        assert (
-            not {
-                int(line.split()[1])
-                for line in output.splitlines()
-                if line.startswith("trial ") and "epochs=" in line
-            }
-            & finished
-        )
+        assert not ended(output) & finished
         check_run(str(disk / "full"), 6)
         no_open_trial(disk / "full")
 
@@ -192,7 +174,7 @@ def test_the_disk_of_rays_temporary_files_is_full(tmp_path: Path) -> None:
     try:
         with small_disk(folder, "64k") as disk:
             process = search(
-                own_ray(TMPDIR=str(disk)), *SEARCH, "--storage", str(tmp_path), "--name", "full"
+                own_ray(TMPDIR=str(disk)), *SEARCH, *flags(storage=tmp_path, name="full")
             )
             code, output = finish(process, 200)
             assert code == 1, output

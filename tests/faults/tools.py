@@ -1,4 +1,4 @@
-"""What breaks things, and what looks at the result: processes below our own, Rays of several nodes, a network that fails, secrets."""
+"""What breaks things: Rays of several nodes, a failing network, small disks; planted secrets."""
 
 import contextlib
 import os
@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mnist_ray.storage import RunStorage
+from tests.support import PROGRAMS
 from tests.support.processes import kill_tree, outside
-from tests.support.runs import load_study
+from tests.support.runs import flags, load_study
 from tests.support.servers import free_port
 
-DIGITS = ["--dataset", "digits", "--train-images", "200", "--val-images", "100"]
-TINY = [*DIGITS, "--space-args", "min_width=8", "max_width=16", "--no-finetune"]
+DIGITS = flags(dataset="digits", train_images=200, val_images=100)
+TINY = [*DIGITS, *flags(space_args=["min_width=8", "max_width=16"], finetune=False)]
 # Whoever finds one of these in a run's directory or output has found a leak.
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-4711",
@@ -44,7 +45,7 @@ def no_open_trial(folder: Path) -> None:
 
 
 class Rays:
-    """A Ray of several nodes on loopback, each node a `ray start --block` of its own; `env` reaches it."""
+    """A Ray of several nodes on loopback, each a `ray start --block`; `env` reaches it."""
 
     def __init__(self, cpus: int, **env: str) -> None:
         self.folder = Path(
@@ -64,8 +65,8 @@ class Rays:
         self.nodes: list[subprocess.Popen] = []
         self.log = (self.folder / "log").open("wb")
         self._start(
-            "--head", f"--port={self.port}", f"--num-cpus={cpus}", "--include-dashboard=false", f"--temp-dir={self.folder}",
-            f"--ray-client-server-port={free_port()}",
+            "--head", f"--port={self.port}", f"--num-cpus={cpus}", "--include-dashboard=false",
+            f"--temp-dir={self.folder}", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
         self._wait(1)
 
@@ -91,25 +92,27 @@ class Rays:
         return node
 
     def _wait(self, count: int) -> None:
-        code = (
-            "import ray, time; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
-            f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)"
-        )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-                subprocess.run(
-                    [sys.executable, "-c", code],
-                    env=self.env,
-                    check=True,
-                    timeout=60,
-                    capture_output=True,
-                )
+                self._nodes(count)
                 return
             except (OSError, subprocess.SubprocessError):
                 time.sleep(0.3)
         raise AssertionError((self.folder / "log").read_text())
+
+    def _nodes(self, count: int) -> list[str]:
+        """Waits for so many nodes: the ids of those with CPUs."""
+        command = [sys.executable, str(PROGRAMS / "ray_nodes.py"), str(count)]
+        done = subprocess.run(
+            command, env=self.env, check=True, timeout=60, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    def nodes_with_cpus(self) -> list[str]:
+        """Their ids."""
+        return self._nodes(len(self.nodes))
 
     def pid(self) -> int:
         """Of the head node, under which its workers are."""
@@ -134,8 +137,8 @@ class Rays:
 class Network:
     """Passes connections to 127.0.0.1:port on, through a port of its own, until told to fail.
 
-    mode: "up"; "down" (connections are refused, open ones are cut); "error" (HTTP 503); "slow" (0.3 s for each piece); "silent" (nothing
-    comes back).
+    mode: "up"; "down" (connections are refused, open ones are cut); "error" (HTTP 503); "slow"
+    (0.3 s for each piece); "silent" (nothing comes back).
     """
 
     def __init__(self, port: int) -> None:
@@ -162,7 +165,8 @@ class Network:
             if self.mode == "error":
                 client.recv(65536)
                 client.sendall(
-                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    b"HTTP/1.1 503 Service Unavailable\r\n"
+                    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
                 )
                 return
             if self.mode == "silent":

@@ -37,7 +37,8 @@ def workers(pid: int) -> list[psutil.Process]:
     found = []
     for process in below(pid):
         with contextlib.suppress(psutil.Error):
-            # `ray::TrainTrial` between two calls, `ray::ResourceTrainable.train` within one: Tune's name for a class with resources
+            # `ray::TrainTrial` between two calls, within one `ray::ResourceTrainable.train`,
+            # Tune's name for a class with resources
             if re.match(r"ray::\w*(Trial|Trainable)\b", " ".join(process.cmdline())):
                 found.append(process)
     return found

@@ -1,6 +1,7 @@
 """Searches and fine-tunings as processes, and what is true of the runs that they leave."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,25 @@ from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT
 
-SMALL = [
-    "--dataset", "digits", "--space-args", "min_width=8", "max_width=16",
-    "--train-images", "400", "--val-images", "200",
-]  # fmt: skip
+
+def flags(**options: object) -> list[str]:
+    """Options as a command line has them: trials=2, space_args=["width=8"], resume=True.
+
+    finetune=False is --no-finetune.
+    """
+    words = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if value is True or value is False:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"--{flag}", *map(str, values)]
+    return words
+
+
+SPACE = ["min_width=8", "max_width=16"]
+SMALL = flags(dataset="digits", space_args=SPACE, train_images=400, val_images=200)
 
 
 def start(script: str, env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
@@ -57,6 +73,11 @@ def wait_for(process: subprocess.Popen, words: str) -> str:
         if words in line:
             return seen
     raise AssertionError(f"{words!r} never came:\n{seen}")
+
+
+def ended(output: str) -> set[int]:
+    """Numbers of the trials that the output says have ended."""
+    return {int(n) for n in re.findall(r"^trial (\d+) .*epochs=", output, re.MULTILINE)}
 
 
 def load_study(folder: Path) -> optuna.Study:

@@ -60,7 +60,7 @@ def make_bucket(url: str, server: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def head_of(programs: Path) -> Iterator[dict[str, str]]:
-    """A `ray start --head` from that folder, on loopback with token authentication: the environment that reaches it."""
+    """A `ray start --head` from that folder, with a token: the environment that reaches it."""
     # Short, because Unix sockets below it allow 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="mrt-"))
     token = folder / "token"
@@ -76,9 +76,9 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
         "OMP_NUM_THREADS": "1",
     }
     command = [
-        str(programs / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0",
-        "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+        str(programs / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+        "--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1", f"--port={port}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}",
     ]  # fmt: skip
     start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
@@ -120,12 +120,12 @@ def _wait_for(url: str, token: str, head: subprocess.Popen, log: Path) -> None:
 
 
 class Server:
-    """A database server as a child of the tests, on a port and in a folder of its own. A folder below /tmp, as Unix sockets need."""
+    """A database server as a child of the tests, on a port and in a short folder of its own."""
 
     def __init__(self, account: str) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="mrt-db-"))
-        # Servers refuse root; as another user of a container they get an account that the package brought.
+        # Servers refuse root: they run under the account that their package brought.
         self.become = (
             []
             if os.getuid()
@@ -233,7 +233,8 @@ class MariaDB(Server):
         first = self.folder / "first.sql"
         first.write_text(
             "CREATE DATABASE IF NOT EXISTS optuna;\n"
-            f"CREATE USER IF NOT EXISTS optuna@'%' IDENTIFIED BY '{SECRET}';\nGRANT ALL ON optuna.* TO optuna@'%';\n"
+            f"CREATE USER IF NOT EXISTS optuna@'%' IDENTIFIED BY '{SECRET}';\n"
+            "GRANT ALL ON optuna.* TO optuna@'%';\n"
         )
 
     @property
@@ -243,8 +244,9 @@ class MariaDB(Server):
     def command(self) -> Sequence[str]:
         folder = self.folder
         return [
-            self.server, "--no-defaults", f"--datadir={folder}/data", "--bind-address=127.0.0.1", f"--port={self.port}",
-            f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--init-file={folder}/first.sql",
+            self.server, "--no-defaults", f"--datadir={folder}/data", "--bind-address=127.0.0.1",
+            f"--port={self.port}", f"--socket={folder}/socket", f"--pid-file={folder}/pid",
+            f"--init-file={folder}/first.sql",
         ]  # fmt: skip
 
 
