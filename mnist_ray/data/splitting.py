@@ -9,7 +9,6 @@ from mnist_ray.data import writers
 from mnist_ray.data.images import Images
 from mnist_ray.data.sources import default_val_images, load
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import SearchSettings
 
 Rule = Literal["class", "group"]
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Split(NamedTuple):
 
 
 def load_split(
-    dataset: str | SearchSettings,
+    dataset: str,
     data_dir: str | None = None,
     *,
     train_images: int | None = None,
@@ -41,34 +40,25 @@ def load_split(
     """Load a training part and split it.
 
     Args:
-        dataset: a name, see `load`; or settings that hold all of these values.
+        dataset: a name, see `load`.
         data_dir: see `load`.
         train_images: images to train on; None takes all that are left.
         val_images: images to validate on; None takes `default_val_images`.
         seed: of the draw.
         val_by: `class`, `group`, or None: `group` where the data set knows its groups.
     """
-    if isinstance(dataset, SearchSettings):
-        s = dataset
-        return load_split(
-            s.dataset,
-            s.data_dir,
-            train_images=s.train_images,
-            val_images=s.val_images,
-            seed=s.seed,
-            val_by=s.val_by,
-        )
     part = load(dataset, "train", data_dir)
-    if part.groups is None and dataset == "mnist" and val_by != "class":
+    missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
+    if val_by == "group" and part.groups is None:
+        raise SettingsError(f"--val-by group: {dataset} has no groups (writers){missing}")
+    if val_by is None and part.groups is None and missing:
         log.warning(
-            "the writers are not known, as %s is not in the data folder: validation images are "
-            "drawn by class, so most are by writers who also wrote training images",
-            writers.FILE,
+            "the writers are not known%s: validation images are drawn by class, so most are by "
+            "writers who also wrote training images",
+            missing,
         )
     if val_by is None:
         val_by = "class" if part.groups is None else "group"
-    if val_by == "group" and part.groups is None:
-        raise SettingsError(f"--val-by group: the groups (writers) of {dataset} are not known")
     train, val = split(
         part.labels,
         val_images=val_images or default_val_images(dataset, data_dir),

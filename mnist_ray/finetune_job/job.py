@@ -183,7 +183,7 @@ def _new_run(settings: FinetuneSettings) -> About:
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )
-    images, train, val, val_by = data.load_split(searched)
+    images, train, val, val_by = data.load_split(dataset, searched.data_dir)
     searched = dataclasses.replace(searched, val_by=val_by)
     name = settings.name or f"finetune-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)

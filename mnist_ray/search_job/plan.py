@@ -153,7 +153,14 @@ def prepare(settings: SearchSettings) -> Plan:
     networks = spaces.of_networks(found)
     _check_trainable(settings, networks)
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
-    split = data.load_split(settings)
+    split = data.load_split(
+        settings.dataset,
+        settings.data_dir,
+        train_images=settings.train_images,
+        val_images=settings.val_images,
+        seed=settings.seed,
+        val_by=settings.val_by,
+    )
     if resumed and resumed.data.sha256 != split.images.sha256:
         raise SettingsError(
             f"--data-dir: the images are not those that the run at {storage.uri} began with "

@@ -50,6 +50,8 @@ def test_damaged_or_missing_writers(tmp_path: Path, caplog: pytest.LogCaptureFix
     file.unlink()
     assert load_split("mnist", str(tmp_path)).val_by == "class"
     assert f"the writers are not known, as {writers.FILE} is not in the data folder" in caplog.text
+    with pytest.raises(SettingsError, match=f"mnist has no groups .writers., as {writers.FILE}"):
+        load_split("mnist", str(tmp_path), val_by="group")
     caplog.clear()
     load_split("mnist", str(tmp_path), val_by="class")
     assert not caplog.text
