@@ -1,10 +1,12 @@
-# Makes the environment .venv where it is missing or older than pyproject.toml. PYTHON may name any Python >= 3.11.
+# Makes the environment .venv where it is missing or older than pyproject.toml.
+# PYTHON may name any Python >= 3.11; PIP_ARGS goes to pip install, as PIP_ARGS='--index-url …'.
 PYTHON ?= python3
+PIP_ARGS ?=
 
 .PHONY: demo test lint slow faults
 
 demo: .venv/ready
-	.venv/bin/python jobs/search.py --config jobs/recipes/demo.yaml --storage runs --name demo --overwrite
+	.venv/bin/python jobs/search.py --config demo --storage runs --name demo --overwrite
 
 test: .venv/ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/faults
@@ -24,6 +26,6 @@ lint: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("mnist_ray needs Python 3.11 or newer; name one as make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv/bin/python -m pip install $(PIP_ARGS) --quiet --upgrade pip
+	.venv/bin/python -m pip install $(PIP_ARGS) --editable '.[dev]'
 	touch $@
