@@ -1,17 +1,18 @@
 """The page to draw on, in a real browser without a network, and what is packed into it."""
 
 import base64
+import http.client
 import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,21 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mnist_ray import data, draw, models
+from mnist_ray.draw import build, runtime, server
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.export.pictures import Preprocessor, read_picture
 from mnist_ray.export.session import Session, probabilities
 from mnist_ray.export.write import export
 from mnist_ray.training.trainer import Trainer
+from tests.support.browser import chromium, wait_for
 
 JOB = Path(__file__).parents[2] / "jobs" / "draw.py"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# All names but the server's fail to resolve: no network, whatever the machine has.
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]  # fmt: skip
 HP: dict[str, Any] = {
-    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1578], "std": [0.2933], "blocks": 2,
-    "layers_per_block": 1, "width": 8, "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64, "optimizer": "adam", "lr": 0.01,
-    "schedule": "one_cycle",
+    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10,
+    "mean": [0.1578], "std": [0.2933], "blocks": 2, "layers_per_block": 1, "width": 8,
+    "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
+    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64,
+    "optimizer": "adam", "lr": 0.01, "schedule": "one_cycle",
 }  # fmt: skip
 COLOUR_HP = HP | {"in_channels": 3, "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
 DIGITS = '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]'
@@ -107,7 +105,7 @@ def predicted(model: Path) -> Predictor:
 def test_first_layer_is_the_networks_own(change: dict[str, Any], modules: int) -> None:
     hp = HP | change
     proto = onnx.load_model_from_string(exported(hp))
-    found = draw.first_layer(proto)
+    found = build.first_layer(proto)
     assert found is not None
     beginning, channels = found
     torch.manual_seed(0)
@@ -125,13 +123,13 @@ def test_first_layer_is_the_networks_own(change: dict[str, Any], modules: int) -
 
 def test_no_first_layer_without_a_convolution() -> None:
     hp = {**HP, "model": "mlp", "units": [16], "dropouts": [0.0]}
-    assert draw.first_layer(onnx.load_model_from_string(exported(hp))) is None
+    assert build.first_layer(onnx.load_model_from_string(exported(hp))) is None
 
 
 @pytest.fixture
 def no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what lies around it."""
-    monkeypatch.setattr(draw, "runtime", lambda: {"ort.wasm.min.js": b"var ort"})
+    monkeypatch.setattr(build, "runtime", lambda: {"ort.wasm.min.js": b"var ort"})
 
 
 @pytest.mark.usefixtures("no_runtime")
@@ -182,6 +180,40 @@ def test_ports_that_cannot_be(model: Path) -> None:
             draw.serve(str(model), port)
 
 
+@pytest.fixture
+def served() -> Iterator[int]:
+    """A server of one file; its port."""
+    with server.Server({"index.html": b"<p>page</p>"}, 0) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running.server_port
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:{port}", 200),
+        ("localhost:{port}", 200),
+        ("LocalHost:{port}", 200),
+        ("evil.example:{port}", 403),
+        ("127.0.0.1.evil.example:{port}", 403),
+        ("127.0.0.1", 403),
+        ("localhost:1", 403),
+        ("", 403),
+    ],
+)
+def test_only_this_machine_s_names_are_answered(served: int, host: str, status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served, timeout=10)
+    connection.request("GET", "/", headers={"Host": host.format(port=served)})
+    answer = connection.getresponse()
+    assert answer.status == status
+    assert (answer.read() == b"<p>page</p>") == (status == 200)
+    assert answer.getheader("X-Content-Type-Options") == "nosniff"
+    assert "default-src 'none'" in (answer.getheader("Content-Security-Policy") or "")
+
+
 def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another npm, and a home directory without a cache."""
     npm = folder / "npm"
@@ -197,26 +229,31 @@ def test_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         SettingsError, match=r"npm was not found: it is needed once, to fetch onnxruntime-web@"
     ):
-        draw.runtime()
+        runtime.runtime()
 
 
 def test_npm_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "echo 'npm error code ENOTFOUND\nnpm error network request failed, reason: getaddrinfo ENOTFOUND\nnpm error more' >&2; exit 1"
+    lines = [
+        "npm error code ENOTFOUND",
+        "npm error network request failed, reason: getaddrinfo ENOTFOUND",
+        "npm error more",
+    ]
+    script = "\n".join(f"echo '{line}' >&2" for line in lines) + "\nexit 1"
     fake_npm(tmp_path, script, monkeypatch)
     with pytest.raises(
         SettingsError,
         match=r"^npm could not fetch \S+: network request failed, reason: getaddrinfo ENOTFOUND$",
     ):
-        draw.runtime()
+        runtime.runtime()
 
 
 def test_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "other.tar", "w:gz") as archive:
-        for name in draw.RUNTIME:
+        for name in runtime.RUNTIME:
             archive.addfile(tarfile.TarInfo(f"package/dist/{name}"), io.BytesIO())
     fake_npm(tmp_path, f'cp {tmp_path}/other.tar "$4/onnxruntime-web.tgz"', monkeypatch)
     with pytest.raises(CorruptFileError, match="other content"):
-        draw.runtime()
+        runtime.runtime()
     assert not (tmp_path / ".cache").exists()
 
 
@@ -225,17 +262,12 @@ def test_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
     try:
-        draw.runtime()
+        runtime.runtime()
     except SettingsError as error:
         pytest.skip(str(error))
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +299,7 @@ Opened = Callable[..., Any]
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Opened]:
-    """Opens an address and waits until the network runs; in the end nothing may have complained or asked for anything elsewhere."""
+    """Opens an address and waits until the network runs; nothing may complain or ask elsewhere."""
     complaints: list[str] = []
     requests: list[str] = []
     contexts = []
@@ -281,7 +313,7 @@ def opened(browser: Any) -> Iterator[Opened]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
-        page.wait_for_function("document.getElementById('best').textContent !== 'Starting…'")
+        wait_for(page, "document.getElementById('best').textContent !== 'Starting…'")
         assert page.locator("#failure").is_hidden(), page.inner_text("#failure")
         return page
 
@@ -318,22 +350,21 @@ def seen(page: Any) -> np.ndarray:
 
 def settle(page: Any) -> None:
     """Waits until the last answer is on the page."""
-    page.wait_for_function("!busy && !waiting")
+    wait_for(page, "!busy && !waiting")
 
 
 def give(page: Any, file: Path) -> np.ndarray:
     """A file through the file input; the probabilities shown for it."""
     page.set_input_files("#file", file)
-    page.wait_for_function(
-        "name => document.getElementById('source').textContent.startsWith(name)", arg=file.name
-    )
+    condition = "name => document.getElementById('source').textContent.startsWith(name)"
+    wait_for(page, condition, arg=file.name)
     return shown(page)
 
 
 def test_pictures_get_predict_py_s_answers(
     predicted: Predictor, address: str, opened: Opened, tmp_path: Path
 ) -> None:
-    """100 test images as PNG files: a quarter as they are, others enlarged, dark on light, or drawn in transparency."""
+    """100 test images: a quarter as they are, others enlarged, dark on light, or transparent."""
     images = data.load("mnist" if os.environ.get("MNIST_RAY_DATA") else "digits", "test").images[
         :100, 0
     ]
@@ -413,7 +444,8 @@ def test_half_transparent_pixels_look_the_same_on_white(
 
 def browser_pixels(page: Any, file: Path) -> np.ndarray:
     script = """async text => {
-        const { pixels, width, height } = await decoded(new Blob([Uint8Array.from(atob(text), c => c.charCodeAt(0))]));
+        const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+        const { pixels, width, height } = await decoded(new Blob([bytes]));
         const reader = new FileReader();
         reader.readAsDataURL(new Blob([pixels]));
         await new Promise(resolve => { reader.onload = resolve; });
@@ -444,7 +476,7 @@ def test_a_stroke_of_the_mouse(predicted: Predictor, address: str, opened: Opene
 
 
 def assert_drawn(page: Any, predicted: Predictor) -> None:
-    """The answer is predict.py's for what is on the canvas, and the digit fills the picture as MNIST's do."""
+    """The answer is predict.py's for the canvas, and the digit fills the picture as MNIST's do."""
     expected = predicted(canvas(page, "#canvas"))
     np.testing.assert_allclose(shown(page), expected, atol=1e-4)
     assert page.inner_text("#best") == str(expected.argmax())
@@ -471,9 +503,8 @@ def test_keys_draw(predicted: Predictor, address: str, opened: Opened) -> None:
             page.keyboard.press(key)
     settle(page)
     assert_drawn(page, predicted)
-    page.wait_for_function(
-        "/^\\d, [0-9.]+ %$/.test(document.getElementById('status').textContent)"
-    )  # for readers of screens
+    # For readers of screens.
+    wait_for(page, "/^\\d, [0-9.]+ %$/.test(document.getElementById('status').textContent)")
     width = np.flatnonzero((seen(page)[..., 0] > 100).any(0))
     assert len(width) < 8  # the lifted pen drew nothing to the right
     page.keyboard.press("Delete")
@@ -514,8 +545,9 @@ def test_what_is_no_picture_is_said(address: str, opened: Opened, tmp_path: Path
     Image.new("L", (30, 40)).save(tmp_path / "large.png")
     page.evaluate("FACTS.maxPixels = 1000")
     page.set_input_files("#file", tmp_path / "large.png")
-    page.wait_for_function(
-        "document.getElementById('failure').textContent.includes('30 × 40 pixels; at most 1,000')"
+    wait_for(
+        page,
+        "document.getElementById('failure').textContent.includes('30 × 40 pixels; at most 1,000')",
     )
     page.evaluate("FACTS.maxPixels = 1200")
     give(page, tmp_path / "large.png")
@@ -530,7 +562,7 @@ def test_other_addresses_are_not_there(address: str, browser: Any) -> None:
 
 
 def test_colour_from_disk(colour_model: Path, browser: Any, opened: Opened, tmp_path: Path) -> None:
-    """A colour model's page, exported and opened without a server: pictures are dropped, there is nothing to draw on."""
+    """A colour model's page, exported, without a server: pictures are dropped, not drawn."""
     site = tmp_path / "site"
     done = subprocess.run(
         [sys.executable, str(JOB), str(colour_model), "--export", str(site)],
@@ -549,12 +581,14 @@ def test_colour_from_disk(colour_model: Path, browser: Any, opened: Opened, tmp_
     assert not page.evaluate("busy || waiting")
     script = """text => {
         const transfer = new DataTransfer();
-        transfer.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], "horse.png", { type: "image/png" }));
-        document.getElementById("sheet").dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+        transfer.items.add(new File([bytes], "horse.png", { type: "image/png" }));
+        const dropped = { dataTransfer: transfer, bubbles: true, cancelable: true };
+        document.getElementById("sheet").dispatchEvent(new DragEvent("drop", dropped));
     }"""
     page.evaluate(script, base64.b64encode(file.read_bytes()).decode())
-    page.wait_for_function(
-        "document.getElementById('source').textContent === 'horse.png, 100 × 120 pixels'"
+    wait_for(
+        page, "document.getElementById('source').textContent === 'horse.png, 100 × 120 pixels'"
     )
     picture = read_picture(str(file))
     expected = predictor(colour_model)(picture)

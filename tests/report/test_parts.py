@@ -1,0 +1,195 @@
+"""The parts of the page: the model's answers, its network, the search's time and figures."""
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+pytest.importorskip("plotly", reason="the extra `report` is not installed")
+pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+
+from mnist_ray import data, models, report
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.export.write import export
+from mnist_ray.models import Committee
+from mnist_ray.report import cost_part, model_part, network_part, search_figures, search_part
+from mnist_ray.report.page import picture
+from mnist_ray.report.read import read_run
+from mnist_ray.run import layout, predictions
+from mnist_ray.run.records import Record
+from mnist_ray.storage import RunStorage
+from mnist_ray.study import importance
+from tests.support.report_runs import EPOCHS, Tables, write_run
+
+
+def test_kept_predictions_are_used_and_only_for_their_model(
+    finished: RunStorage, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.uri, tmp_path / "kept")
+    storage = RunStorage(str(tmp_path / "kept"))
+    sha = storage.read_json("model.json")["sha256"]
+    test = data.load("digits", "test")
+    logits = np.random.default_rng(0).normal(size=(len(test.labels), 10)).astype(np.float32)
+    storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, sha))
+    kept = predictions.read(storage, sha)
+    assert kept is not None
+    np.testing.assert_array_equal(kept[0], test.labels)
+    np.testing.assert_array_equal(kept[1], logits)
+    wrong = int((logits.argmax(1) != test.labels).sum())
+    assert f"Every wrong answer ({wrong} of" in report.build([storage])
+    storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, "0" * 64))
+    assert predictions.read(storage, sha) is None
+    assert (
+        f"Every wrong answer ({storage.read_json('model.json')['test_errors']} of"
+        in report.build([storage])
+    )
+    storage.write_bytes(layout.PREDICTIONS, b"PAR1 and then nothing")
+    with pytest.raises(CorruptFileError, match=r"predictions\.parquet is damaged"):
+        report.build([storage])
+
+
+def test_other_test_images_give_no_pictures(finished: RunStorage) -> None:
+    run = read_run(finished)
+    test = data.load("digits", "test")
+    sha = finished.read_json("model.json")["sha256"]
+    finished.write_bytes(
+        layout.PREDICTIONS,
+        predictions.pack(test.labels, np.eye(10, dtype=np.float32)[(test.labels + 1) % 10], sha),
+    )
+    try:
+        other = dataclasses.replace(test, labels=test.labels[::-1].copy())
+        tested = model_part.load_tested(run, None, other)
+    finally:
+        finished.delete(layout.PREDICTIONS)
+    assert tested.images is None
+    assert "not those that the model was measured on" in tested.why_not
+    assert tested.answers is not None
+
+
+def test_calibration_of_known_answers() -> None:
+    labels = np.zeros(10, np.int64)
+    # Eight answers at 0.95, of which six are right; two at 0.55, both wrong.
+    given = np.array([[0.95, 0.05]] * 6 + [[0.05, 0.95]] * 2 + [[0.45, 0.55]] * 2)
+    bins, error = model_part.calibration(labels, given)
+    assert [(bin.n, bin.right) for bin in bins] == [(2, 0), (8, 6)]
+    assert error == pytest.approx(0.8 * abs(0.75 - 0.95) + 0.2 * 0.55)
+    # One is inside the last bin, not in one of its own.
+    assert model_part.calibration(labels[:1], np.array([[1.0, 0.0]]))[0] == [
+        model_part.Bin(14 / 15, 1.0, 1, 1, 1.0)
+    ]
+
+
+def test_confusion_counts_rows_by_truth() -> None:
+    assert model_part.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3).tolist() == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [1, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3)])
+def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    text = picture(pixels, "a picture", 84, 84)
+    png = base64.b64decode(text.source.partition("base64,")[2])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pixels)
+    assert text.source.startswith("data:image/png;base64,")
+
+
+def test_committee_and_mlp(finished: RunStorage) -> None:
+    shared = {"in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.5], "std": [0.5]}
+    hp = {"model": "mlp", "units": [12], "dropouts": [0.1], **shared}
+    networks = [models.build(hp).eval() for _ in range(2)]
+    run = read_run(finished)
+    asked = model_part.Tested(None, "they are not here", None)
+    alone = dataclasses.replace(run, onnx=export(networks[0], hp, {}))
+    text = model_part.model_part(alone, asked, "")
+    assert "All 12 filters" in text
+    assert "<td>784, 12</td>" in text
+    assert "they are not here" in text
+    together = dataclasses.replace(run, onnx=export(Committee(networks), [hp, hp], {}))
+    assert "committee of 2 networks" in model_part.model_part(together, asked, "")
+
+
+def test_layers_see_what_passes_before_inplace_changes() -> None:
+    passed = network_part.layers(
+        nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True)), torch.tensor([[-1.0, -2.0]])
+    )
+    assert [name for name, _, _ in passed] == ["0", "1"]
+    with torch.no_grad():
+        before = passed[0][1](torch.tensor([[-1.0, -2.0]]))
+    torch.testing.assert_close(passed[0][2], before)
+
+
+def test_few_complete_trials_have_no_importances(tmp_path: Path) -> None:
+    """As in the terminal: FEWEST complete trials are needed for what is a conclusion."""
+
+    def keep(complete: int) -> Callable[[optuna.trial.FrozenTrial, Record], None]:
+        left = iter(range(1000))
+
+        def edit(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+            if record.state == "COMPLETE" and next(left) >= complete:
+                record.state = "PRUNED"
+                frozen.state, frozen._values = optuna.trial.TrialState.PRUNED, None
+
+        return edit
+
+    conclusions = {"importances", "rank", "contour-batch_size-lr_sgd"}
+    for n in (importance.FEWEST - 1, importance.FEWEST):
+        storage = write_run(tmp_path / str(n), edit=keep(n))
+        page = report.build([storage])
+        figures = set(re.findall(r"<figure class=chart id=\"figure-([^\"]+)\"", page))
+        enough = n == importance.FEWEST
+        assert (conclusions & figures == conclusions) if enough else not conclusions & figures
+        assert {"slice", "parallel"} <= figures
+        note = f"need {importance.FEWEST} complete trials, and here are {n}"
+        assert (note in Tables(page).text) == (not enough)
+
+
+def test_lanes_and_where_the_time_went(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "lanes"))
+    lanes = search_part.lanes(run)
+    assert set(lanes.values()) == {"node-a · 1", "node-a · 2", "worker unknown · 1"}
+    by_lane: dict[str, list[tuple[datetime, datetime]]] = {}
+    for trial in run.frozen:
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        by_lane.setdefault(lanes[trial.number], []).append(
+            (trial.datetime_start, trial.datetime_complete)
+        )
+    for spans in by_lane.values():
+        spans.sort()
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    shares = cost_part.time_shares(run)
+    assert shares is not None
+    assert shares.workers == 2
+    assert shares.epochs == pytest.approx(sum(2.0 * row["epochs"] for row in run.trials))
+    # Each trial was a second outside its epochs.
+    assert shares.inside == pytest.approx(shares.epochs + len(run.trials))
+    assert shares.inside <= shares.capacity + 1e-6
+    stopped, saved, seconds = cost_part.saved_epochs(run)
+    pruned = [row for row in run.trials if row["state"] == "PRUNED"]
+    assert stopped == len(pruned)
+    assert saved == sum(EPOCHS - row["epochs"] for row in pruned)
+    assert seconds == pytest.approx(2.0 * saved)
+
+
+def test_ticks_of_small_axes() -> None:
+    assert search_figures.log_ticks(4e-5, 7e-3)["tickvals"] == pytest.approx([1e-4, 1e-3])
+    assert search_figures.log_ticks(0.012, 0.21)["tickvals"] == pytest.approx(
+        [0.02, 0.05, 0.1, 0.2]
+    )
+    assert search_figures.log_ticks(0.0015, 0.0019)["ticktext"] == ["0.0015", "0.0019"]
+    assert len(search_figures.log_ticks(1e-10, 1e3)["tickvals"]) <= 6
