@@ -25,6 +25,7 @@ from mnist_ray.errors import WorkError
 from mnist_ray.settings import default_data_dir
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # for tests.support
 CORES = len(os.sched_getaffinity(0))
 
 

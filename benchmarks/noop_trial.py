@@ -15,12 +15,13 @@ from typing import Any
 from noop_space import space
 from ray import tune
 
+from mnist_ray.run.layout import trial_folder
 from mnist_ray.spaces import DataShape
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.trainable import TrainTrial, TrialContext, checkpoint_folder
+from mnist_ray.tune.trainable import EpochTrial, Result, TrainTrial, TrialContext
 
 
-def sleep(hp: Mapping[str, Any], start: float) -> dict[str, Any]:
+def sleep(hp: Mapping[str, Any], start: float) -> Any:
     """Sleeps until hp["seconds"] after `start`, notes both times down and gives a row with a random accuracy."""
     time.sleep(max(0.0, start + hp["seconds"] - time.time()))
     with open(f"{hp['stamps']}/{os.getpid()}.stamps", "a") as file:
@@ -44,20 +45,22 @@ def sleep(hp: Mapping[str, Any], start: float) -> dict[str, Any]:
     }
 
 
-class NoOpTrial(TrainTrial):
+class NoOpTrial(EpochTrial):
     """For our search. The checkpoints that it expects are written within the trial's own time: they are its work."""
+
+    LATEST, BEST = TrainTrial.LATEST, TrainTrial.BEST
 
     def setup(
         self, config: dict[str, Any], context: TrialContext | None = None, **data: Any
-    ) -> None:  # type: ignore[override]
+    ) -> None:
         assert context is not None
         self.context, self.storage = context, RunStorage(context.run)
-        self._begin(config)
+        self.begin_config(config)
 
-    def step(self) -> dict[str, Any]:
+    def epoch(self) -> Result:
         start = time.time()
         for name in (*self.BEST, self.LATEST):
-            self.storage.write_bytes(f"{checkpoint_folder(self.number)}/{name}", b"nothing")
+            self.storage.write_bytes(f"{trial_folder(self.number)}/{name}", b"nothing")
         return sleep(self.hp, start)
 
 

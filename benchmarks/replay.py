@@ -23,8 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from common import CORES, ROOT, BenchmarkSettings, section, spread
@@ -32,6 +31,7 @@ from replay_curves import read
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, main
+from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 SLOTS = 2
 SHIPPED = SearchSettings()
@@ -145,75 +145,53 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 # ---- the two sides
 
 
-class Side(Protocol):
-    """A searcher and a scheduler, as Tune's controller sees them; and the parameters of a trial that was suggested."""
-
-    searcher: Any
-    scheduler: Any
-
-    def params(self, trial_id: str) -> dict[str, Any]: ...
-
-
-class Stock:
+def stock(space: Callable[..., dict[str, Any]], epochs: int, seed: int) -> TuneLoop:
     """OptunaSearch and ASHAScheduler as they come: TPE with its defaults, reduction factor 4."""
+    import optuna
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
 
-    def __init__(self, space: Callable[..., dict[str, Any]], epochs: int, seed: int) -> None:
-        import optuna
-        from ray.tune.schedulers import ASHAScheduler
-        from ray.tune.search.optuna import OptunaSearch
-
-        sampler = optuna.samplers.TPESampler(seed=seed)
-        self.searcher = OptunaSearch(
-            space=space, metric="val_accuracy", mode="max", sampler=sampler
-        )
-        self.scheduler = ASHAScheduler(time_attr="training_iteration", max_t=epochs)
-        self.scheduler.set_search_properties("val_accuracy", "max")
-
-    def params(self, trial_id: str) -> dict[str, Any]:
-        return dict(self.searcher._ot_trials[trial_id].params)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    searcher = OptunaSearch(space=space, metric="val_accuracy", mode="max", sampler=sampler)
+    return TuneLoop(searcher, ASHAScheduler(time_attr="training_iteration", max_t=epochs), SLOTS)
 
 
-class Shipped:
+def shipped(
+    space: Callable[..., Any],
+    epochs: int,
+    seed: int,
+    name: str,
+    reduction_factor: float,
+    kept: int | None,
+) -> TuneLoop:
     """StudySearch and the scheduler that a search makes."""
+    import optuna
 
-    def __init__(
-        self,
-        space: Callable[..., Any],
-        epochs: int,
-        seed: int,
-        name: str,
-        reduction_factor: float,
-        kept: int | None,
-    ) -> None:
-        import optuna
+    from mnist_ray.run.records import Records
+    from mnist_ray.study.pruners import make_pruner
+    from mnist_ray.study.samplers import make_sampler
+    from mnist_ray.study.studies import open_study
+    from mnist_ray.tune import schedulers
+    from mnist_ray.tune.searcher import StudySearch
 
-        from mnist_ray.run.records import Records
-        from mnist_ray.study.pruners import make_pruner
-        from mnist_ray.study.samplers import make_sampler
-        from mnist_ray.study.studies import open_study
-        from mnist_ray.tune import schedulers
-        from mnist_ray.tune.searcher import StudySearch
-
-        settings = SearchSettings(
-            max_epochs=epochs, sampler=name, reduction_factor=reduction_factor
-        )
-        sampler = make_sampler(name, seed)
-        if kept is not None:
-            sampler.KEPT = kept
-        storage = optuna.storages.InMemoryStorage()
-        study = open_study(storage, "replay", settings.metric, sampler, make_pruner(settings))
-        records = Records(settings.metric, total=10**9)
-        self.searcher = StudySearch(
-            study, space, records, run="replay", max_epochs=epochs, on_settled=lambda number: None
-        )
-        self.scheduler = schedulers.make(settings, {}, self.searcher)
-        self.scheduler.set_search_properties(settings.metric, "max")
-
-    def params(self, trial_id: str) -> dict[str, Any]:
-        return dict(self.searcher._ot_trials[trial_id].params)
+    settings = SearchSettings(max_epochs=epochs, sampler=name, reduction_factor=reduction_factor)
+    sampler: Any = make_sampler(name, seed)
+    if kept is not None:
+        sampler.KEPT = kept
+    storage = optuna.storages.InMemoryStorage()
+    study = open_study(storage, "replay", settings.metric, sampler, make_pruner(settings))
+    searcher = StudySearch(
+        study,
+        space,
+        Records(settings.metric, total=10**9),
+        run="replay",
+        max_epochs=epochs,
+        on_settled=lambda number: None,
+    )
+    return TuneLoop(searcher, schedulers.make(settings, {}, searcher), SLOTS)
 
 
-def make_side(variant: str, epochs: int, seed: int) -> Side:
+def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
     """SettingsError where the variant is unknown."""
     from mnist_ray.spaces import DataShape
     from mnist_ray.spaces.convnet import convnet
@@ -224,12 +202,12 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
         return convnet(trial, shape, layer_dropout=True)
 
     if variant == "stock":
-        return Stock(space, epochs, seed)
+        return stock(space, epochs, seed)
     sampler, *numbers = (
         f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant
     ).split(":")
     try:
-        return Shipped(
+        return shipped(
             space,
             epochs,
             seed,
@@ -250,47 +228,43 @@ def make_side(variant: str, epochs: int, seed: int) -> Side:
 class Running:
     """A trial under way."""
 
-    trial: SimpleNamespace  # what the searcher and the scheduler are told of it
+    trial: FakeTrial
     accuracies: np.ndarray  # of all its epochs
     seconds: np.ndarray
-    epoch: int = 0  # that have ended
     work: float = 0.0  # seconds that the searcher and the scheduler took for the last call
 
+    @property
+    def epoch(self) -> int:
+        """Epochs that have ended."""
+        return self.trial.epoch
 
-def begin(side: Side, number: int, answers: Callable[[dict[str, Any]], Curve]) -> Running:
+
+def begin(side: TuneLoop, answers: Callable[[dict[str, Any]], Curve]) -> Running:
     """Asks for a trial."""
     start = time.perf_counter()
-    trial = SimpleNamespace(
-        trial_id=f"t{number:05d}", config=side.searcher.suggest(f"t{number:05d}")
-    )
-    side.scheduler.on_trial_add(None, trial)
+    trial = side.start()
     work = time.perf_counter() - start
-    return Running(trial, *answers(side.params(trial.trial_id)), work=work)
+    assert trial is not None
+    # What Optuna suggested, of which the config has what the space makes of it.
+    trials = getattr(side.searcher, "trials", None) or side.searcher._ot_trials
+    return Running(trial, *answers(dict(trials[trial.trial_id].params)), work=work)
 
 
-def end_epoch(side: Side, running: Running) -> tuple[float, bool]:
+def end_epoch(side: TuneLoop, running: Running) -> tuple[float, bool]:
     """Tells of the trial's next epoch: its accuracy, and whether the trial ends with it."""
     start = time.perf_counter()
     accuracy, seconds = (
         float(running.accuracies[running.epoch]),
         float(running.seconds[running.epoch]),
     )
-    running.epoch += 1
-    done = running.epoch == len(running.accuracies)
-    result = _result(running.epoch, accuracy, seconds, done)
-    # As in Tune's controller: a result with which the trial ends goes to the scheduler's and the searcher's on_trial_complete.
-    if not done:
-        done = side.scheduler.on_trial_result(None, running.trial, result) == "STOP"
-    if done:
-        side.scheduler.on_trial_complete(None, running.trial, result)
-        side.searcher.on_trial_complete(running.trial.trial_id, result=result)
-    else:
-        side.searcher.on_trial_result(running.trial.trial_id, result)
+    running.trial.epoch += 1
+    last = running.epoch == len(running.accuracies)
+    done = side.report(running.trial, result(running.epoch, accuracy, seconds=seconds, done=last))
     running.work = time.perf_counter() - start
     return accuracy, done
 
 
-def replay(side: Side, answers: Callable[[dict[str, Any]], Curve], budget: int) -> list[float]:
+def replay(side: TuneLoop, answers: Callable[[dict[str, Any]], Curve], budget: int) -> list[float]:
     """The best accuracy seen so far after each epoch that the search has spent."""
     best, trials = 0.0, 0
     course: list[float] = []
@@ -298,7 +272,7 @@ def replay(side: Side, answers: Callable[[dict[str, Any]], Curve], budget: int) 
     now = 0.0
     while len(course) < budget:
         while len(under_way) < SLOTS:
-            running = begin(side, trials, answers)
+            running = begin(side, answers)
             heapq.heappush(under_way, (now + running.seconds[0], trials, running))
             trials += 1
         now, number, running = heapq.heappop(under_way)
@@ -308,25 +282,6 @@ def replay(side: Side, answers: Callable[[dict[str, Any]], Curve], budget: int) 
         if not done:
             heapq.heappush(under_way, (now + running.seconds[running.epoch], number, running))
     return course
-
-
-def _result(epoch: int, accuracy: float, seconds: float, done: bool) -> dict[str, Any]:
-    """A row as trials report it; the loss follows the accuracy."""
-    loss = 1 - accuracy
-    return {
-        "epoch": epoch,
-        "training_iteration": epoch,
-        "train_loss": loss,
-        "train_accuracy": accuracy,
-        "val_loss": loss,
-        "val_accuracy": accuracy,
-        "lr": 0.0,
-        "images_per_second": 0.0,
-        "seconds": seconds,
-        "n_parameters": 0,
-        "node": "",
-        "done": done,
-    }
 
 
 _answers: dict[tuple[str, str], Answers] = {}

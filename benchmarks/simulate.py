@@ -74,7 +74,7 @@ def simulate(settings: SimulateSettings, answers: Answers, seed: int) -> Outcome
             work += running.work + settings.overhead
             running = None if done else running
         if running is None and number < settings.trials:
-            running = begin(side, number, answers)
+            running = begin(side, answers)
             work += running.work + settings.overhead
             number += 1
             out.last_start = max(free, ready) + work

@@ -45,6 +45,8 @@ def reason(error: BaseException) -> str:
 
     Of several frames it is the innermost one of the person's code, else the innermost of all.
     """
+    if isinstance(error, MnistRayError):
+        return first_line(error)[:500]
     frames = _own_frames(error) or [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]

@@ -25,10 +25,15 @@ from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.study import storages, studies, trials
 from mnist_ray.study.objectives import curve
-from mnist_ray.tune import schedulers, watch
-from mnist_ray.tune.deterministic import DeterministicTrial, OrderedSearch
+from mnist_ray.tune import patches, schedulers, watch
+from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import SummaryWarnings, TrainTrial, TrialContext
+from mnist_ray.tune.trainable import (
+    DeterministicTrial,
+    SummaryWarnings,
+    TrainTrial,
+    TrialContext,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
     s, storage = plan.settings, plan.storage
     sampler = plan.sampler(s.seed + _seed_offset(plan))
     pruner = plan.scheduler.pruner()
-    common = (plan.study_name, s.metric, sampler, pruner, plan.purpose, plan.objective_names)
+    space = plan.space if plan.resumed else None  # which may have been edited meanwhile
+    common = (
+        plan.study_name, s.metric, sampler, pruner, plan.purpose, plan.objective_names, space,
+    )  # fmt: skip
     if s.study:
         with storages.opened(s.study) as shared:
             yield studies.open_study(shared, *common), None
@@ -147,9 +155,13 @@ def train(
     with bar, trackers.following(watchers, records):
         if remaining > 0:
             searcher = _searcher(plan, study, restored, settled)
-            with watch.patched_tune(searcher.worker_lost):
+            with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder).fit()
             searcher.close()
+            if searcher.taken_over:
+                raise WorkError(
+                    f"the search at {plan.storage.uri} ends: another process has taken over its run"
+                )
             if searcher.storage_error:
                 raise WorkError(
                     f"storage failed: {searcher.storage_error}; "
@@ -188,6 +200,9 @@ def _searcher(
         "run": plan.name,
         "max_epochs": s.max_epochs,
         "on_settled": settled,
+        "keep_error": lambda number, text: plan.storage.write_bytes(
+            layout.error_file(number), text.encode()
+        ),
         "continued": restored.continued,
         "retried": trials.to_try_again(study, plan.name),
         "points": trials.remaining_points(study, plan.name, plan.points),

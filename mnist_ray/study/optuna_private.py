@@ -4,10 +4,12 @@ Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails w
 has changed one of them, or no longer needs it.
 """
 
+import traceback
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
@@ -31,7 +33,7 @@ def storage_of(study: optuna.Study) -> BaseStorage:
     return study._storage
 
 
-def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+def trial_id_of(trial: optuna.Trial | FrozenTrial) -> int:
     """The trial's key in its storage, by which all of the storage's methods know it."""
     return trial._trial_id
 
@@ -60,12 +62,21 @@ def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
 
     `Study.tell` ends such a trial, but Optuna has no public way to go on with one.
     """
-    return optuna.Trial(study, trial_id(frozen))
+    return optuna.Trial(study, trial_id_of(frozen))
 
 
 def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> None:
     """Writes a system attribute, where pruners keep notes (Trial.set_system_attr is deprecated)."""
-    storage_of(study).set_trial_system_attr(trial_id(trial), key, value)
+    storage_of(study).set_trial_system_attr(trial_id_of(trial), key, value)
+
+
+def is_contradiction(error: Exception) -> bool:
+    """Whether Optuna refuses a suggestion since the study has another distribution of that name.
+
+    It raises a plain ValueError, by the message of which nothing can be told.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code is check_distribution_compatibility.__code__
 
 
 def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:

@@ -4,7 +4,6 @@ A space is a person's function. It may raise optuna.TrialPruned for an impossibl
 it may have a slip in one branch: both end one trial and not the search.
 """
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,32 +14,37 @@ from optuna.trial import FrozenTrial
 
 from mnist_ray import errors
 from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.study.optuna_private import is_contradiction
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a space gave no hyperparameters for a trial; `traceback` is empty where it pruned it."""
+    """Why a space gave no hyperparameters for a trial: it pruned it, or it failed by an error."""
 
     reason: str
-    traceback: str = ""
+    pruned: bool = False
+    error: Exception | None = None
 
 
 def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any] | Refusal:
     """The hyperparameters of a trial, or why the space gives none.
 
     Raises:
-        MnistRayError: where the space, the sampler or the study's storage does.
+        SettingsError: the study has other distributions of a parameter.
+        MnistRayError: the space, the sampler or the study's storage raises it.
     """
     try:
         found = space(trial)
     except optuna.TrialPruned as pruned:
-        return Refusal(f"pruned by the space{f': {pruned}' if str(pruned) else ''}")
+        return Refusal(f"pruned by the space{f': {pruned}' if str(pruned) else ''}", pruned=True)
     except (MnistRayError, OSError):
         raise
     except Exception as error:
-        return Refusal(errors.reason(error), traceback.format_exc())
+        if is_contradiction(error):
+            raise SettingsError(f"--space: the study contradicts the space: {error}") from error
+        return Refusal(errors.reason(error), error=error)
     if not isinstance(found, Mapping):
         return Refusal(f"the space returned a {type(found).__name__}; expected a dict")
     return dict(found)
@@ -102,5 +106,5 @@ def check_space(name: str, trials: Sequence[FrozenTrial], space: Space) -> None:
             here, there = (min(map(str, each[parameter])) for each in (known, found))
             raise SettingsError(
                 f"--space: {parameter!r} is {there} in study {name!r}, "
-                f"but {here} in this space; give another --study-name"
+                f"but {here} in this space; give another --name or --study-name"
             )

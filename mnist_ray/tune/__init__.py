@@ -1,1 +1,1 @@
-"""Ray Tune: trainables, the searcher, schedulers, deterministic order, populations, hung workers."""
+"""Ray Tune: trainables, searcher, schedulers, deterministic order, populations, hung workers."""

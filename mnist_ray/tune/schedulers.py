@@ -1,16 +1,17 @@
-"""What stops the hopeless early: Ray's ASHA, made to survive a resume, and any of Optuna's pruners (see pruners.py)."""
+"""What stops trials early: Ray's ASHA, made to survive a resume, and any of Optuna's pruners."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import Scheduler, read_scheduler
 from mnist_ray.tune import population
+from mnist_ray.tune.patches import OpenASHA
 from mnist_ray.tune.trainable import NUMBER
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 
 class FirstInFirstOut(FIFOScheduler):
-    """Ray's order of trials, found among those that are alive: Ray's own walks over all trials that ever were, at every event, which
-    took 5 % of the driver's time after 3,500 of them, and more with each."""
+    """Ray's order of trials, found among those that are alive.
+
+    Ray's own walks over all trials that ever were, at every event. That took 5 % of the driver's
+    time after 3,500 of them, and more with each.
+    """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The first trial that waits; one that was paused only where none is new."""
@@ -31,11 +35,12 @@ class FirstInFirstOut(FIFOScheduler):
         return None
 
 
-class ResumableASHA(FirstInFirstOut, ASHAScheduler):
-    """Asynchronous successive halving (Li et al. 2020) whose rungs are those of the run, not of the process.
+class ResumableASHA(FirstInFirstOut, OpenASHA):
+    """Asynchronous successive halving (Li et al. 2020) with the rungs of the run.
 
-    past: trial number -> {epoch: value of the metric}, of every trial that the run has already. Ray's own scheduler starts with
-    empty rungs after a restart, and lets through what would have been stopped.
+    Args:
+        past: trial number -> {epoch: value of the metric}, of each trial that the run has already.
+        kwargs: as Ray's scheduler takes them.
     """
 
     def __init__(self, past: Mapping[int, Mapping[int, float]], **kwargs: Any) -> None:
@@ -44,46 +49,32 @@ class ResumableASHA(FirstInFirstOut, ASHAScheduler):
         self._rungs_rebuilt = False
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Fills the rungs first: only now the scheduler knows the metric."""
         super().on_trial_add(tune_controller, trial)
         number = trial.config[NUMBER]
         if not self._rungs_rebuilt:
             self._rungs_rebuilt = True
-            for other in self._past:
-                self._record(f"number {other}", other)
+            for other, curve in self._past.items():
+                self.enter(f"number {other}", curve)
         if number in self._past:
             # It goes on under a new id of Tune's; its place in the rungs goes with it.
-            self._forget(f"number {number}")
-            self._record(trial.trial_id, number)
-
-    def _record(self, key: str, number: int) -> None:
-        """Enters the trial's value at each rung that it has reached."""
-        for milestone, recorded in self._brackets[0]._rungs:
-            reached = [epoch for epoch in self._past[number] if epoch >= milestone]
-            if reached:
-                recorded[key] = self._metric_op * self._past[number][min(reached)]
-
-    def _forget(self, key: str) -> None:
-        for _, recorded in self._brackets[0]._rungs:
-            recorded.pop(key, None)
+            self.leave(f"number {number}")
+            self.enter(trial.trial_id, self._past[number])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        # A failed trial has no value; NaN would stay in the rung.
-        return (
-            TrialScheduler.CONTINUE
-            if _failed(result)
-            else super().on_trial_result(tune_controller, trial, result)
-        )
+        """As Ray's. A failed trial has no value, and NaN would stay in the rung."""
+        if _failed(result):
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """As Ray's, but for failed trials."""
         if not _failed(result):
             super().on_trial_complete(tune_controller, trial, result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        self._trial_info.pop(trial.trial_id, None)
-
 
 class PrunerScheduler(FirstInFirstOut):
-    """Asks the study's pruner after every epoch. It keeps nothing itself: what pruners know they read from the study."""
+    """Asks the study's pruner after every epoch. What pruners know they read from the study."""
 
     def __init__(self, search_alg: "StudySearch") -> None:
         super().__init__()
@@ -93,11 +84,10 @@ class PrunerScheduler(FirstInFirstOut):
         return {}  # Tune pickles it into the experiment's directory, where nothing reads it
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        return (
-            TrialScheduler.STOP
-            if self.search_alg.should_stop(trial.trial_id, result)
-            else TrialScheduler.CONTINUE
-        )
+        """STOP or CONTINUE."""
+        if self.search_alg.should_stop(trial.trial_id, result):
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
 
 
 def _failed(result: Mapping[str, Any]) -> bool:
@@ -110,9 +100,13 @@ def make_scheduler(
     search_alg: "StudySearch",
     seed: int = 0,
 ) -> TrialScheduler:
-    """Tune's scheduler. `past` as in ResumableASHA; seed: of pbt's random numbers.
+    """Tune's scheduler. Where `scheduler` is a pruner, the study has it.
 
-    Where the scheduler is a pruner the study has it.
+    Args:
+        scheduler: read from the settings.
+        past: see ResumableASHA.
+        search_alg: the search's.
+        seed: of pbt's random numbers.
     """
     if scheduler.name == "none":
         return FirstInFirstOut()
@@ -136,18 +130,34 @@ def make(
 
 
 class Ending(Stopper):
-    """Ends the search when its time is up or the storage has failed, and tells the searcher why. budget: seconds, or None."""
+    """Ends the search: its time is up, the storage has failed, or the run is another's now.
 
-    def __init__(self, search_alg: "StudySearch", budget: float | None) -> None:
-        self.search_alg, self.budget, self.start = search_alg, budget, time.monotonic()
+    Args:
+        search_alg: told the reason.
+        budget: seconds, or None.
+        lost: whether another process has taken over the run.
+    """
+
+    def __init__(
+        self,
+        search_alg: "StudySearch",
+        budget: float | None,
+        lost: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.search_alg, self.budget, self.lost = search_alg, budget, lost
+        self.start = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its settings into the experiment's directory; this one is of no use there
+        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial ends alone."""
         return False
 
     def stop_all(self) -> bool:
-        if self.budget is not None and time.monotonic() - self.start > self.budget:
+        """Whether all trials end now."""
+        if self.lost():
+            self.search_alg.taken_over = True
+        elif self.budget is not None and time.monotonic() - self.start > self.budget:
             self.search_alg.ending = "stopped by --time-budget"
-        return self.search_alg.ending is not None or self.search_alg.storage_error is not None
+        return self.search_alg.ending is not None or self.search_alg.silent

@@ -1,305 +1,233 @@
-"""Ray Tune's OptunaSearch, telling Optuna the truth.
+"""Ray Tune's OptunaSearch, with a study that says how each trial really ended.
 
-Stock OptunaSearch reports a trial that the scheduler stopped as COMPLETE with its low-fidelity value, leaves one whose value is NaN
-RUNNING for ever, cannot continue a study's trials, and pickles the storage's URL, password included, into the experiment's directory.
-Here a stopped trial is PRUNED with all its intermediate values, a failed one FAIL, and the study alone says what has been done.
+Ray's OptunaSearch reports a trial that the scheduler stopped as COMPLETE with its low-fidelity
+value, leaves one whose value is NaN RUNNING for ever, cannot continue a study's trials, and pickles
+the storage's URL, password included, into the experiment's directory. Here a stopped trial is
+PRUNED with all its intermediate values, a failed one FAIL, and the study alone says what has been
+done.
 """
 
+import contextlib
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import WorkError
 from mnist_ray.run.records import HISTORY, Record, Records, Row, rank
-from mnist_ray.settings import objectives
-from mnist_ray.study.objectives import CURVE, curve
-from mnist_ray.study.optuna_private import started as ask
-from mnist_ray.study.samplers import exhausted
-from mnist_ray.study.storages import on_disk
-from mnist_ray.study.trials import AGAIN, POINT, RUN, SUMMARY
+from mnist_ray.study.objectives import curve
+from mnist_ray.study.suggestions import Refusal, Space
+from mnist_ray.tune.outcomes import Outcomes
+from mnist_ray.tune.suggestions import Numbered, Suggestions
 from mnist_ray.tune.trainable import NUMBER
 
-EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
-# Suggestions that take more than this part of a trial are made while the trials before them still run: slots that waited for them would
-# lose more than the suggestions gain by knowing a trial more.
-ASK_AHEAD_FROM = 0.05
-
-Suggestion = tuple[optuna.Trial, dict[str, Any]]  # a trial of the study and its hyperparameters
+REFUSED_AT_ONCE = 20  # trials that the space may refuse before Tune has its turn again
 
 
 class StudySearch(OptunaSearch):
-    """Suggests from a study and tells it how each trial ended; keeps `records` for the reader.
+    """Suggests from a study and reports to it how each trial ended; keeps `records` for the reader.
 
-    space: a function of an optuna.Trial that returns the flat dict of hyperparameters.
-    on_settled: called with a trial's number after the study knows of its end.
-    slots: how many trials may run at this moment; no more are handed out.
-    continued: trials of an earlier process, still RUNNING in the study, that have a checkpoint: they are handed out first.
-    retried: numbers and values of trials that were cut off before their first checkpoint: tried again, under new numbers.
-    points: known good configurations, with their places in the list that names them: tried before the sampler is asked.
+    Where the study's storage fails (`storage_error` says how) or another process has taken over
+    the run (`taken_over`), nothing more is suggested or written. Trials stay RUNNING in the study,
+    to be continued by --resume: the search must end.
 
-    Where the study's storage fails (`storage_error` says how) no more is suggested, and trials stay RUNNING in the study, to be
-    continued by --resume: the search must end.
+    Args:
+        study, space, records, run, continued, retried, points: as Suggestions takes them.
+        max_epochs, on_settled, keep_error: as Outcomes takes them.
+        slots: how many trials may run at this moment; no more are handed out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (made once, by keywords)
         self,
         study: optuna.Study,
-        space: Callable[[optuna.Trial], dict[str, Any]],
+        space: Space,
         records: Records,
         *,
         run: str,
         max_epochs: int,
         on_settled: Callable[[int], None],
+        keep_error: Callable[[int, str], None] = lambda number, text: None,
         slots: Callable[[], float] = lambda: math.inf,
         continued: Sequence[FrozenTrial] = (),
-        retried: Sequence[tuple[int, dict[str, Any]]] = (),
-        points: Sequence[tuple[int, dict[str, Any]]] = (),
+        retried: Sequence[Numbered] = (),
+        points: Sequence[Numbered] = (),
     ) -> None:
-        mode = "min" if records.metric == "val_loss" else "max"
-        super().__init__(space=None, metric=records.metric, mode=mode)
-        self._space, self._ot_study = space, study
-        self.records, self.run, self.max_epochs, self.on_settled, self.slots = (
-            records,
-            run,
-            max_epochs,
-            on_settled,
-            slots,
+        super().__init__(
+            metric=records.metric, mode="min" if records.metric == "val_loss" else "max"
         )
-        self.continued, self.retried, self.points = list(continued), list(retried), list(points)
-        self._steps: dict[int, set[int]] = {}  # trial number -> the epochs that the study has
-        self._ahead: list[Suggestion] = []  # not handed out yet
+        self.study, self.records, self.max_epochs, self.slots = study, records, max_epochs, slots
+        self.suggestions = Suggestions(study, space, records, run, continued, retried, points)
+        self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
+        known = {trial.number: set(curve(trial)) for trial in continued}
+        self.outcomes = Outcomes(study, records, max_epochs, on_settled, keep_error, known)
         self._starting: set[str] = set()  # handed out, but not begun yet
-        self._asking = 0.0  # seconds that the last suggestion took
-        self._trained, self._ended_here = (
-            0.0,
-            0,
-        )  # seconds of all trials that have ended, and how many they are
-        self.ending: str | None = (
-            None  # why the search as a whole is being ended, e.g. "time budget"
-        )
+        self.ending: str | None = None  # why the search as a whole is being ended
         self.storage_error: str | None = None
+        self.taken_over = False
         self.lost: dict[int, str] = {}  # trial number -> how its last worker was lost
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles the searcher into the experiment's directory. The study is the state; its URL may hold a password.
-        return {}
+        return {}  # Tune pickles it into the experiment's directory: its URL may hold a password
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is the state, and Tune's snapshots are not resumed from."""
+        """Does nothing: the study is the state, and Tune's snapshots are not resumed from."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """See save."""
+    restore = save
 
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict, **spec: Any
-    ) -> bool:
-        return True  # all given to __init__
+    def set_search_properties(self, *args: Any, **spec: Any) -> bool:
+        """True: all was given to __init__."""
+        return True
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self.taken_over or self.storage_error is not None
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Notes an error of the study's storage: Tune would log it and go on, or end in it."""
+        try:
+            yield
+        except (WorkError, OSError) as error:
+            self.storage_error = str(error)
 
     # ---- suggestions
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's config of the next trial: its hyperparameters and its number. None while all slots are taken: Tune asks again."""
-        if self.storage_error:
+        """Tune's config of the next trial: its hyperparameters and its number.
+
+        None while there is no free slot: Tune asks again. FINISHED after the last one.
+        """
+        if self.silent:
             return None
-        try:
-            if len(self._ot_trials) < self.slots():
+        with self._storage_errors():
+            if len(self.trials) < self.slots():
                 return self._next(trial_id)
-            self._ask_ahead()
-        except (WorkError, OSError) as error:  # Tune would end with a traceback
-            self.storage_error = str(error)
+            if not self._starting:  # what was suggested already comes first
+                self.suggestions.ask_ahead(self.slots(), self.outcomes.mean_seconds())
         return None
 
     def _next(self, trial_id: str) -> dict[str, Any] | str | None:
-        suggestion = self._ahead.pop(0) if self._ahead else self._ask()
-        if suggestion is None:
-            return Searcher.FINISHED
-        trial, hp = suggestion
-        self._ot_trials[trial_id] = trial
+        for _ in range(REFUSED_AT_ONCE):
+            if not self._may_ask():
+                return None
+            found = self.suggestions.next()
+            if found is None:
+                return Searcher.FINISHED
+            if isinstance(found.hp, Refusal):
+                self._refused(found.trial, found.hp)
+                continue
+            self._hand_out(trial_id, found.trial)
+            return {NUMBER: found.trial.number, **found.hp}
+        return None
+
+    def _may_ask(self) -> bool:
+        """Whether the next trial may be suggested now."""
+        return True
+
+    def _hand_out(self, trial_id: str, trial: optuna.Trial) -> None:
+        self.trials[trial_id] = trial
         self._starting.add(trial_id)
-        return {NUMBER: trial.number, **hp}
 
     def begun(self, trial_id: str) -> None:
         """Notes that a trial trains now."""
         self._starting.discard(trial_id)
 
-    def _ask_ahead(self) -> None:
-        """One suggestion for each slot, where trials are that short; not while a trial waits to be started, and not where suggestions
-        could not keep up with the trials anyway."""
-        if self._starting or not self._ended_here:
-            return
-        mean = self._trained / self._ended_here
-        if ASK_AHEAD_FROM * mean < self._asking < mean / self.slots():
-            while len(self._ahead) < self.slots() and (suggestion := self._ask()):
-                self._ahead.append(suggestion)
-
-    def _ask(self) -> Suggestion | None:
-        """The next one; None when there is none to come."""
-        study, start = self._ot_study, time.perf_counter()
-        if self.continued:
-            frozen = self.continued.pop(0)
-            trial = optuna.Trial(
-                study, frozen._trial_id
-            )  # a running trial gives its stored values again
-            self._steps[trial.number] = set(curve(frozen))
-        elif len(self.records.trials) - self.records.tried_again >= self.records.total or exhausted(
-            study
-        ):
-            return None
-        else:
-            values: dict[str, Any] = {}
-            attributes: dict[str, Any] = {RUN: self.run}
-            if self.retried:
-                attributes[AGAIN], values = self.retried.pop(0)
-            elif self.points:
-                place, values = self.points.pop(0)
-                attributes[POINT] = [self.run, place]
-            trial = ask(study, attributes, values)
-        try:
-            hp = self._space(trial)
-        except ValueError as error:
-            raise SettingsError(
-                f"--study: the study {study.study_name!r} contradicts the space: {error}"
-            ) from error
-        on_disk(study)  # before a worker writes the trial's checkpoints
-        if trial.number not in self.records.trials:
-            self.records.add(Record(trial.number, dict(trial.params)))
-        self._steps.setdefault(trial.number, set())
-        self._asking = time.perf_counter() - start
-        return trial, hp
+    def _refused(self, trial: optuna.Trial, refusal: Refusal) -> None:
+        """Takes note of a trial for which the space gave no hyperparameters."""
+        self.outcomes.refuse(trial, refusal)
 
     # ---- results
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes a result; one that was reported already, before a restart, changes nothing."""
-        try:
-            self._take(self._ot_trials[trial_id], self._rows(trial_id, result))
-        except (WorkError, OSError) as error:
-            self.storage_error = str(error)
+        with self._storage_errors():
+            self._take(self.trials[trial_id], self._rows(trial_id, result))
 
     def _rows(self, trial_id: str, result: dict[str, Any]) -> list[Row]:
-        """The epochs that a result tells of; none where the trial or the storage has failed."""
-        record = self.records.trials[self._ot_trials[trial_id].number]
-        if "storage_error" in result:
-            self.storage_error = result["storage_error"]
-        if "reason" in result:
-            record.reason = result["reason"]
-        if record.reason or self.storage_error:
+        """The epochs of a result (see trainable.Result); none where trial or storage failed."""
+        record = self._record(trial_id)
+        self.storage_error = result.get("storage_error", self.storage_error)
+        record.reason = result.get("reason", record.reason)
+        if record.reason or self.silent:
             return []
         record.node, best = result["node"], record.best(self.metric)
         if best is None or rank(result, self.metric) > rank(best, self.metric):
-            record.n_parameters = result[
-                "n_parameters"
-            ]  # of the network of its best epoch: with pbt a trial may have several
+            # Of the network of its best epoch: with pbt a trial may have several.
+            record.n_parameters = result["n_parameters"]
         if record.latency_ms is None:  # a worker that was started again has measured anew
             record.latency_ms = result.get("latency_ms")
         return [{name: row[name] for name in HISTORY} for row in [*result.get("rows", []), result]]
 
-    def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
-        """Makes epochs known to the reader and to the study."""
-        for row in rows:
-            self.records.report(trial.number, row)
-            if row["epoch"] not in self._steps[trial.number]:
-                self._steps[trial.number].add(row["epoch"])
-                if not self.records.objectives:
-                    trial.report(row[self.metric], step=row["epoch"])
-                else:
-                    own = self.records.trials[trial.number].rows
-                    trial.set_user_attr(
-                        CURVE, {epoch: own[epoch][self.metric] for epoch in sorted(own)}
-                    )
+    def _record(self, trial_id: str) -> Record:
+        return self.records.trials[self.trials[trial_id].number]
 
-    def exploited(self, trial_id: str, story: dict[str, Any]) -> None:
-        """Notes that a trial goes on with another's weights: after which epoch, from which trial, and its new values (see pbt.py)."""
-        trial = self._ot_trials[trial_id]
-        record = self.records.trials[trial.number]
-        record.exploits.append(story)
-        try:
-            trial.set_user_attr(EXPLOITS, record.exploits)
-        except (WorkError, OSError) as error:
-            self.storage_error = str(error)
+    def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+        """Makes epochs known."""
+        self.outcomes.take(trial, rows)
+
+    def exploited(self, trial_id: str, exploit: dict[str, Any]) -> None:
+        """Notes that a trial goes on with another's weights (see population.py).
+
+        exploit: after which epoch, from which trial, and its new values.
+        """
+        with self._storage_errors():
+            self.outcomes.exploited(self.trials[trial_id], exploit)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether the study's pruner stops the trial after this result, which the study has by then. (Tune asks a scheduler first and
-        tells the searcher afterwards.)"""
+        """Whether the study's pruner stops the trial after this result.
+
+        The study gets the result first. (Tune asks a scheduler before it tells the searcher.)
+        """
         self.on_trial_result(trial_id, result)
-        trial = self._ot_trials[trial_id]
-        if self.storage_error or self.records.trials[trial.number].reason:
+        if self.silent or self._record(trial_id).reason:
             return False
-        try:
-            return trial.should_prune()
-        except (WorkError, OSError) as error:
-            self.storage_error = str(error)
-            return False
+        with self._storage_errors():
+            return self.trials[trial_id].should_prune()
+        return False
 
     def give_up(self, trial_id: str, reason: str) -> None:
         """Notes why a trial is about to be ended from outside."""
-        self.records.trials[self._ot_trials[trial_id].number].reason = reason
+        self._record(trial_id).reason = reason
 
     def worker_lost(self, trial_id: str, how: str) -> None:
-        """Notes how a trial's worker was lost: the trial may be started again, or it ends with this reason."""
-        if trial_id in self._ot_trials:
-            self.lost[self._ot_trials[trial_id].number] = how
+        """Notes how a trial's worker was lost: the trial starts again, or ends for this reason."""
+        if trial_id in self.trials:
+            self.lost[self.trials[trial_id].number] = how
+
+    # ---- ends
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells the study how the trial ended. Only one that trained all its epochs is COMPLETE."""
-        trial = self._ot_trials.get(trial_id)
-        if trial is None:
+        """Reports to the study how the trial ended; error: Tune has given it up."""
+        if trial_id not in self.trials:
             return
         if result:
             self.on_trial_result(trial_id, result)
-        del self._ot_trials[trial_id]
+        trial = self.trials.pop(trial_id)
         self._starting.discard(trial_id)
-        if self.storage_error:
-            return  # it stays RUNNING in the study, to be continued by --resume
-        try:
-            self._ended(trial, error)
-        except (
-            WorkError,
-            OSError,
-        ) as storage_failure:  # Tune would log and go on: the search must end instead
-            self.storage_error = str(storage_failure)
+        if not self.silent:  # else it stays RUNNING in the study, to be continued by --resume
+            with self._storage_errors():
+                self._ended(trial, error)
 
     def _ended(self, trial: optuna.Trial, error: bool) -> None:
-        """Tells the study. error: Tune has given up on the trial."""
+        """Makes the trial's end known."""
         record = self.records.trials[trial.number]
-        self._trained += sum(row.get("seconds") or 0.0 for row in record.rows.values())
-        self._ended_here += 1
-        best = record.best(self.metric)
-        if error:
-            why = self.lost.get(trial.number)
-            record.reason = record.reason or "its worker died too often" + (
-                f": {why}" if why else ""
-            )
-        if record.reason or best is None:
-            state = "FAIL"
-            record.reason = (
-                record.reason or f"ended before its first epoch ({self.ending or 'stopped'})"
-            )
-        elif len(record.rows) >= self.max_epochs:
-            state = "COMPLETE"
-        else:
-            state = "PRUNED"
-            record.reason = (
-                f"{self.ending or 'stopped by the scheduler'} after epoch {max(record.rows)}"
-            )
-        self.records.end(trial.number, state)
-        value: float | list[float] | None = None
-        if state == "COMPLETE" and best is not None:
-            asked = self.records.objectives
-            value = objectives.values(asked, record, self.metric) if asked else best[self.metric]
-        trial.set_user_attr(SUMMARY, record.summary())
-        self._ot_study.tell(trial, value, state=TrialState[state])
-        self.on_settled(trial.number)
+        if error and not record.reason:
+            why = f": {self.lost[trial.number]}" if trial.number in self.lost else ""
+            record.reason = f"its worker died too often{why}"
+        self.outcomes.end(trial, self.ending)
 
     def close(self) -> None:
-        """After the search: trials that were suggested ahead, and that will not run any more, end."""
-        while self._ahead and not self.storage_error:
-            self._ended(self._ahead.pop(0)[0], error=False)
+        """Ends the trials that were suggested ahead, and that will not run any more."""
+        while self.suggestions.ahead and not self.silent:
+            found = self.suggestions.ahead.pop(0)
+            if isinstance(found.hp, Refusal):
+                self._refused(found.trial, found.hp)
+            else:
+                self._ended(found.trial, error=False)

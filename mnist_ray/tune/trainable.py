@@ -1,13 +1,14 @@
-"""The Tune trainable around training.py: one step is one epoch.
+"""Tune's trainables: one step is one epoch. Light: the driver only names these classes.
 
-A trial keeps its checkpoints itself, in its folder of the run: `latest.safetensors` to go on from and `best.safetensors` of its best epoch.
-Whoever starts it again, Tune after a worker's death or `--resume` after the driver's, passes the same number and finds them there:
-one way back for all of them. (Tune's own restore unpickles, and cannot continue a trial in a new experiment.)
+A trial keeps its checkpoints itself, in its folder of the run: `latest…` to go on from, and the
+files of its best epoch. Whoever starts it again, Tune after a worker's death or `--resume` after
+the driver's, passes the same number and finds them there: one way back for all of them. (Tune's
+own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
 import math
 import platform
-import warnings
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +17,36 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from ray import tune
 
-from mnist_ray.errors import WorkError
-from mnist_ray.run.records import rank
+from mnist_ray.errors import WorkError, reason
+from mnist_ray.run import layout
+from mnist_ray.run.records import EpochRow
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
 
 if TYPE_CHECKING:
-    from mnist_ray.training.trainer import Trainer
+    from mnist_ray.tune.worker import Worker
 
-TRACKER_WARNING = "tracker_warning"  # key of a result: why it could not be written for TensorBoard
 STATE = "state.safetensors"  # a checkpoint of Tune's
 NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
 
 
-def checkpoint_folder(number: int) -> str:
-    """A trial's folder below the run's directory."""
-    return f"tune/checkpoints/{number:05d}"
-
-
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a run share, besides the data."""
+    """What all trials of a run share, besides the data.
+
+    Attributes:
+        run: the URI of the run's directory.
+        metric: val_accuracy or val_loss.
+        max_epochs: the most epochs of a trial.
+        seed: of weights and batches.
+        precision: auto, bf16 or fp32.
+        cpus: of one trial.
+        gpus: of one trial; may be a fraction.
+        latency: whether it is an objective, and so measured.
+        augment: for all trials; "none" leaves it to the space.
+        tensorboard: whether every epoch is written for it.
+        activations: whether that has histograms of the layers' outputs.
+    """
 
     run: str
     metric: str
@@ -45,21 +55,90 @@ class TrialContext:
     precision: str
     cpus: float
     gpus: float
-    latency: bool = False  # whether it is an objective, and so measured
-    augment: str = "none"  # for all trials; "none" leaves it to the space
+    latency: bool = False
+    augment: str = "none"
     tensorboard: bool = False
     activations: bool = False
 
 
-class TrainTrial(tune.Trainable):
-    """Trains one network, reporting every epoch. An error of the network or its values ends the trial, not the search."""
+class Result(EpochRow, total=False):
+    """What a trial reports after an epoch, beside the epoch's row.
 
-    LATEST = "latest.safetensors"  # in the trial's folder: the file that it goes on from
-    # In the trial's folder: the files of its best epoch, the last written last, and what they are called in the run's best/.
-    BEST: ClassVar = {
+    `rows` are all epochs so far, after a restart: their reports may have been lost. A trial that
+    cannot go on has `reason`, or `storage_error` where the fault is the storage's.
+    """
+
+    rows: list[EpochRow]
+    n_parameters: int
+    node: str
+    done: bool
+    latency_ms: float
+    reason: str
+    storage_error: str
+    tracker_warning: str  # why the epoch could not be written for TensorBoard
+
+
+class EpochTrial(tune.Trainable):
+    """A trial whose step is an epoch. An error in it ends the trial, not the search.
+
+    A class derived from it names its files, sets `context` and `storage` in `setup`, calls `begin`
+    there, and has an `epoch`.
+    """
+
+    # In the trial's folder: the file that it goes on from.
+    LATEST: ClassVar[str]
+    # In the trial's folder: the files of its best epoch, the last of them written last, and their
+    # names in the run's best/.
+    BEST: ClassVar[dict[str, str]]
+
+    context: TrialContext
+    storage: RunStorage
+    number: int
+    hp: dict[str, Any]
+
+    def begin(self, number: int, hp: dict[str, Any]) -> None:
+        """Takes up a trial."""
+        self.number, self.hp = number, hp
+
+    def epoch(self) -> Result:
+        """Trains one epoch, or reports the last one of the trial's checkpoint."""
+        raise NotImplementedError
+
+    def begin_config(self, config: Mapping[str, Any]) -> None:
+        """Takes up the trial of Tune's config."""
+        self.begin(config[NUMBER], {key: v for key, v in config.items() if key != NUMBER})
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serves the next trial in the same process, which has the data already."""
+        self.begin_config(new_config)
+        return True
+
+    def step(self) -> Result:
+        """One epoch's result. Its row is NaN where the trial cannot go on."""
+        try:
+            return self.epoch()
+        except (WorkError, OSError) as error:
+            # The whole search must stop: no trial's checkpoint could be kept.
+            return ended(storage_error=str(error) or repr(error))
+        except Exception as error:  # whatever a network or its values raise is the trial's result
+            try:
+                text = traceback.format_exc().encode()
+                self.storage.write_bytes(layout.error_file(self.number), text)
+            except (WorkError, OSError) as failure:
+                return ended(storage_error=str(failure) or repr(failure))
+            return ended(reason=reason(error))
+
+
+class TrainTrial(EpochTrial):
+    """Trains one network."""
+
+    LATEST = "latest.safetensors"
+    BEST: ClassVar[dict[str, str]] = {
         "optimizer.safetensors": "optimizer.safetensors",
         "best.safetensors": "model.safetensors",
     }
+    DETERMINISTIC: ClassVar[bool] = False
+    worker: "Worker"
 
     def setup(
         self,
@@ -71,177 +150,52 @@ class TrainTrial(tune.Trainable):
         val: np.ndarray | None = None,
         start: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """images uint8 [n, C, H, W] and labels int64 [n] come zero-copy from the object store; train and val are indices into them.
+        """Takes the data, which come zero-copy from the object store, and begins the first trial.
 
-        start: the weights, by their names in the state dict, that every trial begins with instead of random ones.
+        Args:
+            config: hyperparameters and the trial's number.
+            context: what all trials share.
+            images: uint8 [n, C, H, W].
+            labels: int64 [n].
+            train: int64, indices into them.
+            val: int64, indices into them.
+            start: weights by their names in the state dict, with which every trial begins instead
+                of random ones.
         """
-        # Imported here: the driver, which only names this class, starts seconds earlier without torch.
-        import torch
+        # The driver, which only names this class, starts seconds earlier without torch.
+        from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (the driver only names it)
 
-        from mnist_ray.training.machine import leave_out_the_compiler, use_threads
-
-        leave_out_the_compiler()
         assert context is not None
-        self.context = context
-        self.storage = RunStorage(context.run)
-        use_threads(context.cpus)
-        self.device = torch.device("cuda" if context.gpus else "cpu")
-        if 0 < context.gpus < 1:
-            # A trial that outgrows its share fails alone, instead of taking the memory of those beside it.
-            torch.cuda.set_per_process_memory_fraction(context.gpus)
-        with warnings.catch_warnings():
-            # The arrays are read-only views of shared memory, and nothing here writes to them.
-            warnings.simplefilter("ignore", UserWarning)
-            self.data = [torch.from_numpy(a).to(self.device) for a in (images, labels, train, val)]
-            self.start = {name: torch.from_numpy(a) for name, a in start.items()} if start else None
-        self._begin(config)
+        self.context, self.storage = context, RunStorage(context.run)
+        arrays = (images, labels, train, val)
+        self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
+        self.begin_config(config)
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        self.number: int = config[NUMBER]
-        self.hp = {key: value for key, value in config.items() if key != NUMBER}
+    def begin(self, number: int, hp: dict[str, Any]) -> None:
+        """Takes up a trial; --augment is added to its hyperparameters."""
         if self.context.augment != "none":
-            self.hp["augment"] = self.context.augment
-        self.trainer: Trainer | None = None
-        self.latency: dict[str, float] = {}
-        self.unreported = False
+            hp["augment"] = self.context.augment
+        super().begin(number, hp)
+        self.worker.begin(number, hp)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Serves the next trial in the same process, which has torch and the data already."""
-        self._begin(new_config)
-        return True
+    def epoch(self) -> Result:
+        """Trains one epoch, or reports the last one of the trial's checkpoint."""
+        return self.worker.epoch()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The whole state, for the scheduler that pauses a trial or hands it to another (see pbt.py). All others ask for none."""
-        assert self.trainer is not None
-        Path(checkpoint_dir, STATE).write_bytes(self.trainer.state_bytes({"number": self.number}))
+        """The whole state, for a scheduler that pauses a trial or hands it to another (pbt)."""
+        Path(checkpoint_dir, STATE).write_bytes(self.worker.state())
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Goes on from such a state: weights and optimiser, another's too. The epochs behind it stay the trial's own."""
-        from mnist_ray.run import checkpoint
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Goes on from such a state, perhaps another trial's. The epochs stay the trial's own."""
+        assert checkpoint_dir is not None
+        self.worker.take_state(Path(checkpoint_dir, STATE).read_bytes())
 
-        state = Path(checkpoint_dir, STATE).read_bytes()
-        self._make_trainer()
-        assert self.trainer is not None
-        story = self.trainer.load_state(state, STATE)
-        if story["number"] != self.number:
-            name = f"{checkpoint_folder(self.number)}/{self.LATEST}"
-            _, own = checkpoint.unpack(self.storage.read_bytes(name), self.storage.join(name))
-            self.trainer.rows = [row for row in own["rows"] if row["epoch"] <= self.trainer.epoch]
-        self.unreported = False
 
-    def step(self) -> dict[str, Any]:
-        """One epoch's row, plus `n_parameters`, `node`, and `done` after the last.
+class DeterministicTrial(TrainTrial):
+    """TrainTrial with torch's deterministic kernels."""
 
-        Where the trial cannot go on the row is NaN and `reason` says why; `storage_error` where the fault is the storage's: then the
-        whole search must stop, as no trial's checkpoint could be kept.
-        """
-        try:
-            return self._epoch()
-        except (WorkError, OSError) as error:
-            return _ended(storage_error=str(error) or repr(error))
-        except Exception as error:  # whatever a network or its values raise is this trial's result
-            return _ended(
-                reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                    :500
-                ]
-            )
-
-    def _epoch(self) -> dict[str, Any]:
-        from mnist_ray.models import n_parameters
-
-        if self.trainer is None:
-            self._load()
-        trainer = self.trainer
-        assert trainer is not None
-        result: dict[str, Any] = {}
-        if self.unreported:
-            # The checkpoint's own epoch may have been lost on its way to the driver: report it again, and all before it.
-            result["rows"] = trainer.rows
-            row = trainer.rows[-1]
-            self.unreported = False
-        else:
-            row = trainer.run_epoch(*self.data)
-            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
-                return _ended(reason=f"the loss is not finite at epoch {row['epoch']}")
-            self._save(row)
-        if self.context.tensorboard:
-            result |= self._summarise(
-                row
-            )  # of an epoch that is reported again too: it may not have been written
-        return {
-            **row,
-            **result,
-            **self.latency,
-            "n_parameters": n_parameters(trainer.model),
-            "node": platform.node(),
-            "done": trainer.epoch >= trainer.epochs,
-        }
-
-    def _make_trainer(self) -> None:
-        from mnist_ray.training.trainer import Trainer
-
-        context = self.context
-        options: dict[str, Any] = {
-            "device": self.device,
-            "precision": context.precision,
-            "weights": self.start,
-        }
-        self.trainer = Trainer(self.hp, epochs=context.max_epochs, seed=context.seed, **options)
-        if context.latency:
-            self.latency = {"latency_ms": self._latency_ms(self.trainer)}
-
-    def _load(self) -> None:
-        self._make_trainer()
-        assert self.trainer is not None
-        name = f"{checkpoint_folder(self.number)}/{self.LATEST}"
-        if self.storage.exists(name):
-            self.trainer.load_state(self.storage.read_bytes(name), self.storage.join(name))
-            self.unreported = True
-
-    def _latency_ms(self, trainer: "Trainer") -> float:
-        """Milliseconds of one image through the network as ONNX: on this CPU, one thread, the median. The weights do not matter for it."""
-        from mnist_ray.export import session, write  # noqa: PLC0415 (seconds at start)
-
-        file = write.export(trainer.model, self.hp, {})
-        network = session.Session(file, "the trial's network", threads=1)
-        return network.latency_ms(self.data[0][0].cpu().numpy())
-
-    def _summarise(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Writes the epoch for TensorBoard. What prevents it, but for the run's storage, is said and ends nothing."""
-        assert self.trainer is not None
-        try:
-            from mnist_ray.trackers import summaries
-
-            images, _, _, val = self.data
-            some = images[val[: summaries.ACTIVATION_IMAGES]]
-            summaries.write(
-                self.storage, self.number, self.trainer, row, some, self.context.activations
-            )
-        except WorkError:
-            raise
-        except Exception as error:
-            return {
-                TRACKER_WARNING: f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                    :300
-                ]
-            }
-        return {}
-
-    def _save(self, row: Mapping[str, Any]) -> None:
-        """Keeps the state. All of it is on storage before the epoch is reported: whatever the driver knows of can be had.
-
-        (Writing beside the training would save some 10 ms an epoch, and leave files of trials that the driver has cleaned up after.)
-        """
-        assert self.trainer is not None
-        folder = checkpoint_folder(self.number)
-        story = {"number": self.number, "row": dict(row)}
-        state = self.trainer.state_bytes(story)
-        if max(self.trainer.rows, key=lambda r: rank(r, self.context.metric)) is row:
-            self.storage.write_bytes(f"{folder}/optimizer.safetensors", state)
-            self.storage.write_bytes(
-                f"{folder}/best.safetensors", self.trainer.weights_bytes(story)
-            )
-        self.storage.write_bytes(f"{folder}/{self.LATEST}", state)
+    DETERMINISTIC = True
 
 
 class SummaryWarnings(tune.Callback):
@@ -252,11 +206,26 @@ class SummaryWarnings(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if TRACKER_WARNING in result and not self.warned:
+        """Looks for a warning in the result."""
+        if "tracker_warning" in result and not self.warned:
             self.warned = True
-            tell(f"warning: --tensorboard: {result[TRACKER_WARNING]}; the search goes on")
+            tell(f"warning: --tensorboard: {result['tracker_warning']}; the search goes on")
 
 
-def _ended(**why: str) -> dict[str, Any]:
+def reported(
+    context: TrialContext, row: EpochRow, n_parameters: int, rows: list[EpochRow] | None
+) -> Result:
+    """The result of an epoch; rows: of all epochs so far, after a restart."""
+    result: Result = {
+        **row,
+        "n_parameters": n_parameters,
+        "node": platform.node(),
+        "done": row["epoch"] >= context.max_epochs,
+    }
+    return result if rows is None else {**result, "rows": rows}
+
+
+def ended(**why: str) -> Result:
     """The last result of a trial that cannot go on."""
-    return {"val_accuracy": math.nan, "val_loss": math.nan, "epoch": 0, "done": True, **why}
+    nan = {"val_accuracy": math.nan, "val_loss": math.nan}
+    return {**nan, "epoch": 0, "done": True, **why}  # type: ignore[typeddict-item]

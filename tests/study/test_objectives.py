@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run.records import HISTORY, Record, Records
+from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import SearchSettings, check_search, objectives, parse
 from mnist_ray.study import objectives as optuna_objectives
 from mnist_ray.study.objectives import curve, single
@@ -27,6 +27,8 @@ from mnist_ray.study.warm_start import older_trials
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
 from tests.support import ROOT
+from tests.support.tune_loop import TuneLoop
+from tests.support.tune_loop import result as epoch_result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -68,23 +70,17 @@ def searcher(study: optuna.Study, asked: tuple[str, ...] = BOTH, **options: Any)
 def result(
     epoch: int, accuracy: float, loss: float = 1.0, size: int = 7, **others: Any
 ) -> dict[str, Any]:
-    row = {
-        **dict.fromkeys(HISTORY, 0.25),
-        "epoch": epoch,
-        "val_accuracy": accuracy,
-        "val_loss": loss,
-    }
-    return {**row, "n_parameters": size, "node": "n", **others}
+    return epoch_result(epoch, accuracy, val_loss=loss, n_parameters=size, **others)
 
 
-def train(search: StudySearch, trial_id: str, accuracies: list[float], **others: Any) -> int:
-    config = search.suggest(trial_id)
-    assert isinstance(config, dict)
+def train(search: StudySearch, accuracies: list[float], **others: Any) -> int:
+    """A trial with these epochs, the last of which ends it."""
+    loop = TuneLoop(search)
+    trial = loop.start()
+    assert trial is not None
     for epoch, accuracy in enumerate(accuracies, start=1):
-        last = result(epoch, accuracy, **others)
-        search.on_trial_result(trial_id, last)
-    search.on_trial_complete(trial_id, last)
-    return config["number"]
+        loop.report(trial, result(epoch, accuracy, done=epoch == len(accuracies), **others))
+    return trial.number
 
 
 # ---- what is refused
@@ -208,8 +204,8 @@ def test_a_study_is_told_the_truth() -> None:
     search = searcher(study)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == list(BOTH)
-    train(search, "a", [0.5, 0.9, 0.7], size=100)
-    train(search, "b", [0.4])
+    train(search, [0.5, 0.9, 0.7], size=100)
+    train(search, [0.4])
     failed = search.suggest("c")
     search.on_trial_complete(
         "c", {"val_accuracy": float("nan"), "val_loss": float("nan"), "epoch": 0, "reason": "no"}
@@ -236,12 +232,12 @@ def test_a_deterministic_search_tells_it_too_in_its_order() -> None:
         sampler=lambda place: make_sampler("tpe", place),
     )
     search.suggest("a")
-    train(search, "b", [0.7, 0.8, 0.6])
+    train(search, [0.7, 0.8, 0.6])
     assert study.trials[1].state == TrialState.RUNNING  # kept back until its turn
     search.on_trial_complete(
         "a", {**result(3, 0.9, size=9), "rows": [result(1, 0.5), result(2, 0.6)]}
     )
-    train(search, "c", [0.5, 0.5, 0.5])
+    train(search, [0.5, 0.5, 0.5])
     assert [t.values for t in study.trials] == [[0.9, 9], [0.8, 7], [0.5, 7]]
     assert [curve(t) for t in study.trials][:2] == [
         {1: 0.5, 2: 0.6, 3: 0.9},
@@ -251,10 +247,10 @@ def test_a_deterministic_search_tells_it_too_in_its_order() -> None:
 
 def test_the_table_names_values_and_front() -> None:
     search = searcher(a_study())
-    train(search, "a", [0.5, 0.9, 0.7], size=100)
-    train(search, "b", [0.8, 0.8, 0.8], size=50)
-    train(search, "c", [0.7, 0.7, 0.7], size=60)
-    train(search, "d", [0.99])
+    train(search, [0.5, 0.9, 0.7], size=100)
+    train(search, [0.8, 0.8, 0.8], size=50)
+    train(search, [0.7, 0.7, 0.7], size=60)
+    train(search, [0.99])
     rows = search.records.trials_table().to_pylist()
     assert [row["values_accuracy"] for row in rows] == [0.9, 0.8, 0.7, 0.99]
     assert [row["values_parameters"] for row in rows] == [100, 50, 60, 7]
@@ -325,8 +321,8 @@ def test_warm_start_takes_values_and_refuses_a_mismatch(tmp_path: Path) -> None:
     journal = optuna.storages.journal
     storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(place)))
     search = searcher(a_study(storage))
-    train(search, "a", [0.5, 0.9, 0.7], size=100)
-    train(search, "b", [0.4])
+    train(search, [0.5, 0.9, 0.7], size=100)
+    train(search, [0.4])
     found = older_trials(str(place), "val_accuracy", PURPOSE, space, BOTH)
     assert [(t.state.name, t.values) for t in found] == [("COMPLETE", [0.9, 100]), ("PRUNED", None)]
     new = a_study()
@@ -351,7 +347,7 @@ def test_tpe_learns_from_such_a_study_with_trials_of_every_state() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", optuna.exceptions.ExperimentalWarning)
         for i in range(9):
-            train(search, f"t{i}", [0.1 * i] * (1 if i % 3 == 2 else 3), size=100 - i)
+            train(search, [0.1 * i] * (1 if i % 3 == 2 else 3), size=100 - i)
     study.sampler = make_sampler("tpe", 0, {"n_startup_trials": "2"})
     assert 0 <= space(study.ask())["x"] <= 9
 
@@ -359,8 +355,8 @@ def test_tpe_learns_from_such_a_study_with_trials_of_every_state() -> None:
 def test_of_one_objective_a_trial_stays_as_it_is_and_of_several_it_becomes_the_metric_s() -> None:
     study = a_study()
     search = searcher(study)
-    train(search, "a", [0.5, 0.9, 0.7])
-    train(search, "b", [0.5])
+    train(search, [0.5, 0.9, 0.7])
+    train(search, [0.5])
     whole, stopped = (single(t, BOTH, "val_accuracy") for t in study.trials)
     assert (whole.value, whole.intermediate_values) == (0.9, {1: 0.5, 2: 0.9, 3: 0.7})
     assert (stopped.value, stopped.intermediate_values) == (None, {1: 0.5})

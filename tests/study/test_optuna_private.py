@@ -48,7 +48,7 @@ def test_stock_values_are_taken_by_whoever_asks_next() -> None:
     trial = private.started(one, {"mine": True}, {"x": 8})
     other.ask()
     assert trial.suggest_int("x", 0, 9) == 8
-    frozen = storage.get_trial(private.trial_id(trial))
+    frozen = storage.get_trial(private.trial_id_of(trial))
     assert (frozen.state, frozen.user_attrs) == (TrialState.RUNNING, {"mine": True})
 
 

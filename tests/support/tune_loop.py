@@ -95,6 +95,7 @@ def result(epoch: int, accuracy: float = 0.5, **others: Any) -> dict[str, Any]:
     return {
         **dict.fromkeys(HISTORY, 0.25),
         "epoch": epoch,
+        "training_iteration": epoch,
         "val_accuracy": accuracy,
         "val_loss": 1 - accuracy,
         "n_parameters": 7,

@@ -8,17 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run.records import HISTORY, Records
+from mnist_ray.run.records import Records
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.study import studies
@@ -27,9 +24,10 @@ from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.trials import read_trials, remaining_points
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trainable import ended
 from tests.support import ROOT
 from tests.support.runs import results
+from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RUN = "r"
@@ -53,8 +51,10 @@ def value(x: float, epoch: int) -> float:
     return 0.5 + (x - 0.5) * epoch / 10
 
 
-class Machine:
-    """Ray Tune and its workers, with trials that end in an order of chance. Checkpoints outlive it."""
+class Machine(TuneLoop):
+    """Tune and its workers, with trials that end in an order of chance. Checkpoints outlive it."""
+
+    searcher: OrderedSearch
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Machine:
         slots: int,
         chance: random.Random,
         trials: int,
+        of: Any = None,
     ) -> None:
         s = SearchSettings(
             scheduler=scheduler,
@@ -84,78 +85,58 @@ class Machine:
                 record.rows = {}
             records.add(record)
         self.settled: list[int] = []
-        self.search = OrderedSearch(
-            study, space, records, run=RUN, max_epochs=EPOCHS, on_settled=self.settled.append, continued=continued,
+        search = OrderedSearch(
+            study,
+            of or space,
+            records,
+            run=RUN,
+            max_epochs=EPOCHS,
+            on_settled=self.settled.append,
+            continued=continued,
             points=remaining_points(study, RUN, [{"x": 0.5, "n": 3}]),
-            window=slots, sampler=lambda place: make_sampler(sampler, 1000 + place, args),
-        )  # fmt: skip
-        self.scheduler = schedulers.make(s, {}, self.search)
-        self.checkpoints, self.slots, self.chance = checkpoints, slots, chance
-        self.live: list[Any] = []
-        self.asked = 0
+            window=slots,
+            sampler=lambda place: make_sampler(sampler, 1000 + place, args),
+        )
+        super().__init__(search, schedulers.make(s, {}, search), slots)
+        self.checkpoints, self.chance = checkpoints, chance
+        self.fresh: set[str] = set()  # trials whose worker has just started
 
-    def run(self, die_after: float = float("inf")) -> None:
-        """Trains an epoch of any live trial, again and again; `die_after` so many of them the process is gone."""
+    def search_on(self, die_after: float = float("inf")) -> None:
+        """Trains an epoch of any live trial, again and again.
+
+        After `die_after` of them the process is gone.
+        """
         steps = 0
-        while True:
-            while len(self.live) < self.slots:
-                self.asked += 1
-                config = self.search.suggest(str(self.asked))
-                if config is None or config == Searcher.FINISHED:
-                    break
-                assert isinstance(config, dict)
-                self.live.append(
-                    SimpleNamespace(trial_id=str(self.asked), config=config, epoch=0, fresh=True)
-                )
-            if not self.live:
-                return
-            trial = self.chance.choice(self.live)
-            self.step(trial)
+        while self.fill() and steps < die_after:
+            self.step(self.chance.choice(self.live))
             steps += 1
-            if steps >= die_after:
-                return
 
-    def step(self, trial: Any) -> None:
-        number, x = trial.config[NUMBER], trial.config["x"]
-        result: dict[str, Any] = {}
-        if trial.fresh and number in self.checkpoints:
+    def start(self) -> FakeTrial | None:
+        """The next trial, on a worker that has just started."""
+        trial = super().start()
+        if trial:
+            self.fresh.add(trial.trial_id)
+        return trial
+
+    def step(self, trial: FakeTrial) -> None:
+        """An epoch of the trial; its result may be lost on the way with the worker."""
+        number, x = trial.number, trial.config["x"]
+        rows: dict[str, Any] = {}
+        if trial.trial_id in self.fresh and number in self.checkpoints:
             trial.epoch = self.checkpoints[number]
-            result["rows"] = [self.row(x, e) for e in range(1, trial.epoch + 1)]
+            rows["rows"] = [result(e, value(x, e)) for e in range(1, trial.epoch + 1)]
         else:
             trial.epoch += 1
             self.checkpoints[number] = trial.epoch
-        trial.fresh = False
+        self.fresh.discard(trial.trial_id)
         if self.chance.random() < 0.05:
-            trial.fresh = (
-                True  # lost on its way to the driver with its worker: Tune starts the trial again
-            )
-            return
-        result |= {**self.row(x, trial.epoch), "n_parameters": 1, "node": "n"}
-        if trial.config["n"] == 7 and trial.epoch == 2:
-            result = {
-                "val_accuracy": float("nan"),
-                "val_loss": float("nan"),
-                "epoch": 0,
-                "reason": "RuntimeError: of the test",
-            }
+            self.fresh.add(trial.trial_id)  # Tune starts the trial again
+        elif trial.config["n"] == 7 and trial.epoch == 2:
             self.checkpoints[number] = 1
-        stop = "reason" in result or trial.epoch >= EPOCHS
-        if not stop:
-            stop = self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
-        if stop:
-            self.live.remove(trial)
-            self.search.on_trial_complete(trial.trial_id, result)
+            self.report(trial, {**ended(reason="RuntimeError: of the test")})
         else:
-            self.search.on_trial_result(trial.trial_id, result)
-
-    @staticmethod
-    def row(x: float, epoch: int) -> dict[str, Any]:
-        return {
-            **dict.fromkeys(HISTORY, 0.5),
-            "epoch": epoch,
-            "val_accuracy": value(x, epoch),
-            "val_loss": 1 - value(x, epoch),
-        }
+            done = trial.epoch >= EPOCHS
+            self.report(trial, result(trial.epoch, value(x, trial.epoch), done=done, **rows))
 
 
 def outcome(storage: InMemoryStorage) -> list[tuple[Any, ...]]:
@@ -173,7 +154,7 @@ def searched(
     settled: list[int] = []
     for turn in range(kills + 1):
         machine = Machine(storage, checkpoints, chance=chance, slots=slots, trials=trials, **what)
-        machine.run(chance.randrange(1, 25) if turn < kills else float("inf"))
+        machine.search_on(chance.randrange(1, 25) if turn < kills else float("inf"))
         settled += machine.settled
     return outcome(storage), settled
 
@@ -196,6 +177,26 @@ def test_with_every_sampler_that_is_allowed(sampler: str) -> None:
     assert len({str(params) for _, params, _, _, _ in expected}) == 12
     assert searched(1, trials=12, scheduler="median", sampler=sampler)[0] == expected
     assert searched(2, trials=12, kills=3, scheduler="median", sampler=sampler)[0] == expected
+
+
+def refusing(trial: optuna.Trial) -> dict[str, Any]:
+    """Prunes where n is 1 or 2, and fails where it is 4."""
+    hp = space(trial)
+    if hp["n"] in (1, 2):
+        raise optuna.TrialPruned
+    return hp if hp["n"] != 4 else {"x": trial.params["y"]}
+
+
+def test_a_space_that_prunes_and_fails_changes_nothing_of_that() -> None:
+    options = {"scheduler": "median", "sampler": "tpe", "of": refusing}
+    expected, _ = searched(0, **options)
+    states = [state for _, _, state, _, _ in expected]
+    assert states.count("FAIL") >= 1
+    assert any(s == "PRUNED" and not curve for _, _, s, _, curve in expected)
+    for seed in range(1, 5):
+        found, settled = searched(seed, kills=seed - 1, **options)
+        assert found == expected
+        assert settled == list(range(18))
 
 
 def test_without_order_the_same_search_differs() -> None:
@@ -227,8 +228,8 @@ def test_each_epoch_is_known_when_its_turn_comes() -> None:
         chance=chance,
         trials=12,
     )
-    study = machine.search._ot_study
-    original = machine.search.sampler
+    study = machine.searcher.study
+    original = machine.searcher.sampler
 
     def watching(place: int) -> optuna.samplers.BaseSampler:
         trials = study.get_trials()
@@ -236,8 +237,8 @@ def test_each_epoch_is_known_when_its_turn_comes() -> None:
         assert all(not t.intermediate_values for t in trials if not t.state.is_finished())
         return original(place)
 
-    machine.search.sampler = watching
-    machine.run()
+    machine.searcher.sampler = watching
+    machine.search_on()
     assert {place: seen[place] for place in range(12)} == {
         place: set(range(place - 2)) for place in range(12)
     }
@@ -250,7 +251,7 @@ def test_another_search_on_the_study_is_noticed() -> None:
     )
     optuna.load_study(study_name="s", storage=storage).ask()
     with pytest.raises(SettingsError, match="another search writes"):
-        machine.run()
+        machine.search_on()
     study = studies.open_study(storage, "s", "val_accuracy", make_sampler("random", 0))
     with pytest.raises(SettingsError, match="--deterministic: study 's' has trials of 'unknown'"):
         studies.check_alone(study, RUN)

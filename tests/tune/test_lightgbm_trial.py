@@ -13,12 +13,13 @@ lightgbm = pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not i
 
 from mnist_ray import data, spaces  # noqa: E402
 from mnist_ray.errors import CorruptFileError, SettingsError  # noqa: E402
+from mnist_ray.run.layout import trial_folder  # noqa: E402
 from mnist_ray.run.records import HISTORY  # noqa: E402
 from mnist_ray.search_job.plan import prepare  # noqa: E402
 from mnist_ray.settings import SearchSettings  # noqa: E402
 from mnist_ray.storage import RunStorage  # noqa: E402
 from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack  # noqa: E402
-from mnist_ray.tune.trainable import NUMBER, TrialContext, checkpoint_folder  # noqa: E402
+from mnist_ray.tune.trainable import NUMBER, TrialContext  # noqa: E402
 from tests.support.runs import finish, load_study, search, tables
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
@@ -62,7 +63,7 @@ def test_it_learns_and_reports_what_a_network_does(
     best = max(results, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
     assert best["val_accuracy"] > 0.7
     # The best model is LightGBM's own text, and gives the row that was reported.
-    folder = tmp_path / checkpoint_folder(4)
+    folder = tmp_path / trial_folder(4)
     assert sorted(p.name for p in folder.iterdir()) == ["best.json", "best.txt", "latest.txt"]
     booster = lightgbm.Booster(model_str=(folder / "best.txt").read_text())
     assert booster.num_trees() == 10 * 10 * best["epoch"]
@@ -92,8 +93,7 @@ def test_started_again_it_goes_on_to_the_bit(
     second.stop()
     assert [r["val_loss"] for r in rest] == [r["val_loss"] for r in expected[1:]]
     models = [
-        unpack((tmp_path / checkpoint_folder(n) / "latest.txt").read_bytes(), "x")[1]
-        for n in (1, 2)
+        unpack((tmp_path / trial_folder(n) / "latest.txt").read_bytes(), "x")[1] for n in (1, 2)
     ]
     assert models[0] == models[1]
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named(trial_class: type[LightGBMTrial], tmp_pat
     for bad in (good[:-2], good.replace(b"0.5", b"0.6"), b"no checkpoint", b"\xff\xfe"):
         with pytest.raises(CorruptFileError, match=r"^x is "):
             unpack(bad, "x")
-    RunStorage(str(tmp_path)).write_bytes(f"{checkpoint_folder(3)}/latest.txt", b"no checkpoint")
+    RunStorage(str(tmp_path)).write_bytes(f"{trial_folder(3)}/latest.txt", b"no checkpoint")
     trial = trial_class({**suggestion(), NUMBER: 3})
     result = trial.train()
     trial.stop()

@@ -16,17 +16,19 @@ import pytest
 import torch
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run.records import HISTORY, Records
+from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import check_population, make_pruner, read_scheduler
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import SUMMARY, read_trials
 from mnist_ray.tune import population as pbt
-from mnist_ray.tune.searcher import EXPLOITS, StudySearch
+from mnist_ray.tune.outcomes import EXPLOITS
+from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import NUMBER, TrialContext
 from tests.support import ROOT
 from tests.support.trials import HP, Here
+from tests.support.tune_loop import FakeTrial, result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -93,18 +95,6 @@ def test_only_what_does_not_change_the_network_is_perturbed() -> None:
     }
 
 
-class FakeTrial:
-    """As much of Tune's trial."""
-
-    experiment_tag = ""
-
-    def __init__(self, number: int) -> None:
-        self.trial_id, self.config = str(number), {NUMBER: number, "lr": 0.1, "width": number}
-
-    def is_finished(self) -> bool:
-        return False
-
-
 class Controller:
     """As much of Tune's controller as the scheduler asks."""
 
@@ -121,7 +111,7 @@ def a_scheduler(n: int, interval: int = 1) -> tuple[pbt.StudyPBT, list[Any]]:
     settings = dataclasses.replace(PBT, scheduler_args=(f"perturbation_interval={interval}",))
     scheduler = pbt.make(read_scheduler(settings), alg, settings.seed)  # type: ignore[arg-type]
     scheduler.set_search_properties("val_accuracy", "max")
-    trials: list[Any] = [FakeTrial(i) for i in range(n)]
+    trials: list[Any] = [FakeTrial(str(i), {NUMBER: i, "lr": 0.1, "width": i}) for i in range(n)]
     for trial in trials:
         scheduler.on_trial_add(None, trial)
     return scheduler, trials
@@ -129,7 +119,7 @@ def a_scheduler(n: int, interval: int = 1) -> tuple[pbt.StudyPBT, list[Any]]:
 
 def test_the_donor_s_configuration_is_taken_over_with_the_own_number() -> None:
     scheduler, (one, two) = a_scheduler(2)
-    config, _ = scheduler._get_new_config(one, two)
+    config = scheduler.explored(one, two)
     assert (config[NUMBER], config["width"]) == (0, 1)
     assert config["lr"] != 0.1
     assert two.config == {NUMBER: 1, "lr": 0.1, "width": 1}
@@ -161,8 +151,9 @@ def trial_class(tmp_path: Path) -> type[Here]:
 
 
 def weights(trial: Here) -> dict[str, torch.Tensor]:
-    assert trial.trainer is not None
-    return {name: tensor.clone() for name, tensor in trial.trainer.model.state_dict().items()}
+    return {
+        name: tensor.clone() for name, tensor in trial.worker.trainer.model.state_dict().items()
+    }
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -204,15 +195,15 @@ def test_a_donor_s_state_is_taken_over_and_the_own_curve_stays(
     trial.reset_config({**HP, "width": 8, "lr": 0.04, NUMBER: 2})
     trial.load_checkpoint(str(tmp_path / "state"))
     assert equal(weights(trial), weights(donor))
-    assert trial.trainer is not None
-    assert donor.trainer is not None
-    mine, theirs = trial.trainer.optimizer.state_dict(), donor.trainer.optimizer.state_dict()
+    mine, theirs = (each.worker.trainer.optimizer.state_dict() for each in (trial, donor))
     assert torch.equal(mine["state"][0]["momentum_buffer"], theirs["state"][0]["momentum_buffer"])
     third = trial.train()
     assert third["epoch"] == 3
     assert "rows" not in third
     assert third["n_parameters"] > own[0]["n_parameters"]
-    assert [row["val_loss"] for row in trial.trainer.rows] == [r["val_loss"] for r in (*own, third)]
+    assert [row["val_loss"] for row in trial.worker.trainer.rows] == [
+        r["val_loss"] for r in (*own, third)
+    ]
     assert third["lr"] < 0.04
     for each in (donor, trial):
         each.stop()
@@ -234,16 +225,12 @@ def test_the_study_and_the_tables_say_what_became_of_a_trial() -> None:
     config = search.suggest("a")
     assert isinstance(config, dict)
 
-    def result(epoch: int, accuracy: float, size: int) -> dict[str, Any]:
-        row = {**dict.fromkeys(HISTORY, 0.25), "epoch": epoch, "val_accuracy": accuracy}
-        return {**row, "n_parameters": size, "node": "n"}
-
-    search.on_trial_result("a", result(1, 0.1, 10))
+    search.on_trial_result("a", result(1, 0.1, n_parameters=10))
     story = {"after_epoch": 1, "from": 7, "lr": 0.5}
     search.exploited("a", story)
-    search.on_trial_result("a", result(2, 0.9, 20))
+    search.on_trial_result("a", result(2, 0.9, n_parameters=20))
     search.exploited("a", {**story, "after_epoch": 2})
-    search.on_trial_complete("a", result(3, 0.8, 30))
+    search.on_trial_complete("a", result(3, 0.8, n_parameters=30))
     [trial] = study.trials
     assert trial.params == {"lr": config["lr"]}
     assert (

@@ -16,8 +16,6 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings
@@ -29,6 +27,7 @@ from mnist_ray.tune import schedulers
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import NUMBER
 from tests.support import ROOT
+from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 RUN = "run of the test"
 # Every scheduler with options that let it stop something of the trials below.
@@ -54,53 +53,22 @@ def accuracy(x: float, epoch: int) -> float:
 
 
 def row(x: float, epoch: int, epochs: int) -> dict[str, Any]:
-    value = accuracy(x, epoch)
-    return {
-        "epoch": epoch, "train_loss": 1 - value, "train_accuracy": value, "val_loss": 1 - value, "val_accuracy": value, "lr": 0.1,
-        "images_per_second": 1.0, "seconds": 1.0, "n_parameters": 10, "node": "here", "done": epoch >= epochs,
-    }  # fmt: skip
+    return result(epoch, accuracy(x, epoch), done=epoch >= epochs)
 
 
-class Tune:
-    """Asks searcher and scheduler in the order of Ray's TuneController; `slots` trials at a time train an epoch each in turn."""
+class Loop(TuneLoop):
+    """The searcher's trials, whose accuracy follows from their x."""
 
-    def __init__(self, search_alg: StudySearch, scheduler: TrialScheduler, slots: int = 2) -> None:
-        self.search_alg, self.scheduler, self.slots = search_alg, scheduler, slots
-        self.scheduler.set_search_properties("val_accuracy", "max")
-        self.live: list[Any] = []
-        self.asked = 0
+    searcher: StudySearch
 
-    def fill(self) -> bool:
-        while len(self.live) < self.slots:
-            self.asked += 1
-            config = self.search_alg.suggest(f"id{self.asked}")
-            if config is None or config == Searcher.FINISHED:
-                break
-            trial = SimpleNamespace(trial_id=f"id{self.asked}", config=config, epoch=0)
-            self.scheduler.on_trial_add(None, trial)
-            self.live.append(trial)
-        return bool(self.live)
-
-    def result(self, trial: Any, result: dict[str, Any]) -> None:
-        if result["done"]:
-            self.scheduler.on_trial_complete(None, trial, result)
-            stop = True
-        else:
-            stop = self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
-        if stop:
-            self.live.remove(trial)
-            self.search_alg.on_trial_complete(trial.trial_id, result)
-        else:
-            self.search_alg.on_trial_result(trial.trial_id, result)
-
-    def train(self, trial: Any) -> None:
+    def train(self, trial: FakeTrial) -> None:
+        """The trial's next epoch."""
         trial.epoch += 1
-        self.result(trial, row(trial.config["x"], trial.epoch, self.search_alg.max_epochs))
+        self.report(trial, row(trial.config["x"], trial.epoch, self.searcher.max_epochs))
 
-    def run(self) -> None:
-        while self.fill():
-            for trial in list(self.live):
-                self.train(trial)
+    def run(self) -> None:  # type: ignore[override]
+        """To the end."""
+        super().run(lambda trial: row(trial.config["x"], trial.epoch, self.searcher.max_epochs))
 
 
 def storage(path: Path) -> JournalStorage:
@@ -116,7 +84,7 @@ def tune(
     seed: int = 3,
     max_epochs: int = 9,
     **options: Any,
-) -> Tune:
+) -> Loop:
     """What search.py puts together, on a study in a file; what the study has already of the run is gone on with."""
     s = SearchSettings(
         scheduler=scheduler,
@@ -145,7 +113,7 @@ def tune(
         continued=continued,
         **options,
     )
-    return Tune(search_alg, schedulers.make(s, past, search_alg))
+    return Loop(search_alg, schedulers.make(s, past, search_alg))
 
 
 def check(path: Path, trials: int, max_epochs: int = 9) -> list[optuna.trial.FrozenTrial]:
@@ -193,7 +161,7 @@ def test_a_restarted_trial_counts_each_epoch_once(tmp_path: Path, scheduler: str
                 loop.train(trial)
                 if trial in loop.live and trial.epoch in (2, 5):
                     rows = [row(trial.config["x"], e, 9) for e in range(1, trial.epoch + 1)]
-                    loop.result(trial, {**rows[-1], "rows": rows})
+                    loop.report(trial, {**rows[-1], "rows": rows})
     check(tmp_path, 8)
 
 
@@ -204,10 +172,10 @@ def test_a_failed_trial_is_fail_and_disturbs_nobody(tmp_path: Path, scheduler: s
     while loop.fill():
         for trial in list(loop.live):
             if trial.config[NUMBER] in (0, 3) and trial.epoch == 1:
-                loop.result(
+                loop.report(
                     trial, {**broken, "done": False, "reason": "RuntimeError: first"}
                 )  # not yet the end
-                loop.result(trial, {**broken, "done": True, "reason": "RuntimeError: of the test"})
+                loop.report(trial, {**broken, "done": True, "reason": "RuntimeError: of the test"})
             else:
                 loop.train(trial)
     trials = optuna.load_study(study_name="s", storage=storage(tmp_path)).trials
@@ -216,7 +184,7 @@ def test_a_failed_trial_is_fail_and_disturbs_nobody(tmp_path: Path, scheduler: s
     assert failed
     for trial in failed:
         assert list(trial.intermediate_values) == [1]
-        assert loop.search_alg.records.trials[trial.number].reason == "RuntimeError: of the test"
+        assert loop.searcher.records.trials[trial.number].reason == "RuntimeError: of the test"
     assert all(t.state.is_finished() for t in trials)
 
 
@@ -241,7 +209,7 @@ def test_what_was_seen_survives_a_resume(tmp_path: Path, scheduler: str) -> None
         if trial.config[NUMBER] == cut and not trial.epoch:
             trial.epoch = 3  # its checkpoint: reported again
             rows = [row(trial.config["x"], e, 27) for e in (1, 2, 3)]
-            second.result(trial, {**rows[-1], "rows": rows})
+            second.report(trial, {**rows[-1], "rows": rows})
         else:
             second.train(trial)
     stopped = {t.params["x"]: t for t in check(tmp_path, 9, 27) if t.params["x"] in (0.01, 0.02)}
@@ -256,11 +224,11 @@ def test_asha_has_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
     first.fill()
     for trial in list(first.live):
         first.train(trial)
-    rungs = {m: sorted(r.values()) for m, r in first.scheduler._brackets[0]._rungs}  # type: ignore[attr-defined]
+    rungs = {m: sorted(r.values()) for m, r in first.scheduler.rungs().items()}  # type: ignore[attr-defined]
     second = tune(tmp_path, "asha", 10)
     second.slots = 10
     second.fill()
-    rebuilt = {m: sorted(r.values()) for m, r in second.scheduler._brackets[0]._rungs}  # type: ignore[attr-defined]
+    rebuilt = {m: sorted(r.values()) for m, r in second.scheduler.rungs().items()}  # type: ignore[attr-defined]
     assert rebuilt == rungs
     assert len(rungs[1]) == 10
 
@@ -276,12 +244,12 @@ def test_hyperband_shows_the_sampler_its_bracket_from_the_first_question_on(tmp_
 
     for trials in (8, 16):
         loop = tune(tmp_path, "hyperband", trials)
-        loop.search_alg._ot_study.sampler = Watching(seed=1)
+        loop.searcher.study.sampler = Watching(seed=1)
         loop.run()
-    pruner = loop.search_alg._ot_study.pruner
+    pruner = loop.searcher.study.pruner
     assert isinstance(pruner, optuna.pruners.HyperbandPruner)
     bracket = {
-        t.number: pruner._get_bracket_id(loop.search_alg._ot_study, t) for t in check(tmp_path, 16)
+        t.number: pruner._get_bracket_id(loop.searcher.study, t) for t in check(tmp_path, 16)
     }
     assert len(set(bracket.values())) > 1
     for number, shown in seen:
@@ -297,7 +265,7 @@ def test_every_sampler_works_within_brackets(tmp_path: Path, sampler: str) -> No
 def test_pickles_hold_neither_study_nor_history(tmp_path: Path) -> None:
     loop = tune(tmp_path, "median", 4)
     loop.run()
-    for thing in (loop.scheduler, loop.search_alg, schedulers.Ending(loop.search_alg, None)):
+    for thing in (loop.scheduler, loop.searcher, schedulers.Ending(loop.searcher, None)):
         data = pickle.dumps(thing)
         assert b"journal" not in data
         assert len(data) < 300
@@ -305,16 +273,34 @@ def test_pickles_hold_neither_study_nor_history(tmp_path: Path) -> None:
 
 def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path) -> None:
     loop = tune(tmp_path, "none", 4)
-    ending = schedulers.Ending(loop.search_alg, 0.05)
+    ending = schedulers.Ending(loop.searcher, 0.05)
     assert not ending.stop_all()
     time.sleep(0.06)
     assert ending.stop_all()
-    assert loop.search_alg.ending == "stopped by --time-budget"
+    assert loop.searcher.ending == "stopped by --time-budget"
     loop = tune(tmp_path, "none", 4)
-    ending = schedulers.Ending(loop.search_alg, None)
+    ending = schedulers.Ending(loop.searcher, None)
     assert not ending.stop_all()
-    loop.search_alg.storage_error = "gone"
+    loop.searcher.storage_error = "gone"
     assert ending.stop_all()
+
+
+def test_the_search_ends_silently_when_the_run_is_another_s(tmp_path: Path) -> None:
+    lost: list[bool] = []
+    loop = tune(tmp_path, "none", 4)
+    ending = schedulers.Ending(loop.searcher, None, lambda: bool(lost))
+    loop.fill()
+    loop.train(loop.live[0])
+    assert not ending.stop_all()
+    lost.append(True)
+    before = (tmp_path / "study.journal").read_bytes()
+    assert ending.stop_all()
+    assert loop.searcher.taken_over
+    for trial in list(loop.live):  # as Tune ends them
+        loop.report(trial, row(trial.config["x"], 2, 2))
+    loop.searcher.close()
+    assert loop.start() is None
+    assert (tmp_path / "study.journal").read_bytes() == before
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "none"])

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.run.records import HISTORY, INTERRUPTED, Record, Records
+from mnist_ray.run.records import INTERRUPTED, Record, Records
 from mnist_ray.study.optuna_private import started as ask
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
@@ -25,6 +25,7 @@ from mnist_ray.study.trials import (
 )
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import NUMBER
+from tests.support.tune_loop import result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -56,17 +57,6 @@ def searcher(
     )
     search.settled = settled  # type: ignore[attr-defined]
     return search
-
-
-def result(epoch: int, accuracy: float = 0.5, **others: Any) -> dict[str, Any]:
-    return {
-        **dict.fromkeys(HISTORY, 0.25),
-        "epoch": epoch,
-        "val_accuracy": accuracy,
-        "n_parameters": 7,
-        "node": "n",
-        **others,
-    }
 
 
 def finish(search: StudySearch, trial_id: str, epochs: int = 3) -> None:
@@ -282,8 +272,7 @@ def test_a_failing_storage_ends_the_search_and_leaves_the_trial_to_be_continued(
 
     third = searcher(study)
     third.records.add(Record(0, {}))
-    third._ot_trials["a"] = optuna.Trial(study, 0)
-    third._steps[0] = set()
+    third.trials["a"] = optuna.Trial(study, 0)
     third.on_trial_result("a", {**result(1), "storage_error": "the disk is full"})
     assert third.storage_error == "the disk is full"
 
@@ -323,7 +312,7 @@ def slow_space(trial: optuna.Trial) -> dict[str, Any]:
 def test_where_trials_are_short_the_next_are_suggested_before_a_slot_is_free() -> None:
     study = a_study()
     search = searcher(study, trials=5, slots=lambda: 2)
-    search._space = slow_space
+    search.suggestions.space = slow_space
     begin(search, "a")
     begin(search, "b")
     assert search.suggest("c") is None
@@ -363,7 +352,7 @@ def test_where_it_would_gain_nothing_a_suggestion_knows_all_that_have_ended(seco
 def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
     study = a_study()
     search = searcher(study, slots=lambda: 1)
-    search._space = slow_space
+    search.suggestions.space = slow_space
     begin(search, "a")
     end(search, "a", seconds=0.1)
     begin(search, "b")
@@ -381,3 +370,55 @@ def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
         search.records.trials[2].reason == "ended before its first epoch (stopped by --time-budget)"
     )
     assert search.settled == [0, 1, 2]  # type: ignore[attr-defined]
+
+
+def refusing(trial: optuna.Trial) -> dict[str, Any]:
+    """Prunes odd numbers, and has a slip where x is 4."""
+    x = trial.suggest_int("x", 0, 9)
+    if x % 2:
+        raise optuna.TrialPruned("odd")
+    if x == 4:
+        return {"typo": trial.params["y"]}
+    return {"x": x}
+
+
+def test_a_space_may_prune_and_fail_and_the_search_goes_on() -> None:
+    study, kept = a_study(), {}
+    points = list(enumerate({"x": x} for x in (1, 2, 4, 3, 6)))
+    search = searcher(study, 5, points=points, keep_error=kept.__setitem__)
+    search.suggestions.space = refusing
+    assert search.suggest("a") == {NUMBER: 1, "x": 2}  # the first was pruned on the way
+    assert search.suggest("b") == {NUMBER: 4, "x": 6}
+    finish(search, "a")
+    finish(search, "b")
+    assert search.suggest("c") == Searcher.FINISHED
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["PRUNED", "COMPLETE", "FAIL", "PRUNED", "COMPLETE"]
+    assert search.settled == [0, 2, 3, 1, 4]  # type: ignore[attr-defined]
+    reasons = [search.records.trials[n].reason for n in range(4)]
+    assert reasons[0] == "pruned by the space: odd"
+    assert reasons[2].startswith("KeyError: 'y' (tune/test_searcher.py:")
+    assert list(kept) == [2]
+    assert kept[2].startswith("Traceback")
+    # and the tables and a resume take them as they are
+    assert [row["state"] for row in search.records.trials_table().to_pylist()] == states
+    assert [record.reason for _, record in read_trials(study, "r")][:3] == reasons[:3]
+
+
+def test_a_space_that_refuses_everything_ends_the_search_by_itself() -> None:
+    search = searcher(a_study(), 50)
+    search.suggestions.space = lambda trial: refusing(trial) and {}["x"]
+    given = [search.suggest(str(i)) for i in range(4)]
+    assert given == [None, None, Searcher.FINISHED, Searcher.FINISHED]
+    assert len(search.records.trials) == 50
+    assert {trial.state for trial in search.study.trials} == {TrialState.PRUNED, TrialState.FAIL}
+
+
+def test_a_refused_trial_that_was_cut_off_is_refused_again() -> None:
+    study = a_study()
+    ask(study, {RUN: "r"}, {"x": 1}).suggest_int("x", 0, 9)
+    search = searcher(study, 1, continued=study.get_trials())
+    search.records.add(Record(0, {"x": 1}))
+    search.suggestions.space = refusing
+    assert search.suggest("a") == Searcher.FINISHED
+    assert study.trials[0].state == TrialState.PRUNED

@@ -1,7 +1,9 @@
 """The trainable as an object, without a cluster: epochs, reuse, restarts, and trials that cannot go on."""
 
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,15 @@ import torch
 
 from mnist_ray import models
 from mnist_ray.run import checkpoint
+from mnist_ray.run.layout import error_file, trial_folder
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.trainable import NUMBER, TrainTrial, TrialContext, checkpoint_folder
+from mnist_ray.tune.trainable import NUMBER, TrainTrial, TrialContext
 from tests.support.trials import HP, IMAGES, LABELS, Here
+
+
+def fails(hp: dict[str, Any]) -> torch.nn.Module:
+    """A network of a person's own."""
+    return torch.nn.Linear(hp["channels"], 2)
 
 
 @pytest.fixture
@@ -30,15 +38,13 @@ def test_every_epoch_is_reported_and_the_last_is_done(
     assert [r["done"] for r in results] == [False, False, True]
     assert all(0 <= r["val_accuracy"] <= 1 and r["n_parameters"] > 0 and r["node"] for r in results)
     storage = RunStorage(str(tmp_path))
-    names = storage.list(checkpoint_folder(7))
+    names = storage.list(trial_folder(7))
     assert sorted(Path(n).name for n in names) == [
         "best.safetensors",
         "latest.safetensors",
         "optimizer.safetensors",
     ]
-    _, story = checkpoint.unpack(
-        storage.read_bytes(f"{checkpoint_folder(7)}/best.safetensors"), "x"
-    )
+    _, story = checkpoint.unpack(storage.read_bytes(f"{trial_folder(7)}/best.safetensors"), "x")
     best = max(results, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
     assert (story["number"], story["row"]["epoch"]) == (7, best["epoch"])
     assert story["hyperparameters"] == HP
@@ -82,12 +88,25 @@ def test_nan_ends_the_trial_with_a_reason(trial_class: type[Here]) -> None:
     assert result["reason"] == "the loss is not finite at epoch 1"
 
 
-def test_an_error_ends_the_trial_with_a_reason(trial_class: type[Here]) -> None:
+def test_an_error_ends_the_trial_with_a_reason_and_leaves_its_traceback(
+    trial_class: type[Here], tmp_path: Path
+) -> None:
+    trial = trial_class({**HP, "model": f"{__name__}:fails", NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert result["done"]
+    assert re.fullmatch(r"KeyError: 'channels' \(tune/test_trainable\.py:\d+\)", result["reason"])
+    text = (tmp_path / error_file(1)).read_text()
+    assert text.startswith("Traceback (most recent call last)")
+    assert 'hp["channels"]' in text
+
+
+def test_a_wrong_value_is_named(trial_class: type[Here]) -> None:
     trial = trial_class({**HP, "kernel_size": "three", NUMBER: 1})
     result = trial.train()
     trial.stop()
     assert result["done"]
-    assert result["reason"].startswith("TypeError")
+    assert result["reason"].startswith("hyperparameter kernel_size is 'three'")
 
 
 def test_a_failing_storage_is_not_the_trials_fault(
@@ -104,9 +123,7 @@ def test_a_failing_storage_is_not_the_trials_fault(
 
 
 def test_a_damaged_checkpoint_is_named(trial_class: type[Here], tmp_path: Path) -> None:
-    RunStorage(str(tmp_path)).write_bytes(
-        f"{checkpoint_folder(3)}/latest.safetensors", b"no checkpoint"
-    )
+    RunStorage(str(tmp_path)).write_bytes(f"{trial_folder(3)}/latest.safetensors", b"no checkpoint")
     trial = trial_class({**HP, NUMBER: 3})
     result = trial.train()
     trial.stop()
@@ -132,7 +149,7 @@ def test_every_trial_begins_with_the_start_and_augments(tmp_path: Path) -> None:
     trial.stop()
     for number in (1, 2):
         weights, story = checkpoint.unpack(
-            (tmp_path / checkpoint_folder(number) / "best.safetensors").read_bytes(), "x"
+            (tmp_path / trial_folder(number) / "best.safetensors").read_bytes(), "x"
         )
         learnt = [name for name in weights if name.endswith(("weight", "bias"))]
         assert all(

@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, check_search, parse
-from mnist_ray.tune import watch
+from mnist_ray.tune import patches, watch
 
 
 class Clock:
@@ -50,7 +50,7 @@ def test_only_a_trial_that_says_nothing_is_given_up(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    monkeypatch.setattr(watch.ray, "kill", killed.append)
+    monkeypatch.setattr(patches.ray, "kill", killed.append)
     searcher = Searcher()
     seen = watch.Watch(searcher, 10.0, "10s")  # type: ignore[arg-type]
     talks, hangs = trial("talks"), trial("hangs")
@@ -71,7 +71,7 @@ def test_what_the_driver_sleeps_is_not_the_trials_fault(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    monkeypatch.setattr(watch.ray, "kill", killed.append)
+    monkeypatch.setattr(patches.ray, "kill", killed.append)
     seen = watch.Watch(Searcher(), 10.0, "10s")  # type: ignore[arg-type]
     seen.on_trial_start(0, [], trial("a"))
     for step in range(5):
@@ -91,40 +91,7 @@ def test_only_new_epochs_make_up_for_lost_workers() -> None:
     assert counts == [0, 1, 0, 1, 2, 0]
 
 
-def test_a_worker_that_starts_keeps_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(
-        watch.TuneController,
-        "_maybe_reuse_cached_actor",
-        lambda self, one: bool(asked.append(one)) or True,
-    )
-    controller = SimpleNamespace(
-        _trial_to_actor={"starts": "worker 1", "resets": "worker 2", "waits": "worker 3"},
-        _resetting_trials={"resets"},
-        _actor_manager=SimpleNamespace(is_actor_started={"worker 1", "worker 2"}.__contains__),
-    )
-    with watch.patched_tune(lambda trial_id, how: None):
-        given = {
-            one: watch.TuneController._maybe_reuse_cached_actor(controller, one)  # type: ignore[arg-type]
-            for one in ("starts", "new", "resets", "waits")
-        }
-    assert given == {"starts": False, "new": True, "resets": True, "waits": True}
-    assert asked == ["new", "resets", "waits"]
-
-
 def test_the_time_is_checked() -> None:
     check_search(parse(SearchSettings, ["--trial-timeout", "10m"]))
     with pytest.raises(SettingsError, match="--trial-timeout: 'soon' is not a duration"):
         check_search(parse(SearchSettings, ["--trial-timeout", "soon"]))
-
-
-def test_rays_reasons_are_one_line() -> None:
-    error = RuntimeError(
-        "The actor died unexpectedly before finishing this task.\n\tclass_name: A\nThe actor is dead because its worker process has died. "
-        "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. "
-        "There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
-    )
-    assert (
-        watch._how(error) == "Worker unexpectedly exits with a connection error code 2. End of file"
-    )
-    assert watch._how(RuntimeError("a\nb")) == "a b"

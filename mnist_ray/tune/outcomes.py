@@ -1,0 +1,110 @@
+"""What a trial has reached, made known to the study and to the records that a person reads."""
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from mnist_ray.run.records import Records, Row
+from mnist_ray.settings import objectives
+from mnist_ray.study.objectives import CURVE
+from mnist_ray.study.suggestions import Refusal
+from mnist_ray.study.trials import SUMMARY
+
+EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
+
+
+class Outcomes:
+    """Writes epochs and ends of trials.
+
+    Args:
+        study: the run's.
+        records: the run's trials.
+        max_epochs: a trial with fewer is not complete.
+        on_settled: called with a trial's number after the study knows of its end.
+        keep_error: called with number and traceback of a trial on which the space failed.
+        known: trial number -> the epochs that the study has already.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        records: Records,
+        max_epochs: int,
+        on_settled: Callable[[int], None],
+        keep_error: Callable[[int, str], None],
+        known: Mapping[int, set[int]],
+    ) -> None:
+        self.study, self.records, self.max_epochs = study, records, max_epochs
+        self.on_settled, self.keep_error = on_settled, keep_error
+        self._known = dict(known)
+        self._seconds, self._trials = 0.0, 0  # of all trials that have ended here
+
+    def mean_seconds(self) -> float:
+        """Seconds of training of a trial that has ended here; 0 where none has."""
+        return self._seconds / max(1, self._trials)
+
+    def take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+        """Takes epochs; one that was reported before changes nothing."""
+        metric = self.records.metric
+        known = self._known.setdefault(trial.number, set())
+        for row in rows:
+            self.records.report(trial.number, row)
+            if row["epoch"] in known:
+                continue
+            known.add(row["epoch"])
+            if self.records.objectives:
+                own = self.records.trials[trial.number].rows
+                values = {epoch: own[epoch][metric] for epoch in sorted(own)}
+                trial.set_user_attr(CURVE, values)
+            else:
+                trial.report(row[metric], step=row["epoch"])
+
+    def exploited(self, trial: optuna.Trial, exploit: dict[str, Any]) -> None:
+        """Notes that a trial goes on with another's weights (see population.py)."""
+        record = self.records.trials[trial.number]
+        record.exploits.append(exploit)
+        trial.set_user_attr(EXPLOITS, record.exploits)
+
+    def refuse(self, trial: optuna.Trial, refusal: Refusal) -> None:
+        """Ends a trial for which the space gave no hyperparameters: PRUNED, or FAIL by an error."""
+        self.records.trials[trial.number].reason = refusal.reason
+        if refusal.error is not None:
+            text = "".join(traceback.format_exception(refusal.error))
+            self.keep_error(trial.number, text)
+        self._settle(trial, "PRUNED" if refusal.pruned else "FAIL")
+
+    def end(self, trial: optuna.Trial, ending: str | None) -> None:
+        """Ends a trial. Only one that trained all its epochs is COMPLETE.
+
+        ending: why the search as a whole is being ended.
+        """
+        record = self.records.trials[trial.number]
+        self._seconds += sum(row.get("seconds") or 0.0 for row in record.rows.values())
+        self._trials += 1
+        state = "FAIL"
+        if not record.reason and record.best(self.records.metric) is None:
+            record.reason = f"ended before its first epoch ({ending or 'stopped'})"
+        elif not record.reason and len(record.rows) >= self.max_epochs:
+            state = "COMPLETE"
+        elif not record.reason:
+            state = "PRUNED"
+            why = ending or "stopped by the scheduler"
+            record.reason = f"{why} after epoch {max(record.rows)}"
+        self._settle(trial, state)
+
+    def _settle(self, trial: optuna.Trial, state: str) -> None:
+        record, names = self.records.trials[trial.number], self.records.objectives
+        self.records.end(trial.number, state)
+        value: float | list[float] | None = None
+        if state == "COMPLETE":
+            best = record.best(self.records.metric)
+            assert best is not None
+            value = best[self.records.metric]
+            if names:
+                value = objectives.values(names, record, self.records.metric)
+        trial.set_user_attr(SUMMARY, record.summary())
+        self.study.tell(trial, value, state=TrialState[state])
+        self.on_settled(trial.number)

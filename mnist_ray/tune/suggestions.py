@@ -1,0 +1,104 @@
+"""The next trials of a run: those that go on, those to try again, points, the sampler's."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from mnist_ray.run.records import Record, Records
+from mnist_ray.study.optuna_private import reopened, started
+from mnist_ray.study.samplers import exhausted
+from mnist_ray.study.storages import on_disk
+from mnist_ray.study.suggestions import Refusal, Space, suggested
+from mnist_ray.study.trials import AGAIN, POINT, RUN
+
+# Suggestions that take more than this part of a trial are made while the trials before them still
+# run: slots that waited would lose more than the suggestions gain by knowing a trial more.
+ASK_AHEAD_FROM = 0.05
+
+Numbered = tuple[int, dict[str, Any]]  # a trial's number, or a point's place, and values
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A trial of the study, and its hyperparameters or why the space gave none."""
+
+    trial: optuna.Trial
+    hp: dict[str, Any] | Refusal
+
+
+class Suggestions:
+    """Asks a study for the trials of a run.
+
+    Args:
+        study: the run's.
+        space: a function of an optuna.Trial that returns the flat dict of hyperparameters.
+        records: the run's trials so far; new ones are added.
+        run: the run's name.
+        continued: trials of an earlier process that have a checkpoint: they come first.
+        retried: numbers and values of trials that were cut off before their first checkpoint:
+            tried again next, under new numbers.
+        points: known good configurations, with their places in the list that names them.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        records: Records,
+        run: str,
+        continued: Sequence[FrozenTrial] = (),
+        retried: Sequence[Numbered] = (),
+        points: Sequence[Numbered] = (),
+    ) -> None:
+        self.study, self.space, self.records, self.run = study, space, records, run
+        self.continued, self.retried, self.points = list(continued), list(retried), list(points)
+        self.ahead: list[Suggestion] = []  # not handed out yet
+        self._seconds = 0.0  # that the last suggestion took
+
+    def next(self) -> Suggestion | None:
+        """The next trial, perhaps a refused one; None where none is to come."""
+        return self.ahead.pop(0) if self.ahead else self._ask()
+
+    def ask_ahead(self, slots: float, mean_seconds: float) -> None:
+        """Makes one suggestion for each slot in advance, where trials are that short.
+
+        Not where suggestions could not keep up with the trials anyway.
+
+        Args:
+            slots: trials at a time.
+            mean_seconds: of a trial; 0 where it is not known.
+        """
+        if ASK_AHEAD_FROM * mean_seconds < self._seconds < mean_seconds / slots:
+            while len(self.ahead) < slots and (found := self._ask()):
+                self.ahead.append(found)
+
+    def _ask(self) -> Suggestion | None:
+        start = time.perf_counter()
+        trial = self._trial()
+        if trial is None:
+            return None
+        hp = suggested(self.space, trial)
+        on_disk(self.study)  # before a worker writes the trial's checkpoints
+        if trial.number not in self.records.trials:
+            self.records.add(Record(trial.number, dict(trial.params)))
+        self._seconds = time.perf_counter() - start
+        return Suggestion(trial, hp)
+
+    def _trial(self) -> optuna.Trial | None:
+        if self.continued:
+            return reopened(self.study, self.continued.pop(0))
+        asked = len(self.records.trials) - self.records.tried_again
+        if asked >= self.records.total or exhausted(self.study):
+            return None
+        values: dict[str, Any] = {}
+        attributes: dict[str, Any] = {RUN: self.run}
+        if self.retried:
+            attributes[AGAIN], values = self.retried.pop(0)
+        elif self.points:
+            place, values = self.points.pop(0)
+            attributes[POINT] = [self.run, place]
+        return started(self.study, attributes, values)

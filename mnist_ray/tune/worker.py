@@ -1,0 +1,181 @@
+"""Networks in a trial's worker process: data on the device, epochs, checkpoints on storage.
+
+Imported by the workers alone: the driver does without torch.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnist_ray.errors import WorkError, first_line
+from mnist_ray.models import n_parameters
+from mnist_ray.run import checkpoint, layout
+from mnist_ray.run.records import EpochRow, rank
+from mnist_ray.storage import RunStorage
+from mnist_ray.training.machine import leave_out_the_compiler, use_threads
+from mnist_ray.training.trainer import Trainer
+from mnist_ray.tune.trainable import STATE, Result, TrainTrial, TrialContext, ended, reported
+
+
+class Worker:
+    """Trains the networks of one trial after the other.
+
+    Args:
+        context: what all trials share.
+        storage: the run's directory.
+        arrays: images uint8 [n, C, H, W], labels int64 [n], and train and val, int64 indices.
+        start: weights by their names in the state dict, for every trial; None: random ones.
+        deterministic: whether torch's deterministic kernels are used. On a CPU all kernels in use
+            are deterministic, for a fixed number of threads.
+    """
+
+    def __init__(
+        self,
+        context: TrialContext,
+        storage: RunStorage,
+        arrays: tuple[np.ndarray, ...],
+        start: Mapping[str, np.ndarray] | None,
+        deterministic: bool = False,
+    ) -> None:
+        leave_out_the_compiler()
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            # A warning only: the backward pass of pooling is on torch's list, though windows that
+            # do not overlap are summed in no order.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+        self.context, self.storage = context, storage
+        use_threads(context.cpus)
+        self.device = torch.device("cuda" if context.gpus else "cpu")
+        if 0 < context.gpus < 1:
+            # A trial that outgrows its share fails alone, and takes no memory of those beside it.
+            torch.cuda.set_per_process_memory_fraction(context.gpus)
+        with warnings.catch_warnings():
+            # The arrays are read-only views of shared memory, and nothing here writes to them.
+            warnings.simplefilter("ignore", UserWarning)
+            self.data = [torch.from_numpy(array).to(self.device) for array in arrays]
+            self.start = {name: torch.from_numpy(a) for name, a in start.items()} if start else None
+
+    def begin(self, number: int, hp: Mapping[str, Any]) -> None:
+        """Takes up a trial; its network is made with its first epoch."""
+        self.number, self.hp = number, hp
+        self.made: Trainer | None = None
+        self.latency_ms: float | None = None
+        self.unreported = False
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trial's network in training."""
+        if self.made is None:
+            self.made = Trainer(
+                self.hp,
+                epochs=self.context.max_epochs,
+                seed=self.context.seed,
+                device=self.device,
+                precision=self.context.precision,
+                weights=self.start,
+            )
+            if self.context.latency:
+                self.latency_ms = self._latency_ms(self.made)
+        return self.made
+
+    def epoch(self) -> Result:
+        """Trains an epoch and keeps its state, or reports the last one of the checkpoint."""
+        if self.made is None:
+            self._load()
+        trainer = self.trainer
+        rows = None
+        if self.unreported:
+            # The checkpoint's epochs may have been lost on their way to the driver.
+            rows, row = trainer.rows, trainer.rows[-1]
+            self.unreported = False
+        else:
+            row = trainer.run_epoch(*self.data)
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
+                return ended(reason=f"the loss is not finite at epoch {row['epoch']}")
+            self._save(row)
+        result = reported(self.context, row, n_parameters(trainer.model), rows)
+        if self.latency_ms is not None:
+            result["latency_ms"] = self.latency_ms
+        # Of an epoch that is reported again too: it may not have been written.
+        if self.context.tensorboard and (warning := self._summarise(row)):
+            result["tracker_warning"] = warning
+        return result
+
+    # ---- states
+
+    @property
+    def _latest(self) -> str:
+        return f"{layout.trial_folder(self.number)}/{TrainTrial.LATEST}"
+
+    def _load(self) -> None:
+        if self.storage.exists(self._latest):
+            data = self.storage.read_bytes(self._latest)
+            self.trainer.load_state(data, self.storage.join(self._latest))
+            self.unreported = True
+
+    def _save(self, row: EpochRow) -> None:
+        """Keeps the state, all of it before the epoch is reported: the driver knows no more.
+
+        (Writing beside the training would save some 10 ms an epoch, and leave files of trials
+        that the driver has cleaned up after.)
+        """
+        folder = layout.trial_folder(self.number)
+        metadata = {"number": self.number, "row": dict(row)}
+        state = self.trainer.state_bytes(metadata)
+        if max(self.trainer.rows, key=lambda r: rank(r, self.context.metric)) is row:
+            weights = self.trainer.weights_bytes(metadata)
+            self.storage.write_bytes(f"{folder}/optimizer.safetensors", state)
+            self.storage.write_bytes(f"{folder}/best.safetensors", weights)
+        self.storage.write_bytes(self._latest, state)
+
+    def state(self) -> bytes:
+        """The whole state, for a scheduler that pauses the trial or hands it to another."""
+        return self.trainer.state_bytes({"number": self.number})
+
+    def take_state(self, state: bytes) -> None:
+        """Goes on from such a state: weights and optimiser, perhaps another trial's."""
+        self.made = None
+        trainer = self.trainer
+        if trainer.load_state(state, STATE)["number"] != self.number:
+            data = self.storage.read_bytes(self._latest)
+            _, own = checkpoint.unpack(data, self.storage.join(self._latest))
+            trainer.rows = [row for row in own["rows"] if row["epoch"] <= trainer.epoch]
+        self.unreported = False
+
+    # ---- beside the training
+
+    def _latency_ms(self, trainer: Trainer) -> float:
+        """Milliseconds of one image through the network as ONNX, on one thread, the median.
+
+        The weights do not matter for it.
+        """
+        from mnist_ray.export.onnx_model import Session, export  # noqa: PLC0415 (seconds at start)
+
+        session = Session(export(trainer.model, self.hp, {}), "the trial's network", threads=1)
+        return session.latency_ms(self.data[0][0].cpu().numpy())
+
+    def _summarise(self, row: EpochRow) -> str | None:
+        """Writes the epoch for TensorBoard; why that failed. It ends nothing.
+
+        Raises:
+            WorkError: the run's storage failed.
+        """
+        try:
+            from mnist_ray.trackers import summaries  # noqa: PLC0415 (an optional package)
+
+            images, _, _, val = self.data
+            some = images[val[: summaries.ACTIVATION_IMAGES]]
+            summaries.write(
+                self.storage, self.number, self.trainer, row, some, self.context.activations
+            )
+        except WorkError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {first_line(error)}"[:300]
+        return None
