@@ -163,7 +163,7 @@ class TrainTrial(EpochTrial):
                 of random ones.
         """
         # The driver, which only names this class, starts seconds earlier without torch.
-        from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (the driver only names it)
+        from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (named trainable)
 
         assert context is not None
         self.context, self.storage = context, RunStorage(context.run)

@@ -167,7 +167,7 @@ class Worker:
             WorkError: the run's storage failed.
         """
         try:
-            from mnist_ray.trackers import summaries  # noqa: PLC0415 (an optional package)
+            from mnist_ray.trackers import summaries  # noqa: PLC0415 (optional package)
 
             images, _, _, val = self.data
             some = images[val[: summaries.ACTIVATION_IMAGES]]
