@@ -155,10 +155,11 @@ class Worker:
 
         The weights do not matter for it.
         """
-        from mnist_ray.export.onnx_model import Session, export  # noqa: PLC0415 (seconds at start)
+        from mnist_ray.export import session, write  # noqa: PLC0415 (seconds at start)
 
-        session = Session(export(trainer.model, self.hp, {}), "the trial's network", threads=1)
-        return session.latency_ms(self.data[0][0].cpu().numpy())
+        file = write.export(trainer.model, self.hp, {})
+        network = session.Session(file, "the trial's network", threads=1)
+        return network.latency_ms(self.data[0][0].cpu().numpy())
 
     def _summarise(self, row: EpochRow) -> str | None:
         """Writes the epoch for TensorBoard; why that failed. It ends nothing.
