@@ -1,0 +1,214 @@
+"""A run's directory, wherever it lies: names are checked, and failures are tried again."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.storage.address import check_run_name, is_inside, parse
+from mnist_ray.storage.folder import Folder
+from mnist_ray.storage.object_store import Bucket, StoreError
+
+T = TypeVar("T")
+Names = list[str]  # within RunStorage, `list` is the method
+
+RETRY_SECONDS = 60.0  # MNIST_RAY_STORAGE_RETRY_SECONDS overrides it
+CHECK_SECONDS = 10.0  # a mistyped address must not cost a minute
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+
+# What passes by itself on a network file system.
+_TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}  # fmt: skip
+
+
+class RunStorage:
+    """A directory: a local path, `file://`, `s3://bucket/prefix`, `gs://…` or `az://container/…`.
+
+    A server of one's own: `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http`. Keys come
+    from the environment, the clouds' own files or IAM. It can be pickled: the URI alone travels.
+
+    Every operation is repeated on errors that may pass (network, overload) with growing pauses for
+    RETRY_SECONDS, then raises WorkError. Missing files, permissions and a full disk are reported at
+    once.
+
+    Args:
+        uri: a relative path is made absolute; a URI that carries a key is refused, since URIs are
+            printed and written down.
+
+    Raises:
+        SettingsError: the URI is not allowed; names `--storage`.
+
+    Example:
+        >>> run = RunStorage("s3://bucket/runs/first")
+        >>> run.write_json("run.json", {"state": "done"})
+        >>> run.list()
+        ['run.json']
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._address = parse(uri)
+        self.uri = self._address.uri
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunStorage, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"RunStorage({self.uri!r})"
+
+    @cached_property
+    def _place(self) -> Folder | Bucket:
+        return Folder(Path(self._address.path)) if self.is_local else Bucket(self._address)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a directory of a mounted file system."""
+        return self._address.is_local
+
+    @property
+    def local_path(self) -> Path | None:
+        """The directory, absolute; None in an object store."""
+        return Path(self._address.path) if self.is_local else None
+
+    def join(self, name: str) -> str:
+        """URI of a file of this directory, to print or to open elsewhere."""
+        return self._address.join(name) if is_inside(name) else self.uri
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or directory of this name."""
+        return self._retry("look at", name, lambda: self._place.exists(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole content.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            WorkError: it cannot be read.
+        """
+        return self._retry("read", name, lambda: self._place.read(name), missing_raises=True)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file whole; whoever reads meanwhile gets the old or the new one."""
+        self._retry("write", name, lambda: self._place.write(name, data))
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value. Raises FileNotFoundError, or CorruptFileError if it is not JSON."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except (ValueError, RecursionError) as error:
+            raise CorruptFileError(f"{self.join(name)} is not JSON: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as UTF-8 JSON, keys in their own order. Raises ValueError for NaN."""
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(name, f"{text}\n".encode())
+
+    def list(self, name: str = "") -> Names:
+        """Names, relative to this directory, of all files below `name`, sorted."""
+        return sorted(self._retry("list", name, lambda: self._place.names(name)))
+
+    def delete(self, name: str) -> None:
+        """Remove a file, or a directory with all in it ("" is this one); missing is fine."""
+        if name == "" and not self._address.path.strip("/"):
+            raise ValueError(f"will not delete all of {self.uri}")
+        self._retry("delete", name, lambda: self._place.delete(name))
+
+    def create_exclusive(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of this name: of several writers one gets True.
+
+        Their `data` must differ: one whose answer was lost knows its own file by it. It is certain
+        except in object stores that ignore the condition `If-None-Match`.
+        """
+        attempts = 0
+
+        def create() -> bool:
+            nonlocal attempts
+            attempts += 1
+            made = self._place.create(name, data)
+            return made or (attempts > 1 and self._place.read(name) == data)
+
+        return self._retry("create", name, create)
+
+    def replace_exclusive(self, name: str, expected: bytes, data: bytes | None) -> bool:
+        """Replace a file only while it holds `expected`: of several writers one gets True.
+
+        Args:
+            name: the file.
+            expected: its content as this writer read it.
+            data: the new content, other than any other's; None removes the file, which in an object
+                store is certain only while nobody replaces it.
+        """
+        return self._retry("write", name, lambda: self._place.replace(name, expected, data))
+
+    def _retry(
+        self,
+        doing: str,
+        name: str,
+        action: Callable[[], T],
+        *,
+        missing_raises: bool = False,
+        at_most: float = float("inf"),
+    ) -> T:
+        is_inside(name)
+        deadline = time.monotonic() + min(_retry_seconds(), at_most)
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if missing_raises and isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(
+                        errno.ENOENT, "there is no such file", self.join(name)
+                    ) from error
+                if not _may_pass(error) or time.monotonic() + pause > deadline:
+                    reason = error.strerror or str(error) or type(error).__name__
+                    raise WorkError(f"cannot {doing} {self.join(name)}: {reason}") from error
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+
+def open_run(storage: str, name: str) -> RunStorage:
+    """The directory of the run `name` below `storage`; makes nothing yet.
+
+    Raises:
+        SettingsError: names `--name` or `--storage`.
+    """
+    check_run_name(name)
+    return RunStorage(RunStorage(storage).join(name))
+
+
+def check_writable(storage: str) -> None:
+    """Write and delete a small file there; leaves nothing behind, no new directory either.
+
+    Raises:
+        SettingsError: names `--storage` and what the system answered.
+    """
+    run = RunStorage(storage)
+    try:
+        run._retry("write to", "", lambda: run._place.probe(), at_most=CHECK_SECONDS)
+    except WorkError as error:
+        raise SettingsError(f"--storage: {error}") from error
+
+
+def _retry_seconds() -> float:
+    text = os.environ.get("MNIST_RAY_STORAGE_RETRY_SECONDS", "")
+    try:
+        seconds = float(text) if text else RETRY_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:  # also NaN
+        raise SettingsError(
+            f"MNIST_RAY_STORAGE_RETRY_SECONDS={text}: a number of seconds, 0 or more, is needed"
+        )
+    return seconds
+
+
+def _may_pass(error: OSError) -> bool:
+    return error.may_pass if isinstance(error, StoreError) else error.errno in _TRANSIENT
