@@ -1,7 +1,9 @@
-"""Only one process at a time works on a run: a small file with a heartbeat says which, on a disk and in an object store alike.
+"""Only one process at a time works on a run: a small file with a heartbeat says which.
 
-Whoever finds the file asks first whether its process is gone, which on the same machine is known at once, and elsewhere watches whether
-the heart still beats. A process that was suspended for longer finds at its next beat that another has taken its place, and stops.
+Whoever finds the file asks first whether its process has ended, which is known at once on the same
+machine. Of a process elsewhere it watches whether the heart still beats. The file is made and
+replaced on conditions that the disk or the object store holds, so that two never hold it. A process
+that was suspended finds at its next beat that another has taken its place, and stops.
 """
 
 import contextlib
@@ -14,134 +16,184 @@ from collections.abc import Iterator
 from typing import Any
 
 from mnist_ray import processes
-from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.run.layout import lease_file
 from mnist_ray.storage import RunStorage
 
 BEAT = 5.0  # seconds between two writings of the file
-SILENT = 20.0  # seconds without a beat after which a process of another machine counts as gone
-SETTLE = 1.0  # seconds after which, of two that take a dead one's place at the same moment, the first sees that it was not the last
+SILENT = 20.0  # seconds without a beat after which a process elsewhere counts as ended
+
+file = lease_file
 
 
-def file(work: str) -> str:
-    """The lease's name in the run's directory."""
-    return f"{work}.lease"
+class Lease:
+    """A run that this process holds for one kind of work.
+
+    Attributes:
+        lost: set when another process has taken the run over, or deleted it. Who has lost it must
+            stop, and write nothing more.
+    """
+
+    def __init__(self, storage: RunStorage, work: str) -> None:
+        self.lost = threading.Event()
+        self._storage, self._work, self._file = storage, work, lease_file(work)
+        self._token, self._beat = uuid.uuid4().hex, 0
+        self._written = b""
+        self._written_at = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, flag: str) -> None:
+        """Takes the run. Raises SettingsError naming the flag where another process holds it."""
+        storage, name, content = self._storage, self._file, self._next()
+        found = _read(storage, name)
+        if found is not None and _has_ended(storage, name, found):
+            if storage.replace_exclusive(name, found, content):
+                return self._wrote(content)
+            found = _read(storage, name)  # given back meanwhile, or taken
+        if found is None and storage.create_exclusive(name, content):
+            return self._wrote(content)
+        raise _refusal(storage, self._work, flag)
+
+    def check(self) -> None:
+        """Raises WorkError where the run is another's: to be called before it is written.
+
+        After a time without beats, as of a suspended process, the file is looked at first.
+        """
+        if not self.lost.is_set() and time.monotonic() - self._written_at > SILENT / 2:
+            self.renew()
+        if self.lost.is_set():
+            raise WorkError(
+                f"the {self._work} at {self._storage.uri} ends: another process has taken over "
+                "its run, or deleted it"
+            )
+
+    def renew(self) -> None:
+        """Writes the next beat, or sets `lost`. Raises WorkError where the storage fails."""
+        with self._lock:
+            content = self._next()
+            if self._storage.replace_exclusive(self._file, self._written, content):
+                self._wrote(content)
+            else:
+                self.lost.set()
+
+    def give_back(self) -> None:
+        """Removes the file, and the run's directory where nothing was written into it."""
+        with self._lock, contextlib.suppress(WorkError, OSError):
+            self._storage.replace_exclusive(self._file, self._written, None)
+            if self._storage.local_path is not None:
+                self._storage.local_path.rmdir()
+
+    def _next(self) -> bytes:
+        process = processes.this_process()
+        beat = {"token": self._token, "process": process, "beat": self._beat}
+        return json.dumps(beat).encode()
+
+    def _wrote(self, content: bytes) -> None:
+        self._written, self._written_at = content, time.monotonic()
+        self._beat += 1
 
 
 @contextlib.contextmanager
-def held(storage: RunStorage, work: str, flag: str = "--name") -> Iterator[None]:
-    """Holds the run for this kind of work, "search" or "fine-tuning", until the block ends, within cluster.interruptible().
+def held(
+    storage: RunStorage, work: str, flag: str = "--name", *, handle_signals: bool = True
+) -> Iterator[Lease]:
+    """Holds the run for a kind of work until the block ends.
 
-    Raises SettingsError naming the flag where another process holds it, and WorkError where another has taken it over meanwhile.
+    Args:
+        storage: the run's directory.
+        work: "search" or "fine-tuning".
+        flag: the option that named the run, for the message.
+        handle_signals: interrupts the main thread by SIGTERM when the lease is lost, which ends a
+            wait too; it needs cluster.interruptible(). Otherwise, and in other threads, the block
+            looks at `lost` or calls `check()` itself.
+
+    Raises:
+        SettingsError: another process holds the run; names the flag.
+        WorkError: another process has taken it over meanwhile.
     """
-    mine = {"token": uuid.uuid4().hex, "process": processes.this_process(), "beat": 0}
-    _take(storage, work, flag, mine)
-    over, lost = threading.Event(), threading.Event()
-    heart = threading.Thread(
-        target=_beat,
-        args=(storage, file(work), mine, threading.get_ident(), over, lost),
-        daemon=True,
-    )
+    lease = Lease(storage, work)
+    lease.take(flag)
+    main = threading.main_thread()
+    target = main.ident if handle_signals and threading.current_thread() is main else None
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(lease, over, target), daemon=True)
     heart.start()
     try:
-        yield
+        yield lease
+        if lease.lost.is_set():
+            lease.check()
     except KeyboardInterrupt:
-        if lost.is_set():
-            raise WorkError(
-                f"the {work} at {storage.uri} ends: another process has taken over its run, or deleted it"
-            ) from None
+        if lease.lost.is_set():
+            lease.check()
         raise
     finally:
         over.set()
-        heart.join(5)  # where the storage does not answer, the file stays: its process is gone then
+        heart.join(5)  # where the storage does not answer, the file stays: its process ends soon
 
 
-def _take(storage: RunStorage, work: str, flag: str, mine: dict[str, Any]) -> None:
-    name = file(work)
+def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:
+    """Raises SettingsError naming the flag where another process holds the run for this work."""
+    name = lease_file(work)
     found = _read(storage, name)
-    if found is None and storage.create_exclusive(name, json.dumps(mine).encode()):
-        return
-    found = found or _read(storage, name) or {}
-    if not _silent(storage, name, found):
-        raise _refusal(storage, work, flag, found)
-    storage.write_json(name, mine)
-    time.sleep(SETTLE)
-    found = _read(storage, name) or {}
-    if found.get("token") != mine["token"]:
-        raise _refusal(storage, work, flag, found)
+    if found is not None and not _has_ended(storage, name, found):
+        raise _refusal(storage, work, flag)
 
 
-def _refusal(storage: RunStorage, work: str, flag: str, found: dict[str, Any]) -> SettingsError:
-    process = found.get("process", {})
+def _beat(lease: Lease, over: threading.Event, target: int | None) -> None:
+    """Renews the lease until `over`, then gives it back; interrupts the thread when it is lost."""
+    while not over.wait(BEAT):
+        with contextlib.suppress(WorkError):  # the work itself will say that the storage is away
+            lease.renew()
+        if lease.lost.is_set():
+            if target is not None:
+                # To that thread, since a signal to the process may reach this one.
+                signal.pthread_kill(target, signal.SIGTERM)
+            return
+    lease.give_back()
+
+
+def _refusal(storage: RunStorage, work: str, flag: str) -> SettingsError:
+    process = _process(_read(storage, lease_file(work)) or b"")
     who = f"process {process.get('pid')} on {process.get('node')}"
     return SettingsError(
-        f"{flag}: another {work} is at work at {storage.uri} ({who}): wait for it, stop it, or give another run"
+        f"{flag}: another {work} is at work at {storage.uri} ({who}): "
+        "wait for it, stop it, or give another run"
     )
 
 
-def _silent(storage: RunStorage, name: str, found: dict[str, Any]) -> bool:
-    """Whether the process that wrote the file is gone; elsewhere than on this machine that takes SILENT seconds."""
-    ended = processes.has_ended(found["process"]) if "process" in found else True
+def _has_ended(storage: RunStorage, name: str, found: bytes) -> bool:
+    """Whether the process that wrote this has ended; of one elsewhere that takes SILENT seconds."""
+    process = _process(found)
+    ended = processes.has_ended(process) if process else True
     if ended is not None:
         return ended
     print(
-        f"waiting {SILENT:g} s to see whether process {found['process']['pid']} on {found['process']['node']} is gone",
+        f"waiting {SILENT:g} s to see whether process {process.get('pid')} "
+        f"on {process.get('node')} is gone",
         flush=True,
     )
     deadline = time.monotonic() + SILENT
     while time.monotonic() < deadline:
         time.sleep(1)
         now = _read(storage, name)
-        if now is None:
-            return True
         if now != found:
-            return False
+            return now is None
     return True
 
 
-def _read(storage: RunStorage, name: str) -> dict[str, Any] | None:
-    """What the file says; None where there is none, {} where it cannot be understood."""
-    for _ in range(5):
-        try:
-            found = storage.read_json(name)
-            return (
-                found
-                if isinstance(found, dict) and {"token", "process", "beat"} <= found.keys()
-                else {}
-            )
-        except FileNotFoundError:
-            return None
-        except CorruptFileError:
-            time.sleep(0.2)  # made, but not written yet
-    return {}
+def _read(storage: RunStorage, name: str) -> bytes | None:
+    try:
+        return storage.read_bytes(name)
+    except FileNotFoundError:
+        return None
 
 
-def _beat(
-    storage: RunStorage,
-    name: str,
-    mine: dict[str, Any],
-    worker: int,
-    over: threading.Event,
-    lost: threading.Event,
-) -> None:
-    """Renews the file until `over`, then removes it; interrupts the thread `worker` where it is another's."""
-    missing = 0
-    while not over.wait(BEAT):
-        with contextlib.suppress(
-            WorkError, OSError
-        ):  # the storage does not answer: the work itself will say so
-            found = _read(storage, name)
-            missing = missing + 1 if found is None else 0
-            if missing > 1 or (found is not None and found.get("token") != mine["token"]):
-                lost.set()
-                # A signal, since only that wakes a thread that waits; to that thread, since one to the process may reach this one.
-                signal.pthread_kill(worker, signal.SIGTERM)
-                return
-            if found is not None:
-                mine["beat"] += 1
-                storage.write_json(name, mine)
-    with contextlib.suppress(WorkError, OSError):
-        found = _read(storage, name)
-        if found is not None and found.get("token") == mine["token"]:
-            storage.delete(name)
-        if storage.local_path is not None:
-            storage.local_path.rmdir()  # only where nothing was written into it
+def _process(content: bytes) -> dict[str, Any]:
+    """The process that a lease names; empty where the file is none of ours."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or not {"token", "process", "beat"} <= found.keys():
+        return {}
+    return found["process"] if isinstance(found["process"], dict) else {}

@@ -138,8 +138,8 @@ class Bucket:
         try:
             found = [each for page in obstore.list(self._store, self._key(name)) for each in page]
         except BaseError as error:
-            if "<Code>NoSuchBucket</Code>" in str(error):
-                return []
+            if "status code: 404" in str(error):
+                return []  # no such bucket
             raise
         return [
             each["path"]
@@ -263,7 +263,7 @@ def _reason(text: str) -> str:
         return "no keys found in the environment, in the cloud's files or by the machine's role"
     code, message = (re.search(rf"<{tag}>([^<]+)", text) for tag in ("Code", "Message"))
     if code is not None:
-        return f"{code[1]}: {' '.join(message[1].split())}" if message else code[1]
+        return f"{code[1]}: {message[1].splitlines()[0]}" if message else code[1]
     if status := _STATUS.search(text):
         return f"HTTP status {status[1].strip()}"
     if "HTTP error" in text:

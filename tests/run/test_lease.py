@@ -1,5 +1,6 @@
-"""One process at a time: refused, taken over after a kill, after silence, and given up when another has come."""
+"""One process at a time: refused, taken over after a kill or silence, given up to another."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,33 +20,28 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import lease
 from mnist_ray.storage import RunStorage
 
-HOLD = """
-import sys, time
-from mnist_ray.run import lease
-from mnist_ray.cluster import interruptible
-from mnist_ray.errors import MnistRayError
-from mnist_ray.storage import RunStorage
-lease.BEAT, lease.SILENT, lease.SETTLE = 0.2, 2.0, 0.5
-try:
-    with interruptible(), lease.held(RunStorage(sys.argv[1]), "search"):
-        print("held", flush=True)
-        time.sleep(float(sys.argv[2]))
-    print("done")
-except MnistRayError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+HOLD = str(Path(__file__).parents[1] / "programs" / "hold_lease.py")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.2)
     monkeypatch.setattr(lease, "SILENT", 2.0)
-    monkeypatch.setattr(lease, "SETTLE", 0.3)
 
 
 def hold(run: str, seconds: float = 30, *before: str) -> subprocess.Popen:
-    command = [*before, sys.executable, "-c", HOLD, run, str(seconds)]
+    command = [*before, sys.executable, HOLD, run, str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def suspend_between_beats(process: subprocess.Popen, file: Path) -> None:
+    """Not within one, when it has locked the file: then another waits until it goes on."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        with suppress(BlockingIOError), file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def first_line(process: subprocess.Popen) -> str:
@@ -120,22 +117,16 @@ def test_one_that_was_suspended_finds_that_another_has_come(tmp_path: Path) -> N
         pytest.skip("needs process namespaces, and the right to make them")
     first = hold(run)
     assert first_line(first) == "held"
-    first.send_signal(signal.SIGSTOP)
+    suspend_between_beats(first, Path(run, "search.lease"))
     second = hold(run, 30, *apart)
     assert first_line(second).startswith("waiting 2 s to see whether process ")
     assert first_line(second) == "held"
     first.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + 20
-    while first.poll() is second.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    # Where it was suspended within a beat, between reading and writing, it is the other that finds itself replaced: always one stops.
-    loser, winner = (first, second) if first.poll() is not None else (second, first)
-    assert loser.communicate()[0].startswith(
+    assert first.wait(20) == 1
+    assert first.communicate()[0].startswith(
         f"WorkError: the search at {run} ends: another process has taken over its run"
     )
-    assert loser.returncode == 1
-    assert winner.poll() is None
+    assert second.poll() is None
     for process in (first, second):
         subprocess.run(
             ["pkill", "-KILL", "-P", str(process.pid)], check=False
@@ -148,7 +139,7 @@ def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
     for left in (
         None,
         {},
-        {"token": "t", "process": {**processes.this_process(), "started": "1"}, "beat": 3},
+        {"token": "t", "process": {**processes.this_process(), "started": 1.0}, "beat": 3},
     ):
         run = RunStorage(str(tmp_path / f"run-{left is None}-{bool(left)}"))
         if left is not None:
@@ -177,3 +168,101 @@ def test_a_file_that_says_nothing_is_no_lease(tmp_path: Path) -> None:
         run.write_bytes("search.lease", text)
         with lease.held(run, "search"):
             pass
+
+
+def dead_lease(run: RunStorage) -> None:
+    process = {**processes.this_process(), "started": 1.0}
+    run.write_json("search.lease", {"token": "t", "process": process, "beat": 3})
+
+
+@pytest.mark.parametrize("kind", ["disk", "s3"])
+def test_one_held_up_between_its_look_and_its_write_does_not_get_the_lease(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    base, _, query = (
+        request.getfixturevalue("s3_server").partition("?")
+        if kind == "s3"
+        else (str(tmp_path), "", "")
+    )
+    run = RunStorage(f"{base}/held-up{'?' if query else ''}{query}")
+    dead_lease(run)
+    quick, has_ended = lease.Lease(run, "search"), processes.has_ended
+
+    def slow(process: dict[str, object]) -> bool | None:
+        monkeypatch.setattr(processes, "has_ended", has_ended)
+        quick.take("--name")
+        return has_ended(process)
+
+    monkeypatch.setattr(processes, "has_ended", slow)
+    with pytest.raises(SettingsError, match="another search is at work"):
+        lease.Lease(run, "search").take("--name")
+    quick.check()
+    quick.give_back()
+    assert run.list() == []
+
+
+def test_without_signals_the_holder_looks_itself(tmp_path: Path) -> None:
+    """As in a thread of a notebook."""
+    run, errors = RunStorage(str(tmp_path / "run")), []
+
+    def work() -> None:
+        try:
+            with lease.held(run, "search") as held:
+                taken = dict(run.read_json("search.lease"), token="another")
+                run.write_json("search.lease", taken)
+                assert held.lost.wait(10)
+                held.check()
+        except WorkError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    assert len(errors) == 1
+    assert "another process has taken over" in errors[0]
+    assert run.read_json("search.lease")["token"] == "another"
+
+
+def test_the_callers_signal_handlers_are_left_alone(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        with lease.held(RunStorage(str(tmp_path / "run")), "search", handle_signals=False) as held:
+            shutil.rmtree(tmp_path / "run")
+            assert held.lost.wait(10)
+
+    with pytest.raises(WorkError, match="or deleted it"):
+        work()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_one_that_was_silent_looks_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 60.0)
+    run = RunStorage(str(tmp_path / "run"))
+    held = lease.Lease(run, "search")
+    held.take("--name")
+    run.write_json("search.lease", dict(run.read_json("search.lease"), token="another"))
+    held.check()  # it has just written it
+    time.sleep(1.1)
+    with pytest.raises(WorkError, match="taken over"):
+        held.check()
+
+
+def test_the_lease_of_an_earlier_version_is_watched_while_its_process_lives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunStorage(str(tmp_path / "run"))
+    process = {**processes.this_process(), "started": "123456"}
+    run.write_json("search.lease", {"token": "t", "process": process, "beat": 3})
+    with lease.held(run, "search"):
+        assert capsys.readouterr().out.startswith("waiting 2 s to see whether process ")
+
+
+def test_a_run_is_not_replaced_while_another_works_on_it(tmp_path: Path) -> None:
+    run = RunStorage(str(tmp_path / "run"))
+    lease.refuse_while_held(run, "fine-tuning", "--overwrite")
+    with lease.held(run, "fine-tuning"), pytest.raises(SettingsError, match="--overwrite: another"):
+        lease.refuse_while_held(run, "fine-tuning", "--overwrite")
+    lease.refuse_while_held(run, "fine-tuning", "--overwrite")
