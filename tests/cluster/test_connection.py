@@ -1,9 +1,7 @@
-"""What a cluster can hold, and whether all of it sees the storage."""
+"""The Ray that a job joins, or starts and stops."""
 
-import importlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,67 +13,32 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import cluster
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, WorkError
 from tests.support.runs import SMALL, finish, search
 
-CPU, GPU = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
+
+def join() -> None:
+    with cluster.connected(verbose=False):
+        pass
 
 
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "nodes", "maximum", "expected"),
-    [
-        (1, 0, [CPU], {}, 4),
-        (0.5, 0, [CPU], {}, 8),
-        (3, 0, [CPU, GPU], {}, 3),  # one and two: what is left over on a node cannot be added up
-        (1, 0.25, [CPU, GPU], {}, 8),
-        (1, 0.4, [GPU], {}, 4),  # twice in each GPU
-        (4, 0.25, [GPU], {}, 2),
-        (1, 2, [GPU], {}, 1),
-        (1, 0.5, [CPU], {"CPU": 32.0, "GPU": 8.0}, 16),
-    ],
-)
-def test_capacity(cpus: float, gpus: float, nodes: list, maximum: dict, expected: int) -> None:
-    assert cluster.capacity(cpus, gpus, nodes, maximum) == expected
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_waits_for_the_end_of_an_import(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_address_at_which_nothing_answers_is_told_in_seconds(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
-        signal.raise_signal(number)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    within = f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(%s)\n"
-    names = [f"interrupted_{number}_{kind}" for kind in ("soon_over", "endless")]
-    for name, seconds in zip(names, (0.2, 30), strict=True):
-        (tmp_path / f"{name}.py").write_text(within % seconds)
-
-    def import_and_go_on(name: str) -> None:
-        importlib.import_module(name)
-        time.sleep(30)
-
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
-        import_and_go_on(names[0])
-    assert names[0] in sys.modules  # as only what ended well is
-    monkeypatch.setattr(cluster, "IMPORT_SECONDS", 0.3)
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
-        import_and_go_on(names[1])
-    assert 0.3 < time.monotonic() - started < 20
-    assert names[1] not in sys.modules
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(WorkError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 \(Connection refused\)"):
+        join()
+    assert time.monotonic() - began < 10
 
 
-def test_what_fits_nowhere_is_named() -> None:
-    cluster.check_fits(8, 2, [CPU, GPU], {})
-    cluster.check_fits(1, 3, [CPU], {"GPU": 4.0, "CPU": 16.0})
-    with pytest.raises(SettingsError, match="--cpus-per-trial: 9 wanted"):
-        cluster.check_fits(9, 0, [CPU, GPU], {})
-    with pytest.raises(
-        SettingsError, match="--gpus-per-trial: 3 wanted, but no node has more than 2 GPUs"
-    ):
-        cluster.check_fits(1, 3, [CPU, GPU], {})
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001", "nowhere"])
+def test_an_address_of_another_kind_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SettingsError, match=f"RAY_ADDRESS={address}: expected HOST:PORT"):
+        join()
 
 
 def test_a_request_without_the_token_is_refused(ray_head: dict[str, str]) -> None:
@@ -153,7 +116,7 @@ def test_storage_that_a_node_does_not_see_is_refused(
         )
         assert code == 2, output
         assert "is not seen by 1 of 2 nodes" in output
-        assert output.count("\n") == 1
+        assert len(output.splitlines()) == 2  # and the line that says which Ray was joined
         assert list(storage.iterdir()) == []
     finally:
         node.terminate()

@@ -1,0 +1,180 @@
+"""Jobs within the cluster: submitted, followed to their end, stopped with this process."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import queue
+import shlex
+import sys
+import sysconfig
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mnist_ray.cluster.connection import Cluster
+from mnist_ray.errors import WorkError, first_line
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+T = TypeVar("T")
+
+AGENT_SECONDS = 120.0  # for a node's agent, which starts jobs and is started after Ray has answered
+AWAY_SECONDS = 15.0  # for which a job server may fail to answer
+LOOK_SECONDS = 0.5  # without new lines after which the job's state is asked for
+
+
+def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) -> str:
+    """Runs a command of ours as a Ray job of its own, printing its log as it grows.
+
+    It runs in the runtime environment of this job. When this process is interrupted, it is stopped.
+
+    Args:
+        cluster: where this process is connected.
+        command: as "finetune" of `python -m mnist_ray finetune`.
+        arguments: the command's flags.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        WorkError: the job does not succeed, or the job server does not answer.
+    """
+    from ray.job_submission import (  # noqa: PLC0415 (Ray's environment)
+        JobStatus,
+        JobSubmissionClient,
+    )
+
+    if cluster.dashboard is None:
+        raise WorkError(
+            f"the cluster has no job server (dashboard), which the {command} job is submitted to; "
+            "start Ray with ray[default]"
+        )
+    try:
+        client = JobSubmissionClient(cluster.dashboard)
+    except (ConnectionError, RuntimeError) as error:
+        raise WorkError(
+            f"the job server at {cluster.dashboard} does not answer: {first_line(error)}"
+        ) from error
+    job = f"{command}-{uuid.uuid4().hex[:12]}"
+    _submit(client, cluster, job, _entrypoint(cluster, [command, *arguments]))
+    status = None
+    try:
+        status = _follow(client, cluster, job)
+    finally:
+        if status is None:
+            with contextlib.suppress(Exception):  # where the job server is gone, the job is too
+                client.stop_job(job)
+    if status != JobStatus.SUCCEEDED:
+        message = _ask(cluster, lambda: client.get_job_info(job).message) or "see its log"
+        raise WorkError(
+            f"the job {job} ({command}) ended as {status.value}: {message.splitlines()[0]}"
+        )
+    return job
+
+
+def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
+    """The shell's line that starts `mnist_ray` with these words."""
+    module = ["-m", "mnist_ray", *words]
+    if "working_dir" in cluster.runtime_env:  # it holds the package; `python` is its environment's
+        return shlex.join(["python", *module])
+    names = {}
+    package = importlib.util.find_spec("mnist_ray")
+    parent = str(Path(package.origin).parent.parent) if package and package.origin else ""
+    if parent and parent not in sysconfig.get_paths().values():  # a checkout
+        paths = [parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        names["PYTHONPATH"] = os.pathsep.join(paths)
+    if cluster.started_here:
+        # Ray tells a job the address of any Ray among this machine's processes.
+        names["RAY_ADDRESS"] = cluster.address
+    # It starts where this process was called: relative paths and a person's own modules mean the
+    # same. -P: a folder that is called mnist_ray there is not taken for the package.
+    environment = [f"{name}={value}" for name, value in names.items()]
+    line = shlex.join(["env", *environment, sys.executable, "-P", *module])
+    return f"cd {shlex.quote(os.getcwd())} && exec {line}"
+
+
+def _submit(client: "JobSubmissionClient", cluster: Cluster, job: str, entrypoint: str) -> None:
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint, runtime_env=dict(cluster.runtime_env), submission_id=job
+            )
+            return
+        except (ConnectionError, RuntimeError) as error:
+            # After a short search, on a slow machine, the node's agent may not have started yet.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise WorkError(
+                    f"the job server at {cluster.dashboard} refuses the job: {first_line(error)}"
+                ) from error
+        time.sleep(1)
+
+
+def _follow(client: "JobSubmissionClient", cluster: Cluster, job: str) -> "JobStatus":
+    """Prints the job's log until its end."""
+    lines: queue.Queue[str] = queue.Queue()
+    over = threading.Event()
+    threading.Thread(target=_tail, args=(client, job, lines, over), daemon=True).start()
+    printed = 0
+    try:
+        while True:
+            try:
+                text = lines.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                status = _ask(cluster, lambda: client.get_job_status(job))
+                if status.is_terminal():
+                    break
+                continue
+            _print(text)
+            printed += len(text)
+    finally:
+        over.set()
+    _print(_ask(cluster, lambda: client.get_job_logs(job))[printed:])
+    return status
+
+
+def _tail(
+    client: "JobSubmissionClient", job: str, lines: "queue.Queue[str]", over: threading.Event
+) -> None:
+    """Passes the log on as it grows; begins again where the connection breaks."""
+    passed = 0
+
+    async def follow() -> None:
+        nonlocal passed
+        at = 0
+        async for text in client.tail_job_logs(job):
+            if over.is_set():
+                return
+            new = text[max(0, passed - at) :]
+            at += len(text)
+            if new:
+                lines.put(new)
+                passed = at
+
+    while not over.wait(LOOK_SECONDS):
+        with contextlib.suppress(Exception):  # the job's state, asked for elsewhere, tells
+            asyncio.run(follow())
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _ask(cluster: Cluster, question: Callable[[], T]) -> T:
+    """An answer of the job server. Raises WorkError where none comes for AWAY_SECONDS."""
+    deadline = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return question()
+        except Exception as error:  # requests' errors, and Ray's bare RuntimeError
+            if time.monotonic() > deadline:
+                raise WorkError(
+                    f"the job server at {cluster.dashboard} has gone: {first_line(error)}"
+                ) from error
+        time.sleep(1)

@@ -1,0 +1,100 @@
+"""A job within the cluster: how it is started, and followed to its last line."""
+
+import inspect
+import shlex
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from ray.job_submission import JobStatus
+
+import mnist_ray
+from mnist_ray.cluster import Cluster, jobs
+from mnist_ray.errors import WorkError
+
+PARENT = str(Path(mnist_ray.__file__).parents[1])
+
+
+def joined(started_here: bool = False, **runtime_env: str) -> Cluster:
+    return Cluster("127.0.0.1:6379", "http://127.0.0.1:8265", started_here, runtime_env)
+
+
+class Client:
+    """A job server whose log grows; each connection is cut after two pieces."""
+
+    def __init__(self, pieces: list[str], status: JobStatus = JobStatus.SUCCEEDED) -> None:
+        self.pieces, self.status, self.came = pieces, status, 0
+        self.stopped: list[str] = []
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for at, piece in enumerate(self.pieces[:-1]):
+            yield piece
+            self.came = max(self.came, at + 1)
+            if at == self.came - 1 and self.came % 2 == 0:
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_status(self, job: str) -> JobStatus:
+        done = self.came >= len(self.pieces) - 1
+        return self.status if done else JobStatus.RUNNING
+
+    def get_job_logs(self, job: str) -> str:
+        return "".join(self.pieces)
+
+
+def test_every_line_is_printed_once_whatever_the_connection_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.05)
+    pieces = [f"line {number}\n" for number in range(7)]
+    assert jobs._follow(Client(pieces), joined(), "job") is JobStatus.SUCCEEDED
+    assert capsys.readouterr().out == "".join(pieces)
+
+
+def test_a_job_server_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(jobs, "AWAY_SECONDS", 0.5)
+    client = Client(["a\n", "b\n"])
+
+    def gone(job: str) -> JobStatus:
+        raise ConnectionError("Failed to connect to Ray\nat some address")
+
+    monkeypatch.setattr(client, "get_job_status", gone)
+    began = time.monotonic()
+    with pytest.raises(WorkError, match=r"8265 has gone: Failed to connect to Ray$"):
+        jobs._follow(client, joined(), "job")
+    assert time.monotonic() - began < 10
+
+
+def test_the_command_runs_where_this_process_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my runs").mkdir()
+    monkeypatch.chdir(tmp_path / "my runs")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    line = jobs._entrypoint(joined(started_here=True), ["finetune", "--run", "a b"])
+    where, _, command = line.partition(" && exec ")
+    assert shlex.split(where) == ["cd", str(tmp_path / "my runs")]
+    words = shlex.split(command)
+    start = [sys.executable, "-P", "-m", "mnist_ray", "finetune", "--run", "a b"]
+    assert words[-len(start) :] == start
+    assert f"PYTHONPATH={PARENT}:/elsewhere" in words  # the package is not installed, but found
+    assert "RAY_ADDRESS=127.0.0.1:6379" in words
+
+
+def test_an_installed_package_needs_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.sysconfig, "get_paths", lambda: {"purelib": PARENT})
+    assert "PYTHONPATH" not in jobs._entrypoint(joined(), ["finetune"])
+
+
+def test_a_shipped_working_directory_holds_the_package() -> None:
+    line = jobs._entrypoint(joined(working_dir="gcs://x.zip"), ["finetune", "--run", "a b"])
+    assert shlex.split(line) == ["python", "-m", "mnist_ray", "finetune", "--run", "a b"]
+
+
+def test_ray_init_has_no_argument_for_the_agents_port() -> None:
+    """Where this fails, cluster/patches.py is no longer needed."""
+    import ray
+
+    assert "dashboard_agent_listen_port" not in inspect.signature(ray.init).parameters

@@ -1,0 +1,46 @@
+"""What a cluster can hold."""
+
+import os
+
+import psutil
+import pytest
+
+from mnist_ray import cluster
+from mnist_ray.errors import SettingsError
+
+CPU, GPU = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "maximum", "expected"),
+    [
+        (1, 0, [CPU], {}, 4),
+        (0.5, 0, [CPU], {}, 8),
+        (3, 0, [CPU, GPU], {}, 3),  # one and two: what is left over on a node cannot be added up
+        (1, 0.25, [CPU, GPU], {}, 8),
+        (1, 0.4, [GPU], {}, 4),  # twice in each GPU
+        (4, 0.25, [GPU], {}, 2),
+        (1, 2, [GPU], {}, 1),
+        (1, 0.5, [CPU], {"CPU": 32.0, "GPU": 8.0}, 16),
+    ],
+)
+def test_capacity(cpus: float, gpus: float, nodes: list, maximum: dict, expected: int) -> None:
+    assert cluster.capacity(cpus, gpus, nodes, maximum) == expected
+
+
+def test_what_fits_nowhere_is_named() -> None:
+    cluster.check_fits(8, 2, [CPU, GPU], {})
+    cluster.check_fits(1, 3, [CPU], {"GPU": 4.0, "CPU": 16.0})
+    with pytest.raises(SettingsError, match="--cpus-per-trial: 9 wanted"):
+        cluster.check_fits(9, 0, [CPU, GPU], {})
+    with pytest.raises(
+        SettingsError, match="--gpus-per-trial: 3 wanted, but no node has more than 2 GPUs"
+    ):
+        cluster.check_fits(1, 3, [CPU, GPU], {})
+
+
+def test_the_cpus_of_a_machine_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Mac."""
+    assert cluster.cpu_count() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    assert cluster.cpu_count() == os.cpu_count()

@@ -1,0 +1,66 @@
+"""Ctrl-C, SIGTERM and a closed terminal."""
+
+import importlib
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mnist_ray import cluster
+from mnist_ray.cluster import signals
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_an_interrupt_waits_for_the_end_of_an_import(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = [signal.getsignal(each) for each in NUMBERS]
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        signal.raise_signal(number)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    within = f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(%s)\n"
+    names = [f"interrupted_{number}_{kind}" for kind in ("soon_over", "endless")]
+    for name, seconds in zip(names, (0.2, 30), strict=True):
+        (tmp_path / f"{name}.py").write_text(within % seconds)
+
+    def import_and_go_on(name: str) -> None:
+        importlib.import_module(name)
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        import_and_go_on(names[0])
+    assert names[0] in sys.modules  # as only what ended well is
+    monkeypatch.setattr(signals, "IMPORT_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+        import_and_go_on(names[1])
+    assert 0.3 < time.monotonic() - started < 20
+    assert names[1] not in sys.modules
+    assert [signal.getsignal(each) for each in NUMBERS] == handlers
+
+
+def test_in_a_thread_nothing_is_changed() -> None:
+    found = []
+
+    def work() -> None:
+        with cluster.interruptible():
+            found.extend(signal.getsignal(number) for number in NUMBERS)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(number) for number in NUMBERS]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cluster.interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
