@@ -118,6 +118,7 @@ def train(
     keeper: Keeper,
     watchers: Sequence[trackers.Tracker],
     folder: Path,
+    lost: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains what is left of the run's trials.
 
@@ -128,6 +129,7 @@ def train(
         keeper: Told of every trial that ends.
         watchers: Trackers to keep up to date.
         folder: A local folder for what Tune itself writes.
+        lost: Whether another process has taken over the run: the search ends.
 
     Raises:
         WorkError: The storage failed, or no trial succeeded.
@@ -156,7 +158,7 @@ def train(
         if remaining > 0:
             searcher = _searcher(plan, study, restored, settled)
             with patches.patched_tune(searcher.worker_lost):
-                _tuner(plan, searcher, restored, remaining, folder).fit()
+                _tuner(plan, searcher, restored, remaining, folder, lost).fit()
             searcher.close()
             if searcher.taken_over:
                 raise WorkError(
@@ -228,7 +230,12 @@ def _seed_of_place(seed: int, place: int) -> int:
 
 
 def _tuner(
-    plan: Plan, searcher: StudySearch, restored: Restored, remaining: int, folder: Path
+    plan: Plan,
+    searcher: StudySearch,
+    restored: Restored,
+    remaining: int,
+    folder: Path,
+    lost: Callable[[], bool],
 ) -> tune.Tuner:
     s, placed, split = plan.settings, plan.placed, plan.split
     population = _is_population(plan)
@@ -274,7 +281,7 @@ def _tuner(
             name=layout.TUNE,
             # Of what Tune keeps only a population's states are read again, by any node.
             storage_path=plan.storage.uri if population else str(folder),
-            stop=schedulers.Ending(searcher, plan.time_budget),
+            stop=schedulers.Ending(searcher, plan.time_budget, lost),
             failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
             callbacks=callbacks,
             # Trials keep their own checkpoints (see tune/trainable.py). A population's state that

@@ -43,11 +43,12 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with (
             signals(),
-            lease.held(plan.storage, "search"),
+            lease.held(plan.storage, "search", handle_signals=handle_signals) as held,
             cluster.connected(plan.settings.verbose) as joined,
             signals(),
         ):
-            _on_cluster(plan, joined, watchers)
+            lease.refuse_while_held(plan.storage, "fine-tuning", "--name")
+            _on_cluster(plan, joined, watchers, held)
     except KeyboardInterrupt:
         if not handle_signals:
             raise
@@ -56,14 +57,19 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
     return Finished(0, plan.storage.uri)
 
 
-def _on_cluster(plan: Plan, joined: cluster.Cluster, watchers: Sequence[trackers.Tracker]) -> None:
+def _on_cluster(
+    plan: Plan,
+    joined: cluster.Cluster,
+    watchers: Sequence[trackers.Tracker],
+    held: lease.Lease,
+) -> None:
     # Imported here: Ray reads its environment, which `quiet_ray` and `connected` set, when it is.
     from mnist_ray.search_job import engine, placement  # noqa: PLC0415 (Ray's environment)
 
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
     plan = placement.complete(plan)
     about = claim(plan)
-    with _outcome(about):
+    with _outcome(about, held):
         with (
             temporary_folder("mray-tune-") as folder,
             engine.opened_study(plan) as (study, journal),
@@ -74,13 +80,18 @@ def _on_cluster(plan: Plan, joined: cluster.Cluster, watchers: Sequence[trackers
             _learn(plan, study, about)
             _watch(plan, about, watchers, journal, joined.dashboard)
             keeper = Keeper(
-                plan.storage, records, engine.best_files(plan), journal, bool(plan.resumed)
+                plan.storage,
+                records,
+                engine.best_files(plan),
+                journal,
+                resumed=bool(plan.resumed),
+                check=held.check,
             )
-            engine.train(plan, study, restored, keeper, watchers, folder)
+            engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)
         if plan.finetune:
             print(report.write_or_warn(plan.storage), flush=True)
-            cluster.submit_and_follow(joined, "finetune.py", _finetune_arguments(plan, records))
+            cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, records))
             return
     about.ended("searched")
     print(report.write_or_warn(plan.storage), flush=True)
@@ -91,16 +102,23 @@ def _on_cluster(plan: Plan, joined: cluster.Cluster, watchers: Sequence[trackers
 
 
 @contextlib.contextmanager
-def _outcome(about: About) -> Iterator[None]:
-    """Notes in run.json when the block is interrupted or fails."""
+def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
+    """Notes in run.json when the block is interrupted or fails; not where the run is another's."""
+
+    def note(state: str) -> None:
+        # The storage may be what failed: the first error is the one to tell.
+        with contextlib.suppress(WorkError):
+            held.check()
+            about.ended(state)
+
     try:
         yield
+        held.check()
     except KeyboardInterrupt:
-        about.ended("interrupted")
+        note("interrupted")
         raise
     except Exception:
-        with contextlib.suppress(WorkError):  # of the storage: the first error is the one to tell
-            about.ended("failed")
+        note("failed")
         raise
 
 

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ class Keeper:
         best_files: Names of the best epoch's files in a trial's folder, and their names in best/.
         journal: The study's local file, where it must be uploaded; else None.
         resumed: Whether best/ may hold the best epoch already.
+        check: Raises where the run is another process's by now; called before every writing.
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class Keeper:
         records: Records,
         best_files: Mapping[str, str],
         journal: Path | None,
-        resumed: bool,
+        *,
+        resumed: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage, self.records, self.best_files = storage, records, best_files
-        self.journal, self.resumed = journal, resumed
+        self.journal, self.resumed, self.check = journal, resumed, check
         # Settled trials whose checkpoints are still there.
         self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
         self._saved_at = -SAVE_EVERY
@@ -125,6 +128,7 @@ class Keeper:
 
     def save(self) -> None:
         """Writes best/, the tables and the journal, and removes losers' checkpoints."""
+        self.check()
         self._keep_best()
         holder = self.records.best[0] if self.records.best else None
         for number in list(self._unswept):

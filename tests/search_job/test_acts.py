@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.run.records import Record, Records
@@ -113,7 +113,7 @@ def test_overwrite_keeps_the_lease_of_its_owner(tmp_path: Path) -> None:
 def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None:
     storage = prepare(settings(tmp_path)).storage
     records = Records("val_accuracy", 3)
-    keeper = Keeper(storage, records, {"best.bin": "model.bin"}, None, False)
+    keeper = Keeper(storage, records, {"best.bin": "model.bin"}, None)
     for number, accuracy in enumerate((0.5, 0.9, 0.7)):
         records.add(Record(number, {"x": number}))
         storage.write_bytes(f"{layout.trial_folder(number)}/best.bin", bytes([number]))
@@ -124,6 +124,18 @@ def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None
     assert storage.read_bytes("best/model.bin") == b"\x01"
     assert storage.list(layout.CHECKPOINTS) == []
     assert {layout.TRIALS, layout.HISTORY} <= set(storage.list())
+
+
+def test_who_has_lost_the_run_writes_nothing(tmp_path: Path) -> None:
+    storage = prepare(settings(tmp_path)).storage
+
+    def taken() -> None:
+        raise WorkError("another process has taken over its run")
+
+    keeper = Keeper(storage, Records("val_accuracy", 1), {}, None, check=taken)
+    with pytest.raises(WorkError, match="taken over"):
+        keeper.save()
+    assert not storage.exists()
 
 
 def test_the_summary_tells_how_trials_ended() -> None:
