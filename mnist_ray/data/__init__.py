@@ -5,8 +5,7 @@
 `Images`.
 """
 
-from mnist_ray.data.digits import centre_by_mass
-from mnist_ray.data.images import PARTS, Images, digest
+from mnist_ray.data.images import PARTS, Images, centre_by_mass, digest
 from mnist_ray.data.sources import DATASETS, default_val_images, load
 from mnist_ray.data.splitting import Split, load_split, split
 

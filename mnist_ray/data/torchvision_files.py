@@ -177,7 +177,7 @@ def _download(name: str, root: Path) -> None:
         try:
             getattr(torchvision.datasets, source.torchvision_class)(scratch, download=True)
             if name == "mnist":
-                writers.download(root)
+                writers.download(root, torchvision.datasets)
         finally:
             socket.setdefaulttimeout(before)
         folder = root / source.folder

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,17 +64,14 @@ def read(root: Path, labels: np.ndarray) -> Writers | None:
     return Writers(rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64))
 
 
-def download(root: Path) -> None:
-    """Fetch the file from torchvision's address, with its checksum.
+def download(root: Path, datasets: Any) -> None:
+    """Fetch the file from the address in torchvision's `datasets`, with its checksum.
 
     A failure is logged: MNIST works without its writers.
     """
-    from torchvision.datasets import QMNIST  # noqa: PLC0415 (seconds at start)
-    from torchvision.datasets.utils import download_url  # noqa: PLC0415 (seconds at start)
-
-    url, md5 = QMNIST.resources["train"][1]
+    url, md5 = datasets.QMNIST.resources["train"][1]
     path = root / FILE
     try:
-        download_url(url, str(path.parent), path.name, md5)
+        datasets.utils.download_url(url, str(path.parent), path.name, md5)
     except (RuntimeError, OSError) as error:
         log.warning("the writers of MNIST's images cannot be downloaded: %s", error)
