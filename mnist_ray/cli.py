@@ -5,7 +5,6 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 
 import difflib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -20,7 +19,6 @@ from mnist_ray.settings import (
     ReportSettings,
     SearchSettings,
     main,
-    trust,
 )
 
 PROGRAM = "mnist-ray"
@@ -42,19 +40,18 @@ def finetune(settings: FinetuneSettings) -> int:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate an ONNX model on a data set."""
-    from mnist_ray import data  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.export import read, session  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.export import session  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
 
-    model = read.read_model(settings.model)
-    network = session.Session(model, settings.model)
-    name = trust.dataset(settings.dataset, network.metadata.get("dataset"), settings.model)
-    part = data.load(name, settings.part, settings.data_dir)
-    result = network.evaluate(part.images, part.labels)
+    model = load_model(settings.model)
+    part = model.images(settings.dataset, settings.part, settings.data_dir)
+    result = model.session.evaluate(part.images, part.labels)
     low, high = session.confidence_interval(result.right, result.n)
     print(f"accuracy  {result.accuracy:.4%} of {result.n} images of {part.name} {part.part}")
     print(f"errors    {result.n - result.right}")
     print(f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)")
-    latency = session.Session(model, settings.model, threads=1).latency_ms(part.images[0])
+    single = session.Session(model.content, settings.model, threads=1)
+    latency = single.latency_ms(part.images[0])
     print(f"latency   {latency:.3f} ms an image (one at a time, 1 thread, median of 100)")
     for label, accuracy in zip(part.classes, result.per_class, strict=False):
         print(f"class     {label}  {accuracy:.4%}")
@@ -62,22 +59,15 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def predict(settings: PredictSettings) -> None:
     """Classify pictures with a published model."""
-    from mnist_ray.export import pictures, read, session  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
 
     if not settings.pictures:
         raise SettingsError("name at least one picture after the model")
-    network = session.Session(read.read_model(settings.model), settings.model)
-    channels, height, width = network.image_shape
-    preprocess = pictures.Preprocessor((height, width), channels)
-    names = json.loads(network.metadata.get("classes", "null"))
+    model = load_model(settings.model)
     for path in settings.pictures:
-        image = preprocess(pictures.read_picture(path))
-        if channels == 1 and not image.any():
-            print(f"{path}  -  nothing drawn")
-            continue
-        probabilities = session.probabilities(network.run(image))[0]
-        best = int(probabilities.argmax())
-        print(f"{path}  {names[best] if names else best}  {probabilities[best]:.4f}")
+        found = model.predict(path)
+        shown = f"{found.label}  {found.probability:.4f}" if found.label else "-  nothing drawn"
+        print(f"{path}  {shown}")
 
 
 def report(settings: ReportSettings) -> int:

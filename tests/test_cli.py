@@ -42,17 +42,17 @@ def mnist_ray(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def job(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def job(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(JOBS / name), *map(str, arguments)],
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(folder: Path) -> Path:
     """A run's directory with a small network, trained for seconds, as its published model."""
     train = data.load("digits", "train")
     trainer = Trainer(HP, epochs=5, seed=0, precision="fp32")
@@ -63,13 +63,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         HP,
         {"dataset": "digits", "classes": '["0","1","2","3","4","five","6","7","8","9"]'},
     )
-    folder = tmp_path_factory.mktemp("runs") / "first"
     publish(
         RunStorage(str(folder)),
         {"model.onnx": model},
         {"file": "model.onnx", "sha256": hashlib.sha256(model).hexdigest()},
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("runs") / "first")
 
 
 def test_evaluate(run: Path) -> None:
@@ -97,6 +101,20 @@ def test_evaluate_on_another_part(run: Path) -> None:
     done = job("evaluate.py", run / "model.onnx", "--dataset", "digits", "--part", "train")
     assert done.returncode == 0
     assert " of 1437 images of digits train\n" in done.stdout
+
+
+def test_a_model_does_not_choose_the_code_that_runs(tmp_path: Path) -> None:
+    """Its metadata name a function that deletes the folder `test` of the working directory."""
+    torch.manual_seed(0)
+    (tmp_path / "model.onnx").write_bytes(
+        export(models.build(HP), HP, {"dataset": "shutil:rmtree"})
+    )
+    (tmp_path / "test").mkdir()
+    done = job("evaluate.py", tmp_path / "model.onnx", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("evaluate.py: --dataset: ")
+    assert "names 'shutil:rmtree'; a file does not choose code" in done.stderr
+    assert (tmp_path / "test").is_dir()
 
 
 def test_predict(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mnist_ray.settings.options import (
     default_storage,
     resolved,
 )
-from mnist_ray.settings.parse import INTERRUPTED, main, parse
+from mnist_ray.settings.parse import INTERRUPTED, main, parse, search_settings
 from mnist_ray.settings.text import (
     RECIPES,
     arguments,
@@ -50,5 +50,6 @@ __all__ = [
     "parse",
     "read_yaml",
     "resolved",
+    "search_settings",
     "without_password",
 ]

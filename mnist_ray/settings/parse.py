@@ -76,6 +76,20 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None =
     return settings
 
 
+def search_settings(**options: Any) -> SearchSettings:
+    """The settings of a search that keywords give; `config` names a YAML file that lies under them.
+
+    Raises:
+        SettingsError: An option or key is unknown, or a value is not of its type.
+    """
+    over = SearchSettings.of(**options)
+    if over.config is None:
+        return over
+    under = parse(SearchSettings, ["--config", over.config])
+    values = {name: getattr(over, name) for name in options}
+    return dataclasses.replace(under, **values, given=under.given | over.given)
+
+
 def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
     """A YAML file of options as the flags that mean the same: both are checked by the same rules.
 

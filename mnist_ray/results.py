@@ -1,0 +1,352 @@
+"""What a person gets: a run, read from its directory, and a published model."""
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL.Image import Image, fromarray
+
+from mnist_ray import data
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError, first_line
+from mnist_ray.export.read import read_model
+from mnist_ray.export.session import Evaluation, Session, probabilities
+from mnist_ray.processes import temporary_folder
+from mnist_ray.run import layout
+from mnist_ray.run.about import About
+from mnist_ray.run.records import rank
+from mnist_ray.settings import trust
+from mnist_ray.storage import RunStorage
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas
+
+    from mnist_ray.export.pictures import Preprocessor
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a search, and its trial.
+
+    Attributes:
+        number: The trial's number.
+        epoch: The epoch, from 1.
+        value: The run's metric after it: an accuracy in [0, 1], or a loss.
+        params: What the sampler suggested for the trial.
+    """
+
+    number: int
+    epoch: int
+    value: float
+    params: dict[str, Any]
+
+
+class Run:
+    """A run on storage, as it is when an attribute is first read. See `mnist_ray.open_run`.
+
+    Attributes:
+        uri: The run's directory: a folder or s3://bucket/path/name.
+
+    Example:
+        >>> run = mnist_ray.open_run("runs/first")
+        >>> run.best.params["lr"], run.best.value
+        >>> run.trials.sort_values("value").tail(3)
+        >>> run.model.predict("seven.png")
+    """
+
+    def __init__(self, uri: str, study: str | None = None) -> None:
+        self.uri = uri
+        self._storage = RunStorage(uri)
+        self._place = study
+
+    def __repr__(self) -> str:
+        return f"Run({self.uri!r}, state={self.state!r})"
+
+    @cached_property
+    def _about(self) -> About:
+        return About.read(self._storage, "run")
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._about.name
+
+    @property
+    def state(self) -> str:
+        """One of searching, searched, finetuning, done, interrupted and failed."""
+        return self._about.state
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of the search, without passwords."""
+        return dict(self._about.settings)
+
+    @cached_property
+    def trials(self) -> "pandas.DataFrame":
+        """One row a trial that has ended: number, state, value, `params_*`, n_parameters."""
+        return self._table(layout.TRIALS).to_pandas()
+
+    @cached_property
+    def history(self) -> "pandas.DataFrame":
+        """One row a trial and epoch: number, epoch, losses, accuracies, learning rate, seconds."""
+        return self._table(layout.HISTORY).to_pandas()
+
+    @cached_property
+    def best(self) -> Best:
+        """The best epoch by the run's metric.
+
+        Raises:
+            WorkError: No epoch has ended yet.
+        """
+        metric = self._about.settings["metric"]
+        rows = [
+            row
+            for row in self._table(layout.HISTORY).to_pylist()
+            if row["val_loss"] is not None and np.isfinite(row["val_loss"])
+        ]
+        if not rows:
+            raise WorkError(f"the run at {self.uri} has no epoch that has ended yet")
+        row = max(rows, key=lambda row: rank(row, metric))
+        trials = self._table(layout.TRIALS).to_pylist()
+        found: dict[str, Any] = next((t for t in trials if t["number"] == row["number"]), {})
+        params = {
+            key.removeprefix("params_"): value
+            for key, value in found.items()
+            if key.startswith("params_") and value is not None
+        }
+        return Best(row["number"], row["epoch"], row[metric], params)
+
+    @cached_property
+    def study(self) -> "optuna.Study":
+        """The study in memory, a copy: for `optuna.visualization`, `study.best_trials` and others.
+
+        Raises:
+            SettingsError: The study lies elsewhere than in the run's directory. A run does not
+                choose the host to connect to: `open_run(uri, study="postgresql://…")` names it.
+        """
+        import optuna  # noqa: PLC0415 (seconds at start)
+
+        from mnist_ray.study.storages import opened  # noqa: PLC0415 (seconds at start)
+
+        settings = self._about.settings
+        name = settings.get("study_name") or self.name
+        with ExitStack() as stack:
+            place = self._place
+            if place is None and settings.get("study"):
+                raise SettingsError(
+                    f"study: that of the run at {self.uri} is kept at {settings['study']}; "
+                    "name it: open_run(uri, study=…)"
+                )
+            if place is None:
+                copy = stack.enter_context(temporary_folder("mray-study-")) / layout.JOURNAL
+                copy.write_bytes(self._storage.read_bytes(layout.JOURNAL))
+                place = str(copy)
+            kept = stack.enter_context(opened(place, "study"))
+            memory = optuna.storages.InMemoryStorage()
+            try:
+                optuna.copy_study(from_study_name=name, from_storage=kept, to_storage=memory)
+            except KeyError as error:
+                raise SettingsError(f"study: there is no study {name!r} at {place}") from error
+        return optuna.load_study(study_name=name, storage=memory)
+
+    @property
+    def report_path(self) -> Path | None:
+        """The page of the run, where it lies on this machine."""
+        folder = self._storage.local_path
+        path = None if folder is None else folder / layout.REPORT
+        return path if path is not None and path.is_file() else None
+
+    @cached_property
+    def model(self) -> "Model":
+        """The published model.
+
+        Raises:
+            SettingsError: The run has published none.
+        """
+        return load_model(self.uri)
+
+    def _table(self, name: str) -> pa.Table:
+        try:
+            return pq.read_table(pa.BufferReader(self._storage.read_bytes(name)))
+        except FileNotFoundError as error:
+            raise WorkError(f"the run at {self.uri} has no {name} yet") from error
+        except pa.ArrowException as error:
+            raise CorruptFileError(
+                f"{self._storage.join(name)} is damaged: {first_line(error)}"
+            ) from error
+
+
+class _Pair(NamedTuple):
+    label: str
+    probability: float
+
+
+class Prediction(_Pair):
+    """What a picture shows. It unpacks to its label and probability.
+
+    Attributes:
+        label: The class's name; "" where nothing is drawn.
+        probability: Of that class, in [0, 1].
+        known: Whether the picture is one of the classes at all; False where nothing is drawn.
+    """
+
+    known: bool
+
+    def __new__(cls, label: str, probability: float, known: bool = True) -> Self:
+        """Makes the pair and notes `known` beside it."""
+        self = super().__new__(cls, label, probability)
+        self.known = known
+        return self
+
+
+class Model:
+    """A published model, run by onnxruntime on the CPU. Made by `mnist_ray.load_model`.
+
+    Attributes:
+        path: The file, or the run's directory that holds it.
+        manifest: `model.json` as a dict: test accuracy, lineage and more; empty for a file alone.
+
+    Example:
+        >>> model = mnist_ray.load_model("runs/first")
+        >>> label, probability = model.predict("seven.png")
+    """
+
+    def __init__(self, content: bytes, path: str, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.content = content
+        self.session = Session(content, path)
+
+    def __repr__(self) -> str:
+        return f"Model({self.path!r}, images of {self.session.image_shape})"
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        names = json.loads(self.session.metadata.get("classes", "null"))
+        return tuple(map(str, names)) if names else ()
+
+    def predict(self, picture: str | os.PathLike[str] | np.ndarray | Image) -> Prediction:
+        """The class of a picture.
+
+        Args:
+            picture: A file; or a picture of Pillow's or uint8 [height, width] or [height, width,
+                3 or 4] of any size, dark on light or light on dark; or an image as the data set
+                has it, uint8 [C, H, W].
+
+        Raises:
+            SettingsError: The file cannot be read, or the array is no picture.
+        """
+        channels = self.session.image_shape[0]
+        pixels = self._pixels(picture)
+        if channels == 1 and not pixels.any():
+            return Prediction("", 0.0, known=False)
+        each = probabilities(self.session.run(pixels))[0]
+        best = int(each.argmax())
+        label = self.classes[best] if self.classes else str(best)
+        return Prediction(label, float(each[best]))
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Float32 [n, classes] for images of a data set, uint8 [n, C, H, W]."""
+        return probabilities(self.session.logits(images))
+
+    def evaluate(
+        self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
+    ) -> Evaluation:
+        """How many images of a data set the model classifies rightly.
+
+        Args:
+            dataset: As the command's --dataset (default: the one that the model was made for).
+            part: `test` or `train`.
+            data_dir: torchvision's root (default: from MNIST_RAY_DATA).
+
+        Raises:
+            SettingsError: The model names none, or none of the built-in ones: a file does not
+                choose the code that runs.
+        """
+        images = self.images(dataset, part, data_dir)
+        return self.session.evaluate(images.images, images.labels)
+
+    def images(
+        self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
+    ) -> data.Images:
+        """The part of a data set that `evaluate` looks at."""
+        name = trust.dataset(dataset, self.session.metadata.get("dataset"), self.path)
+        return data.load(name, part, data_dir)
+
+    @cached_property
+    def _preprocess(self) -> "Preprocessor":
+        from mnist_ray.export.pictures import Preprocessor  # noqa: PLC0415 (seconds at start)
+
+        channels, height, width = self.session.image_shape
+        return Preprocessor((height, width), channels)
+
+    def _pixels(self, picture: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
+        """Float32 [1, C, H, W] in [0, 1], as the network takes it."""
+        from mnist_ray.export.pictures import read_picture  # noqa: PLC0415 (seconds at start)
+
+        if isinstance(picture, str | os.PathLike):
+            return self._preprocess(read_picture(os.fspath(picture)))
+        if not isinstance(picture, Image):
+            if picture.dtype != np.uint8:
+                raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
+            if picture.shape == self.session.image_shape:
+                return picture[None].astype(np.float32) / np.float32(255)
+            shape = picture.shape
+            try:
+                picture = fromarray(picture)
+            except (TypeError, ValueError) as error:
+                raise SettingsError(
+                    f"picture: an array of shape {shape}; expected [height, width], "
+                    f"[height, width, 3 or 4] or {list(self.session.image_shape)}"
+                ) from error
+        return self._preprocess(np.array(picture.convert("RGBA")))
+
+
+def open_run(uri: str | os.PathLike[str], study: str | None = None) -> Run:
+    """A run that was made before, finished or not.
+
+    Args:
+        uri: Its directory: a folder or s3://bucket/path/name.
+        study: The place of its study, where that was kept elsewhere by --study.
+
+    Raises:
+        SettingsError: There is no run.
+
+    Example:
+        >>> run = mnist_ray.open_run("runs/first")
+        >>> run.history.groupby("number")["val_accuracy"].max()
+    """
+    run = Run(os.fspath(uri), study)
+    run._about  # noqa: B018 (is there one?)
+    return run
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """A published model.
+
+    Args:
+        path: An ONNX file or a run's directory, local or s3://…
+
+    Raises:
+        SettingsError: There is none, or it is damaged.
+
+    Example:
+        >>> mnist_ray.load_model("model.onnx").predict("seven.png").label
+        '7'
+    """
+    where = os.fspath(path)
+    content = read_model(where)
+    plain, mark, query = where.partition("?") if "://" in where else (where, "", "")
+    folder = os.path.dirname(plain) or "." if plain.endswith(".onnx") else plain
+    storage = RunStorage(folder + mark + query)
+    manifest = storage.read_json(layout.MANIFEST) if storage.exists(layout.MANIFEST) else {}
+    described = manifest.get("sha256") == hashlib.sha256(content).hexdigest()
+    return Model(content, where, manifest if described else {})

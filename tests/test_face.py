@@ -1,0 +1,244 @@
+"""What `import mnist_ray` gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from PIL import Image
+
+import mnist_ray as mr
+from mnist_ray import data
+from mnist_ray.run import layout
+from mnist_ray.storage import RunStorage
+from tests.test_cli import HEAVY, published
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def test_the_face_is_sorted_and_whole() -> None:
+    assert mr.__all__ == sorted(mr.__all__)
+    for name in mr.__all__:
+        assert getattr(mr, name).__doc__, name
+    assert set(mr.__all__) <= set(dir(mr))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mr.nothing  # noqa: B018
+
+
+def test_importing_is_quick_and_light() -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "light_import.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert not set(HEAVY) & set(found["modules"])
+    assert found["seconds"] < 0.3
+
+
+# ---- a run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two trials, written as the search writes it."""
+    storage = RunStorage(str(tmp_path / "runs" / "first"))
+    settings = {
+        "dataset": "digits", "metric": "val_accuracy", "max_epochs": 2, "trials": 2, "seed": 0,
+        "study": None, "study_name": None,
+    }  # fmt: skip
+    facts = {
+        "name": "digits",
+        "sha256": "0",
+        "train": 100,
+        "val": 50,
+        "classes": list("0123456789"),
+    }
+    about = {"name": "first", "state": "searched", "settings": settings, "data": facts}
+    storage.write_json(layout.RUN, {**about, "start": "2026-01-01T00:00:00+00:00"})
+    journal = tmp_path / "study.journal"
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    study = optuna.create_study(
+        study_name="first",
+        storage=optuna.storages.JournalStorage(backend),
+        direction="maximize",
+    )
+    rows = []
+    for number, curve in enumerate([(0.5, 0.7), (0.9, 0.8)]):
+        trial = study.ask()
+        trial.suggest_float("lr", 0.1, 0.2)
+        study.tell(trial, max(curve))
+        for epoch, accuracy in enumerate(curve, start=1):
+            rows.append({"number": number, "epoch": epoch, "val_accuracy": accuracy, "val_loss": 1})
+    storage.write_bytes(layout.JOURNAL, journal.read_bytes())
+    trials = [
+        {"number": t.number, "state": "COMPLETE", "value": t.value, "params_lr": t.params["lr"]}
+        | {"params_only_of_the_first": 1 if t.number == 0 else None}
+        for t in study.trials
+    ]
+    storage.write_bytes(layout.TRIALS, parquet(trials))
+    storage.write_bytes(layout.HISTORY, parquet(rows))
+    return Path(storage.uri)
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+
+    from mnist_ray.run.records import parquet
+
+    return parquet(pa.Table.from_pylist(rows))
+
+
+def test_a_run_is_read_from_its_directory(run: Path) -> None:
+    found = mr.open_run(run)
+    assert (found.uri, found.name, found.state) == (str(run), "first", "searched")
+    assert found.settings["dataset"] == "digits"
+    assert (found.best.number, found.best.epoch, found.best.value) == (1, 1, 0.9)
+    assert found.best.params == {"lr": found.study.trials[1].params["lr"]}
+    assert found.trials["number"].tolist() == [0, 1]
+    assert found.history.groupby("number")["val_accuracy"].max().tolist() == [0.7, 0.9]
+    assert found.report_path is None
+    (run / layout.REPORT).write_text("<html>")
+    assert found.report_path == run / layout.REPORT
+
+
+def test_the_study_is_a_copy(run: Path) -> None:
+    before = (run / layout.JOURNAL).read_bytes()
+    study = mr.open_run(run).study
+    assert study.best_trial.number == 1
+    study.enqueue_trial({"lr": 0.15})
+    study.tell(study.ask(), 1.0)
+    assert (run / layout.JOURNAL).read_bytes() == before
+
+
+def test_a_study_elsewhere_is_opened_only_where_the_person_names_it(run: Path) -> None:
+    raw = json.loads((run / layout.RUN).read_text())
+    place = f"sqlite:///{run.parent}/studies.db"
+    raw["settings"]["study"] = place
+    (run / layout.RUN).write_text(json.dumps(raw))
+    with pytest.raises(mr.SettingsError, match=r"^study: .* name it: open_run\(uri, study=…\)$"):
+        mr.open_run(run).study  # noqa: B018
+    with pytest.raises(mr.SettingsError, match="no study 'first'"):
+        mr.open_run(run, study=place).study  # noqa: B018
+    optuna.create_study(study_name="first", storage=place).add_trial(
+        optuna.trial.create_trial(value=3.0)
+    )
+    assert mr.open_run(run, study=place).study.best_value == 3.0
+
+
+def test_what_is_not_there_yet_is_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(mr.SettingsError, match=r"there is no run at .*none$"):
+        mr.open_run(tmp_path / "none")
+    with pytest.raises(mr.SettingsError, match="no model"):
+        mr.open_run(run).model  # noqa: B018
+    (run / layout.HISTORY).unlink()
+    with pytest.raises(mr.WorkError, match=r"has no history.parquet yet$"):
+        mr.open_run(run).best  # noqa: B018
+    (run / layout.TRIALS).write_bytes(b"nothing of Parquet")
+    with pytest.raises(mr.WorkError, match=r"trials.parquet is damaged"):
+        mr.open_run(run).trials  # noqa: B018
+
+
+# ---- a model
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("models") / "first")
+
+
+def test_a_model_predicts_files_arrays_and_pictures(model_of: Path, tmp_path: Path) -> None:
+    test = data.load("digits", "test")
+    model = mr.load_model(model_of)
+    right = 0
+    for image, label in zip(test.images[:10], test.labels[:10], strict=True):
+        picture = Image.fromarray(255 - image[0]).resize((90, 90))
+        picture.save(tmp_path / "a.png")
+        prediction = model.predict(tmp_path / "a.png")
+        name, probability = prediction
+        assert (name, probability) == (prediction.label, prediction.probability)
+        assert prediction.known
+        assert model.predict(str(tmp_path / "a.png")) == prediction
+        assert model.predict(picture) == prediction
+        assert model.predict(np.asarray(picture)) == prediction
+        assert model.predict(np.asarray(picture.convert("RGB"))) == prediction
+        assert model.predict(np.asarray(picture.convert("RGBA"))) == prediction
+        right += name == model.classes[label]
+    assert right >= 9
+    found = model.probabilities(test.images[:10])
+    assert found.argmax(1).tolist() == [
+        model.classes.index(model.predict(image).label) for image in test.images[:10]
+    ]
+
+
+def test_a_model_knows_where_it_comes_from(model_of: Path, tmp_path: Path) -> None:
+    model = mr.load_model(model_of)
+    assert model.path == str(model_of)
+    assert model.manifest["file"] == "model.onnx"
+    assert mr.load_model(model_of / "model.onnx").manifest == model.manifest
+    (tmp_path / "model.onnx").write_bytes((model_of / "model.onnx").read_bytes())
+    assert mr.load_model(tmp_path / "model.onnx").manifest == {}
+    assert model.evaluate().n == 360
+    assert model.evaluate("digits", "train").accuracy > 0.9
+
+
+def test_nothing_drawn_is_known_not_to_be_a_digit(model_of: Path) -> None:
+    prediction = mr.load_model(model_of).predict(Image.new("L", (40, 30), 255))
+    assert (tuple(prediction), prediction.known) == (("", 0.0), False)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((28, 28), np.float32), "an array of float32; expected uint8"),
+        (np.zeros((5, 1, 28, 28), np.uint8), r"an array of shape \(5, 1, 28, 28\); expected "),
+        ("none.png", "none.png cannot be read"),
+    ],
+)
+def test_no_picture_is_one_line(model_of: Path, picture: Any, message: str) -> None:
+    with pytest.raises(mr.SettingsError, match=message):
+        mr.load_model(model_of).predict(picture)
+
+
+# ---- a search
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trails": 3}, r"^trails: there is no such option; did you mean trials\?$"),
+        ({"trials": "3"}, r"^trials: '3' is not allowed; expected a whole number$"),
+        ({"trials": 0}, "trials: 0 is not allowed"),
+        ({"space": "nothing", "dataset": "digits"}, "space: 'nothing' is unknown"),
+        ({"config": "none.yaml"}, r"^none\.yaml: cannot be read"),
+    ],
+)
+def test_wrong_options_are_an_error_that_names_them(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(mr.SettingsError, match=message):
+        mr.search(**options)
+
+
+def test_settings_and_keywords_exclude_each_other() -> None:
+    with pytest.raises(mr.SettingsError, match=r"^trials: give either settings or keywords"):
+        mr.search(mr.SearchSettings(), trials=3)
+    with pytest.raises(mr.SettingsError, match=r"^stages: give either settings or keywords"):
+        mr.finetune(mr.FinetuneSettings(), stages="default")
+
+
+def test_a_file_of_options_lies_under_the_keywords(tmp_path: Path) -> None:
+    from mnist_ray.settings import search_settings
+
+    (tmp_path / "my.yaml").write_text("trials: 7\nmax_epochs: 3\nspace_args: {width: 8}\n")
+    found = search_settings(config=tmp_path / "my.yaml", trials=50, seed=0)
+    assert (found.trials, found.max_epochs, found.space_args) == (50, 3, ("width=8",))
+    assert found.given == {"config", "trials", "seed", "max_epochs", "space_args"}
+
+
+def test_a_finetuning_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(mr.SettingsError, match="there is no run at"):
+        mr.finetune(tmp_path / "none", committee=2)
