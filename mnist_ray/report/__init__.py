@@ -18,6 +18,8 @@ from mnist_ray.storage import RunStorage
 if TYPE_CHECKING:
     from mnist_ray.data import Images
 
+__all__ = ["build", "make", "write", "write_or_warn", "write_png"]
+
 
 def _heavy(module: str, package: str) -> Any:
     """A module of this room that draws, imported when it is used: it takes seconds.

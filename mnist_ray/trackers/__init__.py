@@ -65,11 +65,11 @@ def opened(settings: SearchSettings) -> list[Tracker]:
     """
     trackers: list[Tracker] = []
     if settings.mlflow:
-        from mnist_ray.trackers.mlflow import MLflow  # noqa: PLC0415 (an optional package)
+        from mnist_ray.trackers.mlflow import MLflow  # noqa: PLC0415 (optional package)
 
         trackers.append(MLflow(settings.mlflow))
     if settings.wandb:
-        from mnist_ray.trackers.wandb import WandB  # noqa: PLC0415 (an optional package)
+        from mnist_ray.trackers.wandb import WandB  # noqa: PLC0415 (optional package)
 
         trackers.append(WandB(settings.wandb))
     return trackers
