@@ -168,7 +168,7 @@ def shipped(
     import optuna
 
     from mnist_ray.run.records import Records
-    from mnist_ray.study.pruners import make_pruner
+    from mnist_ray.study.pruners import read_scheduler
     from mnist_ray.study.samplers import make_sampler
     from mnist_ray.study.studies import open_study
     from mnist_ray.tune import schedulers
@@ -179,7 +179,9 @@ def shipped(
     if kept is not None:
         sampler.KEPT = kept
     storage = optuna.storages.InMemoryStorage()
-    study = open_study(storage, "replay", settings.metric, sampler, make_pruner(settings))
+    study = open_study(
+        storage, "replay", settings.metric, sampler, read_scheduler(settings).pruner()
+    )
     searcher = StudySearch(
         study,
         space,
@@ -188,7 +190,9 @@ def shipped(
         max_epochs=epochs,
         on_settled=lambda number: None,
     )
-    return TuneLoop(searcher, schedulers.make(settings, {}, searcher), SLOTS)
+    return TuneLoop(
+        searcher, schedulers.make_scheduler(read_scheduler(settings), {}, searcher), SLOTS
+    )
 
 
 def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
 
 Space = Callable[..., dict[str, Any]]
@@ -51,8 +52,19 @@ class DataShape:
 
 
 def find(name: str) -> Space:
-    """The space of that name or dotted path; SettingsError naming --space otherwise."""
-    return load(SPACES.get(name, name), "--space", SPACES)
+    """The space of that name or dotted path.
+
+    Raises:
+        SettingsError: naming --space; there is none, or it cannot take a trial and a DataShape.
+    """
+    space: Space = load(SPACES.get(name, name), "--space", SPACES)
+    try:
+        inspect.signature(space).bind_partial(None, data=None)
+    except (TypeError, ValueError) as error:  # no callable, or one for other arguments
+        raise SettingsError(
+            f"--space: {name!r} is no space: expected a function of (trial, data, **options)"
+        ) from error
+    return space
 
 
 def starts_from_onnx(space: Space) -> bool:
@@ -68,7 +80,7 @@ def of_networks(space: Space) -> bool:
 def trainable(space: Space) -> Any:
     """The class of Tune's that trains the space's trials: TrainTrial, unless the space's module names another as TRAINABLE.
 
-    Such a class derives from TrainTrial and keeps its contract; see lightgbm_trial.py. Imports Ray.
+    Such a class derives from tune.trainable.EpochTrial; see lightgbm_trial.py. Imports Ray.
     """
     return load(
         getattr(sys.modules[space.__module__], "TRAINABLE", "mnist_ray.tune.trainable:TrainTrial"),

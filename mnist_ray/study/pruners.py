@@ -209,11 +209,6 @@ def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
     return Scheduler(name, s.max_epochs, s.grace_period, s.reduction_factor, options, wrapped)
 
 
-def make_pruner(settings: SearchSettings) -> BasePruner | None:
-    """The pruner that the settings name; see read_scheduler."""
-    return read_scheduler(settings).pruner()
-
-
 def check_population(settings: SearchSettings, networks: bool) -> None:
     """Refuses what pbt does not go together with. networks: whether the space's trials are any.
 

@@ -8,8 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
-from mnist_ray.settings import SearchSettings
-from mnist_ray.study.pruners import Scheduler, read_scheduler
+from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune import population
 from mnist_ray.tune.patches import OpenASHA
 from mnist_ray.tune.trainable import NUMBER
@@ -120,13 +119,6 @@ def make_scheduler(
             reduction_factor=scheduler.reduction_factor,
         )
     return PrunerScheduler(search_alg)
-
-
-def make(
-    settings: SearchSettings, past: Mapping[int, Mapping[int, float]], search_alg: "StudySearch"
-) -> TrialScheduler:
-    """The scheduler that the settings name."""
-    return make_scheduler(read_scheduler(settings), past, search_alg, settings.seed)
 
 
 class Ending(Stopper):

@@ -42,7 +42,8 @@ class Worker:
         start: Mapping[str, np.ndarray] | None,
         deterministic: bool = False,
     ) -> None:
-        leave_out_the_compiler()
+        if not context.tensorboard:  # its graph is traced, which needs the compiler from the start
+            leave_out_the_compiler()
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             # A warning only: the backward pass of pooling is on torch's list, though windows that

@@ -441,3 +441,9 @@ def test_only_another_trainable_gives_no_networks() -> None:
     assert [name for name in spaces.SPACES if spaces.starts_from_onnx(spaces.find(name))] == [
         "optimizer"
     ]
+
+
+@pytest.mark.parametrize("name", ["os:system", "shutil:rmtree", "os:sep", "builtins:dict"])
+def test_what_takes_no_trial_is_refused_before_it_is_called(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"--space: '{name}' is no space"):
+        spaces.find(name)

@@ -19,7 +19,7 @@ from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import SearchSettings, check_search, objectives, parse
 from mnist_ray.study import objectives as optuna_objectives
 from mnist_ray.study.objectives import curve, single
-from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import RUN, read_trials
@@ -119,7 +119,7 @@ def check_parts(**options: Any) -> None:
     optuna_objectives.check_parts(
         objectives.names(settings.objectives),
         lambda: make_sampler(settings.sampler, 0),
-        make_pruner(settings),
+        read_scheduler(settings).pruner(),
         sampler_name=settings.sampler,
         scheduler_name=settings.scheduler,
         deterministic=settings.deterministic,

@@ -11,11 +11,13 @@ from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings
-from mnist_ray.study.pruners import NAMES, make_pruner
+from mnist_ray.study.pruners import NAMES, read_scheduler
 
 
 def made(scheduler: str, *args: str, **others: Any) -> optuna.pruners.BasePruner | None:
-    return make_pruner(SearchSettings(scheduler=scheduler, scheduler_args=args, **others))
+    return read_scheduler(
+        SearchSettings(scheduler=scheduler, scheduler_args=args, **others)
+    ).pruner()
 
 
 def curve_is_stopped(

@@ -19,7 +19,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.study import studies
-from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.trials import read_trials, remaining_points
 from mnist_ray.tune import schedulers
@@ -76,7 +76,7 @@ class Machine(TuneLoop):
         )
         args = {"n_startup_trials": "4"} if sampler in ("tpe", "cmaes", "gp") else {}
         study = studies.open_study(
-            storage, "s", "val_accuracy", make_sampler("random", 0), make_pruner(s)
+            storage, "s", "val_accuracy", make_sampler("random", 0), read_scheduler(s).pruner()
         )
         records, continued = Records("val_accuracy", trials), []
         for frozen, record in read_trials(study, RUN):
@@ -97,7 +97,7 @@ class Machine(TuneLoop):
             window=slots,
             sampler=lambda place: make_sampler(sampler, 1000 + place, args),
         )
-        super().__init__(search, schedulers.make(s, {}, search), slots)
+        super().__init__(search, schedulers.make_scheduler(read_scheduler(s), {}, search), slots)
         self.checkpoints, self.chance = checkpoints, chance
         self.fresh: set[str] = set()  # trials whose worker has just started
 

@@ -18,7 +18,7 @@ import torch
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings
-from mnist_ray.study.pruners import check_population, make_pruner, read_scheduler
+from mnist_ray.study.pruners import check_population, read_scheduler
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import SUMMARY, read_trials
@@ -63,9 +63,14 @@ def test_what_does_not_go_with_it_is_refused_in_one_line(
 def test_it_needs_networks_and_is_no_pruner() -> None:
     with pytest.raises(SettingsError, match="--scheduler: pbt"):
         check_population(PBT, False)
-    assert make_pruner(dataclasses.replace(PBT, scheduler_args=("quantile_fraction=0.5",))) is None
+    assert (
+        read_scheduler(dataclasses.replace(PBT, scheduler_args=("quantile_fraction=0.5",))).pruner()
+        is None
+    )
     with pytest.raises(SettingsError, match="patient cannot wrap 'pbt'"):
-        make_pruner(dataclasses.replace(PBT, scheduler="patient", scheduler_args=("wraps=pbt",)))
+        read_scheduler(
+            dataclasses.replace(PBT, scheduler="patient", scheduler_args=("wraps=pbt",))
+        ).pruner()
 
 
 def test_only_what_does_not_change_the_network_is_perturbed() -> None:

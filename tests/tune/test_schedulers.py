@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings
-from mnist_ray.study.pruners import make_pruner
+from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import SAMPLERS, make_sampler
 from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import read_trials
@@ -93,7 +93,7 @@ def tune(
         trials=trials,
     )
     study = open_study(
-        storage(path), "s", "val_accuracy", make_sampler(sampler, seed), make_pruner(s)
+        storage(path), "s", "val_accuracy", make_sampler(sampler, seed), read_scheduler(s).pruner()
     )
     records = Records("val_accuracy", trials)
     past, continued = {}, []
@@ -113,7 +113,7 @@ def tune(
         continued=continued,
         **options,
     )
-    return Loop(search_alg, schedulers.make(s, past, search_alg))
+    return Loop(search_alg, schedulers.make_scheduler(read_scheduler(s), past, search_alg))
 
 
 def check(path: Path, trials: int, max_epochs: int = 9) -> list[optuna.trial.FrozenTrial]:

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mnist_ray.run import checkpoint
 from mnist_ray.run.layout import error_file, trial_folder
 from mnist_ray.storage import RunStorage
 from mnist_ray.tune.trainable import NUMBER, TrainTrial, TrialContext
+from tests.support import ROOT
 from tests.support.trials import HP, IMAGES, LABELS, Here
 
 
@@ -156,6 +159,16 @@ def test_every_trial_begins_with_the_start_and_augments(tmp_path: Path) -> None:
             np.allclose(weights[name].numpy(), start[name], rtol=0, atol=1e-12) for name in learnt
         )
         assert story["hyperparameters"]["augment"] == "shift"
+
+
+def test_a_trial_s_graph_is_drawn_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Where torch's compiler is left out, TensorBoard's graph cannot be traced."""
+    program = [sys.executable, "-m", "tests.programs.trial_with_graph", str(tmp_path)]
+    subprocess.run(program, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    [file] = tmp_path.glob("tensorboard/00001/*")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(file)).Reload()
+    assert events.Tags()["graph"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
