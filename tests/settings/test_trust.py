@@ -9,7 +9,7 @@ import pytest
 
 from mnist_ray import cli
 from mnist_ray.errors import SettingsError
-from mnist_ray.export import onnx_model
+from mnist_ray.export.write import export
 from mnist_ray.finetune_job.job import finetune
 from mnist_ray.run.about import About, now
 from mnist_ray.settings import EvaluateSettings, FinetuneSettings, SearchSettings, resolved, trust
@@ -70,7 +70,7 @@ def test_no_command_runs_what_an_onnx_file_names(tmp_path: Path, watched: list[s
     model = Trainer(hp, epochs=1, seed=0, precision="fp32").eval_model()
     for name in watched:
         path = tmp_path / "model.onnx"
-        path.write_bytes(onnx_model.export(model, hp, {"dataset": name}))
+        path.write_bytes(export(model, hp, {"dataset": name}))
         with pytest.raises(SettingsError, match="^--dataset: .*give it yourself"):
             cli.evaluate(EvaluateSettings(str(path)))
         with pytest.raises(SettingsError, match="^--dataset: .*give it yourself"):
