@@ -232,6 +232,6 @@ def _stage_network(
 
 
 def _curve(storage: RunStorage, number: int, member: int = 1) -> dict[str, list[Any]]:
-    """A stage's columns, one value an epoch (see records.HISTORY)."""
+    """A stage's columns, one value an epoch (see run.tables.HISTORY)."""
     name = f"{layout.stage_folder(number, member)}/{layout.STAGE_CURVE}"
     return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pydict()

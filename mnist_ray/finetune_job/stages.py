@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mnist_ray.errors import WorkError
 from mnist_ray.finetune_job.recipe import Recipe, Stage
-from mnist_ray.run import checkpoint, layout, records
+from mnist_ray.run import checkpoint, layout, tables
+from mnist_ray.run.records import EpochRow
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 
@@ -124,7 +125,7 @@ class _StageTraining:
             self._write(layout.STAGE_STATE, trainer.state_bytes(metadata))
             yield self._line(row)
         weights = {name: t.detach().cpu().clone() for name, t in trainer.weights().items()}
-        curve = records.parquet(records.curve_table(trainer.rows))
+        curve = tables.parquet(tables.curve_table(trainer.rows))
         self._write(layout.STAGE_CURVE, curve)
         self._write(layout.STAGE_NETWORK, trainer.weights_bytes(metadata))
         self.storage.delete(f"{self.folder}/{layout.STAGE_STATE}")
@@ -174,7 +175,7 @@ class _StageTraining:
     def _write(self, file: str, data: bytes) -> None:
         self.storage.write_bytes(f"{self.folder}/{file}", data)
 
-    def _line(self, row: records.EpochRow) -> str:
+    def _line(self, row: EpochRow) -> str:
         val = f" val_loss={row['val_loss']:.4f} val_accuracy={row['val_accuracy']:.4f}"
         return (
             f"stage {self.number} epoch {row['epoch']}/{self.identity.stage.epochs} "

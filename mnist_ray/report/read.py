@@ -31,7 +31,8 @@ from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.run.records import HISTORY, rank
+from mnist_ray.run.records import rank
+from mnist_ray.run.tables import HISTORY
 from mnist_ray.settings import SearchSettings, objectives, resolved
 from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage

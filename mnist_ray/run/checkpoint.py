@@ -1,7 +1,8 @@
-"""Tensors and their story in one safetensors file: nothing in it can be executed, and an altered byte is found.
+"""Tensors and metadata in one safetensors file: it runs no code, and an altered byte is found.
 
-The file's metadata holds one JSON text under "mnist_ray": the `story`, which is itself JSON text, and the `sha256` of that text and of
-every tensor. (One key, because safetensors writes several in a random order, and equal content is to give equal bytes.)
+The file's own metadata holds one JSON text under "mnist_ray": `story`, our metadata as JSON text,
+and `sha256`, of that text and of every tensor. (One key, because safetensors writes several in a
+random order, and equal content is to give equal bytes.)
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from mnist_ray.errors import CorruptFileError
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 of `text` and of the tensors' names, types, shapes and bytes, in the order of their names."""
+    """SHA-256 of `text` and of the tensors: names, types, shapes and bytes, in the names' order."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -27,20 +28,24 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return sha.hexdigest()
 
 
-def pack(tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> bytes:
-    """The bytes of a checkpoint file. `story` is anything that JSON can hold."""
-    text = json.dumps(story, allow_nan=True)
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint file. `metadata` is anything that JSON can hold."""
+    text = json.dumps(metadata, allow_nan=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, {"mnist_ray": json.dumps({"story": text, "sha256": digest(plain, text)})})
 
 
 def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `pack` was given. Raises CorruptFileError naming `source` where a byte differs or the format is another."""
+    """The tensors and the metadata that `pack` was given.
+
+    Raises:
+        CorruptFileError: A byte differs or the format is another; the message names `source`.
+    """
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = json.loads(header["__metadata__"]["mnist_ray"])
-        text, expected = metadata["story"], metadata["sha256"]
+        own = json.loads(header["__metadata__"]["mnist_ray"])
+        text, expected = own["story"], own["sha256"]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CorruptFileError(
             f"{source} is not a checkpoint of this project or is damaged: {error!r}"

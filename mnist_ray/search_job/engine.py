@@ -20,7 +20,7 @@ from mnist_ray import cluster, spaces, trackers
 from mnist_ray.errors import WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
-from mnist_ray.run.records import Records
+from mnist_ray.run.records import Records, value_of
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.study import storages, studies, trials
@@ -149,7 +149,9 @@ def train(
     def settled(number: int) -> None:
         bar.write(records.line(number))
         sys.stdout.flush()
-        bar.set_postfix_str(f"best {records.best[1][s.metric]:.4f}" if records.best else "")
+        bar.set_postfix_str(
+            f"best {value_of(records.best[1], s.metric):.4f}" if records.best else ""
+        )
         bar.update()
         keeper.settled(number)
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.run import layout, records
+from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About, now
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.plan import Plan
@@ -135,8 +135,8 @@ class Keeper:
             if number != holder or (self._kept and self._kept[0] == number):
                 self.storage.delete(layout.trial_folder(number))
                 self._unswept.discard(number)
-        self.storage.write_bytes(layout.TRIALS, records.parquet(self.records.trials_table()))
-        self.storage.write_bytes(layout.HISTORY, records.parquet(self.records.history_table()))
+        self.storage.write_bytes(layout.TRIALS, tables.parquet(tables.trials_table(self.records)))
+        self.storage.write_bytes(layout.HISTORY, tables.parquet(tables.history_table(self.records)))
         if self.journal is not None:
             self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
         self._saved_at = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from mnist_ray.run import records
+from mnist_ray.run import tables
 from mnist_ray.run.records import Records
 from mnist_ray.settings import objectives
 from mnist_ray.study import importance
@@ -37,7 +37,7 @@ def text(run: Records, study: optuna.Study) -> str:
         ]
         for r, row in run.top(5)
     ]
-    parts.append(records.table_text(HEADER, best))
+    parts.append(tables.table_text(HEADER, best))
     exploits = sum(len(r.exploits) for r in trials)
     if exploits:
         parts.append(
@@ -62,11 +62,15 @@ def front(run: Records) -> str:
         return "Pareto front: no trial is complete"
     sign = -1 if objectives.DIRECTIONS[run.objectives[0]] == "maximize" else 1
     lines = [
-        [number, *objectives.cells(run.objectives, found[number]), short(run.trials[number].params)]
+        [
+            number,
+            *tables.objective_cells(run.objectives, found[number]),
+            short(run.trials[number].params),
+        ]
         for number in sorted(found, key=lambda n: sign * found[n][0])
     ]
     units = ["latency (ms)" if name == "latency" else name for name in run.objectives]
-    return "Pareto front of the complete trials:\n" + records.table_text(
+    return "Pareto front of the complete trials:\n" + tables.table_text(
         ["trial", *units, "settings"], lines
     )
 

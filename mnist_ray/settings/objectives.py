@@ -1,12 +1,10 @@
 """--objectives: the names, their directions, and what the settings alone can refuse."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mnist_ray.errors import SettingsError
 
 if TYPE_CHECKING:
-    from mnist_ray.run.records import Record
     from mnist_ray.settings import SearchSettings
 
 Direction = Literal["minimize", "maximize"]
@@ -46,36 +44,3 @@ def check(settings: "SearchSettings") -> None:
             "--objectives: latency is measured, and never twice the same: "
             "--deterministic excludes it"
         )
-
-
-def values(asked: Sequence[str], record: "Record", metric: str) -> list[float] | None:
-    """A trial's values at its best epoch by the metric, latency in ms; None where it has none."""
-    row = record.best(metric)
-    if row is None or record.n_parameters is None:
-        return None
-    known = {
-        "accuracy": row["val_accuracy"],
-        "loss": row["val_loss"],
-        "parameters": float(record.n_parameters),
-        "latency": record.latency_ms,
-    }
-    found = [known[name] for name in asked]
-    return None if None in found else found
-
-
-def front(asked: Sequence[str], trials: Mapping[int, Sequence[float]]) -> list[int]:
-    """The Pareto-optimal trials, of number -> values."""
-    import optuna  # noqa: PLC0415 (seconds at start)
-
-    study = optuna.create_study(
-        directions=[DIRECTIONS[name] for name in asked], sampler=optuna.samplers.RandomSampler(0)
-    )
-    order = list(trials)
-    study.add_trials([optuna.trial.create_trial(values=list(trials[number])) for number in order])
-    return sorted(order[trial.number] for trial in study.best_trials)
-
-
-def cells(asked: Sequence[str], found: Sequence[float]) -> list[Any]:
-    """Values as a table shows them."""
-    shapes = {"accuracy": "{:.4f}", "loss": "{:.4f}", "parameters": "{:.0f}", "latency": "{:.3f}"}
-    return [shapes[name].format(value) for name, value in zip(asked, found, strict=True)]

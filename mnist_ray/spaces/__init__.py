@@ -1,8 +1,21 @@
 """Search spaces: one file each, a define-by-run function of an Optuna trial.
 
-A space is `space(trial, data, **options) -> dict`: it asks the trial for values and returns the flat dict of hyperparameters
-that `models.build` and `training.Trainer` read. `data` says what the data set decides (see DataShape). A user's own is
-"module:function". A space with a parameter `start` is given the hyperparameters of the network that --onnx names.
+A space is ``space(trial, data, **options) -> dict``. It asks the trial for values and returns the
+flat dict of hyperparameters of network and training (see `hyperparameters`). `data` is the
+`DataShape` of the data set. A space of your own is named "module:function"::
+
+    def space(trial, data, max_width=32):
+        return {
+            "model": "mlp",
+            **data.hyperparameters(),
+            "units": [trial.suggest_int("width", 8, max_width)],
+            "dropouts": [0.2],
+            "optimizer": "adam",
+            "lr": trial.suggest_float("lr", 1e-4, 1e-2, log=True),
+            "batch_size": 64,
+        }
+
+A space with a parameter `start` gets the hyperparameters of the network that --onnx names.
 """
 
 import inspect
@@ -11,16 +24,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
 
 Space = Callable[..., dict[str, Any]]
 
-# name -> "module:function"; imported when asked for
+# name -> "module:function", which is imported when the space is asked for
 SPACES = {
     "convnet": "mnist_ray.spaces.convnet:convnet",
     "optunanet": "mnist_ray.spaces.optunanet:optunanet",
-    "optunanet-depth": "mnist_ray.spaces.optunanet_depth:optunanet_depth",
+    "optunanet-depth": "mnist_ray.spaces.optunanet:optunanet_depth",
     "vgg": "mnist_ray.spaces.vgg:vgg",
     "mlp": "mnist_ray.spaces.mlp:mlp",
     "cnn": "mnist_ray.spaces.cnn:cnn",
@@ -31,7 +45,15 @@ SPACES = {
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a network must know of its data set; `mean` and `std` are of pixels in [0, 1], one value a channel."""
+    """What a network must know of its data set.
+
+    Args:
+        in_channels: Channels of an image.
+        image_size: Height and width in pixels.
+        classes: Number of classes.
+        mean: Of pixels in [0, 1], one value a channel.
+        std: Their standard deviation, one value a channel.
+    """
 
     in_channels: int
     image_size: tuple[int, int]
@@ -41,10 +63,8 @@ class DataShape:
 
     def hyperparameters(self) -> dict[str, Any]:
         """As the keys that every network's dict carries."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        plain = hyperparameters.plain
+        return {key: plain(value, f"data set: {key}") for key, value in asdict(self).items()}
 
     def most_halvings(self) -> int:
         """How often the image can be halved before nothing is left of it."""
@@ -68,27 +88,26 @@ def find(name: str) -> Space:
 
 
 def starts_from_onnx(space: Space) -> bool:
-    """Whether the space has a parameter `start`: then --onnx gives it a trained network's hyperparameters, and its trials the weights."""
+    """Whether --onnx gives the space a network's hyperparameters, and its trials the weights."""
     return "start" in inspect.signature(space).parameters
 
 
 def of_networks(space: Space) -> bool:
-    """Whether its trials are networks, which can be fine-tuned and exported: those of TrainTrial are, those of another class are not."""
+    """Whether its trials are networks, which can be fine-tuned and exported."""
     return not hasattr(sys.modules[space.__module__], "TRAINABLE")
 
 
 def trainable(space: Space) -> Any:
-    """The class of Tune's that trains the space's trials: TrainTrial, unless the space's module names another as TRAINABLE.
+    """The class of Tune's that trains the space's trials. Imports Ray.
 
-    Such a class derives from tune.trainable.EpochTrial; see lightgbm_trial.py. Imports Ray.
+    It is TrainTrial, unless the space's module names another as TRAINABLE. Such a class derives
+    from tune.trainable.EpochTrial; see tune/lightgbm_trial.py.
     """
-    return load(
-        getattr(sys.modules[space.__module__], "TRAINABLE", "mnist_ray.tune.trainable:TrainTrial"),
-        "--space",
-        SPACES,
-    )
+    default = "mnist_ray.tune.trainable:TrainTrial"
+    path = getattr(sys.modules[space.__module__], "TRAINABLE", default)
+    return load(path, "--space", SPACES)
 
 
 def options(space: Space, name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """--space-args as the space's keyword arguments, each converted to its type; SettingsError otherwise."""
+    """--space-args as the space's keyword arguments, each of its type; SettingsError otherwise."""
     return arguments(space, given, "--space-args", f"space {name!r}")

@@ -1,4 +1,7 @@
-"""S9, the CNN search of the seed documents: two convolutions and two linear layers; units, two dropouts, and the optimisation."""
+"""The CNN search of the original experiments (docs/original-experiments.md).
+
+Two convolutions and two linear layers. Searched are hidden units, two dropouts and the training.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from mnist_ray.spaces import DataShape
 
 
 def cnn(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
-    """Hyperparameters of `models.cnn`; SGD is without momentum, torch's default."""
+    """Hyperparameters of the family `cnn`; SGD is without momentum, torch's default."""
     return {
         "model": "cnn",
         **data.hyperparameters(),

@@ -1,7 +1,8 @@
 """The default space: a convolutional network and how it is trained.
 
-Blocks x layers x width x kernel size, the activation and its place, the pooling and its place, dropout and its place, and the
-optimisation. The ranges are wide enough for a search to matter and leave out what cannot win at this image size.
+Searched are blocks, layers, width and kernel size; activation, pooling and dropout, each with its
+place; and the training. The ranges are wide enough for a search to matter, and leave out values
+that cannot win at this image size.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.spaces import DataShape
 
 
-def convnet(
+def convnet(  # noqa: PLR0913 (each is an option that people name)
     trial: optuna.Trial,
     data: DataShape,
     min_width: int = 16,
@@ -24,68 +25,77 @@ def convnet(
     l1: bool = False,
     layer_dropout: bool = False,
 ) -> dict[str, Any]:
-    """Hyperparameters of `models.convnet` and of its training.
+    """Hyperparameters of the family `convnet` and of its training.
 
-    Options: `min_width`, `max_width`: channels of the first block, in steps of 4 (the next blocks double them).
-    `min_layers`, `max_layers`: convolutions a block. `max_kernel`: of the first block's convolutions, 3 or 5. `max_fc`: hidden linear
-    layers. `l1`: whether to search L1 regularisation too (`weight_decay` is L2). `layer_dropout`: whether dropout may also be in every
-    layer, where batch normalisation does not bear it (benchmarks/dropout_norm.py). These three are off by default: a wider space
-    costs trials.
+    `max_fc`, `l1` and `layer_dropout` are off by default: a wider space costs trials.
+
+    Args:
+        trial: Optuna's.
+        data: The data set's shape.
+        min_width: Fewest channels of the first block; the next blocks double them.
+        max_width: Most channels of the first block, from `min_width` in steps of 4.
+        min_layers: Fewest convolutions a block.
+        max_layers: Most convolutions a block.
+        max_kernel: Largest kernel of the first block's convolutions, 3 or 5.
+        max_fc: Most hidden linear layers.
+        l1: Whether to search L1 regularisation too (`weight_decay` is L2).
+        layer_dropout: Whether dropout may also be in every layer, which batch normalisation does
+            not bear (benchmarks/dropout_norm.py).
+
+    Raises:
+        SettingsError: An option is too small.
     """
-    limits = {
-        "min_width": (min_width, 1),
-        "max_width": (max_width, min_width),
-        "min_layers": (min_layers, 1),
-        "max_layers": (max_layers, min_layers),
-        "max_kernel": (max_kernel, 3),
-        "max_fc": (max_fc, 0),
-    }
-    for option, (value, least) in limits.items():
-        if value < least:
-            raise SettingsError(
-                f"--space-args: {option}={value} is too small; expected at least {least}"
-            )
+    _at_least("min_width", min_width, 1)
+    _at_least("max_width", max_width, min_width)
+    _at_least("min_layers", min_layers, 1)
+    _at_least("max_layers", max_layers, min_layers)
+    _at_least("max_kernel", max_kernel, 3)
+    _at_least("max_fc", max_fc, 0)
     # Each block halves the image: three take 28x28 to 3x3.
     most_blocks = max(1, min(3, data.most_halvings() - 1))
-    optimizer = trial.suggest_categorical("optimizer", ["sgd", "adamw"])
-    hp: dict[str, Any] = {
-        "model": "convnet",
-        **data.hyperparameters(),
-        "blocks": trial.suggest_int("blocks", min(2, most_blocks), most_blocks),
-        "layers_per_block": min_layers
-        if min_layers == max_layers
-        else trial.suggest_int("layers_per_block", min_layers, max_layers),
-        "width": trial.suggest_int("width", min_width, max_width, step=4),
-        "kernel_size": trial.suggest_categorical("kernel_size", [3, 5]) if max_kernel >= 5 else 3,
-        "activation": trial.suggest_categorical(
-            "activation", ["relu", "leaky_relu", "gelu", "silu"]
-        ),
-        "activation_position": trial.suggest_categorical(
-            "activation_position", ["after_norm", "before_norm"]
-        ),
-        "pooling": trial.suggest_categorical("pooling", ["blur", "max"]),
-        "pool_position": trial.suggest_categorical("pool_position", ["end", "conv"]),
-        # Never none: the few epochs of a trial do not need it, the many of the stages after the search do.
-        "dropout": trial.suggest_float("dropout", 0.1, 0.5, step=0.05),
-        "dropout_place": trial.suggest_categorical(
-            "dropout_place", ["head", "block", *(["layer"] if layer_dropout else [])]
-        ),
+    places = ["head", "block", *(["layer"] if layer_dropout else [])]
+    choose = trial.suggest_categorical
+    optimizer = choose("optimizer", ["sgd", "adamw"])
+    hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
+    hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
+    hp["layers_per_block"] = min_layers
+    if min_layers < max_layers:
+        hp["layers_per_block"] = trial.suggest_int("layers_per_block", min_layers, max_layers)
+    hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
+    hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
+    hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
+    hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
+    hp["pooling"] = choose("pooling", ["blur", "max"])
+    hp["pool_position"] = choose("pool_position", ["end", "conv"])
+    # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
+    hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
+    hp["dropout_place"] = choose("dropout_place", places)
+    hp |= _training(trial, optimizer)
+    if max_fc:
+        hidden = trial.suggest_int("fc_layers", 0, max_fc)
+        hp["fc"] = [choose("fc_width", [64, 128, 256])] * hidden if hidden else []
+    if l1:
+        hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
+    return hp
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise SettingsError(
+            f"--space-args: {option}={value} is too small; expected at least {least}"
+        )
+
+
+def _training(trial: optuna.Trial, optimizer: str) -> dict[str, Any]:
+    # A good learning rate depends on the optimiser by two orders of magnitude, so each optimiser
+    # has a parameter of its own.
+    low, high = (1e-2, 3e-1) if optimizer == "sgd" else (3e-4, 1e-2)
+    return {
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
         "optimizer": optimizer,
-        # A good rate depends on the optimiser by two orders of magnitude, so each has its own parameter.
-        "lr": trial.suggest_float("lr_sgd", 1e-2, 3e-1, log=True)
-        if optimizer == "sgd"
-        else trial.suggest_float("lr_adamw", 3e-4, 1e-2, log=True),
+        "lr": trial.suggest_float(f"lr_{optimizer}", low, high, log=True),
         "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
         "label_smoothing": trial.suggest_float("label_smoothing", 0.0, 0.15, step=0.05),
         "schedule": trial.suggest_categorical("schedule", ["one_cycle", "cosine"]),
         "ema": 0.998,
     }
-    if max_fc:
-        hidden = trial.suggest_int("fc_layers", 0, max_fc)
-        hp["fc"] = (
-            [trial.suggest_categorical("fc_width", [64, 128, 256])] * hidden if hidden else []
-        )
-    if l1:
-        hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
-    return hp

@@ -1,4 +1,4 @@
-"""LightGBM on the pixels: gradient-boosted trees (Ke et al. 2017) instead of a network, searched by the same engine."""
+"""LightGBM on the pixels: gradient-boosted trees (Ke et al. 2017) instead of a network."""
 
 import importlib.util
 from typing import Any
@@ -12,7 +12,11 @@ TRAINABLE = "mnist_ray.tune.lightgbm_trial:LightGBMTrial"
 
 
 def lightgbm(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
-    """LightGBM's parameters under their own names; an epoch is ten rounds of boosting. Raises SettingsError where it is not installed."""
+    """LightGBM's parameters under their own names; an epoch is ten rounds of boosting.
+
+    Raises:
+        SettingsError: LightGBM is not installed.
+    """
     if importlib.util.find_spec("lightgbm") is None:
         raise SettingsError(
             "--space: lightgbm needs the package of that name; pip install 'mnist_ray[lightgbm]'"

@@ -1,4 +1,7 @@
-"""S7, the MLP search of the seed documents (Optuna's first PyTorch example): layers, units, dropout, optimiser, rate."""
+"""The MLP search of the original experiments (docs/original-experiments.md).
+
+It is Optuna's first PyTorch example: layers, units, dropout, optimiser and learning rate.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from mnist_ray.spaces import DataShape
 
 
 def mlp(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
-    """Hyperparameters of `models.mlp`, trained in batches of 128; SGD is without momentum, as it was there."""
+    """Hyperparameters of the family `mlp`, trained in batches of 128; SGD is without momentum."""
     units, dropouts = [], []
     for i in range(trial.suggest_int("n_layers", 1, 3)):
         units.append(trial.suggest_int(f"n_units_l{i}", 4, 128))

@@ -1,7 +1,7 @@
-"""S4, the optimiser search of the seed documents: how to train a network further that is trained already (--onnx).
+"""The optimiser search of the original experiments (docs/original-experiments.md).
 
-Nothing of the network is searched: it comes from the file, weights and all, and keeps its dropout (the original, which went on with
-what ONNX had left of the network, had lost it).
+It searches how to train a trained network (--onnx) further. Nothing of the network is searched: it
+comes from the file with its weights, and keeps its dropout.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,18 @@ def optimizer(
     script: str = "a",
     normalize: bool = False,
 ) -> dict[str, Any]:
-    """Hyperparameters of the network in the file, trained with Adam at a constant rate, without label smoothing or an average.
+    """Hyperparameters of the file's network, trained with Adam at a constant learning rate.
 
-    start: the file's own hyperparameters. Options: `script`: a or b, the document's two sets of ranges. `normalize`: of a file that is
-    not ours, that its input is normalised by the data set's mean and standard deviation, as its training was.
+    Args:
+        trial: Optuna's.
+        data: The data set's shape.
+        start: The file's own hyperparameters.
+        script: a or b, the original's two sets of ranges.
+        normalize: The file is not ours, and its input is normalised by the data set's mean and
+            standard deviation.
+
+    Raises:
+        SettingsError: The file's network does not fit the data set, or an option is not allowed.
     """
     if script not in ("a", "b"):
         raise SettingsError(f"--space-args: script={script!r} is not allowed; expected a or b")
@@ -35,11 +43,13 @@ def optimizer(
     ):
         if start[key] != value:
             raise SettingsError(
-                f"--onnx: its network has {key} {start[key]}, but the data set has {value}; give --dataset the model's own"
+                f"--onnx: its network has {key} {start[key]}, but the data set has {value}; "
+                "give --dataset the model's own"
             )
     if normalize and start["model"] != "foreign":
         raise SettingsError(
-            "--space-args: normalize=true is for ONNX files that are not of mnist_ray; ours normalise by themselves"
+            "--space-args: normalize=true is for ONNX files that are not of mnist_ray; "
+            "ours normalise by themselves"
         )
     a = script == "a"
     own = data.hyperparameters()

@@ -1,4 +1,4 @@
-"""S1, the model search of the seed documents: filters, kernels and slopes of four convolutions, and a linear layer's width."""
+"""Two searches of the original experiments: model and depth (docs/original-experiments.md)."""
 
 import math
 from typing import Any
@@ -10,9 +10,14 @@ from mnist_ray.spaces import DataShape
 
 
 def optunanet(trial: optuna.Trial, data: DataShape, width_scale: float = 1.0) -> dict[str, Any]:
-    """Hyperparameters of `models.optunanet`, trained with Adam at 1e-3 in batches of 32.
+    """The model search: filters, kernels and slopes of four convolutions, and a layer's width.
 
-    Options: `width_scale`: factor of all filters and neurons; the trial keeps the document's own numbers.
+    The family is `optunanet`, trained with Adam at 1e-3 in batches of 32.
+
+    Args:
+        trial: Optuna's.
+        data: The data set's shape.
+        width_scale: Factor of all filters and neurons; the trial keeps the original numbers.
     """
     layers = range(1, 5)
     return {
@@ -34,8 +39,43 @@ def optunanet(trial: optuna.Trial, data: DataShape, width_scale: float = 1.0) ->
     }
 
 
+def optunanet_depth(
+    trial: optuna.Trial, data: DataShape, width_scale: float = 1.0
+) -> dict[str, Any]:
+    """The depth search: how many linear layers, how wide, on the model search's convolutions.
+
+    The widths are asked for layer by layer: the grid has 4 + 16 + 64 + 256 = 340 distinct networks.
+    They are trained with the settings of Adam that the original search had found.
+
+    Args:
+        trial: Optuna's.
+        data: The data set's shape.
+        width_scale: Factor of all filters and neurons; the trial keeps the original numbers.
+    """
+    depth = trial.suggest_int("n_layers_fc", 1, 4)
+    widths = [
+        trial.suggest_categorical(f"fc_out_{i}", [128, 256, 512, 1024]) for i in range(1, depth + 1)
+    ]
+    return {
+        "model": "optunanet",
+        **data.hyperparameters(),
+        "filters": [scaled(width, width_scale) for width in (224, 224, 224, 160)],
+        "kernels": [5, 7, 7, 5],
+        "slopes": [0.012, 0.121, 0.033, 0.095],
+        "fc": [scaled(width, width_scale) for width in widths],
+        "dropout": 0.5,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "beta1": 0.8447,
+        "beta2": 0.9995,
+        "eps": 4.578e-9,
+        "weight_decay": 1.3e-5,
+        "batch_size": 32,
+    }
+
+
 def scaled(width: int, width_scale: float) -> int:
-    """A width times the factor, at least 8. Raises SettingsError where the factor is not a positive number."""
+    """A width times the factor, at least 8; SettingsError where the factor is not positive."""
     if not 0 < width_scale < math.inf:
         raise SettingsError(
             f"--space-args: width_scale={width_scale} is not allowed; expected more than 0"

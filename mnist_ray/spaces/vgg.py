@@ -1,4 +1,7 @@
-"""S5, the VGG search of the seed documents: the optimiser, its rate, and how many blocks and layers."""
+"""The VGG search of the original experiments (docs/original-experiments.md).
+
+Searched are the optimiser, its learning rate, and the numbers of blocks and layers.
+"""
 
 from typing import Any
 
@@ -8,9 +11,10 @@ from mnist_ray.spaces import DataShape
 
 
 def vgg(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
-    """Hyperparameters of `models.vgg`, trained in batches of 128 with a rate that falls to a tenth for the last of six epochs.
+    """Hyperparameters of the family `vgg`, trained in batches of 128.
 
-    The first two blocks have one convolution; a trial is asked only for what its network has.
+    The learning rate falls to a tenth for the last of six epochs. The first two blocks have one
+    convolution; a trial is asked only for values that its network has.
     """
     optimizer = trial.suggest_categorical("optimizer", ["adam", "sgd"])
     low, high = (1e-5, 1e-2) if optimizer == "adam" else (1e-4, 1e-1)

@@ -21,7 +21,7 @@ from optuna.importance import (
 )
 from optuna.trial import FrozenTrial
 
-from mnist_ray.run.records import table_text
+from mnist_ray.run.tables import table_text
 from mnist_ray.settings.objectives import Direction
 
 FEWEST = 8  # complete trials; what fewer of them say is chance

@@ -1,13 +1,12 @@
 """A run's trials in a study: asked for, read back, and tried again after an interruption."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.run.records import HISTORY, INTERRUPTED, Record, rows_from
+from mnist_ray.run.records import INTERRUPTED, Record, epoch_row, rows_from
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.optuna_private import FIXED, reopened
 
@@ -48,9 +47,8 @@ def read_trials(
         if not summary:  # cut off: of its epochs the study has the metric alone
             if metric is None:
                 metric = "val_loss" if study.direction.name == "MINIMIZE" else "val_accuracy"
-            empty = dict.fromkeys(HISTORY, math.nan)
             record.rows = {
-                epoch: {**empty, "epoch": epoch, metric: value}
+                epoch: epoch_row({"epoch": epoch, metric: value})
                 for epoch, value in curve(frozen).items()
             }
         pairs.append((frozen, record))

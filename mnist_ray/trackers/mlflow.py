@@ -6,13 +6,13 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import sqlalchemy
 
 from mnist_ray.errors import SettingsError, first_line
-from mnist_ray.run.records import Record, Records, Row
+from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings import without_password
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.storages import expanded
@@ -63,7 +63,7 @@ class MLflow:
         self.runs: dict[int, str] = {}  # trial number -> MLflow's id
         self.closed: set[int] = set()
         self.logged: dict[int, set[int]] = {}  # trial number -> epochs that MLflow has
-        self.best: tuple[int, Row] | None = None
+        self.best: tuple[int, EpochRow] | None = None
 
     def reason(self, error: Exception) -> str:
         """See Tracker. Of a database's error the driver's part, of a server's the network's."""
@@ -129,7 +129,9 @@ class MLflow:
         best = records.best
         if best is not None and best != self.best:
             number, row = best
-            self._metrics(self.search, {"best_value": row[records.metric]}, records.settled())
+            self._metrics(
+                self.search, {"best_value": value_of(row, records.metric)}, records.settled()
+            )
             self.client.set_tag(self.search, "best_trial", str(number))
             params = json.dumps(records.trials[number].params)
             self.client.set_tag(self.search, "best_params", params)
@@ -150,7 +152,8 @@ class MLflow:
             logged = {metric.step for metric in self.client.get_metric_history(run, "lr")}
         for epoch, row in list(record.rows.items()):
             if epoch not in logged:
-                self._metrics(run, {k: v for k, v in row.items() if k != "epoch"}, epoch)
+                values = cast(dict[str, float], row)
+                self._metrics(run, {k: v for k, v in values.items() if k != "epoch"}, epoch)
                 logged.add(epoch)
         if state == "RUNNING":
             self.logged[number] = logged

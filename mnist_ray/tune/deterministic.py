@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run.records import Row
+from mnist_ray.run.records import EpochRow, value_of
 from mnist_ray.study.optuna_private import set_note, storage_of, trial_id_of
 from mnist_ray.study.samplers import exhausted
 from mnist_ray.study.suggestions import Refusal
@@ -30,7 +30,7 @@ class Held:
 
     trial: optuna.Trial
     frozen: FrozenTrial  # a copy for the pruner: with the epochs so far, and the pruner's own notes
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, EpochRow] = field(default_factory=dict)
     stop: bool = False
     over: bool = False
     error: bool = False
@@ -99,7 +99,7 @@ class OrderedSearch(StudySearch):
         held.refusal, held.over = refusal, True
         self._tell_in_order()
 
-    def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+    def _take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:
         """Judges each epoch once, and keeps it back.
 
         After a restart a trial reports all its epochs: they are judged one by one.
@@ -108,7 +108,7 @@ class OrderedSearch(StudySearch):
         for row in rows:
             if row["epoch"] not in held.rows:
                 held.rows[row["epoch"]] = row
-                held.frozen.intermediate_values[row["epoch"]] = row[self.metric]
+                held.frozen.intermediate_values[row["epoch"]] = value_of(row, self.metric)
                 if row["epoch"] < self.max_epochs and not held.stop:
                     held.stop = self._judge(held.frozen)
 

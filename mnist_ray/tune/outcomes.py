@@ -7,8 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from mnist_ray.run.records import Records, Row
-from mnist_ray.settings import objectives
+from mnist_ray.run.records import EpochRow, Records, value_of
 from mnist_ray.study.objectives import CURVE
 from mnist_ray.study.suggestions import Refusal
 from mnist_ray.study.trials import SUMMARY
@@ -46,7 +45,7 @@ class Outcomes:
         """Seconds of training of a trial that has ended here; 0 where none has."""
         return self._seconds / max(1, self._trials)
 
-    def take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+    def take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:
         """Takes epochs; one that was reported before changes nothing."""
         metric = self.records.metric
         known = self._known.setdefault(trial.number, set())
@@ -57,10 +56,10 @@ class Outcomes:
             known.add(row["epoch"])
             if self.records.objectives:
                 own = self.records.trials[trial.number].rows
-                values = {epoch: own[epoch][metric] for epoch in sorted(own)}
+                values = {epoch: value_of(own[epoch], metric) for epoch in sorted(own)}
                 trial.set_user_attr(CURVE, values)
             else:
-                trial.report(row[metric], step=row["epoch"])
+                trial.report(value_of(row, metric), step=row["epoch"])
 
     def exploited(self, trial: optuna.Trial, exploit: dict[str, Any]) -> None:
         """Notes that a trial goes on with another's weights (see population.py)."""
@@ -102,9 +101,9 @@ class Outcomes:
         if state == "COMPLETE":
             best = record.best(self.records.metric)
             assert best is not None
-            value = best[self.records.metric]
+            value = value_of(best, self.records.metric)
             if names:
-                value = objectives.values(names, record, self.records.metric)
+                value = record.values(names, self.records.metric)
         trial.set_user_attr(SUMMARY, record.summary())
         self.study.tell(trial, value, state=TrialState[state])
         self.on_settled(trial.number)

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import WorkError
-from mnist_ray.run.records import HISTORY, Record, Records, Row, rank
+from mnist_ray.run.records import EpochRow, Record, Records, epoch_row, rank
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.suggestions import Refusal, Space
 from mnist_ray.tune.outcomes import Outcomes
@@ -148,7 +148,7 @@ class StudySearch(OptunaSearch):
         with self._storage_errors():
             self._take(self.trials[trial_id], self._rows(trial_id, result))
 
-    def _rows(self, trial_id: str, result: dict[str, Any]) -> list[Row]:
+    def _rows(self, trial_id: str, result: dict[str, Any]) -> list[EpochRow]:
         """The epochs of a result (see trainable.Result); none where trial or storage failed."""
         record = self._record(trial_id)
         self.storage_error = result.get("storage_error", self.storage_error)
@@ -161,12 +161,12 @@ class StudySearch(OptunaSearch):
             record.n_parameters = result["n_parameters"]
         if record.latency_ms is None:  # a worker that was started again has measured anew
             record.latency_ms = result.get("latency_ms")
-        return [{name: row[name] for name in HISTORY} for row in [*result.get("rows", []), result]]
+        return [epoch_row(row) for row in [*result.get("rows", []), result]]
 
     def _record(self, trial_id: str) -> Record:
         return self.records.trials[self.trials[trial_id].number]
 
-    def _take(self, trial: optuna.Trial, rows: Iterable[Row]) -> None:
+    def _take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:
         """Makes epochs known."""
         self.outcomes.take(trial, rows)
 

@@ -1,38 +1,15 @@
-"""Records: the best over all epochs of all trials, the log line, the tables."""
+"""Records: the best over all epochs of all trials, the log line, objectives and their front."""
 
-import io
+import dataclasses
 import math
+import random
 
-import pyarrow.parquet as pq
+import optuna
 import pytest
 
-from mnist_ray.run import records
-from mnist_ray.run.records import INTERRUPTED, Record, Records
-
-
-def row(epoch: int, accuracy: float, loss: float) -> dict:
-    return {
-        "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": loss, "val_accuracy": accuracy,
-        "lr": 0.1, "images_per_second": 100.0, "seconds": 2.0,
-    }  # fmt: skip
-
-
-@pytest.fixture
-def three() -> Records:
-    """A trial that was best in its middle epoch, one that was pruned, one that failed."""
-    result = Records("val_accuracy", total=4)
-    result.add(Record(0, {"lr": 0.1, "kind": "a"}))
-    for epoch, (accuracy, loss) in enumerate([(0.8, 0.5), (0.95, 0.2), (0.94, 0.1)], start=1):
-        result.report(0, row(epoch, accuracy, loss))
-    result.end(0, "COMPLETE")
-    second = result.add(Record(1, {"lr": 0.2, "depth": 3}))
-    result.report(1, row(1, 0.7, 0.6))
-    result.end(1, "PRUNED")
-    second.reason = "stopped by the scheduler after epoch 1"
-    third = result.add(Record(2, {"lr": 0.3}))
-    result.end(2, "FAIL")
-    third.reason = "the loss is not finite at epoch 1"
-    return result
+from mnist_ray.run.records import INTERRUPTED, Record, Records, clock, pareto_front, rows_from
+from mnist_ray.settings.objectives import DIRECTIONS
+from tests.run.conftest import row
 
 
 def test_the_best_is_over_all_epochs(three: Records) -> None:
@@ -85,41 +62,51 @@ def test_a_trial_that_is_tried_again_does_not_count(three: Records) -> None:
     assert three.settled() == 3
 
 
-def test_tables_have_the_promised_columns(three: Records) -> None:
-    trials = pq.read_table(io.BytesIO(records.parquet(three.trials_table())))
-    assert trials.column_names == [
-        "number", "state", "value", "params_lr", "params_kind", "params_depth", "n_parameters", "epochs", "seconds", "node", "reason",
-    ]  # fmt: skip
-    assert trials["state"].to_pylist() == ["COMPLETE", "PRUNED", "FAIL"]
-    assert trials["value"].to_pylist() == [0.95, 0.7, None]
-    assert trials["epochs"].to_pylist() == [3, 1, 0]
-    assert trials["seconds"].to_pylist() == [6.0, 2.0, 0.0]
-    history = three.history_table()
-    assert history.column_names == ["number", *records.HISTORY]
-    assert history.select(["number", "epoch"]).to_pylist() == [
-        {"number": n, "epoch": e} for n, e in ((0, 1), (0, 2), (0, 3), (1, 1))
-    ]  # fmt: skip
-
-
-def test_a_running_trial_is_not_in_the_table_of_trials(three: Records) -> None:
-    three.add(Record(3, {"lr": 1.0}, rows={1: row(1, 0.5, 0.5)}))
-    assert 3 not in three.trials_table()["number"].to_pylist()
-    assert 3 in three.history_table()["number"].to_pylist()
-
-
-def test_a_parameter_of_several_types_is_text() -> None:
-    r = Records("val_accuracy", 2)
-    r.add(Record(0, {"x": 1}, state="FAIL"))
-    r.add(Record(1, {"x": "one"}, state="FAIL"))
-    assert r.trials_table()["params_x"].to_pylist() == ["1", "one"]
-
-
 def test_a_summary_gives_the_rows_back(three: Records) -> None:
-    assert records.rows_from(three.trials[0].summary()) == three.trials[0].rows
+    assert rows_from(three.trials[0].summary()) == three.trials[0].rows
     nan = Record(0, {}, rows={1: row(1, 0.5, math.nan)})
-    assert math.isnan(records.rows_from(nan.summary())[1]["val_loss"])
+    assert math.isnan(rows_from(nan.summary())[1]["val_loss"])
 
 
-def test_clock_and_columns() -> None:
-    assert records.clock(3725.4) == "01:02:05"
-    assert records.table_text(["a", "bb"], [[1, 2], [333, 4]]) == "a    bb\n1    2\n333  4"
+def test_a_result_without_a_column_has_nan_there() -> None:
+    r = Records("val_loss", 1)
+    r.add(Record(0, {}))
+    r.report(0, {"epoch": 1, "val_loss": 0.5, "node": "here"})
+    assert r.trials[0].rows[1]["val_loss"] == 0.5
+    assert math.isnan(r.trials[0].rows[1]["lr"])
+    assert "node" not in r.trials[0].rows[1]
+
+
+def test_values_are_those_of_the_best_epoch_by_the_metric() -> None:
+    objectives = ("loss", "accuracy", "parameters", "latency")
+    record = Record(0, {}, n_parameters=12, latency_ms=0.5)
+    for epoch, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.4), (0.8, 0.2)], start=1):
+        record.rows[epoch] = row(epoch, accuracy, loss)
+    assert record.values(objectives, "val_accuracy") == [0.4, 0.95, 12, 0.5]
+    assert record.values(objectives, "val_loss") == [0.2, 0.8, 12, 0.5]
+    assert dataclasses.replace(record, latency_ms=None).values(objectives, "val_loss") is None
+    assert Record(0, {}).values(objectives, "val_loss") is None
+
+
+def test_the_front() -> None:
+    both = ("accuracy", "parameters")
+    trials = {3: (0.9, 10), 5: (0.8, 5), 6: (0.8, 6), 9: (0.95, 100), 11: (0.9, 11)}
+    assert pareto_front(both, trials) == [3, 5, 9]
+    assert pareto_front(("loss", "parameters"), trials) == [5]
+    assert pareto_front(both, {}) == []
+
+
+@pytest.mark.parametrize("objectives", [("accuracy", "parameters"), tuple(DIRECTIONS)])
+def test_the_front_is_optunas(objectives: tuple[str, ...]) -> None:
+    """On a coarse grid, where many trials are equal in some objectives or in all."""
+    generator = random.Random(0)
+    for _ in range(20):
+        trials = {3 * i: [float(generator.randrange(4)) for _ in objectives] for i in range(30)}
+        study = optuna.create_study(directions=[DIRECTIONS[name] for name in objectives])
+        study.add_trials([optuna.trial.create_trial(values=values) for values in trials.values()])
+        best = sorted(3 * trial.number for trial in study.best_trials)
+        assert pareto_front(objectives, trials) == best
+
+
+def test_clock() -> None:
+    assert clock(3725.4) == "01:02:05"

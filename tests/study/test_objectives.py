@@ -1,6 +1,5 @@
 """Several objectives: refusals, the study and the tables, the front, resumption, a real search."""
 
-import dataclasses
 import io
 import json
 import subprocess
@@ -15,7 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.run.records import Record, Records
+from mnist_ray.run.records import Records
+from mnist_ray.run.tables import trials_table
 from mnist_ray.settings import SearchSettings, check_search, objectives, parse
 from mnist_ray.study import objectives as optuna_objectives
 from mnist_ray.study.objectives import curve, single
@@ -179,26 +179,6 @@ def test_schedulers_that_can() -> None:
 # ---- the study
 
 
-def test_values_are_those_of_the_best_epoch_by_the_metric() -> None:
-    asked = ("loss", "accuracy", "parameters", "latency")
-    record = Record(0, {}, n_parameters=12, latency_ms=0.5)
-    for epoch, (accuracy, loss) in enumerate([(0.9, 0.3), (0.95, 0.4), (0.8, 0.2)], start=1):
-        record.rows[epoch] = result(epoch, accuracy, loss)
-    assert objectives.values(asked, record, "val_accuracy") == [0.4, 0.95, 12, 0.5]
-    assert objectives.values(asked, record, "val_loss") == [0.2, 0.8, 12, 0.5]
-    assert (
-        objectives.values(asked, dataclasses.replace(record, latency_ms=None), "val_loss") is None
-    )
-    assert objectives.values(asked, Record(0, {}), "val_loss") is None
-
-
-def test_the_front() -> None:
-    trials = {3: (0.9, 10), 5: (0.8, 5), 6: (0.8, 6), 9: (0.95, 100), 11: (0.9, 11)}
-    assert objectives.front(BOTH, trials) == [3, 5, 9]
-    assert objectives.front(("loss", "parameters"), trials) == [5]
-    assert objectives.front(BOTH, {}) == []
-
-
 def test_a_study_is_told_the_truth() -> None:
     study = a_study()
     search = searcher(study)
@@ -251,12 +231,12 @@ def test_the_table_names_values_and_front() -> None:
     train(search, [0.8, 0.8, 0.8], size=50)
     train(search, [0.7, 0.7, 0.7], size=60)
     train(search, [0.99])
-    rows = search.records.trials_table().to_pylist()
+    rows = trials_table(search.records).to_pylist()
     assert [row["values_accuracy"] for row in rows] == [0.9, 0.8, 0.7, 0.99]
     assert [row["values_parameters"] for row in rows] == [100, 50, 60, 7]
     assert [row["pareto"] for row in rows] == [True, True, False, False]
     assert [row["value"] for row in rows] == [0.9, 0.8, 0.7, 0.99]
-    assert "pareto" not in Records("val_accuracy", 1).trials_table().column_names
+    assert "pareto" not in trials_table(Records("val_accuracy", 1)).column_names
 
 
 def test_latency_is_the_first_that_was_measured_and_outlives_the_process() -> None:

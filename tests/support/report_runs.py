@@ -12,7 +12,8 @@ import optuna
 
 from mnist_ray import data, spaces
 from mnist_ray.export.session import Session
-from mnist_ray.run.records import Record, Records, parquet
+from mnist_ray.run.records import Record, Records
+from mnist_ray.run.tables import history_table, parquet, trials_table
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
 
@@ -115,8 +116,8 @@ def write_run(
         "start": "2026-01-02T03:04:00+00:00", "end": "2026-01-02T03:14:00+00:00",
     }  # fmt: skip
     storage.write_json("run.json", {**run, **about})
-    storage.write_bytes("trials.parquet", parquet(records.trials_table()))
-    storage.write_bytes("history.parquet", parquet(records.history_table()))
+    storage.write_bytes("trials.parquet", parquet(trials_table(records)))
+    storage.write_bytes("history.parquet", parquet(history_table(records)))
     if study is None:
         journal = optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))

@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mnist_ray.run.records import HISTORY
+from mnist_ray.run.tables import HISTORY
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ lightgbm = pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not i
 from mnist_ray import data, spaces  # noqa: E402
 from mnist_ray.errors import CorruptFileError, SettingsError  # noqa: E402
 from mnist_ray.run.layout import trial_folder  # noqa: E402
-from mnist_ray.run.records import HISTORY  # noqa: E402
+from mnist_ray.run.tables import HISTORY  # noqa: E402
 from mnist_ray.search_job.plan import prepare  # noqa: E402
 from mnist_ray.settings import SearchSettings  # noqa: E402
 from mnist_ray.storage import RunStorage  # noqa: E402

@@ -17,6 +17,7 @@ import torch
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import Records
+from mnist_ray.run.tables import trials_table
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import check_population, read_scheduler
 from mnist_ray.study.samplers import make_sampler
@@ -243,7 +244,7 @@ def test_the_study_and_the_tables_say_what_became_of_a_trial() -> None:
         == trial.user_attrs[SUMMARY]["exploits"]
         == [story, {**story, "after_epoch": 2}]
     )
-    [row] = records.trials_table().to_pylist()
+    [row] = trials_table(records).to_pylist()
     assert json.loads(row["exploits"]) == trial.user_attrs[EXPLOITS]
     assert row["params_lr"] == config["lr"]
     assert row["n_parameters"] == 20  # of the network that reached the value

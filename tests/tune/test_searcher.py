@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run.records import INTERRUPTED, Record, Records
+from mnist_ray.run.tables import trials_table
 from mnist_ray.study.optuna_private import started as ask
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
@@ -401,7 +402,7 @@ def test_a_space_may_prune_and_fail_and_the_search_goes_on() -> None:
     assert list(kept) == [2]
     assert kept[2].startswith("Traceback")
     # and the tables and a resume take them as they are
-    assert [row["state"] for row in search.records.trials_table().to_pylist()] == states
+    assert [row["state"] for row in trials_table(search.records).to_pylist()] == states
     assert [record.reason for _, record in read_trials(study, "r")][:3] == reasons[:3]
 
 

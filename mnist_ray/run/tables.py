@@ -1,0 +1,95 @@
+"""A run's tables: `trials.parquet`, `history.parquet`, a stage's curve, and text for a terminal."""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnist_ray.run.records import EpochRow, Records, value_of
+
+HISTORY: dict[str, pa.DataType] = {
+    name: pa.int64() if kind is int else pa.float64()
+    for name, kind in EpochRow.__annotations__.items()
+}
+FORMATS = {"accuracy": ".4f", "loss": ".4f", "parameters": ".0f", "latency": ".3f"}
+
+
+def trials_table(run: Records) -> pa.Table:
+    """One row a settled trial, by number; `params_*` in the order of their first appearance."""
+    records = [r for _, r in sorted(run.trials.items()) if r.state != "RUNNING"]
+    succeeded = [None if r.state == "FAIL" else r for r in records]
+    best = [None if r is None else r.best(run.metric) for r in succeeded]
+    columns: dict[str, pa.Array] = {
+        "number": pa.array([r.number for r in records], pa.int64()),
+        "state": pa.array([r.state for r in records], pa.string()),
+        "value": pa.array(
+            [value_of(row, run.metric) if row else None for row in best], pa.float64()
+        ),
+    }
+    if run.objectives:
+        values = [r.values(run.objectives, run.metric) if r else None for r in succeeded]
+        for i, objective in enumerate(run.objectives):
+            column = [None if v is None else v[i] for v in values]
+            columns[f"values_{objective}"] = pa.array(column, pa.float64())
+        front = run.front()
+        columns["pareto"] = pa.array([r.number in front for r in records], pa.bool_())
+    for name in dict.fromkeys(name for record in records for name in record.params):
+        columns[f"params_{name}"] = _column([r.params.get(name) for r in records])
+    seconds = [sum(row.get("seconds") or 0.0 for row in r.rows.values()) for r in records]
+    columns |= {
+        "n_parameters": pa.array([r.n_parameters for r in records], pa.int64()),
+        "epochs": pa.array([len(r.rows) for r in records], pa.int64()),
+        "seconds": pa.array(seconds, pa.float64()),
+        "node": pa.array([r.node for r in records], pa.string()),
+        "reason": pa.array([r.reason for r in records], pa.string()),
+    }
+    if any(r.exploits for r in records):
+        columns["exploits"] = pa.array([json.dumps(r.exploits) for r in records], pa.string())
+    return pa.table(columns)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # one parameter with values of several types
+        return pa.array([None if v is None else str(v) for v in values], pa.string())
+
+
+def history_table(run: Records) -> pa.Table:
+    """One row a trial and epoch, by number and epoch."""
+    rows = [
+        {"number": number, **row}
+        for number, record in sorted(run.trials.items())
+        for _, row in sorted(record.rows.items())
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema({"number": pa.int64(), **HISTORY}))
+
+
+def curve_table(rows: Sequence[EpochRow]) -> pa.Table:
+    """One row an epoch of a fine-tune stage."""
+    return pa.Table.from_pylist(rows, schema=pa.schema(HISTORY))
+
+
+def parquet(table: pa.Table) -> bytes:
+    """The table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def objective_cells(objectives: Sequence[str], values: Sequence[float]) -> list[str]:
+    """The values of objectives as a table for people shows them."""
+    return [f"{value:{FORMATS[name]}}" for name, value in zip(objectives, values, strict=True)]
+
+
+def table_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Plain text columns for a terminal or a log."""
+    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,55 @@
+"""The tables of a run, as Parquet and as text."""
+
+import io
+
+import pyarrow.parquet as pq
+
+from mnist_ray.run.records import Record, Records
+from mnist_ray.run.tables import (
+    HISTORY,
+    history_table,
+    objective_cells,
+    parquet,
+    table_text,
+    trials_table,
+)
+from tests.run.conftest import row
+
+
+def test_tables_have_the_promised_columns(three: Records) -> None:
+    trials = pq.read_table(io.BytesIO(parquet(trials_table(three))))
+    assert trials.column_names == [
+        "number", "state", "value", "params_lr", "params_kind", "params_depth", "n_parameters", "epochs", "seconds", "node", "reason",
+    ]  # fmt: skip
+    assert trials["state"].to_pylist() == ["COMPLETE", "PRUNED", "FAIL"]
+    assert trials["value"].to_pylist() == [0.95, 0.7, None]
+    assert trials["epochs"].to_pylist() == [3, 1, 0]
+    assert trials["seconds"].to_pylist() == [6.0, 2.0, 0.0]
+    history = history_table(three)
+    assert history.column_names == ["number", *HISTORY]
+    assert history.select(["number", "epoch"]).to_pylist() == [
+        {"number": n, "epoch": e} for n, e in ((0, 1), (0, 2), (0, 3), (1, 1))
+    ]  # fmt: skip
+
+
+def test_a_running_trial_is_not_in_the_table_of_trials(three: Records) -> None:
+    three.add(Record(3, {"lr": 1.0}, rows={1: row(1, 0.5, 0.5)}))
+    assert 3 not in trials_table(three)["number"].to_pylist()
+    assert 3 in history_table(three)["number"].to_pylist()
+
+
+def test_a_parameter_of_several_types_is_text() -> None:
+    r = Records("val_accuracy", 2)
+    r.add(Record(0, {"x": 1}, state="FAIL"))
+    r.add(Record(1, {"x": "one"}, state="FAIL"))
+    assert trials_table(r)["params_x"].to_pylist() == ["1", "one"]
+
+
+def test_text_columns() -> None:
+    assert table_text(["a", "bb"], [[1, 2], [333, 4]]) == "a    bb\n1    2\n333  4"
+    values = (0.98765, 1234.0, 0.12345)
+    assert objective_cells(("accuracy", "parameters", "latency"), values) == [
+        "0.9877",
+        "1234",
+        "0.123",
+    ]
