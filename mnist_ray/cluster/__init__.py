@@ -1,18 +1,18 @@
-"""The Ray cluster that a job runs on: joined or started, what it can hold, and jobs within it."""
+"""The Ray cluster that a job runs on: joined or started, what it can hold, and jobs within it.
+
+What needs Ray itself (`joined`, `jobs`) is imported when it is used: Ray's environment comes first.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cluster.connection import Cluster, connected, quiet_ray, running
-from mnist_ray.cluster.jobs import submit_and_follow
-from mnist_ray.cluster.resources import (
-    Slots,
-    autoscaler_maximum,
-    capacity,
-    check_fits,
-    check_shared_storage,
-    cpu_count,
-    machine_resources,
-    nodes,
-)
+from mnist_ray.cluster.resources import capacity, check_fits, cpu_count, machine_resources
 from mnist_ray.cluster.signals import interruptible
+
+if TYPE_CHECKING:
+    from mnist_ray.cluster.jobs import submit_and_follow
+    from mnist_ray.cluster.joined import Slots, autoscaler_maximum, check_shared_storage, nodes
 
 __all__ = [
     "Cluster",
@@ -30,3 +30,10 @@ __all__ = [
     "running",
     "submit_and_follow",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "jobs" if name == "submit_and_follow" else "joined"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

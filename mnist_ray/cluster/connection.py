@@ -2,21 +2,23 @@
 
 import contextlib
 import os
-import shutil
+import secrets
 import socket
+import sys
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.cluster.patches import any_agent_port
-from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
 
 ANSWER_SECONDS = 5.0  # in which a Ray that is joined must answer
 SOCKET_ROOM = 43  # characters of a folder in which Ray's sockets stay below 107
+
+# One for all Rays of this process: Ray reads it once.
+TOKEN = secrets.token_hex(32)
 
 
 @dataclass(frozen=True)
@@ -101,74 +103,47 @@ def connected(verbose: bool) -> Iterator[Cluster]:
     options: dict[str, Any] = {"log_to_driver": verbose}
     if not verbose:
         options["logging_level"] = "ERROR"
-    if running():
-        _check_address()
-        with _joined({**options, "address": "auto"}) as cluster:
-            yield cluster
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if _is_connected():
+            pass  # a notebook's: it is used, and left as it is
+        elif running():
+            _check_address()
+        else:  # a folder of its own, so that all of it can be removed
+            folder = stack.enter_context(temporary_folder("mray-", longest=SOCKET_ROOM))
+            stack.enter_context(_token(folder / "auth_token"))
+        from mnist_ray.cluster import joined  # noqa: PLC0415 (Ray's environment)
+
+        connection = joined.start(options, folder) if folder else joined.join(options)
+        yield stack.enter_context(connection)
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+@contextlib.contextmanager
+def _token(file: Path) -> Iterator[None]:
+    """Has Ray ask for a token, unless this person's environment says what it asks for."""
+    if "RAY_AUTH_MODE" in os.environ:
+        yield
         return
-    # A folder of its own, so that all of it can be removed.
-    with temporary_folder("mray-", longest=SOCKET_ROOM) as folder, _started(options, folder) as own:
-        yield own
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)):
+        yield
 
 
 @contextlib.contextmanager
-def _joined(options: dict[str, Any]) -> Iterator[Cluster]:
-    import ray  # noqa: PLC0415 (Ray's environment)
-
-    try:
-        try:
-            context = ray.init(**options)
-        except Exception as error:
-            raise WorkError(f"Ray cannot be joined: {first_line(error)}") from error
-        has, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
-        busy = "" if free >= 1 or not has else "; its CPUs are taken: trials wait for them"
-        joined = _cluster(context, ray.get_runtime_context(), started_here=False)
-        print(f"ray: joined {joined.address}, {free:g} of {has:g} CPUs are free{busy}", flush=True)
-        yield joined
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _started(options: dict[str, Any], folder: Path) -> Iterator[Cluster]:
-    if "RAY_AUTH_MODE" not in os.environ:
-        token = folder / "auth_token"
-        token.write_text(uuid.uuid4().hex + uuid.uuid4().hex)
-        token.chmod(0o600)
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder)}
-    import ray  # noqa: PLC0415 (Ray's environment: the token's place is read on import)
-
-    try:
-        try:
-            # What torch leaves behind in the workers' TMPDIR is removed with the rest.
-            with any_agent_port(), _environment(TMPDIR=str(folder)):
-                context = ray.init(**options)
-        except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
-            free = shutil.disk_usage(folder).free // 2**20
-            hint = f" (only {free} MB are free there)" if free < 500 else ""
-            why = first_line(error)
-            raise WorkError(f"Ray cannot be started in {folder}{hint}: {why}") from error
-        yield _cluster(context, ray.get_runtime_context(), started_here=True)
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _environment(**names: str) -> Iterator[None]:
+def environment(**names: str) -> Iterator[None]:
+    """Sets variables of the environment until the block ends."""
     before = {name: os.environ.get(name) for name in names}
     os.environ |= names
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _cluster(context: Any, runtime: Any, started_here: bool) -> Cluster:
-    url = context.dashboard_url
-    dashboard = f"http://{url}" if url else None
-    return Cluster(runtime.gcs_address, dashboard, started_here, dict(runtime.runtime_env))

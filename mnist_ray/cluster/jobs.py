@@ -13,13 +13,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from mnist_ray.cluster.connection import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from mnist_ray.cluster.connection import Cluster, environment
 from mnist_ray.errors import WorkError, first_line
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobStatus, JobSubmissionClient
 
 T = TypeVar("T")
 
@@ -44,22 +43,12 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
     Raises:
         WorkError: the job does not succeed, or the job server does not answer.
     """
-    from ray.job_submission import (  # noqa: PLC0415 (Ray's environment)
-        JobStatus,
-        JobSubmissionClient,
-    )
-
     if cluster.dashboard is None:
         raise WorkError(
             f"the cluster has no job server (dashboard), which the {command} job is submitted to; "
             "start Ray with ray[default]"
         )
-    try:
-        client = JobSubmissionClient(cluster.dashboard)
-    except (ConnectionError, RuntimeError) as error:
-        raise WorkError(
-            f"the job server at {cluster.dashboard} does not answer: {first_line(error)}"
-        ) from error
+    client = _client(cluster, cluster.dashboard)
     job = f"{command}-{uuid.uuid4().hex[:12]}"
     _submit(client, cluster, job, _entrypoint(cluster, [command, *arguments]))
     status = None
@@ -75,6 +64,19 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
             f"the job {job} ({command}) ended as {status.value}: {message.splitlines()[0]}"
         )
     return job
+
+
+def _client(cluster: Cluster, dashboard: str) -> JobSubmissionClient:
+    """The cluster's job server: Ray itself would prefer RAY_ADDRESS to its argument."""
+    given = os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = given if given and not cluster.started_here else dashboard
+    try:
+        with environment(RAY_API_SERVER_ADDRESS=address):
+            return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise WorkError(
+            f"the job server at {address} does not answer: {first_line(error)}"
+        ) from error
 
 
 def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
@@ -98,7 +100,7 @@ def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     return f"cd {shlex.quote(os.getcwd())} && exec {line}"
 
 
-def _submit(client: "JobSubmissionClient", cluster: Cluster, job: str, entrypoint: str) -> None:
+def _submit(client: JobSubmissionClient, cluster: Cluster, job: str, entrypoint: str) -> None:
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
@@ -115,7 +117,7 @@ def _submit(client: "JobSubmissionClient", cluster: Cluster, job: str, entrypoin
         time.sleep(1)
 
 
-def _follow(client: "JobSubmissionClient", cluster: Cluster, job: str) -> "JobStatus":
+def _follow(client: JobSubmissionClient, cluster: Cluster, job: str) -> JobStatus:
     """Prints the job's log until its end."""
     lines: queue.Queue[str] = queue.Queue()
     over = threading.Event()
@@ -139,7 +141,7 @@ def _follow(client: "JobSubmissionClient", cluster: Cluster, job: str) -> "JobSt
 
 
 def _tail(
-    client: "JobSubmissionClient", job: str, lines: "queue.Queue[str]", over: threading.Event
+    client: JobSubmissionClient, job: str, lines: queue.Queue[str], over: threading.Event
 ) -> None:
     """Passes the log on as it grows; begins again where the connection breaks."""
     passed = 0

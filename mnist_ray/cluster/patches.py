@@ -4,6 +4,8 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
+from ray._private import parameter
+
 
 @contextlib.contextmanager
 def any_agent_port() -> Iterator[None]:
@@ -15,8 +17,6 @@ def any_agent_port() -> Iterator[None]:
     Seen on: Ray 2.60.0.
     No longer needed when: test_ray_init_has_no_argument_for_the_agents_port fails.
     """
-    from ray._private import parameter  # noqa: PLC0415 (Ray's environment)
-
     plain = parameter.RayParams
     parameter.RayParams = functools.partial(plain, dashboard_agent_listen_port=0)
     try:

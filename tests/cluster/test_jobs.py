@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from ray.dashboard.utils import get_address_for_submission_client
 from ray.job_submission import JobStatus
 
 import mnist_ray
@@ -91,6 +92,19 @@ def test_an_installed_package_needs_no_path(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_shipped_working_directory_holds_the_package() -> None:
     line = jobs._entrypoint(joined(working_dir="gcs://x.zip"), ["finetune", "--run", "a b"])
     assert shlex.split(line) == ["python", "-m", "mnist_ray", "finetune", "--run", "a b"]
+
+
+def test_ones_own_job_server_is_asked_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray prefers both variables to what it is given."""
+    monkeypatch.setattr(jobs, "JobSubmissionClient", get_address_for_submission_client)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    here, elsewhere = "http://127.0.0.1:8265", "http://proxy:8265"
+    assert jobs._client(joined(started_here=True), here) == here
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", elsewhere)
+    assert jobs._client(joined(started_here=True), here) == here
+    assert jobs._client(joined(), here) == elsewhere
 
 
 def test_ray_init_has_no_argument_for_the_agents_port() -> None:

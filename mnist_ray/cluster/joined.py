@@ -1,0 +1,129 @@
+"""What needs Ray itself, whose environment must be set before it is imported."""
+
+import contextlib
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mnist_ray.cluster.connection import Cluster, environment
+from mnist_ray.cluster.patches import any_agent_port
+from mnist_ray.cluster.resources import Resources, capacity
+from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.storage import RunStorage
+
+
+@contextlib.contextmanager
+def join(options: dict[str, Any]) -> Iterator[Cluster]:
+    """The Ray that is running. Raises WorkError.
+
+    A connection that this process has already is used, and kept.
+    """
+    keep = ray.is_initialized()
+    try:
+        try:
+            context = ray.init(address="auto", ignore_reinit_error=True, **options)
+        except Exception as error:
+            raise WorkError(f"Ray cannot be joined: {first_line(error)}") from error
+        has, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
+        busy = "" if free >= 1 or not has else "; its CPUs are taken: trials wait for them"
+        joined = _cluster(context, ray.get_runtime_context(), started_here=False)
+        print(f"ray: joined {joined.address}, {free:g} of {has:g} CPUs are free{busy}", flush=True)
+        yield joined
+    finally:
+        if not keep:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def start(options: dict[str, Any], folder: Path) -> Iterator[Cluster]:
+    """A Ray of this process, with its session in the folder. Raises WorkError."""
+    options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder)}
+    try:
+        try:
+            # What torch leaves behind in the workers' TMPDIR is removed with the rest.
+            with any_agent_port(), environment(TMPDIR=str(folder)):
+                context = ray.init(**options)
+        except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
+            free = shutil.disk_usage(folder).free // 2**20
+            hint = f" (only {free} MB are free there)" if free < 500 else ""
+            why = first_line(error)
+            raise WorkError(f"Ray cannot be started in {folder}{hint}: {why}") from error
+        yield _cluster(context, ray.get_runtime_context(), started_here=True)
+    finally:
+        ray.shutdown()
+
+
+def _cluster(context: Any, runtime: Any, started_here: bool) -> Cluster:
+    url = context.dashboard_url
+    dashboard = f"http://{url}" if url else None
+    return Cluster(runtime.gcs_address, dashboard, started_here, dict(runtime.runtime_env))
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscaler_maximum() -> dict[str, float]:
+    """The most that an autoscaler may bring; empty where there is none."""
+    return state.get_max_resources_from_cluster_config() or {}
+
+
+class Slots:
+    """How many trials run at a time on the cluster as it is now: nodes come and go.
+
+    Args:
+        cpus: of a trial.
+        gpus: of a trial, or a fraction of one.
+        maximum: all that an autoscaler may bring.
+    """
+
+    AGAIN_AFTER = 2.0  # seconds for which an answer is taken to hold
+
+    def __init__(self, cpus: float, gpus: float, maximum: Resources) -> None:
+        self.trial, self.maximum = (cpus, gpus), maximum
+        self.number, self.asked_at = 0, -math.inf
+
+    def __call__(self) -> int:
+        """The number of trials."""
+        now = time.monotonic()
+        if now - self.asked_at > self.AGAIN_AFTER:
+            self.number, self.asked_at = capacity(*self.trial, nodes(), self.maximum), now
+        return self.number
+
+
+def check_shared_storage(storage: RunStorage) -> None:
+    """Raises SettingsError where a node does not see the files that this process writes."""
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2:
+        return
+    # Beside the run, not in it: nothing may be left behind where the storage is refused.
+    name, token = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
+    storage.write_bytes(name, token)
+
+    def sees(uri: str) -> bool:
+        try:
+            return RunStorage(uri).read_bytes(name) == token
+        except (OSError, WorkError):
+            return False
+
+    task = ray.remote(num_cpus=0, max_retries=0)(sees)
+    on = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
+    try:
+        results = ray.get([task.options(scheduling_strategy=s).remote(storage.uri) for s in on])
+    finally:
+        storage.delete(name)
+    if not all(results):
+        raise SettingsError(
+            f"--storage: {storage.uri} is not seen by {results.count(False)} of {len(alive)} "
+            "nodes; expected a shared file system or an object store as s3://bucket/path"
+        )
