@@ -1,4 +1,5 @@
-"""For overhead.py: the least that can be had of Ray and torch. Prints JSON: when a worker has torch and ray.tune, and each one's PSS in MB.
+"""For overhead.py: the least that can be had of Ray and torch. Prints JSON: when a worker has torch
+and ray.tune, and each one's PSS in MB.
 
 python bare_ray.py WORKERS
 """

@@ -2,8 +2,9 @@
 
 MNIST_RAY_DATA=DIR python benchmarks/bf16_accuracy.py     # 5 minutes on two cores
 
-conv 32-32-64-64 with the default stages' optimisation, 4 epochs on 10,000 MNIST images, judged once at the end by the 50,000 other training
-images. A seed has the same split, the same first weights and the same order in both; each run has one thread.
+conv 32-32-64-64 with the default stages' optimisation, 4 epochs on 10,000 MNIST images, judged once
+at the end by the 50,000 other training images. A seed has the same split, the same first weights
+and the same order in both; each run has one thread.
 """
 
 import multiprocessing
@@ -40,7 +41,7 @@ class Bf16Settings(BenchmarkSettings):
 
 
 def run(task: tuple[Bf16Settings, int, str]) -> tuple[int, str, float, float]:
-    """Seed, precision, accuracy in percent and loss of one run on the images that it has not seen."""
+    """Seed, precision, accuracy in percent and loss of one run on the images that it has not seen."""  # noqa: E501
     import torch
 
     from mnist_ray.training.machine import use_threads
@@ -86,7 +87,10 @@ def measure(settings: Bf16Settings) -> None:
                 difference(loss_by_seed["bf16"], loss_by_seed["fp32"], 4),
             ],
         ],
-        n=f"n = {settings.repeats} seeds each, {settings.train_images:,} training images, {settings.epochs} epochs",
+        n=(
+            f"n = {settings.repeats} seeds each, {settings.train_images:,} training images, "
+            f"{settings.epochs} epochs"
+        ),
         out=settings.out,
         notes=["Judged by the training images that were not trained on."],
     )

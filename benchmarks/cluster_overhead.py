@@ -1,10 +1,12 @@
-"""A search as a job on a cluster of three nodes against the same search as a plain command, on the same cores.
+"""A search as a job on a cluster of three nodes against the same search as a plain command, on the
+same cores.
 
 MNIST_RAY_DATA=DIR python benchmarks/cluster_overhead.py     # 11 minutes a repetition on two cores
 
-Both sides train the same 30 trials: random configurations of one seed, none stopped. The cluster is three raylets on this machine, the
-head without CPUs and two nodes that share the cores; it is there before the clock starts, as a cluster is. The plain command starts a Ray
-of its own and stops it. Timed is each command from its start to its end.
+Both sides train the same 30 trials: random configurations of one seed, none stopped. The cluster is
+three raylets on this machine, the head without CPUs and two nodes that share the cores; it is there
+before the clock starts, as a cluster is. The plain command starts a Ray of its own and stops it.
+Timed is each command from its start to its end.
 """
 
 import contextlib
@@ -51,7 +53,8 @@ def cluster() -> Iterator[dict[str, str]]:
     ) as folder:  # short: Unix sockets below it allow 107 characters
 
         def node(name: str) -> dict[str, Any]:
-            # A folder of its own, as on a machine of its own: in a shared one each node clears the others' working directories away.
+            # A folder of its own, as on a machine of its own: in a shared one each node clears the
+            # others' working directories away.
             return {"temp_dir": f"{folder}/{name}", "object_store_memory": 400 * 2**20}
 
         three = Cluster(
@@ -162,7 +165,8 @@ def measure(settings: ClusterSettings) -> None:
         n=f"n = {settings.repeats} of each in turn",
         out=settings.out,
         notes=[
-            f"{settings.trials} trials of {settings.max_epochs} epochs on {settings.train_images:,} images each, {NODES} at a time."
+            f"{settings.trials} trials of {settings.max_epochs} epochs on "
+            f"{settings.train_images:,} images each, {NODES} at a time."
         ],
     )
 

@@ -1,6 +1,8 @@
-"""What the benchmarks share: processes that work at the same time, medians with quartiles, and the sections of RESULTS.md.
+"""What the benchmarks share: processes that work at the same time, medians with quartiles, and the
+sections of RESULTS.md.
 
-Every script measures its sides in turn, repetition by repetition, so that a machine that slows down slows down all of them.
+Every script measures its sides in turn, repetition by repetition, so that a machine that slows down
+slows down all of them.
 """
 
 import json
@@ -45,10 +47,11 @@ class BenchmarkSettings:
 
 
 class Side:
-    """One process for each of `arguments`; all of them call, whenever told, the function that `make(*arguments[i])` returned.
+    """One process for each of `arguments`; all of them call, whenever told, the function that
+    `make(*arguments[i])` returned.
 
-    make: a function of a script's top level that loads and warms up what it needs, in a fresh interpreter.
-    A side that is not called waits and costs nothing.
+    make: a function of a script's top level that loads and warms up what it needs, in a fresh
+    interpreter. A side that is not called waits and costs nothing.
     """
 
     def __init__(
@@ -161,7 +164,8 @@ def convnet(blocks: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:
 def cached(
     run: Callable[[Any], dict[str, Any]], settings: Any, keys: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What run((settings, key)) returns for each key, its "key" included; what the file settings.cache holds is not run again.
+    """What run((settings, key)) returns for each key, its "key" included; what the file
+    settings.cache holds is not run again.
 
     settings.workers run at a time, in processes of their own.
     """
@@ -230,7 +234,8 @@ def section(
     out: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """Prints a section and puts it into the file `out`: in place of the one with the same title, or at the end.
+    """Prints a section and puts it into the file `out`: in place of the one with the same title, or
+    at the end.
 
     n: how much was repeated, in words. notes: paragraphs (or further tables) below the table.
     """
@@ -279,7 +284,7 @@ def machine() -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "onnxruntime")
     )
-    return f"{names[0] if names else platform.machine()}, {CORES} cores, Python {platform.python_version()}, {versions}"
+    return f"{names[0] if names else platform.machine()}, {CORES} cores, Python {platform.python_version()}, {versions}"  # noqa: E501
 
 
 def command() -> str:

@@ -1,4 +1,5 @@
-"""Does the data set reach each node once, or once a trial? What the object stores of three nodes hold at most while a search runs.
+"""Does the data set reach each node once, or once a trial? What the object stores of three nodes
+hold at most while a search runs.
 
 MNIST_RAY_DATA=DIR python benchmarks/data_bytes.py     # a minute and a half
 """
@@ -33,7 +34,9 @@ class BytesSettings(BenchmarkSettings):
 
 
 def largest(settings: BytesSettings, trials: int) -> tuple[int, int]:
-    """MiB and objects of all nodes' object stores together, the most that was seen while the search ran."""
+    """MiB and objects of all nodes' object stores together, the most that was seen while the search
+    ran.
+    """
     searched = ClusterSettings(
         trials=trials, max_epochs=1, train_images=500, data_dir=settings.data_dir
     )
@@ -83,7 +86,8 @@ def measure(settings: BytesSettings) -> None:
         n=f"n = {settings.repeats} of each length",
         out=settings.out,
         notes=[
-            f"{size:.1f} MiB of images and labels; {NODES} nodes with a trial at a time each, and a head that has none, only the driver."
+            f"{size:.1f} MiB of images and labels; {NODES} nodes with a trial at a time each, "
+            f"and a head that has none, only the driver."
         ],
     )
 

@@ -1,10 +1,12 @@
 """Dropout with batch normalisation: where in a layer it helps and where it hurts.
 
-MNIST_RAY_DATA=DIR python benchmarks/dropout_norm.py --cache runs.jsonl     # 6 minutes on two cores; started again, it goes on
+MNIST_RAY_DATA=DIR python benchmarks/dropout_norm.py --cache runs.jsonl     # 6 minutes on two
+cores; started again, it goes on
 
-conv 32-32-64-64, 4 epochs on 10,000 MNIST images, dropout 0.2 at each place that models.families.LAYER_DROPOUT knows, judged at the end on the same
-5,000 images, the same seeds everywhere; each run has one thread. In convolutional layers whole channels are
-dropped. The activation is GELU: with ReLU, dropout before it and after it are the same function.
+conv 32-32-64-64, 4 epochs on 10,000 MNIST images, dropout 0.2 at each place that
+models.families.LAYER_DROPOUT knows, judged at the end on the same 5,000 images, the same seeds
+everywhere; each run has one thread. In convolutional layers whole channels are dropped. The
+activation is GELU: with ReLU, dropout before it and after it are the same function.
 """
 
 import dataclasses
@@ -119,7 +121,10 @@ def measure(settings: DropoutSettings) -> None:
             ]
             for place, words in PLACES.items()
         ],
-        n=f"n = {settings.repeats} seeds each, {settings.train_images:,} training images, {settings.epochs} epochs",
+        n=(
+            f"n = {settings.repeats} seeds each, {settings.train_images:,} training images, "
+            f"{settings.epochs} epochs"
+        ),
         out=settings.out,
     )
 

@@ -1,10 +1,13 @@
-"""The share of this machine's bf16 matrix rate that training a convnet reaches, and where the rest of the time goes.
+"""The share of this machine's bf16 matrix rate that training a convnet reaches, and where the rest
+of the time goes.
 
 MNIST_RAY_DATA=DIR python benchmarks/matrix_share.py     # 3 minutes on two cores
 
-Floating-point operations of a step are counted by torch's FlopCounterMode over forward and backward pass; the rate that they are compared
-with is the best matrix product of a few sizes, measured by the same process before each training. One process with one thread while the
-others rest, and one on every core at the same time. The networks train as trials of the default space do: SGD, weight average.
+Floating-point operations of a step are counted by torch's FlopCounterMode over forward and backward
+pass; the rate that they are compared with is the best matrix product of a few sizes, measured by
+the same process before each training. One process with one thread while the others rest, and one on
+every core at the same time. The networks train as trials of the default space do: SGD, weight
+average.
 """
 
 import copy
@@ -51,7 +54,9 @@ class MatrixShareSettings(BenchmarkSettings):
 
 
 def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
-    """A process with one thread. Its calls: ("peak", "") GFLOP/s; ("train", network) GFLOP/s; ("profile", network) groups' shares."""
+    """A process with one thread. Its calls: ("peak", "") GFLOP/s; ("train", network) GFLOP/s;
+    ("profile", network) groups' shares.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -91,7 +96,8 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         return products * 2 * n**3 / seconds / 1e9
 
     def profile(trainer: Trainer) -> dict[str, float]:
-        # Each operator is timed as it is called: torch.profiler itself makes memory-bound ones several times slower here.
+        # Each operator is timed as it is called: torch.profiler itself makes memory-bound ones
+        # several times slower here.
         seconds = dict.fromkeys([*GROUPS, "rest"], 0.0)
 
         class Timed(TorchDispatchMode):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 
 def pss(process: int) -> float:
-    """Proportional set size in MB: what it shares with others counts in parts. 0 where the process has gone."""
+    """Proportional set size in MB: what it shares with others counts in parts. 0 where the process
+    has gone.
+    """
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,6 @@
-"""For overhead.py: the default space for trials that only sleep. Imports nothing heavy: the driver starts as fast as it always does."""
+"""For overhead.py: the default space for trials that only sleep. Imports nothing heavy: the driver
+starts as fast as it always does.
+"""
 
 from typing import Any
 
@@ -11,7 +13,9 @@ TRAINABLE = "noop_trial:NoOpTrial"  # what our search trains the trials with
 def space(
     trial: Any, data: DataShape, seconds: float = 0.1, stamps: str = "", floats: int = 0
 ) -> dict[str, Any]:
-    """The default space, or so many real parameters. stamps: a folder where each process notes when its trials began and ended."""
+    """The default space, or so many real parameters. stamps: a folder where each process notes when
+    its trials began and ended.
+    """
     suggested = (
         {f"x{i}": trial.suggest_float(f"x{i}", 0, 1) for i in range(floats)}
         if floats

@@ -1,4 +1,5 @@
-"""For overhead.py: trials that only sleep, for our search and for stock OptunaSearch, which this script runs.
+"""For overhead.py: trials that only sleep, for our search and for stock OptunaSearch, which this
+script runs.
 
 python noop_trial.py TRIALS SLOTS SECONDS FLOATS FOLDER     # stock: TPE, actors reused
 """
@@ -22,7 +23,9 @@ from mnist_ray.tune.trainable import EpochTrial, Result, TrainTrial, TrialContex
 
 
 def sleep(hp: Mapping[str, Any], start: float) -> Any:
-    """Sleeps until hp["seconds"] after `start`, notes both times down and gives a row with a random accuracy."""
+    """Sleeps until hp["seconds"] after `start`, notes both times down and gives a row with a random
+    accuracy.
+    """
     time.sleep(max(0.0, start + hp["seconds"] - time.time()))
     with open(f"{hp['stamps']}/{os.getpid()}.stamps", "a") as file:
         file.write(f"{start} {time.time()}\n")
@@ -46,7 +49,9 @@ def sleep(hp: Mapping[str, Any], start: float) -> Any:
 
 
 class NoOpTrial(EpochTrial):
-    """For our search. The checkpoints that it expects are written within the trial's own time: they are its work."""
+    """For our search. The checkpoints that it expects are written within the trial's own time: they
+    are its work.
+    """
 
     LATEST, BEST = TrainTrial.LATEST, TrainTrial.BEST
 

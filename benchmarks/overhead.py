@@ -1,18 +1,25 @@
-"""What a search costs beside the training: until the first step, per search, per trial, and in memory.
+"""What a search costs beside the training: until the first step, per search, per trial, and in
+memory.
 
 MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
-MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
-MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
-python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 3     # many slots: 15 minutes
-python benchmarks/overhead.py --parts trials --trials 1000 10000 --slots 16 --floats 8 --sides ours --repeats 2     # a long study: 20
+MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes MNIST_RAY_DATA=DIR
+python benchmarks/overhead.py --parts trials    # 3 minutes python benchmarks/overhead.py --parts
+trials --trials 1000 --slots 16 --floats 8 --repeats 3     # many slots: 15 minutes python
+benchmarks/overhead.py --parts trials --trials 1000 10000 --slots 16 --floats 8 --sides ours
+--repeats 2     # a long study: 20
 
-search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in turn with a bare Ray whose two workers
-import torch and ray.tune: the floor under every number. From it come
-  - the time from the command to the first training step of the first trial (the network notes it down: stamped.py);
-  - the command's wall time less the training's, which is the epochs' own seconds divided by the slots (history.parquet);
-  - each trial process's memory (PSS, the largest of samples twice a second) less that of the bare worker.
-trials: many trials that only sleep for 0.1 s, some at a time, through the shipped search and through stock OptunaSearch with actors
-reused (noop_trial.py): wall time from the first trial's start to the last one's end, less the sleep.
+search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in
+turn with a bare Ray whose two workers import torch and ray.tune: the floor under every number. From
+it come
+- the time from the command to the first training step of the first trial (the network notes it
+down: stamped.py);
+- the command's wall time less the training's, which is the epochs' own seconds divided by the slots
+(history.parquet);
+- each trial process's memory (PSS, the largest of samples twice a second) less that of the bare
+worker.
+trials: many trials that only sleep for 0.1 s, some at a time, through the shipped search and
+through stock OptunaSearch with actors reused (noop_trial.py): wall time from the first trial's
+start to the last one's end, less the sleep.
 """
 
 import json
@@ -70,11 +77,13 @@ def run(
     while_running: Callable[[int], None] = lambda process: None,
     **environment: str,
 ) -> tuple[float, float]:
-    """When the command was started, and its wall time in seconds; its output goes to `log`. WorkError with the log's end where it fails.
+    """When the command was started, and its wall time in seconds; its output goes to `log`.
+    WorkError with the log's end where it fails.
 
     while_running: called twice a second with the process's id.
     """
-    # A Ray of its own, whatever else runs on this machine; its workers find the modules of this folder.
+    # A Ray of its own, whatever else runs on this machine; its workers find the modules of this
+    # folder.
     ours = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(BENCHMARKS)}
     with log.open("wb") as file:
         start = time.time()
@@ -107,7 +116,9 @@ def run(
 
 
 def real_search(settings: OverheadSettings, folder: Path) -> dict[str, Any]:
-    """One search: seconds until the first step, wall and training seconds, the idle slot at its end, and each trial process's PSS in MB."""
+    """One search: seconds until the first step, wall and training seconds, the idle slot at its
+    end, and each trial process's PSS in MB.
+    """
     import pyarrow.parquet as pq
 
     stamp = folder / "stamp"
@@ -244,7 +255,8 @@ def measure_search(settings: OverheadSettings) -> None:
         n=f"n = {settings.repeats} searches and bare Rays in turn",
         out=settings.out,
         notes=[
-            f"{settings.search_trials} trials of at most {settings.max_epochs} epochs on {settings.train_images:,} images each."
+            f"{settings.search_trials} trials of at most {settings.max_epochs} epochs on "
+            f"{settings.train_images:,} images each."
         ],
     )
 
@@ -253,7 +265,9 @@ def measure_search(settings: OverheadSettings) -> None:
 
 
 def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float, float]:
-    """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of the ideal wall time; the driver's MB."""
+    """Milliseconds a trial, from the first one's start to the last one's end, beyond its share of
+    the ideal wall time; the driver's MB.
+    """
     memory = [0.0]
 
     def sample(driver: int) -> None:
@@ -313,7 +327,10 @@ def measure_trials(settings: OverheadSettings) -> None:
         for (side, trials), values in found.items():
             values.append(sleeping(settings, side, trials))
             print(
-                f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver {values[-1][1]:.0f} MB",
+                (
+                    f"{side}, {trials} trials: {values[-1][0]:.1f} ms a trial, driver "
+                    f"{values[-1][1]:.0f} MB"
+                ),
                 flush=True,
             )
     beyond = {length: [ms for ms, _ in values] for length, values in found.items()}

@@ -1,7 +1,9 @@
-"""The training loop that the peers share, in the manner of the seed documents and of the frameworks' own examples.
+"""The training loop that the peers share, in the manner of the seed documents and of the
+frameworks' own examples.
 
-torchvision's data set, ToTensor and Normalize for every image in every epoch, a DataLoader, float32 in the plain layout,
-`.item()` at every step. It is written as its users write it, neither slowed down nor tuned.
+torchvision's data set, ToTensor and Normalize for every image in every epoch, a DataLoader, float32
+in the plain layout, `.item()` at every step. It is written as its users write it, neither slowed
+down nor tuned.
 """
 
 from collections.abc import Mapping
@@ -33,7 +35,9 @@ def loader(
 
 
 def network(hp: Mapping[str, Any]) -> nn.Module:
-    """The layers of `models.build` without the first, which normalises: the transform does that here."""
+    """The layers of `models.build` without the first, which normalises: the transform does that
+    here.
+    """
     model = models.build(hp)
     if not (isinstance(model, nn.Sequential) and isinstance(model[0], models.Normalize)):
         raise TypeError("expected a network that begins with Normalize")

@@ -1,4 +1,5 @@
-"""A search by Optuna alone, as its PyTorch example does it: one process, one trial after another, MedianPruner, all cores' threads.
+"""A search by Optuna alone, as its PyTorch example does it: one process, one trial after another,
+MedianPruner, all cores' threads.
 
 Prints a JSON line an epoch: time and accuracy.
 """

@@ -1,7 +1,9 @@
-"""A search in the manner of Ray's own example (ray.tune.examples.mnist_pytorch), widened to the task of search_peers.py.
+"""A search in the manner of Ray's own example (ray.tune.examples.mnist_pytorch), widened to the
+task of search_peers.py.
 
-As there: a function trainable that makes its DataLoaders and reports after every epoch, AsyncHyperBandScheduler. As Ray's documents add:
-OptunaSearch. Everything else is the default; one CPU a trial, as our search has it. Prints a JSON line an epoch: time and accuracy.
+As there: a function trainable that makes its DataLoaders and reports after every epoch,
+AsyncHyperBandScheduler. As Ray's documents add: OptunaSearch. Everything else is the default; one
+CPU a trial, as our search has it. Prints a JSON line an epoch: time and accuracy.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""The small space that search_peers.py searches on every side. Nothing heavy is imported: our search starts without torch."""
+"""The small space that search_peers.py searches on every side. Nothing heavy is imported: our
+search starts without torch.
+"""
 
 from typing import Any
 
@@ -8,7 +10,9 @@ MNIST = DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 
 
 def space(trial: Any, data: DataShape = MNIST) -> dict[str, Any]:
-    """A convnet of two blocks, trained at a constant learning rate without weight average: what every side can do."""
+    """A convnet of two blocks, trained at a constant learning rate without weight average: what
+    every side can do.
+    """
     optimizer = trial.suggest_categorical("optimizer", ["adam", "sgd"])
     return {
         "model": "convnet",

@@ -1,19 +1,25 @@
-"""Whether the search pays: the shipped searcher and scheduler against stock OptunaSearch and ASHA, replayed on recorded learning curves.
+"""Whether the search pays: the shipped searcher and scheduler against stock OptunaSearch and ASHA,
+replayed on recorded learning curves.
 
-python benchmarks/replay.py                                          # 3 minutes on two cores; needs curves.parquet (replay_curves.py)
-python benchmarks/replay.py --variants stock shipped tpe:2 random:3   # others: SAMPLER:REDUCTION_FACTOR
-python benchmarks/replay.py --budget 600 --variants tpe:3 tpe:3:100   # and :KEPT, how many trials TPE looks at (see samplers.TPE)
+python benchmarks/replay.py                                          # 3 minutes on two cores; needs
+curves.parquet (replay_curves.py) python benchmarks/replay.py --variants stock shipped tpe:2
+random:3   # others: SAMPLER:REDUCTION_FACTOR python benchmarks/replay.py --budget 600 --variants
+tpe:3 tpe:3:100   # and :KEPT, how many trials TPE looks at (see samplers.TPE)
 
-Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and ResumableASHA; OptunaSearch and
-ASHAScheduler as they come) are asked for configurations and told of epochs in the order of a virtual clock, two trials at a time, until the
-given number of epochs is spent. The calls are those of Tune's controller, in its order.
+Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and
+ResumableASHA; OptunaSearch and ASHAScheduler as they come) are asked for configurations and told of
+epochs in the order of a virtual clock, two trials at a time, until the given number of epochs is
+spent. The calls are those of Tune's controller, in its order.
 
-A suggestion that was not recorded is answered in two ways, each a table of its own, since neither is beyond doubt:
-- forest: a random forest learnt from all curves (logit of the accuracy at every epoch), as Eggensperger et al. (2015) recommend for
-  replaying hyperparameter searches. It is smooth, and knows no noise.
-- nearest: the recorded curve of the nearest configuration, with all its noise and chance; neighbours in so many dimensions are far away.
-The best is the best value that the answers hold: the nearest's best recorded accuracy; for the forest the largest of 20,000 random
-configurations and of all that was suggested.
+A suggestion that was not recorded is answered in two ways, each a table of its own, since neither
+is beyond doubt:
+- forest: a random forest learnt from all curves (logit of the accuracy at every epoch), as
+Eggensperger et al. (2015) recommend for
+replaying hyperparameter searches. It is smooth, and knows no noise.
+- nearest: the recorded curve of the nearest configuration, with all its noise and chance;
+neighbours in so many dimensions are far away.
+The best is the best value that the answers hold: the nearest's best recorded accuracy; for the
+forest the largest of 20,000 random configurations and of all that was suggested.
 """
 
 import heapq
@@ -60,8 +66,10 @@ class ReplaySettings(BenchmarkSettings):
 
 
 class Encoder:
-    """Parameters as numbers: each numeric one scaled to [0, 1] over the recorded ones (logarithms, where the space has them), each
-    other category as ones and zeros, and -1 for what a configuration does not have."""
+    """Parameters as numbers: each numeric one scaled to [0, 1] over the recorded ones (logarithms,
+    where the space has them), each other category as ones and zeros, and -1 for what a
+    configuration does not have.
+    """
 
     def __init__(self, configurations: list[dict[str, Any]]) -> None:
         self.numeric: dict[str, tuple[float, float]] = {}
@@ -90,7 +98,9 @@ def _scale(name: str, value: float) -> float:
 
 
 class Answers:
-    """kind: one of ANSWERS. A configuration that diverged when it was recorded keeps its last value, or 0.1."""
+    """kind: one of ANSWERS. A configuration that diverged when it was recorded keeps its last
+    value, or 0.1.
+    """
 
     def __init__(self, kind: str, path: str) -> None:
         from sklearn.ensemble import RandomForestRegressor
@@ -221,7 +231,8 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
         )
     except (ValueError, IndexError) as error:
         raise SettingsError(
-            f"--variants: {variant!r} is not allowed; expected stock, shipped or SAMPLER:REDUCTION_FACTOR[:KEPT]"
+            f"--variants: {variant!r} is not allowed; expected stock, shipped or "
+            f"SAMPLER:REDUCTION_FACTOR[:KEPT]"
         ) from error
 
 
@@ -332,7 +343,8 @@ def measure(settings: ReplaySettings) -> None:
     """All variants on both answers, the seeds in turn; a section for each answer."""
     if not Path(settings.curves).exists():
         raise SettingsError(
-            f"--curves: {settings.curves} does not exist; python benchmarks/replay_curves.py makes it"
+            f"--curves: {settings.curves} does not exist; python benchmarks/replay_curves.py "
+            f"makes it"
         )
     for variant in settings.variants:
         make_side(variant, 2, 0)
@@ -374,7 +386,8 @@ def _report(
     rows = []
     for variant, course in courses.items():
         reached = course >= best - 0.001
-        # A search that does not get there counts as the budget and one: medians stay right while at least half get there.
+        # A search that does not get there counts as the budget and one: medians stay right while at
+        # least half get there.
         epochs = np.where(reached.any(1), reached.argmax(1) + 1, settings.budget + 1)
         rows.append(
             [
@@ -386,13 +399,16 @@ def _report(
             ]
         )
     notes = [
-        f"{len(answers.points)} recorded configurations of {answers.accuracies.shape[1]} epochs; the best value is {best:.4f}, "
-        f"recorded accuracies: median {np.median(answers.accuracies[:, -1]):.4f}, largest {answers.accuracies.max():.4f}; "
+        f"{len(answers.points)} recorded configurations of {answers.accuracies.shape[1]} epochs; "
+        f"the best value is {best:.4f}, "
+        f"recorded accuracies: median {np.median(answers.accuracies[:, -1]):.4f}, largest "
+        f"{answers.accuracies.max():.4f}; "
         f"{SLOTS} trials at a time, {settings.budget} epochs a search."
     ]
     if answers.forest is not None:
         notes.append(
-            f"Rank correlation of the forest's out-of-bag predictions with the recorded last accuracies: {answers.oob:.2f}."
+            f"Rank correlation of the forest's out-of-bag predictions with the recorded last "
+            f"accuracies: {answers.oob:.2f}."
         )
     section(
         f"Searches replayed on recorded curves, answers by {kind}",

@@ -1,11 +1,14 @@
-"""Train random configurations of the default space once and keep their learning curves for replay.py.
+"""Train random configurations of the default space once and keep their learning curves for
+replay.py.
 
-MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py                        # 200 configurations: 25 minutes on two cores
-MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400   # goes on: only those that the file lacks are trained
+MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py                        # 200 configurations:
+25 minutes on two cores MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400
+# goes on: only those that the file lacks are trained
 
-Each is trained for 8 epochs on 1,000 MNIST images by one thread and judged after every epoch on the same 5,000 validation images
-(the training is so short that the judging costs as much). Configuration i is the i-th draw, whatever has been trained before.
-The file is rewritten after every configuration, so the script may be stopped at any moment and started again.
+Each is trained for 8 epochs on 1,000 MNIST images by one thread and judged after every epoch on the
+same 5,000 validation images (the training is so short that the judging costs as much).
+Configuration i is the i-th draw, whatever has been trained before. The file is rewritten after
+every configuration, so the script may be stopped at any moment and started again.
 """
 
 import dataclasses
@@ -24,7 +27,9 @@ from mnist_ray.errors import SettingsError
 
 CURVES = ("val_accuracy", "val_loss", "seconds")  # list columns, one value an epoch
 
-worker: Any  # in a worker process: the settings, the images, their tensors with the split's indices, and the precision
+# in a worker process: the settings, the images, their tensors with the split's indices, and the
+# precision
+worker: Any
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class CurveSettings:
 
 
 def record(s: CurveSettings) -> int:
-    """Trains what the file lacks. Raises SettingsError where the file was made with other settings."""
+    """Trains what the file lacks. Raises SettingsError where the file was made with other settings."""  # noqa: E501
     path = Path(s.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"epochs", "train_images", "val_images", "space", "space_args", "dataset", "seed"}
@@ -75,20 +80,26 @@ def record(s: CurveSettings) -> int:
             write(path, rows, made_with)
             best = max(row["val_accuracy"], default=math.nan)
             print(
-                f"{len(rows)}/{s.configurations}  number {row['number']}  best {best:.4f}  {sum(row['seconds']):.1f} s",
+                (
+                    f"{len(rows)}/{s.configurations}  number {row['number']}  best {best:.4f}  "
+                    f"{sum(row['seconds']):.1f} s"
+                ),
                 flush=True,
             )
     return 0
 
 
 def read(path: Path, made_with: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """One dict a configuration: number, params (a dict), n_parameters, and the lists CURVES (shorter where the loss became infinite)."""
+    """One dict a configuration: number, params (a dict), n_parameters, and the lists CURVES
+    (shorter where the loss became infinite).
+    """
     table = pq.read_table(path)
     found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     for key, value in (made_with or {}).items():
         if found.get(key) != value:
             raise SettingsError(
-                f"--{key.replace('_', '-')}: {path} was made with {found.get(key)}, {value} was given; choose another --out"
+                f"--{key.replace('_', '-')}: {path} was made with {found.get(key)}, {value} was "
+                f"given; choose another --out"
             )
     rows = []
     for row in table.to_pylist():

@@ -1,11 +1,15 @@
-"""One search, three ways: ours, Ray's own example widened to the same task (peer_ray.py), and Optuna alone (peer_optuna.py).
+"""One search, three ways: ours, Ray's own example widened to the same task (peer_ray.py), and
+Optuna alone (peer_optuna.py).
 
-MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl     # 21 minutes a repetition on two cores, 105 for five
-MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --repeats 1   # finished searches are kept: it goes on
+MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl     # 21 minutes a
+repetition on two cores, 105 for five MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache
+searches.jsonl --repeats 1   # finished searches are kept: it goes on
 
-24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000 validation images and the same cores.
-Each side is a command of its own, timed from its start to its end, the start of Python and of Ray included. The target that all are timed
-to is, in each repetition, the lowest of the three sides' best validation accuracies. Ours is told nothing but the space and the sizes.
+24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
+validation images and the same cores. Each side is a command of its own, timed from its start to its
+end, the start of Python and of Ray included. The target that all are timed to is, in each
+repetition, the lowest of the three sides' best validation accuracies. Ours is told nothing but the
+space and the sizes.
 """
 
 import contextlib
@@ -47,7 +51,9 @@ class SearchPeersSettings(BenchmarkSettings):
 
 
 def ours(settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, Course]:
-    """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear in its study."""
+    """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear
+    in its study.
+    """
     command = [
         sys.executable,
         str(ROOT / "jobs" / "search.py"),
@@ -121,7 +127,9 @@ def peer(
 
 @contextlib.contextmanager
 def _started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen, float]]:
-    """A command whose output goes to a file, and when it was started. WorkError with the output's end where it fails."""
+    """A command whose output goes to a file, and when it was started. WorkError with the output's
+    end where it fails.
+    """
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("wb") as file:
         start = time.time()
@@ -177,7 +185,10 @@ def measure(settings: SearchPeersSettings) -> None:
             }
             top = max(accuracy for _, accuracy in course)
             print(
-                f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best {top:.4f}",
+                (
+                    f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best "
+                    f"{top:.4f}"
+                ),
                 flush=True,
             )
             if cache:
@@ -227,7 +238,8 @@ def measure(settings: SearchPeersSettings) -> None:
         n=f"n = {settings.repeats} searches of each side in turn, medians (quartiles)",
         out=settings.out,
         notes=[
-            f"{settings.trials} trials of at most {settings.epochs} epochs on {settings.train_images:,} images, {CORES} cores. The common "
+            f"{settings.trials} trials of at most {settings.epochs} epochs on "
+            f"{settings.train_images:,} images, {CORES} cores. The common "
             f"accuracy of a repetition is the lowest of the three bests: {spread(target, 2)} %. "
             "Wall time counts from the command's start to its end."
         ],

@@ -1,10 +1,11 @@
 """The published model in onnxruntime against the same network in eager torch.
 
-python benchmarks/serving.py                       # a minute; the conv 32-32-64-64 with random weights, exported as the jobs export it
-python benchmarks/serving.py --model DIR/first     # a run's published model
+python benchmarks/serving.py                       # a minute; the conv 32-32-64-64 with random
+weights, exported as the jobs export it python benchmarks/serving.py --model DIR/first     # a run's
+published model
 
-Latency of one image and images a second in batches of 256, in float32 (as the file is), with all cores' threads and with one. Each side
-lives in a process of its own and is asked in turn.
+Latency of one image and images a second in batches of 256, in float32 (as the file is), with all
+cores' threads and with one. Each side lives in a process of its own and is asked in turn.
 """
 
 import time
@@ -123,10 +124,15 @@ def measure(settings: ServingSettings) -> None:
         "Serving the published model",
         ["what", "onnxruntime, median (quartiles)", "eager torch", "gain"],
         rows,
-        n=f"n = {settings.repeats} repetitions of {settings.calls} single images and {settings.batches} batches, their median each",
+        n=(
+            f"n = {settings.repeats} repetitions of {settings.calls} single images and "
+            f"{settings.batches} batches, their median each"
+        ),
         out=settings.out,
         notes=[
-            f"The model: {'a published one' if settings.model else 'conv 32-32-64-64 with random weights'}, {len(model) / 1e6:.2f} MB."
+            f"The model: "
+            f"{'a published one' if settings.model else 'conv 32-32-64-64 with random weights'}, "
+            f"{len(model) / 1e6:.2f} MB."
         ],
     )
 

@@ -1,12 +1,15 @@
-"""Two hundred workers and five thousand trials in virtual time: how busy do the shipped searcher and scheduler keep them?
+"""Two hundred workers and five thousand trials in virtual time: how busy do the shipped searcher
+and scheduler keep them?
 
-python benchmarks/simulate.py --speed 0.5     # 5 minutes on one core; needs curves.parquet (replay_curves.py)
+python benchmarks/simulate.py --speed 0.5     # 5 minutes on one core; needs curves.parquet
+(replay_curves.py)
 
-Nothing is trained and no Ray is started. As in replay.py the objects that Tune would ask are asked, and trials get recorded learning curves
-(the forest's) with the seconds that each epoch took on one core for 1,000 images. The clock is virtual, but the controller's work is real:
-it does one thing at a time, each call costs the time that it takes here, plus --overhead for what Ray and Tune do around it
-(overhead.py measures that), and a worker waits until its result has been dealt with. Utilisation is the time spent in epochs by the time
-that workers were there.
+Nothing is trained and no Ray is started. As in replay.py the objects that Tune would ask are asked,
+and trials get recorded learning curves (the forest's) with the seconds that each epoch took on one
+core for 1,000 images. The clock is virtual, but the controller's work is real: it does one thing at
+a time, each call costs the time that it takes here, plus --overhead for what Ray and Tune do around
+it (overhead.py measures that), and a worker waits until its result has been dealt with. Utilisation
+is the time spent in epochs by the time that workers were there.
 """
 
 import heapq
@@ -125,7 +128,8 @@ def measure(settings: SimulateSettings) -> None:
         n=f"n = {settings.repeats} seeds",
         out=settings.out,
         notes=[
-            f"{settings.overhead * 1000:g} ms of Ray and Tune for each result and start; epochs {settings.speed:g} × as fast as recorded."
+            f"{settings.overhead * 1000:g} ms of Ray and Tune for each result and start; epochs "
+            f"{settings.speed:g} × as fast as recorded."
         ],
     )
 

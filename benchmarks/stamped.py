@@ -1,5 +1,6 @@
-"""For overhead.py: the default space, with a network that notes down when it is first trained. Imports nothing heavy: the driver starts
-as fast as it always does."""
+"""For overhead.py: the default space, with a network that notes down when it is first trained.
+Imports nothing heavy: the driver starts as fast as it always does.
+"""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ def space(trial: Any, data: DataShape, stamp: str = "") -> dict[str, Any]:
 
 
 def network(hp: dict[str, Any]) -> "nn.Module":
-    """models.convnet; before its first training step it writes the time to the file, if no other has."""
+    """models.convnet; before its first training step it writes the time to the file, if no other
+    has.
+    """
     from mnist_ray import models
 
     model = models.build({**hp, "model": "convnet"})

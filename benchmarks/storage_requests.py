@@ -1,9 +1,11 @@
-"""Requests to an object store, a trial: searches of trials that only sleep, with their runs on an S3 server of this script's own (moto).
+"""Requests to an object store, a trial: searches of trials that only sleep, with their runs on an
+S3 server of this script's own (moto).
 
 python benchmarks/storage_requests.py     # 2 minutes
 
-A trial of one epoch writes its weights and its state; the rest is the search's: the study, the tables, the best kept and losers' files
-removed. Each further epoch of a trial is up to three writes more.
+A trial of one epoch writes its weights and its state; the rest is the search's: the study, the
+tables, the best kept and losers' files removed. Each further epoch of a trial is up to three writes
+more.
 """
 
 import logging
@@ -41,7 +43,9 @@ class RequestSettings(BenchmarkSettings):
 
 
 class Requests(logging.Handler):
-    """Counts the server's log lines, some of them coloured, by method: '127.0.0.1 - - [date] "PUT /runs/n HTTP/1.1" 200 -'."""
+    """Counts the server's log lines, some of them coloured, by method: '127.0.0.1 - - [date] "PUT
+    /runs/n HTTP/1.1" 200 -'.
+    """
 
     def __init__(self) -> None:
         super().__init__()

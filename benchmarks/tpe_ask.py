@@ -2,8 +2,9 @@
 
 python benchmarks/tpe_ask.py     # 40 seconds, one core
 
-The default space; a study in memory whose trials were drawn at random, two thirds of them pruned after some epochs, and four of which
-run. Each repetition asks both sides in turn for a trial with all its parameters, and forgets it.
+The default space; a study in memory whose trials were drawn at random, two thirds of them pruned
+after some epochs, and four of which run. Each repetition asks both sides in turn for a trial with
+all its parameters, and forgets it.
 """
 
 import time
@@ -104,7 +105,8 @@ def measure(settings: AskSettings) -> None:
         n=f"n = {settings.repeats} suggestions of each side in turn",
         out=settings.out,
         notes=[
-            f"From {first:,} to {last:,} trials the cost grows {grown['ours']:.1f} × (ours) and {grown['stock']:.1f} × (Optuna's)."
+            f"From {first:,} to {last:,} trials the cost grows {grown['ours']:.1f} × (ours) and "
+            f"{grown['stock']:.1f} × (Optuna's)."
         ],
     )
 

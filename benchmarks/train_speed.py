@@ -1,11 +1,13 @@
-"""Images trained a second with all cores busy: trials side by side against the seed documents' loop on all cores.
+"""Images trained a second with all cores busy: trials side by side against the seed documents' loop
+on all cores.
 
 MNIST_RAY_DATA=DIR python benchmarks/train_speed.py     # 3 minutes on two cores
 
-Ours: a Trainer a core, each with one thread, started together, as a search runs its trials. Peer: one process with all cores' threads
-(peer_loop.py), its DataLoader with 0 or 2 workers, whichever was faster in the warm-up. Both train the same layers with Adam in
-batches of 128; our network normalises its pixels itself. What a trial of the default space does besides, averaging its weights, is a row
-of its own.
+Ours: a Trainer a core, each with one thread, started together, as a search runs its trials. Peer:
+one process with all cores' threads (peer_loop.py), its DataLoader with 0 or 2 workers, whichever
+was faster in the warm-up. Both train the same layers with Adam in batches of 128; our network
+normalises its pixels itself. What a trial of the default space does besides, averaging its weights,
+is a row of its own.
 """
 
 import time
@@ -73,7 +75,9 @@ def ours(settings: TrainSpeedSettings, hp: dict[str, Any], images: int) -> Calla
 def peer(
     settings: TrainSpeedSettings, hp: dict[str, Any], images: int
 ) -> Callable[[], tuple[int, int]]:
-    """The peer's process; a call trains `images` images and returns their number and that of the DataLoader's workers."""
+    """The peer's process; a call trains `images` images and returns their number and that of the
+    DataLoader's workers.
+    """
     import peer_loop
     import torch
 
@@ -145,7 +149,8 @@ def measure(settings: TrainSpeedSettings) -> None:
                 ]
             )
         notes.append(
-            f"{name}: the peer's DataLoader had {workers} workers; {images:,} images a process and repetition."
+            f"{name}: the peer's DataLoader had {workers} workers; {images:,} images a process "
+            f"and repetition."
         )
     section(
         "Training speed, all cores busy",

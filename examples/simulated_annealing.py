@@ -1,9 +1,12 @@
-"""A sampler of one's own: simulated annealing (Kirkpatrick et al. 1983), in one class that Optuna's BaseSampler asks for.
+"""A sampler of one's own: simulated annealing (Kirkpatrick et al. 1983), in one class that Optuna's
+BaseSampler asks for.
 
-python jobs/search.py --dataset digits --space mlp --sampler examples.simulated_annealing:SimulatedAnnealing
+python jobs/search.py --dataset digits --space mlp --sampler
+examples.simulated_annealing:SimulatedAnnealing
 
-Each trial lies near the current point; afterwards a better one becomes the current point, and a worse one with a probability
-that falls with the temperature. It needs nothing of mnist_ray: any Optuna study can use it.
+Each trial lies near the current point; afterwards a better one becomes the current point, and a
+worse one with a probability that falls with the temperature. It needs nothing of mnist_ray: any
+Optuna study can use it.
 """
 
 import math
@@ -24,7 +27,9 @@ REACH = 0.1  # of a parameter's range, to either side
 
 
 class SimulatedAnnealing(optuna.samplers.BaseSampler):
-    """temperature: how much worse, in the metric's unit, a trial may be to be accepted one time in e at the start."""
+    """temperature: how much worse, in the metric's unit, a trial may be to be accepted one time in
+    e at the start.
+    """
 
     def __init__(self, seed: int | None = None, temperature: float = 0.05) -> None:
         self.random = random.Random(seed)
@@ -35,7 +40,8 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return {}  # every parameter is drawn on its own, so branches of a define-by-run space need no care
+        # every parameter is drawn on its own, so branches of a define-by-run space need no care
+        return {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -77,7 +83,9 @@ class SimulatedAnnealing(optuna.samplers.BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Moves to the trial's point, or not. One stopped early counts with its last epoch, one that failed not at all."""
+        """Moves to the trial's point, or not. One stopped early counts with its last epoch, one
+        that failed not at all.
+        """
         value = values[0] if values else trial.intermediate_values.get(trial.last_step or 0)
         if state == TrialState.FAIL or value is None:
             return

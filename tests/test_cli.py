@@ -25,12 +25,27 @@ JOBS = Path(__file__).parents[1] / "jobs"
 PROGRAMS = Path(__file__).parent / "programs"
 HEAVY = ("torch", "ray", "optuna", "sklearn", "scipy", "onnxruntime", "onnxscript", "pandas")
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10,
-    "mean": [0.1578], "std": [0.2933], "blocks": 2, "layers_per_block": 1, "width": 8,
-    "kernel_size": 3, "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 64,
-    "optimizer": "adam", "lr": 0.01, "schedule": "one_cycle",
-}  # fmt: skip
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [28, 28],
+    "classes": 10,
+    "mean": [0.1578],
+    "std": [0.2933],
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 8,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.0,
+    "dropout_place": "head",
+    "batch_size": 64,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "schedule": "one_cycle",
+}
 
 
 def mnist_ray(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -49,9 +49,14 @@ def run(tmp_path: Path) -> Path:
     """A run of two trials, written as the search writes it."""
     storage = RunStorage(str(tmp_path / "runs" / "first"))
     settings = {
-        "dataset": "digits", "metric": "val_accuracy", "max_epochs": 2, "trials": 2, "seed": 0,
-        "study": None, "study_name": None,
-    }  # fmt: skip
+        "dataset": "digits",
+        "metric": "val_accuracy",
+        "max_epochs": 2,
+        "trials": 2,
+        "seed": 0,
+        "study": None,
+        "study_name": None,
+    }
     facts = {
         "name": "digits",
         "sha256": "0",

@@ -110,6 +110,9 @@ def test_rooms_know_only_the_rooms_below() -> None:
     """The contracts of pyproject.toml."""
     done = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout[done.stdout.find("Broken contracts") :]

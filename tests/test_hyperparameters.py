@@ -1,4 +1,6 @@
-"""The schema of the flat dict: what it refuses, what it fills in, and that training and networks have its names."""
+"""The schema of the flat dict: what it refuses, what it fills in, and that training and networks
+have its names.
+"""
 
 import json
 import typing
@@ -15,17 +17,33 @@ from mnist_ray.settings import SearchSettings
 from mnist_ray.training import augment, optimizers, trainer
 
 HP: dict[str, Any] = {
-    "model": "mlp", "in_channels": 1, "image_size": [8, 8], "classes": 3, "mean": [0.5], "std": [0.5],
-    "units": [4], "dropouts": [0.1], "batch_size": 8, "optimizer": "adam", "lr": 1e-3,
-}  # fmt: skip
+    "model": "mlp",
+    "in_channels": 1,
+    "image_size": [8, 8],
+    "classes": 3,
+    "mean": [0.5],
+    "std": [0.5],
+    "units": [4],
+    "dropouts": [0.1],
+    "batch_size": 8,
+    "optimizer": "adam",
+    "lr": 1e-3,
+}
 
 
 def test_the_defaults_of_training_are_filled_in() -> None:
     hp = hyperparameters.validate(HP)
     assert {key: value for key, value in hp.items() if key not in HP} == {
-        "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0, "l1": 0.0, "ema": 0.0,
-        "augment": "none", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
-    }  # fmt: skip
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "l1": 0.0,
+        "ema": 0.0,
+        "augment": "none",
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+    }
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(None, True), (0.5, True), (0, False)])
@@ -81,9 +99,14 @@ def test_a_network_of_ones_own_may_read_any_key() -> None:
 
 def test_numpys_values_become_pythons() -> None:
     given = {
-        "lr": np.float32(0.5), "batch_size": np.int64(8), "mean": np.array([0.5]), "classes": 3.0,
-        "image_size": (8, 8), "optimizer": np.str_("adam"), "extra": {"a": np.bool_(True)},
-    }  # fmt: skip
+        "lr": np.float32(0.5),
+        "batch_size": np.int64(8),
+        "mean": np.array([0.5]),
+        "classes": 3.0,
+        "image_size": (8, 8),
+        "optimizer": np.str_("adam"),
+        "extra": {"a": np.bool_(True)},
+    }
     hp = hyperparameters.validate({**HP, **given})
     assert json.loads(json.dumps(hp)) == hp
     assert (hp["lr"], hp["batch_size"], hp["mean"], hp["extra"]) == (0.5, 8, [0.5], {"a": True})

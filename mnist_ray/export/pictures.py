@@ -1,8 +1,10 @@
-"""People's own pictures -> what the network sees, as MNIST was made (LeCun et al. 1998): a bright digit on black, fitted into 20 x 20
-pixels, antialiased, its centre of mass in the middle of 28 x 28.
+"""Pictures of people -> the pixels that a network takes, prepared as MNIST was.
 
-The definition is one small ONNX graph, so that a web page (onnxruntime-web) and predict.py see the same pixels. The functions below are
-Python only in their looks: onnxscript translates their text into the graph.
+LeCun et al. (1998): a bright digit on black, fitted into 20 x 20 pixels, antialiased, its centre of
+mass in the middle of 28 x 28.
+
+The definition is one ONNX graph, so that a web page (onnxruntime-web) and `predict` see the same
+pixels. onnxscript translates the text of the functions below into that graph.
 """
 
 import warnings
@@ -38,7 +40,8 @@ FORMATS = (
 )  # none that starts another program, as EPS does
 LARGEST = 2048  # longest side of the picture that is worked on
 COARSE = 128  # longest side of the picture in which the ink is looked for
-REACH = 24  # of the window in which the background is looked for, at that size: wider than half of any stroke
+# Of the window for the background, at that size: wider than half of any stroke.
+REACH = 24
 WINDOW = 2 * REACH + 1
 
 
@@ -59,7 +62,7 @@ def border(image: FLOAT) -> FLOAT:
 
 @script()
 def fitted_size(image: FLOAT, longest: INT64) -> INT64:
-    """[1, 1, h, w] -> the size [2] of the same shape whose longer side is `longest`, no side less than 1."""
+    """[1, 1, h, w] -> the size [2] of that shape with `longest` as its longer side."""
     size = op.Cast(op.Shape(image, start=2), to=1)
     scale = op.Cast(longest, to=1) / op.ReduceMax(size)
     return op.Cast(op.Max(op.Floor(size * scale + 0.5), 1.0), to=7)
@@ -67,7 +70,7 @@ def fitted_size(image: FLOAT, longest: INT64) -> INT64:
 
 @script()
 def resized(image: FLOAT, size: INT64) -> FLOAT:
-    """[1, c, h, w] -> [1, c, *size], each new pixel the weighted mean of all the old ones it covers."""
+    """[1, c, h, w] -> [1, c, *size]; a new pixel is the weighted mean of those it covers."""
     channels = op.Shape(image, start=0, end=2)
     return op.Resize(
         image, None, None, op.Concat(channels, size, axis=0), mode="linear", antialias=1
@@ -83,7 +86,7 @@ def at_most(image: FLOAT, longest: INT64) -> FLOAT:
 
 @script()
 def channels_of(picture: UINT8) -> FLOAT:
-    """uint8 [h, w, 4] -> float32 [1, 4, h, w] in [0, 1]; a photo of many megapixels is made smaller first, to save memory."""
+    """uint8 [h, w, 4] -> float32 [1, 4, h, w] in [0, 1]; a large photo is made smaller first."""
     return (
         op.Cast(at_most(op.Unsqueeze(op.Transpose(picture, perm=[2, 0, 1]), [0]), LARGEST), to=1)
         / 255.0
@@ -118,8 +121,8 @@ def smallest_around(image: FLOAT) -> FLOAT:
 def background_of(image: FLOAT) -> FLOAT:
     """Morphological opening, which follows shadows and light fall-off but no stroke.
 
-    Beyond the border the picture goes on as it ends, or light that falls off towards it would remain; not where strokes reach the border,
-    which would grow into surfaces.
+    The picture is continued beyond its border, or light that falls off there would remain. Not if
+    strokes reach the border: they would grow into surfaces.
     """
     contrast = op.MaxPool(image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]) + op.MaxPool(
         -image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]
@@ -136,20 +139,23 @@ def background_of(image: FLOAT) -> FLOAT:
 
 @script(default_opset=op)
 def ink_of(image: FLOAT) -> FLOAT:
-    """[1, 1, h, w], digit bright -> the same less its background, and less what the border keeps of it."""
+    """[1, 1, h, w], digit bright -> the same less its background and its border's median."""
     raised = image - background_of(image)
     return raised - median(border(raised))
 
 
 @script()
 def noise_of(ink: FLOAT) -> FLOAT:
-    """The border's median absolute deviation, about two thirds of a standard deviation; 0 in a clean picture."""
+    """The border's median absolute deviation: about two thirds of a standard deviation."""
     return median(op.Abs(border(ink)))
 
 
 @script()
 def extent(has_ink: FLOAT) -> INT64:
-    """float32 [n], 1 where there is ink -> int64 [2]: the first such place and the one after the last ([0, n], where there is none)."""
+    """float32 [n], 1 for ink -> int64 [2]: its first place and the one after its last.
+
+    [0, n] without ink.
+    """
     n = op.Size(has_ink)
     place = op.Range(0, n, 1)
     inside = has_ink > 0.0
@@ -161,8 +167,10 @@ def extent(has_ink: FLOAT) -> INT64:
 
 @script()
 def box_of(ink: FLOAT, share: FLOAT) -> INT64:
-    """[1, 1, h, w] -> the box around what is above this share of the strongest ink, and above the noise: [[top, left], [bottom, right]];
-    all of the image, where nothing is."""
+    """[1, 1, h, w] -> the box around the ink: [[top, left], [bottom, right]].
+
+    Ink is above the noise and above this share of the strongest ink. Without ink: the whole image.
+    """
     clear = op.Cast(ink > op.Max(share * op.ReduceMax(ink, keepdims=0), 6.0 * noise_of(ink)), to=1)
     rows = extent(op.Reshape(op.ReduceMax(clear, [3]), [-1]))
     columns = extent(op.Reshape(op.ReduceMax(clear, [2]), [-1]))
@@ -179,8 +187,9 @@ def cropped(image: FLOAT, box: INT64) -> FLOAT:
 def bright_digit(grey: FLOAT) -> FLOAT:
     """The picture turned, where needed, so that its ink is brighter than its background.
 
-    The background is taken between the border's median, sure where the digit fills the picture, and the local mean, sure where the light
-    falls off. The ninth power lets few strong differences, which are ink, outvote many weak ones, which are light and shadow.
+    The background is the mean of the border's median, which is sure if the digit fills the picture,
+    and the local mean, which is sure if the light falls off. The ninth power lets few strong
+    differences (ink) outvote many weak ones (light and shadow).
     """
     coarse = at_most(grey, COARSE)
     across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
@@ -214,10 +223,11 @@ def centre(profile: FLOAT) -> FLOAT:
 
 @script()
 def centred(image: FLOAT, size: INT64) -> FLOAT:
-    """[1, 1, h, w] on black of `size`, its centre of mass as near the middle as whole pixels bring it."""
+    """[1, 1, h, w] on black of `size`, its centre of mass in the middle, to a pixel."""
     across = centre(op.Reshape(op.ReduceSum(image, [2]), [-1]))
     down = centre(op.Reshape(op.ReduceSum(image, [3]), [-1]))
-    # A centre on the edge between two places goes to the upper left one, as in MNIST; a ten-thousandth more is still the edge.
+    # A centre on the edge between two places goes to the upper left one, as in MNIST; a
+    # ten-thousandth more is still the edge.
     shift = op.Ceil(op.Cast(size, to=1) / 2.0 - op.Concat(down, across, axis=0) - 0.5001)
     room = size - op.Shape(image, start=2)
     before = op.Min(op.Max(op.Cast(shift, to=7), 0), room)
@@ -227,7 +237,10 @@ def centred(image: FLOAT, size: INT64) -> FLOAT:
 
 @script()
 def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
-    """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels; all zero where nothing is drawn."""
+    """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels.
+
+    All zero if nothing is drawn.
+    """
     ink = ink_of(zoomed(bright_digit(luminance(channels_of(picture)))))
     floor = 3.0 * noise_of(ink)
     ink = cropped(ink, box_of(ink, 0.1))
@@ -246,14 +259,17 @@ def colours(picture: UINT8, size: INT64) -> FLOAT:
 
 
 def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
-    """An ONNX file: `picture` uint8 [height, width, 4] (RGBA) of any size -> `image` float32 [1, channels, *size] in [0, 1].
+    """An ONNX file from a picture to a network's input.
 
-    One channel: a digit, dark on light or light on dark, becomes bright on black as in MNIST. Three: the picture is resized, no more.
+    `picture`: uint8 [height, width, 4] (RGBA) of any size. `image`: float32 [1, channels, *size] in
+    [0, 1]. One channel: a digit, dark on light or light on dark, becomes bright on black as in
+    MNIST. Three: the picture is resized, no more.
     Standard operators of opset 20 only.
     """
     if channels not in (1, 3):
         raise SettingsError(
-            f"pictures: a model of {channels} channels is not supported; expected 1 (grey) or 3 (RGB)"
+            f"pictures: a model of {channels} channels is not supported; "
+            "expected 1 (grey) or 3 (RGB)"
         )
     definition = digit if channels == 1 else colours
     proto = inline_local_functions(definition.to_model_proto())
@@ -296,7 +312,8 @@ class Preprocessor:
 def read_picture(path: str) -> np.ndarray:
     """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
 
-    Raises SettingsError where the file is missing, is no picture of these FORMATS, or has more than MAX_PIXELS.
+    Raises:
+        SettingsError: The file is missing, is of no known format, or has more than MAX_PIXELS.
     """
     try:
         with warnings.catch_warnings():
@@ -308,7 +325,8 @@ def read_picture(path: str) -> np.ndarray:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise SettingsError(
-                    f"{path}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed"
+                    f"{path}: the picture has {width} x {height} pixels; "
+                    f"at most {MAX_PIXELS:,} are allowed"
                 )
             upright: Image.Image = ImageOps.exif_transpose(picture)
             if upright.mode.startswith(

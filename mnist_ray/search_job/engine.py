@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import optuna
@@ -136,15 +136,7 @@ def train(
     """
     records, s = restored.records, plan.settings
     remaining = s.trials - records.settled()
-    # A bar in a terminal, nothing in a job's log.
-    bar = tqdm(
-        total=s.trials,
-        initial=records.settled(),
-        unit="trial",
-        disable=None,
-        dynamic_ncols=True,
-        leave=False,
-    )
+    bar = _bar(records.settled(), s.trials)
 
     def settled(number: int) -> None:
         bar.write(records.line(number))
@@ -162,15 +154,7 @@ def train(
             with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder, lost).fit()
             searcher.close()
-            if searcher.taken_over:
-                raise WorkError(
-                    f"the search at {plan.storage.uri} ends: another process has taken over its run"
-                )
-            if searcher.storage_error:
-                raise WorkError(
-                    f"storage failed: {searcher.storage_error}; "
-                    f"when it works again: {plan.resume_command}"
-                )
+            _check_end(plan, searcher)
     keeper.save()
     if _is_population(plan):
         for name in plan.storage.list(layout.TUNE):
@@ -179,6 +163,25 @@ def train(
     if records.best is None:
         reasons = sorted({r.reason for r in records.trials.values()})
         raise WorkError(f"no trial of {len(records.trials)} succeeded: {'; '.join(reasons)[:400]}")
+
+
+def _bar(settled: int, total: int) -> "tqdm[NoReturn]":
+    """A progress bar of trials in a terminal, nothing in a job's log."""
+    return tqdm(
+        total=total, initial=settled, unit="trial", disable=None, dynamic_ncols=True, leave=False
+    )
+
+
+def _check_end(plan: Plan, searcher: StudySearch) -> None:
+    """WorkError where the search had to end: the run is another's, or the storage failed."""
+    if searcher.taken_over:
+        raise WorkError(
+            f"the search at {plan.storage.uri} ends: another process has taken over its run"
+        )
+    if searcher.storage_error:
+        raise WorkError(
+            f"storage failed: {searcher.storage_error}; when it works again: {plan.resume_command}"
+        )
 
 
 def _is_population(plan: Plan) -> bool:

@@ -112,7 +112,8 @@ class Plan:
         if s.scheduler == "pbt":
             return "python jobs/search.py … --overwrite (a PBT run cannot be resumed)"
         own = trust.flags(resolved(s), RESUMED_TRUST)
-        return f"python jobs/search.py --storage {shlex.quote(s.storage)} --name {self.name} --resume{own}"
+        where = shlex.quote(s.storage)
+        return f"python jobs/search.py --storage {where} --name {self.name} --resume{own}"
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new sampler with this seed."""

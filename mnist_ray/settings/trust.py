@@ -1,4 +1,4 @@
-"""What a stored file may choose: built-in names. Code, hosts, secrets and paths are a person's choice.
+"""What a stored file may choose: built-in names. All else is a person's choice.
 
 A run.json, the metadata of an ONNX file or a study may come from elsewhere. What it says is data:
 names of this package are believed; all else must be given again on the command line.

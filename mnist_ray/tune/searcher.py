@@ -56,9 +56,8 @@ class StudySearch(OptunaSearch):
         retried: Sequence[Numbered] = (),
         points: Sequence[Numbered] = (),
     ) -> None:
-        super().__init__(
-            metric=records.metric, mode="min" if records.metric == "val_loss" else "max"
-        )
+        mode = "min" if records.metric == "val_loss" else "max"
+        super().__init__(metric=records.metric, mode=mode)
         self.study, self.records, self.max_epochs, self.slots = study, records, max_epochs, slots
         self.suggestions = Suggestions(study, space, records, run, continued, retried, points)
         self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
@@ -171,10 +170,7 @@ class StudySearch(OptunaSearch):
         self.outcomes.take(trial, rows)
 
     def exploited(self, trial_id: str, exploit: dict[str, Any]) -> None:
-        """Notes that a trial goes on with another's weights (see population.py).
-
-        exploit: after which epoch, from which trial, and its new values.
-        """
+        """Notes after which epoch a trial continues with whose weights (see population.py)."""
         with self._storage_errors():
             self.outcomes.exploited(self.trials[trial_id], exploit)
 

@@ -1,7 +1,8 @@
-"""cluster.yaml, kuberay.yaml and what a job ships: by Ray's own validation, and by rules for what that does not look at.
+"""cluster.yaml, kuberay.yaml and what a job ships: by Ray's own validation, and by rules for what
+that does not look at.
 
-A rule is a function that returns the problems it sees; each is also shown a broken variation, so that none of them is blind.
-Nothing here talks to a network.
+A rule is a function that returns the problems it sees; each is also shown a broken variation, so
+that none of them is blind. Nothing here talks to a network.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ Change = Callable[[Config], object]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens a connection fails the test. (No keys either, should somebody look for them.)"""
+    """Whoever opens a connection fails the test. (No keys either, should somebody look for them.)"""  # noqa: E501
 
     def refuse(self: socket.socket, address: object) -> None:
         pytest.fail(f"connects to {address}")
@@ -44,7 +45,9 @@ def cluster() -> Config:
 
 
 def prepared(config: Config) -> Config:
-    """As `ray up` sees it: with Ray's defaults wherever the file says nothing, so that a deleted line counts as its default."""
+    """As `ray up` sees it: with Ray's defaults wherever the file says nothing, so that a deleted
+    line counts as its default.
+    """
     from ray.autoscaler._private.util import prepare_config
 
     return prepare_config(config)
@@ -202,7 +205,8 @@ def unpinned(config: Config) -> list[str]:
 
 
 def foreign_packages(config: Config) -> list[str]:
-    # A nightly Ray is in Ray's own defaults; a torch of another build than torchvision's fails on import.
+    # A nightly Ray is in Ray's own defaults; a torch of another build than torchvision's fails on
+    # import.
     bad = r"\.whl\b|nightly|ray-wheels|--pre\b|--(?:extra-)?index-url|torch\S*==|\+cpu"
     return [
         f"installs something of another build: {command}"
@@ -235,7 +239,9 @@ def ships_too_much(config: Config) -> list[str]:
 
 
 def unknown_to_ec2(config: Config) -> list[str]:
-    """node_config is passed to RunInstances as it is and checked by nobody before: ask the API's own description."""
+    """node_config is passed to RunInstances as it is and checked by nobody before: ask the API's
+    own description.
+    """
     import botocore.session
     from botocore.validate import ParamValidator
 
@@ -338,7 +344,9 @@ def test_the_rule_sees_a_broken_cluster(
 
 
 def test_ray_leaves_the_firewall_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What ssh_open is about, with Ray's own bootstrap on a simulated AWS: our group stays closed, one of Ray's is open."""
+    """What ssh_open is about, with Ray's own bootstrap on a simulated AWS: our group stays closed,
+    one of Ray's is open.
+    """
     boto3 = pytest.importorskip("boto3", reason="boto3 comes with the dev extra")
     moto = pytest.importorskip("moto", reason="moto comes with the dev extra")
     from ray.autoscaler._private.aws import config as ray_aws
@@ -418,7 +426,8 @@ def test_a_secret_is_seen(text: str) -> None:
     assert secrets(f"env:\n    {text}\n")
 
 
-# In cluster.yaml `resources` are Ray's bookkeeping, on one line; in kuberay.yaml they are machines, on several.
+# In cluster.yaml `resources` are Ray's bookkeeping, on one line; in kuberay.yaml they are machines,
+# on several.
 BILLED = (
     "InstanceType",
     "MarketType",
@@ -499,9 +508,10 @@ def test_the_page_calculates_what_it_says() -> None:
 
 STRINGS = dict[str, str]
 
-# The fields of ray.io/v1, from "KubeRay CRD API reference" (docs.ray.io, cluster/kubernetes/references/api, KubeRay 1.7.0; its
-# source is docs/reference/api.md of ray-project/kuberay), and of the pod those that are used here, from the Kubernetes API
-# reference v1.28. A string names the type of the value.
+# The fields of ray.io/v1, from "KubeRay CRD API reference" (docs.ray.io,
+# cluster/kubernetes/references/api, KubeRay 1.7.0; its source is docs/reference/api.md of
+# ray-project/kuberay), and of the pod those that are used here, from the Kubernetes API reference
+# v1.28. A string names the type of the value.
 FIELDS: dict[str, dict[str, Any]] = {
     "RayJob": {"apiVersion": str, "kind": str, "metadata": dict, "spec": "RayJobSpec"},
     "RayJobSpec": {
@@ -599,7 +609,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "Container": {"name": str, "image": str, "resources": "ResourceRequirements", "env": list},
     "ResourceRequirements": {"limits": dict, "requests": dict},
 }
-# Fields without a default in KubeRay's Go types, and those that a RayJob with a cluster of its own cannot do without.
+# Fields without a default in KubeRay's Go types, and those that a RayJob with a cluster of its own
+# cannot do without.
 REQUIRED = {
     "RayJob": {"apiVersion", "kind", "metadata", "spec"},
     "RayJobSpec": {"entrypoint", "rayClusterSpec"},
@@ -613,7 +624,9 @@ REQUIRED = {
 
 
 def undocumented(value: Any, kind: str = "RayJob", where: str = "") -> list[str]:
-    """Fields that the API does not know, that are missing, or whose value is of another type than the reference says."""
+    """Fields that the API does not know, that are missing, or whose value is of another type than
+    the reference says.
+    """
     if isinstance(value, list):
         return [
             problem
@@ -747,7 +760,8 @@ def kube_runtime_env(manifest: Config) -> list[str]:
         if packages == ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"]
         else [f"pip {packages}: the project is not installed"]
     )
-    # K8sJobMode and SidecarMode put the JSON in double quotes into a shell command (kuberay, controllers/ray/common/job.go).
+    # K8sJobMode and SidecarMode put the JSON in double quotes into a shell command (kuberay,
+    # controllers/ray/common/job.go).
     return found + ["a shell would expand ${...}"] * (spec.get("submissionMode") != "HTTPMode")
 
 
@@ -827,7 +841,9 @@ def test_the_rule_sees_a_broken_rayjob(rule: Callable[[Config], list[str]], chan
 
 
 def package(folder: Path, archive: Path, include_gitignore: bool = True) -> set[str]:
-    """The files of the archive that Ray's job client makes of a folder, by the functions that it uses."""
+    """The files of the archive that Ray's job client makes of a folder, by the functions that it
+    uses.
+    """
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 

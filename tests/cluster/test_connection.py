@@ -99,12 +99,15 @@ def test_storage_that_a_node_does_not_see_is_refused(
     )
     env = {k: v for k, v in ray_head.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     node = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {storage} && exec {start}"], env=env,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {storage} && exec {start}"],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         count = (
-            "import ray, time; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)\n"
+            "import ray, time; ray.init(address='auto', logging_level='ERROR', "
+            "log_to_driver=False)\n"
             "while sum(n['Alive'] for n in ray.nodes()) < 2: time.sleep(0.3)"
         )
         subprocess.run([sys.executable, "-c", count], env=ray_head, timeout=60, check=True)

@@ -1,4 +1,6 @@
-"""ONNX files that are not ours: converted, trained further, exported as ours; refused in one line where that cannot be."""
+"""ONNX files that are not ours: converted, trained further, exported as ours; refused in one line
+where that cannot be.
+"""
 
 import base64
 import io
@@ -126,7 +128,7 @@ def test_names_in_a_file_are_not_run(theirs: bytes, tmp_path: Path) -> None:
     """Neither those of their file nor those of a checkpoint that somebody made up."""
     proto = onnx.load_model_from_string(theirs)
     for i, node in enumerate(proto.graph.node):
-        node.name = f'x{i}", __import__("pathlib").Path("{tmp_path}/executed".replace("|", ".")).touch()) or getattr(self, "x'
+        node.name = f'x{i}", __import__("pathlib").Path("{tmp_path}/executed".replace("|", ".")).touch()) or getattr(self, "x'  # noqa: E501
     model, hp = foreign.read(proto.SerializeToString(), "theirs")
     run(model)
     run(

@@ -1,4 +1,6 @@
-"""Pictures of digits in many guises; a nearest-centroid or small linear classifier judges them as a network would."""
+"""Pictures of digits in many guises; a nearest-centroid or small linear classifier judges them as a
+network would.
+"""
 
 import io
 import os

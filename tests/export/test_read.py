@@ -1,4 +1,6 @@
-"""Reading an ONNX file: damage is found, files elsewhere are refused, a run's model is known by its manifest."""
+"""Reading an ONNX file: damage is found, files elsewhere are refused, a run's model is known by its
+manifest.
+"""
 
 import hashlib
 import random
@@ -29,7 +31,9 @@ def test_altered_weight_is_found(exported: bytes) -> None:
 
 
 def test_every_flipped_byte_and_every_truncation_is_found(exported: bytes) -> None:
-    """Not only in the weights: the graph, its attributes and the metadata belong to the network too."""
+    """Not only in the weights: the graph, its attributes and the metadata belong to the network
+    too.
+    """
     generator = random.Random(0)
     metadata_too = (
         len(exported) - 3000
@@ -93,7 +97,8 @@ def test_read(exported: bytes, tmp_path: Path) -> None:
     (run / "model.onnx").write_bytes(exported[:-1])
     with pytest.raises(SettingsError, match="SHA-256"):
         read_model(str(run / "model.onnx"))
-    # A person named it: what is wrong with it is a wrong setting, in one line that begins with the flag.
+    # A person named it: what is wrong with it is a wrong setting, in one line that begins with the
+    # flag.
     (tmp_path / "half").write_bytes(exported[: len(exported) // 2])
     with pytest.raises(
         SettingsError, match=r"^--onnx: [^\n]*half is not an ONNX model or is damaged: [^\n]*$"
@@ -119,5 +124,5 @@ def test_read_from_s3(exported: bytes, s3_server: str) -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    code = "import sys, mnist_ray.export.session, mnist_ray.export.pictures; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = "import sys, mnist_ray.export.session, mnist_ray.export.pictures; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"  # noqa: E501
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

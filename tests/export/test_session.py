@@ -37,9 +37,11 @@ def test_session_refuses_other_images_and_other_inputs(exported: bytes) -> None:
     with pytest.raises(SettingsError, match=r"m\.onnx takes images of 1x28x28 .* found 3x32x32"):
         session.logits(np.zeros((2, 3, 32, 32), np.uint8))
     flat = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["y"])], "g",
-        [helper.make_tensor_value_info("x", 1, ["n", 784])], [helper.make_tensor_value_info("y", 1, ["n", 784])],
-    )  # fmt: skip
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 784])],
+        [helper.make_tensor_value_info("y", 1, ["n", 784])],
+    )
     proto = helper.make_model(flat, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     with pytest.raises(SettingsError, match="takes other input"):
         Session(proto.SerializeToString(), "m.onnx")

@@ -68,9 +68,12 @@ def test_export_leaves_the_model_as_it_was() -> None:
 def test_equal_weights_give_equal_bytes_from_another_process_and_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "tests/programs/export_digest.py"],
-        cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     here = export(network(HP), HP, {"run": "r", "dataset": "digits"})
     assert done.stdout.strip() == hashlib.sha256(here).hexdigest()
     assert done.stderr == "", "the exporter's chatter"

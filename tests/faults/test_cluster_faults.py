@@ -92,10 +92,14 @@ def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
             assert process.poll() is None
         node_id = several.nodes_with_cpus()[0]
         drain = [
-            "ray", "drain-node", f"--address={several.env['RAY_ADDRESS']}", f"--node-id={node_id}",
-            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+            "ray",
+            "drain-node",
+            f"--address={several.env['RAY_ADDRESS']}",
+            f"--node-id={node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=spot",
             "--deadline-remaining-seconds=10",
-        ]  # fmt: skip
+        ]
         subprocess.run(drain, env=several.env, check=True, capture_output=True, timeout=60)
         taken = next(
             node for node in nodes if any(node_id in " ".join(p.cmdline()) for p in below(node.pid))

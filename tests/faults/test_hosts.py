@@ -71,13 +71,27 @@ class Hosts:
             else [f"--address={self.head}"]
         )
         ray = [
-            "ray", "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
-            "--num-gpus=0", f"--node-ip-address={NETWORK}.{i + 1}", *options,
-        ]  # fmt: skip
+            "ray",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            f"--num-cpus={cpus}",
+            "--num-gpus=0",
+            f"--node-ip-address={NETWORK}.{i + 1}",
+            *options,
+        ]
         command = [
-            "ip", "netns", "exec", f"{self.mark}-{i}", "unshare", "-m",
-            "sh", str(PROGRAMS / "own_folders.sh"), *ray, f"--temp-dir={self.folder}/tmp/r",
-        ]  # fmt: skip
+            "ip",
+            "netns",
+            "exec",
+            f"{self.mark}-{i}",
+            "unshare",
+            "-m",
+            "sh",
+            str(PROGRAMS / "own_folders.sh"),
+            *ray,
+            f"--temp-dir={self.folder}/tmp/r",
+        ]
         self.nodes.append(subprocess.Popen(command, env=self.env, stdout=self.log, stderr=self.log))
         return self.nodes[-1]
 

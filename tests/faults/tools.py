@@ -65,9 +65,13 @@ class Rays:
         self.nodes: list[subprocess.Popen] = []
         self.log = (self.folder / "log").open("wb")
         self._start(
-            "--head", f"--port={self.port}", f"--num-cpus={cpus}", "--include-dashboard=false",
-            f"--temp-dir={self.folder}", f"--ray-client-server-port={free_port()}",
-        )  # fmt: skip
+            "--head",
+            f"--port={self.port}",
+            f"--num-cpus={cpus}",
+            "--include-dashboard=false",
+            f"--temp-dir={self.folder}",
+            f"--ray-client-server-port={free_port()}",
+        )
         self._wait(1)
 
     def add(self, cpus: int) -> subprocess.Popen:

@@ -20,12 +20,27 @@ from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1578],
-    "std": [0.2933], "blocks": 2, "layers_per_block": 1, "width": 2, "kernel_size": 3,
-    "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.5, "dropout_place": "head", "batch_size": 32,
-    "optimizer": "adam", "lr": 0.01, "label_smoothing": 0.3,
-}  # fmt: skip
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [28, 28],
+    "classes": 10,
+    "mean": [0.1578],
+    "std": [0.2933],
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 2,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.5,
+    "dropout_place": "head",
+    "batch_size": 32,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "label_smoothing": 0.3,
+}
 STAGES = (
     Stage(1, 64, 0.02, 1e-4, "sgd", seed=1, label_smoothing=0.1, dropout=0.25, schedule="cosine"),
     Stage(1, 50, 0.005, 0.0, "rmsprop", seed=2, dropout=0.125, ema=0.5),
@@ -159,18 +174,46 @@ def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list])
     assert lines[0].endswith("3 stages of recipe three on cpu")
     described, _ = read_verified(RunStorage(task.uri))
     assert list(described) == [
-        "file", "sha256", "n_parameters", "val_accuracy", "test_accuracy", "test_images",
-        "test_errors", "test_accuracy_interval", "max_difference_from_torch", "verified_on_images",
-        "latency_ms", "dataset", "classes", "run", "recipe", "train_on", "lineage",
-    ]  # fmt: skip
+        "file",
+        "sha256",
+        "n_parameters",
+        "val_accuracy",
+        "test_accuracy",
+        "test_images",
+        "test_errors",
+        "test_accuracy_interval",
+        "max_difference_from_torch",
+        "verified_on_images",
+        "latency_ms",
+        "dataset",
+        "classes",
+        "run",
+        "recipe",
+        "train_on",
+        "lineage",
+    ]
     search, *stages = described["lineage"]
     assert search.pop("test_accuracy") >= 0
     assert search == {"step": "search", "trial": 7, **ROW}
     assert list(stages[0]) == [
-        "step", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "seed", "schedule",
-        "label_smoothing", "ema", "dropout", "augment", "pool_jitter", "seconds", "val_accuracy",
-        "weights_sha256", "test_accuracy",
-    ]  # fmt: skip
+        "step",
+        "epochs",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "optimizer",
+        "seed",
+        "schedule",
+        "label_smoothing",
+        "ema",
+        "dropout",
+        "augment",
+        "pool_jitter",
+        "seconds",
+        "val_accuracy",
+        "weights_sha256",
+        "test_accuracy",
+    ]
     assert (stages[2]["optimizer"], stages[2]["batch_size"], stages[2]["dropout"]) == (
         "adam",
         32,

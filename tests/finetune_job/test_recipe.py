@@ -63,8 +63,11 @@ def test_a_stage_may_keep_the_trials_values(tmp_path: Path) -> None:
     recipe = read_stages(str(file))
     kept = recipe.stages[0].hyperparameters(TRIAL)
     assert {key: value for key, value in kept.items() if TRIAL.get(key) != value} == {
-        "l1": 0.0, "schedule": "constant", "label_smoothing": 0.0, "ema": 0.0,
-    }  # fmt: skip
+        "l1": 0.0,
+        "schedule": "constant",
+        "label_smoothing": 0.0,
+        "ema": 0.0,
+    }
     resolved = recipe.resolved(TRIAL).stages[0]
     assert (
         resolved.batch_size,

@@ -15,12 +15,26 @@ from mnist_ray.run import checkpoint, layout
 from mnist_ray.storage import RunStorage
 
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 2, "mean": [0.5],
-    "std": [0.5], "blocks": 1, "layers_per_block": 1, "width": 4, "kernel_size": 3,
-    "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.1, "dropout_place": "head", "batch_size": 8,
-    "optimizer": "adam", "lr": 0.01,
-}  # fmt: skip
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [8, 8],
+    "classes": 2,
+    "mean": [0.5],
+    "std": [0.5],
+    "blocks": 1,
+    "layers_per_block": 1,
+    "width": 4,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.1,
+    "dropout_place": "head",
+    "batch_size": 8,
+    "optimizer": "adam",
+    "lr": 0.01,
+}
 STAGES = (
     Stage(
         epochs=2,

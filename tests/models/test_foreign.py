@@ -1,4 +1,6 @@
-"""A graph inside the hyperparameters: packed, unpacked, and refused where somebody has tampered with it."""
+"""A graph inside the hyperparameters: packed, unpacked, and refused where somebody has tampered
+with it.
+"""
 
 import base64
 import zlib

@@ -23,17 +23,33 @@ SMALL = {"in_channels": 1, "image_size": [8, 8], "classes": 3, "mean": [0.3], "s
 SHAPES = [GREY, RGB, SMALL]
 
 CONVNET = {
-    "model": "convnet", "blocks": 2, "layers_per_block": 2, "width": 4, "kernel_size": 3, "activation": "relu",
-    "activation_position": "after_norm", "pooling": "max", "pool_position": "end", "dropout": 0.25, "dropout_place": "head",
-}  # fmt: skip
+    "model": "convnet",
+    "blocks": 2,
+    "layers_per_block": 2,
+    "width": 4,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.25,
+    "dropout_place": "head",
+}
 NETWORKS: list[dict[str, Any]] = [
     CONVNET,
     {**CONVNET, "fc": [12, 6], "dropout_place": "layer", "activation_position": "before_norm"},
-    {"model": "optunanet", "filters": [8, 9, 10, 11], "kernels": [5, 7, 7, 5], "slopes": [0.01] * 4, "fc": [20], "dropout": 0.5},
+    {
+        "model": "optunanet",
+        "filters": [8, 9, 10, 11],
+        "kernels": [5, 7, 7, 5],
+        "slopes": [0.01] * 4,
+        "fc": [20],
+        "dropout": 0.5,
+    },
     {"model": "vgg", "block_layers": [1, 1, 2], "fc": [16, 16]},
     {"model": "mlp", "units": [9, 8], "dropouts": [0.2, 0.5]},
     {"model": "cnn", "conv_dropout": 0.2, "fc_units": 32, "fc_dropout": 0.1},
-]  # fmt: skip
+]
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +121,9 @@ CHOICES = {
 
 
 def test_every_combination_of_convnet_builds_and_learns_something() -> None:
-    """Forward and backward of all 800, small: no combination has an operation in place that spoils another's gradient."""
+    """Forward and backward of all 800, small: no combination has an operation in place that spoils
+    another's gradient.
+    """
     x = images(SMALL, 4)
     for values in itertools.product(*CHOICES.values()):
         hp = {**CONVNET, **SMALL, "layers_per_block": 1, **dict(zip(CHOICES, values, strict=True))}
@@ -180,7 +198,8 @@ def test_blur_pooling_reads_at_moved_rows_and_columns_in_training_alone(
     assert len({tuple(c) for c in (changed - expected).flatten(1).sign().tolist()}) == 5, (
         "each image has random numbers of its own"
     )
-    # What is read is a mean of 3x3 that exists: it is that of some place of the unhalved, filtered map.
+    # What is read is a mean of 3x3 that exists: it is that of some place of the unhalved, filtered
+    # map.
     everywhere = nn.functional.avg_pool2d(
         nn.functional.max_pool2d(x, 2, stride=1), 3, stride=1, padding=1, count_include_pad=False
     )
@@ -218,7 +237,9 @@ def test_pool_jitter_changes_no_weight_and_trains() -> None:
 
 
 def test_optunanet_is_the_documents_network() -> None:
-    """Order of the layers, and the size: FC 7840 -> 1024 -> 10 behind convolutions of 224, 224, 224 and 160 filters."""
+    """Order of the layers, and the size: FC 7840 -> 1024 -> 10 behind convolutions of 224, 224, 224
+    and 160 filters.
+    """
     hp = {
         "model": "optunanet",
         **GREY,
@@ -296,7 +317,10 @@ def test_ones_own_network_by_its_path() -> None:
     [
         (
             {"model": "resnet"},
-            "model: 'resnet' is unknown; expected one of convnet, optunanet, vgg, mlp, cnn, foreign or",
+            (
+                "model: 'resnet' is unknown; expected one of convnet, optunanet, vgg, mlp, cnn, "
+                "foreign or"
+            ),
         ),
         ({"model": "no_such_module:f"}, "model: 'no_such_module:f' cannot be imported"),
         ({"model": f"{__name__}:nothing"}, "cannot be imported"),

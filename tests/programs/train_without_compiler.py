@@ -1,4 +1,4 @@
-"""Trains with every optimiser and then does what its argument names, which needs torch's compiler."""
+"""Trains with every optimiser and then does what its argument names, which needs torch's compiler."""  # noqa: E501
 
 import sys
 
@@ -9,12 +9,20 @@ from mnist_ray.training.machine import leave_out_the_compiler
 leave_out_the_compiler()
 leave_out_the_compiler()  # as for a second trial
 
-from mnist_ray.training.trainer import Trainer  # noqa: E402
+from mnist_ray.training.trainer import Trainer
 
 HP = {
-    "model": "mlp", "in_channels": 1, "image_size": [8, 8], "classes": 10, "mean": [0.5], "std": [0.5],
-    "units": [8], "dropouts": [0.1], "batch_size": 16, "lr": 0.01,
-}  # fmt: skip
+    "model": "mlp",
+    "in_channels": 1,
+    "image_size": [8, 8],
+    "classes": 10,
+    "mean": [0.5],
+    "std": [0.5],
+    "units": [8],
+    "dropouts": [0.1],
+    "batch_size": 16,
+    "lr": 0.01,
+}
 images, labels = torch.randint(0, 255, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10
 for kind in ("adam", "adamw", "sgd", "rmsprop"):
     trainer = Trainer({**HP, "optimizer": kind}, epochs=2, seed=0)

@@ -30,12 +30,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     train, test = data.load("digits", "train"), data.load("digits", "test")
     split = data.Split(train, *data.split(train.labels, val_images=215, seed=0), "class")
     hp = {
-        "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10,
-        "mean": list(train.mean), "std": list(train.std), "blocks": 2, "layers_per_block": 1,
-        "width": 4, "kernel_size": 5, "activation": "relu", "activation_position": "after_norm",
-        "pooling": "max", "pool_position": "end", "dropout": 0.1 + 0.2, "dropout_place": "head",
-        "batch_size": 64, "optimizer": "sgd", "lr": 0.02,
-    }  # fmt: skip
+        "model": "convnet",
+        "in_channels": 1,
+        "image_size": [28, 28],
+        "classes": 10,
+        "mean": list(train.mean),
+        "std": list(train.std),
+        "blocks": 2,
+        "layers_per_block": 1,
+        "width": 4,
+        "kernel_size": 5,
+        "activation": "relu",
+        "activation_position": "after_norm",
+        "pooling": "max",
+        "pool_position": "end",
+        "dropout": 0.1 + 0.2,
+        "dropout_place": "head",
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "lr": 0.02,
+    }
     trainer = Trainer(hp, epochs=1, seed=0)
     storage.write_bytes(
         "best/model.safetensors", trainer.weights_bytes({"number": winner["number"], "row": winner})
@@ -45,9 +59,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     )
     recipe = Recipe("short", "best", "train", stages)
     task = ChainTask(
-        uri=storage.uri, run="first", dataset="digits", recipe=recipe, committee=1, onnx=None,
-        network=None, precision="fp32",
-    )  # fmt: skip
+        uri=storage.uri,
+        run="first",
+        dataset="digits",
+        recipe=recipe,
+        committee=1,
+        onnx=None,
+        network=None,
+        precision="fp32",
+    )
     *_, manifest = run_chain(task, split, test)
     assert isinstance(manifest, Manifest)
     return storage

@@ -88,10 +88,20 @@ def test_one_file_without_network(page: str) -> None:
 def test_every_figure_is_there(page: str) -> None:
     figures = re.findall(r"<figure class=chart id=\"figure-([^\"]+)\"", page)
     wanted = {
-        "history", "intermediate", "importances", "contour-batch_size-lr_sgd",
-        "contour-batch_size-lr_adamw", "parallel", "slice", "rank",
-        "edf", "pareto", "timeline", "chain", "calibration",
-    }  # fmt: skip
+        "history",
+        "intermediate",
+        "importances",
+        "contour-batch_size-lr_sgd",
+        "contour-batch_size-lr_adamw",
+        "parallel",
+        "slice",
+        "rank",
+        "edf",
+        "pareto",
+        "timeline",
+        "chain",
+        "calibration",
+    }
     assert wanted == set(figures)
     assert len(figures) == len(set(figures))
 

@@ -7,9 +7,15 @@ from mnist_ray.run.records import EpochRow, Record, Records
 
 def row(epoch: int, accuracy: float, loss: float) -> EpochRow:
     return {
-        "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": loss, "val_accuracy": accuracy,
-        "lr": 0.1, "images_per_second": 100.0, "seconds": 2.0,
-    }  # fmt: skip
+        "epoch": epoch,
+        "train_loss": 1.0,
+        "train_accuracy": 0.5,
+        "val_loss": loss,
+        "val_accuracy": accuracy,
+        "lr": 0.1,
+        "images_per_second": 100.0,
+        "seconds": 2.0,
+    }
 
 
 @pytest.fixture

@@ -47,10 +47,16 @@ def test_a_run_json_that_was_cut_short_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        (["data"], []), (["data", "sha256"], 3), (["data", "classes"], "ab"), (["settings"], None),
-        (["settings", "metric"], 1), (["name"], {}), (["points"], "x"), (["trackers"], [1]),
+        (["data"], []),
+        (["data", "sha256"], 3),
+        (["data", "classes"], "ab"),
+        (["settings"], None),
+        (["settings", "metric"], 1),
+        (["name"], {}),
+        (["points"], "x"),
+        (["trackers"], [1]),
     ],
-)  # fmt: skip
+)
 def test_a_field_of_another_type_is_named(tmp_path: Path, where: list[str], value: Any) -> None:
     raw = facts()
     inner = raw

@@ -19,8 +19,18 @@ from tests.run.conftest import row
 def test_tables_have_the_promised_columns(three: Records) -> None:
     trials = pq.read_table(io.BytesIO(parquet(trials_table(three))))
     assert trials.column_names == [
-        "number", "state", "value", "params_lr", "params_kind", "params_depth", "n_parameters", "epochs", "seconds", "node", "reason",
-    ]  # fmt: skip
+        "number",
+        "state",
+        "value",
+        "params_lr",
+        "params_kind",
+        "params_depth",
+        "n_parameters",
+        "epochs",
+        "seconds",
+        "node",
+        "reason",
+    ]
     assert trials["state"].to_pylist() == ["COMPLETE", "PRUNED", "FAIL"]
     assert trials["value"].to_pylist() == [0.95, 0.7, None]
     assert trials["epochs"].to_pylist() == [3, 1, 0]
@@ -29,7 +39,7 @@ def test_tables_have_the_promised_columns(three: Records) -> None:
     assert history.column_names == ["number", *HISTORY]
     assert history.select(["number", "epoch"]).to_pylist() == [
         {"number": n, "epoch": e} for n, e in ((0, 1), (0, 2), (0, 3), (1, 1))
-    ]  # fmt: skip
+    ]
 
 
 def test_a_running_trial_is_not_in_the_table_of_trials(three: Records) -> None:

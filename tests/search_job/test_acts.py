@@ -24,9 +24,15 @@ def settings(folder: Path, **options: Any) -> SearchSettings:
 
 def row(epoch: int, accuracy: float) -> dict[str, Any]:
     return {
-        "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1 - accuracy,
-        "val_accuracy": accuracy, "lr": 0.1, "images_per_second": 10.0, "seconds": 1.0,
-    }  # fmt: skip
+        "epoch": epoch,
+        "train_loss": 1.0,
+        "train_accuracy": 0.5,
+        "val_loss": 1 - accuracy,
+        "val_accuracy": accuracy,
+        "lr": 0.1,
+        "images_per_second": 10.0,
+        "seconds": 1.0,
+    }
 
 
 def test_a_plan_is_whole_and_nothing_is_started(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The search on a real Ray: the run's directory, what Optuna is told, resumption after signals, S3, and refusals."""
+"""The search on a real Ray: the run's directory, what Optuna is told, resumption after signals, S3,
+and refusals.
+"""
 
 import json
 import os
@@ -28,11 +30,14 @@ from tests.support.runs import (
 
 
 def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Path) -> None:
-    # two that learn, then two that take one small step an epoch: ASHA has something to stop, whatever the sampler draws
+    # two that learn, then two that take one small step an epoch: ASHA has something to stop,
+    # whatever the sampler draws
     points = tmp_path / "points.yaml"
     points.write_text(
-        "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64}\n- {optimizer: adamw, lr_adamw: 0.004, batch_size: 64}\n"
-        "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n- {optimizer: sgd, lr_sgd: 0.011, batch_size: 256}\n"
+        "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64}\n- "
+        "{optimizer: adamw, lr_adamw: 0.004, batch_size: 64}\n"
+        "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n- "
+        "{optimizer: sgd, lr_sgd: 0.011, batch_size: 256}\n"
     )
     size = [*SMALL, "--trials", "8", "--max-epochs", "4", "--points", str(points)]
     for tracker in (
@@ -108,11 +113,13 @@ def test_a_stopped_search_goes_on(
 
 def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken_space.py").write_text(
-        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return {'model': 'broken_space:build', 'optimizer': 'adam',\n"
+        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return "
+        "{'model': 'broken_space:build', 'optimizer': 'adam',\n"
         "            'batch_size': 8, 'lr': 0.1, **data.hyperparameters()}\n"
         "def build(hp):\n    raise RuntimeError('no such network')\n"
     )
-    # A module of the user's own lies where search.py is called from; the trials' processes must find it there too.
+    # A module of the user's own lies where search.py is called from; the trials' processes must
+    # find it there too.
     arguments = [
         "--dataset",
         "digits",
@@ -145,9 +152,23 @@ def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_
         "jobs",
     ]
     submit = subprocess.run(
-        ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/search.py", *arguments],
-        cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [
+            "ray",
+            "job",
+            "submit",
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "jobs/search.py",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert submit.returncode == 0, submit.stdout + submit.stderr
     check_two_jobs(ray_head, tmp_path)
     check_published(f"{tmp_path}/jobs")
@@ -282,14 +303,16 @@ def test_resume_refuses_another_value() -> None:
 
 @pytest.mark.slow
 def test_a_network_of_ones_own_goes_all_the_way(ray_head: dict[str, str], tmp_path: Path) -> None:
-    """Space and network from a module beside the caller, through the search, the stages and ONNX."""
+    """Space and network from a module beside the caller, through the search, the stages and ONNX."""  # noqa: E501
     (tmp_path / "own_network.py").write_text(
         "from torch import nn\n"
         "def space(trial, data):\n"
-        "    return {'model': 'own_network:network', **data.hyperparameters(), 'lr': trial.suggest_float('lr', 1e-3, 1e-2),\n"
+        "    return "
+        "{'model': 'own_network:network', **data.hyperparameters(), 'lr': trial.suggest_float('lr', 1e-3, 1e-2),\n"  # noqa: E501
         "            'optimizer': 'adam', 'batch_size': 32}\n"
         "def network(hp):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, hp['classes']))\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, "
+        "hp['classes']))\n"
     )
     arguments = [
         "--dataset",

@@ -1,4 +1,6 @@
-"""--onnx: the network that a search starts from, the space `optimizer`, and what is refused before anything starts."""
+"""--onnx: the network that a search starts from, the space `optimizer`, and what is refused before
+anything starts.
+"""
 
 import dataclasses
 import hashlib
@@ -29,11 +31,28 @@ from tests.support.runs import finish, search
 
 DIGITS = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
 HP = {
-    "model": "convnet", **DIGITS.hyperparameters(), "blocks": 2, "layers_per_block": 1, "width": 8, "kernel_size": 3,
-    "activation": "gelu", "activation_position": "before_norm", "pooling": "avg", "pool_position": "end", "dropout": 0.1,
-    "dropout_place": "head", "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "schedule": "one_cycle", "momentum": 0.8, "ema": 0.9,
-    "label_smoothing": 0.1, "l1": 1e-6, "augment": "shift",
-}  # fmt: skip
+    "model": "convnet",
+    **DIGITS.hyperparameters(),
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 8,
+    "kernel_size": 3,
+    "activation": "gelu",
+    "activation_position": "before_norm",
+    "pooling": "avg",
+    "pool_position": "end",
+    "dropout": 0.1,
+    "dropout_place": "head",
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "schedule": "one_cycle",
+    "momentum": 0.8,
+    "ema": 0.9,
+    "label_smoothing": 0.1,
+    "l1": 1e-6,
+    "augment": "shift",
+}
 SCRIPTS = {
     "a": {
         "batch_size": CategoricalDistribution((32, 64, 128, 256)),
@@ -131,7 +150,7 @@ def test_a_resume_reads_the_copy_and_checks_it(model: Path, tmp_path: Path) -> N
     storage.write_bytes(START, content[:-1] + b"x")
     with pytest.raises(
         SettingsError,
-        match=r"--resume: .*start\.onnx is not the file that the run began with \(SHA-256 differs\)",
+        match=r"--resume: .*start\.onnx is not the file that the run began with \(SHA-256 differs\)",  # noqa: E501
     ):
         read(gone, storage, resumed)
     # Killed before the copy was made: the file itself, if it is still the same.
@@ -210,7 +229,9 @@ def test_training_keys_are_all_that_a_network_does_not_need() -> None:
 def test_from_a_model_to_a_better_one(
     ray_head: dict[str, str], model: Path, tmp_path: Path
 ) -> None:
-    """The search from a file that is gone afterwards, its resume, and the fine-tuning, which begins with the search's best."""
+    """The search from a file that is gone afterwards, its resume, and the fine-tuning, which begins
+    with the search's best.
+    """
     shutil.copy(model, tmp_path / "mine.onnx")
     common = ["--storage", str(tmp_path), "--name", "s4"]
     arguments = [

@@ -98,10 +98,25 @@ def test_a_bad_flag_is_named_in_one_line(flags: str, named: str) -> None:
 
 
 NAMES = [
-    "trials", "max-epochs", "metric", "scheduler", "grace-period", "reduction-factor", "sampler",
-    "seed", "cpus-per-trial", "gpus-per-trial", "max-concurrent", "storage", "name", "time-budget",
-    "space-args", "train-images", "precision", "stages",
-]  # fmt: skip
+    "trials",
+    "max-epochs",
+    "metric",
+    "scheduler",
+    "grace-period",
+    "reduction-factor",
+    "sampler",
+    "seed",
+    "cpus-per-trial",
+    "gpus-per-trial",
+    "max-concurrent",
+    "storage",
+    "name",
+    "time-budget",
+    "space-args",
+    "train-images",
+    "precision",
+    "stages",
+]
 VALUES = st.one_of(
     st.integers(-5, 10**6).map(str),
     st.floats().map(str),

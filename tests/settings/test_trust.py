@@ -64,9 +64,18 @@ def ran() -> bool:
 
 def test_no_command_runs_what_an_onnx_file_names(tmp_path: Path, watched: list[str]) -> None:
     hp: dict[str, Any] = {
-        "model": "mlp", "units": [4], "dropouts": [0.1], "in_channels": 1, "image_size": [28, 28],
-        "classes": 10, "mean": [0.1], "std": [0.3], "optimizer": "adam", "lr": 0.1, "batch_size": 8,
-    }  # fmt: skip
+        "model": "mlp",
+        "units": [4],
+        "dropouts": [0.1],
+        "in_channels": 1,
+        "image_size": [28, 28],
+        "classes": 10,
+        "mean": [0.1],
+        "std": [0.3],
+        "optimizer": "adam",
+        "lr": 0.1,
+        "batch_size": 8,
+    }
     model = Trainer(hp, epochs=1, seed=0, precision="fp32").eval_model()
     for name in watched:
         path = tmp_path / "model.onnx"

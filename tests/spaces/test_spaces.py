@@ -1,4 +1,6 @@
-"""Spaces: the documents' exact ranges, what every suggestion builds and trains, and options as a person types them."""
+"""Spaces: the documents' exact ranges, what every suggestion builds and trains, and options as a
+person types them.
+"""
 
 import json
 import math
@@ -334,7 +336,10 @@ def test_messages_name_the_flag_and_what_is_allowed() -> None:
     space = spaces.find("convnet")
     with pytest.raises(
         SettingsError,
-        match="--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, min_layers",
+        match=(
+            "--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, "
+            "min_layers"
+        ),
     ):
         spaces.options(space, "convnet", {"depth": "3"})
     with pytest.raises(

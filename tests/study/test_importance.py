@@ -1,4 +1,6 @@
-"""The three measures of importance: what they find, what they leave out, and how long they may take."""
+"""The three measures of importance: what they find, what they leave out, and how long they may
+take.
+"""
 
 import random
 import time
@@ -16,7 +18,9 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def trials(
     n: int, value: Any = None, names: tuple[str, ...] = ("strong", "weak", "none")
 ) -> list[FrozenTrial]:
-    """Complete trials of random points; `strong` decides most of the value; every second trial has `branch` too."""
+    """Complete trials of random points; `strong` decides most of the value; every second trial has
+    `branch` too.
+    """
     generator = random.Random(1)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for i in range(n):
@@ -53,7 +57,9 @@ def test_the_same_trials_give_the_same_shares() -> None:
 
 
 def test_the_direction_matters_to_what_asks_for_the_best() -> None:
-    """A parameter that decides only among the good ones is important to find the highest values, not the lowest."""
+    """A parameter that decides only among the good ones is important to find the highest values,
+    not the lowest.
+    """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(100):
         trial = study.ask()

@@ -142,7 +142,7 @@ def test_stock_snapshots_are_pickles() -> None:
 
 def test_stock_tpe_reads_every_trial_through_the_private_method() -> None:
     study = a_study(sampler=optuna.samplers.TPESampler(**TPE_OPTIONS, seed=0))
-    for i in range(30):
+    for _ in range(30):
         trial = study.ask()
         study.tell(trial, trial.suggest_float("x", 0, 1))
     reads: list[int] = []

@@ -23,7 +23,9 @@ def made(scheduler: str, *args: str, **others: Any) -> optuna.pruners.BasePruner
 def curve_is_stopped(
     pruner: optuna.pruners.BasePruner | None, curve: list[float], others: list[list[float]]
 ) -> int | None:
-    """The epoch after which a trial with that curve is stopped, where the others are complete; None where it is not."""
+    """The epoch after which a trial with that curve is stopped, where the others are complete; None
+    where it is not.
+    """
     assert pruner is not None
     study = optuna.create_study(
         direction="maximize",

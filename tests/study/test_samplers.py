@@ -1,4 +1,6 @@
-"""Samplers: each suggests, each repeats itself with its seed, the grid ends, and one's own is found by its path."""
+"""Samplers: each suggests, each repeats itself with its seed, the grid ends, and one's own is found
+by its path.
+"""
 
 import itertools
 import math
@@ -85,7 +87,9 @@ def test_each_suggests_and_repeats_itself(name: str, at_once: int) -> None:
 
 @pytest.mark.parametrize("name", ["tpe", "cmaes", "gp", ANNEALING])
 def test_the_learning_ones_learn(name: str) -> None:
-    """Their best of 40 is better than the median of what random search finds, and they go where it is good."""
+    """Their best of 40 is better than the median of what random search finds, and they go where it
+    is good.
+    """
     args = {} if name == ANNEALING else {"n_startup_trials": "8"}
     if name == "gp":
         args["deterministic_objective"] = "true"
@@ -97,7 +101,9 @@ def test_the_learning_ones_learn(name: str) -> None:
 
 
 def test_cmaes_learns_from_pruned_trials() -> None:
-    """With every trial but the first pruned it still leaves its first generation; told not to look at them, it does not."""
+    """With every trial but the first pruned it still leaves its first generation; told not to look
+    at them, it does not.
+    """
 
     def generation(args: dict[str, str]) -> int:
         study = optuna.create_study(sampler=make_sampler("cmaes", 0, args))
@@ -125,7 +131,9 @@ def test_the_grid_walks_every_point_once_and_ends(at_once: int) -> None:
 
 
 def test_the_grid_goes_on_in_another_process(tmp_path: Path) -> None:
-    """As after a kill: another sampler and storage object on the same study; what was under way is not suggested again."""
+    """As after a kill: another sampler and storage object on the same study; what was under way is
+    not suggested again.
+    """
 
     def opened(seed: int) -> optuna.Study:
         backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
@@ -187,7 +195,10 @@ def test_options_reach_the_sampler() -> None:
         (
             "cma",
             {},
-            "--sampler: 'cma' is unknown; expected one of tpe, cmaes, gp, qmc, random, grid, nsga2 or module:attribute",
+            (
+                "--sampler: 'cma' is unknown; expected one of tpe, cmaes, gp, qmc, random, grid, "
+                "nsga2 or module:attribute"
+            ),
         ),
         (
             "examples.nothing:Sampler",
@@ -273,7 +284,9 @@ def test_annealing_stays_near_and_cools() -> None:
 
 
 def test_annealing_accepts_the_worse_by_temperature() -> None:
-    """Half a temperature worse is accepted in about exp(-0.5) = 61 % of cases; a better one always; a failed one never."""
+    """Half a temperature worse is accepted in about exp(-0.5) = 61 % of cases; a better one always;
+    a failed one never.
+    """
     accepted = 0
     for seed in range(300):
         sampler: Any = make_sampler(ANNEALING, seed, {"temperature": "1"})
@@ -312,7 +325,9 @@ def test_annealing_moves_through_small_integers_and_categories() -> None:
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to KEPT trials TPE is Optuna's; beyond, it sees the best, an even part of the rest and all that run, and its cost stays."""
+    """Up to KEPT trials TPE is Optuna's; beyond, it sees the best, an even part of the rest and all
+    that run, and its cost stays.
+    """
     plain = walk(optuna.samplers.TPESampler(**TPE_OPTIONS, seed=3), 40)
     assert [t.params for t in walk(make_sampler("tpe", 3), 40).trials] == [
         t.params for t in plain.trials

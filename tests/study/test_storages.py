@@ -30,9 +30,22 @@ def start_search(
     place: str, run: str, trials: int, seed: int, pause: float = 0.0
 ) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.programs.shared_study", place, run, str(trials), str(seed), str(pause)],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.programs.shared_study",
+            place,
+            run,
+            str(trials),
+            str(seed),
+            str(pause),
+        ],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def check_shared(place: str, runs: Sequence[str], trials: int) -> None:

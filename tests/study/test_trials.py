@@ -23,7 +23,8 @@ def test_only_the_run_s_own_trials_are_read_and_closed() -> None:
     close_interrupted(study, *pairs[0])
     assert [t.state.name for t in study.get_trials()] == ["FAIL", "RUNNING", "RUNNING"]
     assert read_trials(study, "mine")[0][1].reason == INTERRUPTED
-    # its values are tried again once, and not twice where the run is cut off before they are handed out
+    # its values are tried again once, and not twice where the run is cut off before they are handed
+    # out
     assert to_try_again(study, "yours") == []
     assert to_try_again(study, "mine") == [(0, study.trials[0].params)]
     started(study, {AGAIN: 0}, study.trials[0].params)

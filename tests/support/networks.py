@@ -8,14 +8,29 @@ from torch import nn
 from mnist_ray import models
 
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [28, 28], "classes": 10, "mean": [0.1], "std": [0.3], "blocks": 2,
-    "layers_per_block": 1, "width": 4, "kernel_size": 3, "activation": "gelu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.2, "dropout_place": "head",
-}  # fmt: skip
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [28, 28],
+    "classes": 10,
+    "mean": [0.1],
+    "std": [0.3],
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 4,
+    "kernel_size": 3,
+    "activation": "gelu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.2,
+    "dropout_place": "head",
+}
 
 
 def network(hp: dict[str, Any], seed: int = 0) -> nn.Module:
-    """A network whose BatchNorm layers change their input: else a mistake in folding them would not show."""
+    """A network whose BatchNorm layers change their input: else a mistake in folding them would not
+    show.
+    """
     torch.manual_seed(seed)
     model = models.build(hp)
     for layer in model.modules():

@@ -39,12 +39,17 @@ def made_up_trials(
         worker = int(np.argmin([f.timestamp() for f in free]))
         rows = {
             epoch: {
-                "epoch": epoch, "train_loss": 2.0 / epoch, "train_accuracy": goal - 0.5 / epoch**2,
-                "val_loss": 1 - goal + 1 / epoch, "val_accuracy": goal - 0.4 / epoch**2,
-                "lr": 0.1 / epoch, "images_per_second": 1000.0 + number, "seconds": 2.0,
+                "epoch": epoch,
+                "train_loss": 2.0 / epoch,
+                "train_accuracy": goal - 0.5 / epoch**2,
+                "val_loss": 1 - goal + 1 / epoch,
+                "val_accuracy": goal - 0.4 / epoch**2,
+                "lr": 0.1 / epoch,
+                "images_per_second": 1000.0 + number,
+                "seconds": 2.0,
             }
             for epoch in range(1, last + 1)
-        }  # fmt: skip
+        }
         state = "FAIL" if failed else "COMPLETE" if last == EPOCHS else "PRUNED"
         reason = (
             "ValueError: too small"
@@ -107,14 +112,25 @@ def write_run(
     )
     train = data.load("digits", "train")
     run = {
-        "name": folder.name, "state": "searched", "settings": resolved(settings), "seed": 0,
+        "name": folder.name,
+        "state": "searched",
+        "settings": resolved(settings),
+        "seed": 0,
         "command": f"jobs/search.py --name {folder.name}",
-        "versions": {"mnist_ray": "0.1.0", "ray": "2.60.0"}, "python": "3.11", "git_commit": None,
-        "data": {"name": "digits", "sha256": train.sha256, "train": 1222, "val": 215,
-            "classes": list(train.classes)},
+        "versions": {"mnist_ray": "0.1.0", "ray": "2.60.0"},
+        "python": "3.11",
+        "git_commit": None,
+        "data": {
+            "name": "digits",
+            "sha256": train.sha256,
+            "train": 1222,
+            "val": 215,
+            "classes": list(train.classes),
+        },
         "machine": {"node": "node-a", "system": "Linux", "cpus": 2},
-        "start": "2026-01-02T03:04:00+00:00", "end": "2026-01-02T03:14:00+00:00",
-    }  # fmt: skip
+        "start": "2026-01-02T03:04:00+00:00",
+        "end": "2026-01-02T03:14:00+00:00",
+    }
     storage.write_json("run.json", {**run, **about})
     storage.write_bytes("trials.parquet", parquet(trials_table(records)))
     storage.write_bytes("history.parquet", parquet(history_table(records)))

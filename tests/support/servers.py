@@ -76,11 +76,21 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
         "OMP_NUM_THREADS": "1",
     }
     command = [
-        str(programs / "ray"), "start", "--head", "--block", "--disable-usage-stats",
-        "--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1", f"--port={port}",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
-        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}",
-    ]  # fmt: skip
+        str(programs / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--num-cpus=2",
+        "--num-gpus=0",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--temp-dir={folder}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={free_port()}",
+    ]
     start_env = {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     log = folder / "head.log"
     with log.open("w") as out:
@@ -244,10 +254,15 @@ class MariaDB(Server):
     def command(self) -> Sequence[str]:
         folder = self.folder
         return [
-            self.server, "--no-defaults", f"--datadir={folder}/data", "--bind-address=127.0.0.1",
-            f"--port={self.port}", f"--socket={folder}/socket", f"--pid-file={folder}/pid",
+            self.server,
+            "--no-defaults",
+            f"--datadir={folder}/data",
+            "--bind-address=127.0.0.1",
+            f"--port={self.port}",
+            f"--socket={folder}/socket",
+            f"--pid-file={folder}/pid",
             f"--init-file={folder}/first.sql",
-        ]  # fmt: skip
+        ]
 
 
 class Redis(Server):

@@ -5,12 +5,28 @@ import numpy as np
 from mnist_ray.tune.trainable import TrainTrial, TrialContext
 
 HP = {
-    "model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 2, "mean": [0.5],
-    "std": [0.5], "blocks": 1, "layers_per_block": 1, "width": 4, "kernel_size": 3,
-    "activation": "relu", "activation_position": "after_norm", "pooling": "max",
-    "pool_position": "end", "dropout": 0.0, "dropout_place": "head", "batch_size": 8,
-    "optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "ema": 0.9,
-}  # fmt: skip
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [8, 8],
+    "classes": 2,
+    "mean": [0.5],
+    "std": [0.5],
+    "blocks": 1,
+    "layers_per_block": 1,
+    "width": 4,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.0,
+    "dropout_place": "head",
+    "batch_size": 8,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "schedule": "cosine",
+    "ema": 0.9,
+}
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
 LABELS = (IMAGES.mean((1, 2, 3)) > 127).astype(np.int64)

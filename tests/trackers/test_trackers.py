@@ -290,9 +290,11 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
     tracker.sync(records)  # nothing twice
     runs = children(tracker)
     assert {n: (r.info.status, r.data.tags.get("state")) for n, r in runs.items()} == {
-        0: ("FINISHED", "COMPLETE"), 1: ("KILLED", "PRUNED"),
-        2: ("FAILED", "FAIL"), 3: ("RUNNING", None),
-    }  # fmt: skip
+        0: ("FINISHED", "COMPLETE"),
+        1: ("KILLED", "PRUNED"),
+        2: ("FAILED", "FAIL"),
+        3: ("RUNNING", None),
+    }
     assert runs[0].data.params == {"lr": "0.1", "kind": "a"}
     assert runs[0].data.tags["n_parameters"] == "7"
     assert "not finite" in runs[2].data.tags["reason"]

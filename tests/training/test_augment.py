@@ -1,4 +1,6 @@
-"""Augmentation: how far each kind moves an image, that a batch is changed at once and by torch's seed, and what it costs."""
+"""Augmentation: how far each kind moves an image, that a batch is changed at once and by torch's
+seed, and what it costs.
+"""
 
 import math
 
@@ -9,9 +11,18 @@ from mnist_ray.training import augment
 from mnist_ray.training.trainer import Trainer
 
 HP = {
-    "model": "mlp", "in_channels": 1, "image_size": [12, 10], "classes": 2, "mean": [0.5], "std": [0.5], "units": [8], "dropouts": [0.0],
-    "batch_size": 16, "optimizer": "sgd", "lr": 0.05,
-}  # fmt: skip
+    "model": "mlp",
+    "in_channels": 1,
+    "image_size": [12, 10],
+    "classes": 2,
+    "mean": [0.5],
+    "std": [0.5],
+    "units": [8],
+    "dropouts": [0.0],
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "lr": 0.05,
+}
 
 
 @pytest.fixture(autouse=True)

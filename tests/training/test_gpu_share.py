@@ -1,4 +1,6 @@
-"""How many trials share a GPU: the choice, the networks that are measured, and the measuring itself, here on CPUs."""
+"""How many trials share a GPU: the choice, the networks that are measured, and the measuring
+itself, here on CPUs.
+"""
 
 import math
 import os
@@ -46,7 +48,9 @@ def test_no_more_than_memory_and_cpus_hold(
 
 @pytest.mark.parametrize("name", ["convnet", "optunanet", "mlp", "cnn"])
 def test_the_upper_end_is_the_largest_network(name: str) -> None:
-    """But for vgg, whose first linear layer shrinks with the depth: so the drawn networks' memory is measured too."""
+    """But for vgg, whose first linear layer shrinks with the depth: so the drawn networks' memory
+    is measured too.
+    """
     space = spaces.find(name)
 
     def sizes(sampler: optuna.samplers.BaseSampler, n: int) -> list[int]:
@@ -60,7 +64,9 @@ def test_the_upper_end_is_the_largest_network(name: str) -> None:
 
 
 def test_what_is_measured() -> None:
-    """In processes of their own, one and two at a time; the network with the median number of parameters is trained."""
+    """In processes of their own, one and two at a time; the network with the median number of
+    parameters is trained.
+    """
     networks: list[dict[str, Any]] = [{**HP, "width": width} for width in (4, 8, 64)]
     assert gpu_share._median(networks)["width"] == 8
     found = gpu_share.measure(networks, networks, 1000, 2, 1, "fp32", "cpu")
@@ -94,7 +100,7 @@ if __name__ == "__main__":
     plan = prepare(SearchSettings(dataset="digits", space_args=args, gpus_per_trial="auto", dry_run=True))
     print("share", placement.share_of_gpu(plan, [{"CPU": 2.0, "GPU": 1.0}]))
     print("share", placement.share_of_gpu(plan, [{"CPU": 2.0}]))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The process that trains: its precision, and that torch's compiler is loaded only when it is needed."""
+"""The process that trains: its precision, and that torch's compiler is loaded only when it is
+needed.
+"""
 
 import subprocess
 import sys

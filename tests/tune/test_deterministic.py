@@ -200,7 +200,9 @@ def test_a_space_that_prunes_and_fails_changes_nothing_of_that() -> None:
 
 
 def test_without_order_the_same_search_differs() -> None:
-    """That the tests above can fail: with a window of all trials everything is known as soon as it happens to be."""
+    """That the tests above can fail: with a window of all trials everything is known as soon as it
+    happens to be.
+    """
     outcomes = {
         str(
             [
@@ -300,9 +302,22 @@ def start(storage: Path, *arguments: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path) -> None:
     arguments = [
-        "--dataset", "digits", "--train-images", "300", "--space-args", "max_width=24", "--trials", "8", "--max-epochs", "4",
-        "--deterministic", "--max-concurrent", "2", "--seed", "5",
-    ]  # fmt: skip
+        "--dataset",
+        "digits",
+        "--train-images",
+        "300",
+        "--space-args",
+        "max_width=24",
+        "--trials",
+        "8",
+        "--max-epochs",
+        "4",
+        "--deterministic",
+        "--max-concurrent",
+        "2",
+        "--seed",
+        "5",
+    ]
     for name in ("one", "two"):
         process = start(tmp_path / name, *arguments)
         output, _ = process.communicate(timeout=300)

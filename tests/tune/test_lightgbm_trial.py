@@ -1,4 +1,6 @@
-"""LightGBM in the place of a network: the same rows, files and resumption, and a search that never sees a tensor."""
+"""LightGBM in the place of a network: the same rows, files and resumption, and a search that never
+sees a tensor.
+"""
 
 import json
 import os
@@ -11,22 +13,27 @@ import pytest
 
 lightgbm = pytest.importorskip("lightgbm", reason="the extra `lightgbm` is not installed")
 
-from mnist_ray import data, spaces  # noqa: E402
-from mnist_ray.errors import CorruptFileError, SettingsError  # noqa: E402
-from mnist_ray.run.layout import trial_folder  # noqa: E402
-from mnist_ray.run.tables import HISTORY  # noqa: E402
-from mnist_ray.search_job.plan import prepare  # noqa: E402
-from mnist_ray.settings import SearchSettings  # noqa: E402
-from mnist_ray.storage import RunStorage  # noqa: E402
-from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack  # noqa: E402
-from mnist_ray.tune.trainable import NUMBER, TrialContext  # noqa: E402
+from mnist_ray import data, spaces
+from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.run.layout import trial_folder
+from mnist_ray.run.tables import HISTORY
+from mnist_ray.search_job.plan import prepare
+from mnist_ray.settings import SearchSettings
+from mnist_ray.storage import RunStorage
+from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack
+from mnist_ray.tune.trainable import NUMBER, TrialContext
 from tests.support.runs import finish, load_study, search, tables
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
 VALUES = {
-    "learning_rate": 0.2, "num_leaves": 15, "min_data_in_leaf": 5, "feature_fraction": 0.3, "bagging_fraction": 0.7, "lambda_l1": 1e-3,
+    "learning_rate": 0.2,
+    "num_leaves": 15,
+    "min_data_in_leaf": 5,
+    "feature_fraction": 0.3,
+    "bagging_fraction": 0.7,
+    "lambda_l1": 1e-3,
     "lambda_l2": 1e-3,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +168,19 @@ def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_search_over_trees(tmp_path: Path) -> None:
-    """On a Ray of its own: pruned like networks, best/ a text file, no fine-tuning; gone on with under more trials."""
+    """On a Ray of its own: pruned like networks, best/ a text file, no fine-tuning; gone on with
+    under more trials.
+    """
     env = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     }
     common = ["--storage", str(tmp_path), "--name", "trees"]
-    # two that learn, then one that hardly does: there is something to stop, whatever the sampler draws
+    # two that learn, then one that hardly does: there is something to stop, whatever the sampler
+    # draws
     points = tmp_path / "points.yaml"
     points.write_text(
-        "- {learning_rate: 0.3, min_data_in_leaf: 5}\n- {learning_rate: 0.25, min_data_in_leaf: 5}\n"
+        "- {learning_rate: 0.3, min_data_in_leaf: 5}\n- "
+        "{learning_rate: 0.25, min_data_in_leaf: 5}\n"
         "- {learning_rate: 0.03, num_leaves: 7, min_data_in_leaf: 100, lambda_l1: 10.0}\n"
     )
     arguments = [

@@ -145,7 +145,7 @@ def test_rays_reasons_are_one_line() -> None:
 # ---- the searcher
 
 
-def test_stock_optuna_search_reports_a_stopped_trial_as_complete_and_never_closes_a_failed_one() -> (
+def test_stock_optuna_search_reports_a_stopped_trial_as_complete_and_never_closes_a_failed_one() -> (  # noqa: E501
     None
 ):
     """Why tune/searcher.py is there."""

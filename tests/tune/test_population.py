@@ -1,4 +1,6 @@
-"""Population Based Training: what is refused, what is perturbed, how a state is handed over, what is noted, and a real search."""
+"""Population Based Training: what is refused, what is perturbed, how a state is handed over, what
+is noted, and a real search.
+"""
 
 import dataclasses
 import io
@@ -282,8 +284,12 @@ def test_a_search_with_more_trials_than_cores(ray_head: dict[str, str], tmp_path
     ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs/search.py"), *SMALL, *arguments],
-        cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "pbt"
     assert json.loads((run / "run.json").read_text())["settings"]["sampler"] == "random"

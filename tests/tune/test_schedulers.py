@@ -1,4 +1,6 @@
-"""Schedulers, driven as Ray Tune drives them but without Ray: what Optuna knows afterwards, and what a resume keeps."""
+"""Schedulers, driven as Ray Tune drives them but without Ray: what Optuna knows afterwards, and
+what a resume keeps.
+"""
 
 import json
 import math
@@ -85,7 +87,9 @@ def tune(
     max_epochs: int = 9,
     **options: Any,
 ) -> Loop:
-    """What search.py puts together, on a study in a file; what the study has already of the run is gone on with."""
+    """What search.py puts together, on a study in a file; what the study has already of the run is
+    gone on with.
+    """
     s = SearchSettings(
         scheduler=scheduler,
         scheduler_args=SCHEDULERS.get(scheduler, ()),
@@ -152,7 +156,9 @@ def test_none_stops_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, "none"])
 def test_a_restarted_trial_counts_each_epoch_once(tmp_path: Path, scheduler: str) -> None:
-    """After a worker's death a trial reports its checkpoint's epoch again, with all before it (see trial.py)."""
+    """After a worker's death a trial reports its checkpoint's epoch again, with all before it (see
+    trial.py).
+    """
     loop = tune(tmp_path, scheduler, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -190,7 +196,9 @@ def test_a_failed_trial_is_fail_and_disturbs_nobody(tmp_path: Path, scheduler: s
 
 @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "threshold"])
 def test_what_was_seen_survives_a_resume(tmp_path: Path, scheduler: str) -> None:
-    """One process finds good trials and is killed while others are under way; the next stops a bad one as the first would have."""
+    """One process finds good trials and is killed while others are under way; the next stops a bad
+    one as the first would have.
+    """
     good = [(i, {"x": 0.99 - i / 100}) for i in range(5)] + [(5, {"x": 1.0})]
     options = {"max_epochs": 27}
     first = tune(tmp_path, scheduler, 9, points=good, **options)
@@ -336,10 +344,32 @@ def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
         "patient": ["wraps=none", "patience=0"],
     }
     command = [
-        sys.executable, "jobs/search.py", "--dataset", "digits", "--train-images", "300", "--val-images", "150", "--space-args",
-        "max_width=24", "--trials", "8", "--max-epochs", "6", "--storage", str(tmp_path), "--name", "real", "--no-finetune", "--seed", "1",
-        "--scheduler", scheduler, "--grace-period", "4" if scheduler == "threshold" else "1",
-    ]  # fmt: skip
+        sys.executable,
+        "jobs/search.py",
+        "--dataset",
+        "digits",
+        "--train-images",
+        "300",
+        "--val-images",
+        "150",
+        "--space-args",
+        "max_width=24",
+        "--trials",
+        "8",
+        "--max-epochs",
+        "6",
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "real",
+        "--no-finetune",
+        "--seed",
+        "1",
+        "--scheduler",
+        scheduler,
+        "--grace-period",
+        "4" if scheduler == "threshold" else "1",
+    ]
     if scheduler in args:
         command += ["--scheduler-args", *args[scheduler]]
     env = {

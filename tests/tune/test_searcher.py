@@ -1,4 +1,6 @@
-"""The searcher without Ray: what it asks of a study, whose trials it counts, and what it tells at a trial's end."""
+"""The searcher without Ray: what it asks of a study, whose trials it counts, and what it tells at a
+trial's end.
+"""
 
 import math
 import time

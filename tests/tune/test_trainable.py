@@ -1,4 +1,6 @@
-"""The trainable as an object, without a cluster: epochs, reuse, restarts, and trials that cannot go on."""
+"""The trainable as an object, without a cluster: epochs, reuse, restarts, and trials that cannot go
+on.
+"""
 
 import math
 import re

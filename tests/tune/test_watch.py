@@ -1,4 +1,6 @@
-"""When a trial counts as hanging, and how often its worker may die. (On a real Ray: tests/faults/test_workers.py.)"""
+"""When a trial counts as hanging, and how often its worker may die. (On a real Ray:
+tests/faults/test_workers.py.)
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +43,12 @@ def trial(trial_id: str) -> Any:
         __hash__ = object.__hash__  # type: ignore[assignment]
 
     return Hashable(
-        trial_id=trial_id, status=Trial.RUNNING, max_failures=8, run_metadata=SimpleNamespace(num_failures=0),
+        trial_id=trial_id,
+        status=Trial.RUNNING,
+        max_failures=8,
+        run_metadata=SimpleNamespace(num_failures=0),
         temporary_state=SimpleNamespace(ray_actor=f"actor of {trial_id}"),
-    )  # fmt: skip
+    )
 
 
 def test_only_a_trial_that_says_nothing_is_given_up(
