@@ -94,7 +94,7 @@ def run(tmp_path: Path) -> Path:
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     import pyarrow as pa
 
-    from mnist_ray.run.records import parquet
+    from mnist_ray.run.tables import parquet
 
     return parquet(pa.Table.from_pylist(rows))
 

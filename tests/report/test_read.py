@@ -16,7 +16,8 @@ from mnist_ray import report
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.report import search_part
 from mnist_ray.report.read import distribution, read_run, thinned
-from mnist_ray.run.records import Record, parquet
+from mnist_ray.run.records import Record
+from mnist_ray.run.tables import parquet
 from mnist_ray.storage import RunStorage
 from tests.support.report_runs import Tables, write_run
 
