@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -17,6 +18,8 @@ PACKAGE = Path(mnist_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+Node = TypeVar("Node", bound=ast.stmt | ast.expr)
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 LONGEST_FILE, LONGEST_CLASS, LONGEST_FUNCTION = 400, 200, 60
 MOST_IMPORTS_IN_FUNCTIONS = 40
@@ -28,18 +31,18 @@ def name(file: Path) -> str:
     return file.relative_to(PACKAGE.parent).as_posix()
 
 
-def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[Path, ast.AST]]:
+def nodes(*kinds: type[Node]) -> Iterator[tuple[Path, Node]]:
     for file, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, kinds):
                 yield file, node
 
 
-def longer_than(limit: int, *kinds: type[ast.AST]) -> dict[str, int]:
+def longer_than(limit: int, *kinds: type[Definition]) -> dict[str, int]:
     return {
         f"{name(file)}:{node.name}": lines
         for file, node in nodes(*kinds)
-        if (lines := node.end_lineno - node.lineno + 1) > limit
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > limit
     }
 
 

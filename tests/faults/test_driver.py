@@ -47,7 +47,8 @@ def test_killed_at_random_moments_it_finds_the_same(
         search(rays.env, *arguments, *flags(storage=tmp_path / "whole", name="d")), 600
     )
     assert code == 0, output
-    chance, killed, over = random.Random(kills), 0, set()
+    chance, killed = random.Random(kills), 0
+    over: set[int] = set()
     folder = tmp_path / "cut" / "d"
     process = search(rays.env, *arguments, *flags(storage=tmp_path / "cut", name="d"))
     while killed < kills:
