@@ -73,13 +73,12 @@ def imports_in_functions() -> Iterator[tuple[str, str, set[str]]]:
 def test_imports_in_functions_are_few_and_have_a_reason() -> None:
     found = {place: (line, packages) for place, line, packages in imports_in_functions()}
     assert len(found) <= MOST_IMPORTS_IN_FUNCTIONS
-    reason = re.compile(rf"# noqa: PLC0415 \(({'|'.join(REASONS)})\)")
+    reason = re.compile(rf"# noqa: PLC0415 \(({'|'.join(REASONS)})\b")
     assert [place for place, (line, _) in found.items() if not reason.search(line)] == []
     standard = {p: packages & sys.stdlib_module_names for p, (_, packages) in found.items()}
     assert {place: packages for place, packages in standard.items() if packages} == {}
 
 
-@pytest.mark.xfail(reason="the rooms are being rebuilt")
 def test_nothing_reads_a_folder_outside_the_package() -> None:
     """From `__file__` no path leads above the package, which may lie in a wheel."""
     outside = []
@@ -100,7 +99,6 @@ FACES = sorted(
 )
 
 
-@pytest.mark.xfail(reason="the rooms are being rebuilt")
 @pytest.mark.parametrize("face", FACES)
 def test_a_face_names_what_it_gives(face: str) -> None:
     """Everything in a room's `__all__` is there; its order is ruff's (RUF022)."""
