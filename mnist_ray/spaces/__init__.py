@@ -28,6 +28,17 @@ from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
 
+__all__ = [
+    "SPACES",
+    "DataShape",
+    "Space",
+    "find",
+    "of_networks",
+    "options",
+    "starts_from_onnx",
+    "trainable",
+]
+
 Space = Callable[..., dict[str, Any]]
 
 # name -> "module:function", which is imported when the space is asked for
