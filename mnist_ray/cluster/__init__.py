@@ -6,8 +6,8 @@ What needs Ray itself (`joined`, `jobs`) is imported when it is used: Ray's envi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.cluster.connection import Cluster, connected, quiet_ray, running
-from mnist_ray.cluster.resources import capacity, check_fits, cpu_count, machine_resources
+from mnist_ray.cluster.connection import connected, quiet_ray, running
+from mnist_ray.cluster.resources import Cluster, capacity, check_fits, cpu_count, machine_resources
 from mnist_ray.cluster.signals import interruptible
 
 if TYPE_CHECKING:

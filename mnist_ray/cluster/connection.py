@@ -6,11 +6,11 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
 
@@ -19,19 +19,6 @@ SOCKET_ROOM = 43  # characters of a folder in which Ray's sockets stay below 107
 
 # One for all Rays of this process: Ray reads it once.
 TOKEN = secrets.token_hex(32)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray that this process is connected to."""
-
-    address: str
-    """HOST:PORT of its head."""
-    dashboard: str | None
-    """URL of the job server."""
-    started_here: bool
-    runtime_env: Mapping[str, Any]
-    """Of this process's own job."""
 
 
 def quiet_ray() -> None:
@@ -133,17 +120,3 @@ def _token(file: Path) -> Iterator[None]:
     file.chmod(0o600)
     with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)):
         yield
-
-
-@contextlib.contextmanager
-def environment(**names: str) -> Iterator[None]:
-    """Sets variables of the environment until the block ends."""
-    before = {name: os.environ.get(name) for name in names}
-    os.environ |= names
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

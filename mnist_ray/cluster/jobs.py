@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from mnist_ray.cluster.connection import Cluster, environment
+from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import WorkError, first_line
 
 T = TypeVar("T")

@@ -13,9 +13,8 @@ import ray
 from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mnist_ray.cluster.connection import Cluster, environment
 from mnist_ray.cluster.patches import any_agent_port
-from mnist_ray.cluster.resources import Resources, capacity
+from mnist_ray.cluster.resources import Cluster, Resources, capacity, environment
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.storage import RunStorage
 

@@ -1,14 +1,44 @@
-"""What a cluster of such nodes can hold."""
+"""What a Ray cluster is, and what its nodes can hold."""
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from mnist_ray.errors import SettingsError
 
 Resources = Mapping[str, float]  # as Ray counts them: "CPU", "GPU"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that this process is connected to."""
+
+    address: str
+    """HOST:PORT of its head."""
+    dashboard: str | None
+    """URL of the job server."""
+    started_here: bool
+    runtime_env: Mapping[str, Any]
+    """Of this process's own job."""
+
+
+@contextlib.contextmanager
+def environment(**names: str) -> Iterator[None]:
+    """Sets variables of the environment until the block ends."""
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= names
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def cpu_count() -> int:
