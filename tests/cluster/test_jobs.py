@@ -32,9 +32,10 @@ class Client:
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         for at, piece in enumerate(self.pieces[:-1]):
             yield piece
-            self.came = max(self.came, at + 1)
-            if at == self.came - 1 and self.came % 2 == 0:
-                raise RuntimeError("WebSocket connection closed unexpectedly")
+            if at == self.came:
+                self.came += 1
+                if self.came % 2 == 0:
+                    raise RuntimeError("WebSocket connection closed unexpectedly")
 
     def get_job_status(self, job: str) -> JobStatus:
         done = self.came >= len(self.pieces) - 1
