@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -226,6 +227,22 @@ def test_help_and_a_wrong_flag_answer_at_once() -> None:
             prefix = "mnist-ray {name}: " if answer["door"] == "command" else "{name}.py: "
             assert answer["err"].startswith(prefix.format(**answer)), answer
             assert (answer["code"], answer["out"], answer["err"].count("\n")) == (2, "", 1), answer
+
+
+def test_no_output_fails_for_a_character(run: Path, tmp_path: Path) -> None:
+    """As in a container without a locale, and for a file name that is not UTF-8."""
+    picture = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    Image.new("L", (40, 30), 255).save(tmp_path / "empty.png")
+    os.rename(tmp_path / "empty.png", picture)
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "mnist_ray", "predict", str(run), picture],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.endswith(b"/\\udcff\\udcfe.png  -  nothing drawn\n")
 
 
 def test_the_command_names_itself_in_help_and_errors(run: Path) -> None:

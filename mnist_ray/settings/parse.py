@@ -39,6 +39,9 @@ def main(
         argv: The words of the command line (default: those of this process).
         program: The command's name in its help and errors (default: the script's name).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no output fails for a character
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run(parse(cls, argv, program)) or 0
     except MnistRayError as error:
