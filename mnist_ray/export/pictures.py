@@ -272,7 +272,7 @@ def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
             "expected 1 (grey) or 3 (RGB)"
         )
     definition = digit if channels == 1 else colours
-    proto = inline_local_functions(definition.to_model_proto())
+    proto = inline_local_functions(definition.to_model_proto())  # type: ignore[no-untyped-call]
     graph = proto.graph
     given = {"size": helper.make_tensor("size", TensorProto.INT64, [2], size)}
     if channels == 1:

@@ -217,7 +217,7 @@ def reported(
 ) -> Result:
     """The result of an epoch; rows: of all epochs so far, after a restart."""
     result: Result = {
-        **row,
+        **row,  # type: ignore[typeddict-item]
         "n_parameters": n_parameters,
         "node": platform.node(),
         "done": row["epoch"] >= context.max_epochs,
