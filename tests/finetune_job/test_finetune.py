@@ -139,7 +139,7 @@ def test_stopping_the_parent_job_stops_the_child(ray_head: dict[str, str], searc
         jobs = [
             part
             for part in listing.split("JobDetails(")
-            if f"{searched}/run" in part and "finetune.py" in part
+            if f"{searched}/run" in part and "mnist_ray finetune" in part
         ]
         if not any("RUNNING" in job for job in jobs):
             break
