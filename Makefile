@@ -1,5 +1,5 @@
 # Makes the environment .venv where it is missing or older than pyproject.toml.
-# PYTHON may name any Python >= 3.11; PIP_ARGS goes to pip install, as PIP_ARGS='--index-url …'.
+# PYTHON may name any Python >= 3.11; PIP_ARGS goes to pip install, as PIP_ARGS=--no-cache-dir.
 PYTHON ?= python3
 PIP_ARGS ?=
 

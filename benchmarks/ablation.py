@@ -41,7 +41,7 @@ ROWS = {  # words: chain, how many of its stages; the others are compared with t
     "search, the first stage": ("searched", 1),
     "search, three stages, no weight average": ("no average", 3),
     "search, three stages, no jitter in the pooling": ("no jitter", 3),
-    "search, the seed document's stages (S3, 23 epochs)": ("S3's stages", 4),
+    "search, the original experiments's stages (S3, 23 epochs)": ("S3's stages", 4),
 }
 
 
@@ -176,7 +176,7 @@ def measure(settings: AblationSettings) -> None:
         notes=[
             "Half of the judged images are by students who also wrote training images: the "
             "measure sees little of unseen writers (docs/experiments.md, 2026-11-25).",
-            "The seed document's stages do without label smoothing, with which the loss has "
+            "The original experiment's stages do without label smoothing, with which the loss has "
             "another scale: compare their accuracy.",
         ],
     )

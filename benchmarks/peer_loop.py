@@ -1,4 +1,4 @@
-"""The training loop that the peers share, in the manner of the seed documents and of the
+"""The training loop that the peers share, in the manner of the original experiments and of the
 frameworks' own examples.
 
 torchvision's data set, ToTensor and Normalize for every image in every epoch, a DataLoader, float32

@@ -1,5 +1,5 @@
-"""Images trained a second with all cores busy: trials side by side against the seed documents' loop
-on all cores.
+"""Images trained a second with all cores busy: trials side by side against the original
+experiments' loop on all cores.
 
 MNIST_RAY_DATA=DIR python benchmarks/train_speed.py     # 3 minutes on two cores
 
@@ -38,7 +38,7 @@ MLP |= {"model": "mlp", "units": [128, 128], "dropouts": [0.25, 0.25]}
 
 @dataclass(frozen=True)
 class TrainSpeedSettings(BenchmarkSettings):
-    """Measure images trained a second, ours against the seed documents' loop."""
+    """Measure images trained a second, ours against the original experiments' loop."""
 
     conv_images: int = 12_800
     """Images that each process trains in a repetition of the convolutional network."""
