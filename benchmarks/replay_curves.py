@@ -17,7 +17,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -176,8 +176,9 @@ def _train(number: int) -> dict[str, Any]:
         row = trainer.run_epoch(*tensors)
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
             break
-        for name in CURVES:
-            curve[name].append(row[name])
+        for name, value in row.items():
+            if name in CURVES:
+                curve[name].append(cast(float, value))
     return {
         "number": number,
         "params": dict(trial.params),

@@ -292,7 +292,7 @@ def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
         proto.opset_import.remove(opset)  # onnxscript's name for the functions that are inlined now
     proto.producer_name, proto.producer_version = "mnist_ray", ""
     onnx.checker.check_model(proto)
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 class Preprocessor:
@@ -306,7 +306,8 @@ class Preprocessor:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
-        return self._session.run(None, {"picture": picture})[0]
+        image: np.ndarray = self._session.run(None, {"picture": picture})[0]
+        return image
 
 
 def read_picture(path: str) -> np.ndarray:

@@ -218,7 +218,9 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
 
 def _val_accuracy(steps: Iterable[Step]) -> float | None:
     """The last that was measured: the start's, where the stages trained on all images."""
-    return [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts][-1]
+    measured: list[float | None]
+    measured = [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts]
+    return measured[-1]
 
 
 def _stage_network(
@@ -234,4 +236,6 @@ def _stage_network(
 def _curve(storage: RunStorage, number: int, member: int = 1) -> dict[str, list[Any]]:
     """A stage's columns, one value an epoch (see run.tables.HISTORY)."""
     name = f"{layout.stage_folder(number, member)}/{layout.STAGE_CURVE}"
-    return pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pydict()
+    columns: dict[str, list[Any]]
+    columns = pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pydict()
+    return columns

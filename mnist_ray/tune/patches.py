@@ -85,7 +85,7 @@ def starting_workers_kept() -> Iterator[None]:
         starts = own is not None and self._actor_manager.is_actor_started(own)
         if starts and trial not in self._resetting_trials:
             return False
-        return stock(self, trial)
+        return bool(stock(self, trial))
 
     with _replaced(TuneController, "_maybe_reuse_cached_actor", reuse):
         yield

@@ -63,8 +63,8 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """As Ray's. A failed trial has no value, and NaN would stay in the rung."""
         if _failed(result):
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """As Ray's, but for failed trials."""
@@ -85,8 +85,8 @@ class PrunerScheduler(FirstInFirstOut):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
         if self.search_alg.should_stop(trial.trial_id, result):
-            return TrialScheduler.STOP
-        return TrialScheduler.CONTINUE
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
 
 
 def _failed(result: Mapping[str, Any]) -> bool:

@@ -116,7 +116,7 @@ class StudySearch(OptunaSearch):
                 return None
             found = self.suggestions.next()
             if found is None:
-                return Searcher.FINISHED
+                return str(Searcher.FINISHED)
             if isinstance(found.hp, Refusal):
                 self._refused(found.trial, found.hp)
                 continue

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from ray import tune
@@ -216,13 +216,11 @@ def reported(
     context: TrialContext, row: EpochRow, n_parameters: int, rows: list[EpochRow] | None
 ) -> Result:
     """The result of an epoch; rows: of all epochs so far, after a restart."""
-    result: Result = {
-        **row,  # type: ignore[typeddict-item]
-        "n_parameters": n_parameters,
-        "node": platform.node(),
-        "done": row["epoch"] >= context.max_epochs,
-    }
-    return result if rows is None else {**result, "rows": rows}
+    result = cast(Result, {**row, "n_parameters": n_parameters, "node": platform.node()})
+    result["done"] = row["epoch"] >= context.max_epochs
+    if rows is not None:
+        result["rows"] = rows
+    return result
 
 
 def ended(**why: str) -> Result:

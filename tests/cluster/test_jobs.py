@@ -3,6 +3,7 @@
 import inspect
 import shlex
 import sys
+import sysconfig
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_the_command_runs_where_this_process_was_called(
 
 
 def test_an_installed_package_needs_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.sysconfig, "get_paths", lambda: {"purelib": PARENT})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": PARENT})
     assert "PYTHONPATH" not in jobs._entrypoint(joined(), ["finetune"])
 
 

@@ -45,7 +45,7 @@ def test_an_interrupt_waits_for_the_end_of_an_import(
 
 
 def test_in_a_thread_nothing_is_changed() -> None:
-    found = []
+    found: list[object] = []
 
     def work() -> None:
         with cluster.interruptible():

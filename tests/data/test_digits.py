@@ -26,7 +26,7 @@ def test_digits_are_laid_out_as_mnist() -> None:
     assert np.abs(centre - 14).max() <= 0.5 + 1e-9
     # nothing is cut off, and nothing is larger than 20 × 20
     for axis in (1, 2):
-        inked = images.any(axis)
+        inked = np.any(images, axis=axis)
         extent = 28 - inked.argmax(1) - inked[:, ::-1].argmax(1)
         assert extent.max() <= 20
     assert images.reshape(len(images), -1).mean() < 60  # bright on black

@@ -9,6 +9,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -73,12 +74,12 @@ def theirs(request: pytest.FixtureRequest) -> bytes:
             assert program is not None
             return program.model_proto.SerializeToString()
         file = io.BytesIO()
-        names = {
+        names: dict[str, Any] = {
             "input_names": ["input"],
             "output_names": ["output"],
             "dynamic_axes": {"input": {0: "batch"}},
         }
-        torch.onnx.export(net, example, file, dynamo=False, opset_version=13, **names)
+        torch.onnx.export(net, example, cast(Any, file), dynamo=False, opset_version=13, **names)
         return file.getvalue()
 
 
@@ -142,7 +143,7 @@ def test_names_in_a_file_are_not_run(theirs: bytes, tmp_path: Path) -> None:
 def test_what_cannot_be_converted_is_one_line(
     theirs: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = ["batch", 1, 12, 12]
+    shape: list[str | int] = ["batch", 1, 12, 12]
     graph = helper.make_graph(
         [
             helper.make_node("Det", ["x"], ["d"]),

@@ -94,6 +94,6 @@ def test_a_plain_script_gets_the_same_accuracy(
     (tmp_path / "model.onnx").write_bytes(exported)
     np.save(tmp_path / "images.npy", digits.images)
     np.save(tmp_path / "labels.npy", digits.labels)
-    command = [sys.executable, "-I", PLAIN_READER, "model.onnx", "images.npy", "labels.npy"]
+    command = [sys.executable, "-I", str(PLAIN_READER), "model.onnx", "images.npy", "labels.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) == result.right

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def finished(
     return task, list(chain.run_chain(task, *parts))
 
 
+def published(lines: list) -> Manifest:
+    """The last of what a chain yields."""
+    assert isinstance(lines[-1], Manifest)
+    return lines[-1]
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_each_stage_is_exported_with_the_hyperparameters_that_it_trained_with(
     finished: tuple[ChainTask, list], parts: tuple[data.Split, data.Images], number: int
@@ -130,7 +137,7 @@ def test_the_published_file_carries_the_last_stages(
     tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images]
 ) -> None:
     task = task_of(tmp_path, begun, recipe=Recipe("one", "best", "all", STAGES[:1]))
-    *_, manifest = chain.run_chain(task, *parts)
+    manifest = published(list(chain.run_chain(task, *parts)))
     described, model = read_verified(RunStorage(task.uri))
     assert described == json.loads(json.dumps(manifest.to_json()))
     assert dropout_rates(model) == {0.25}
@@ -230,14 +237,14 @@ def test_a_chain_that_stopped_goes_on_to_the_same_file(
     finished: tuple[ChainTask, list],
 ) -> None:
     task = task_of(tmp_path, begun)
-    lines = chain.run_chain(task, *parts)
+    lines = cast(Generator[object, None, None], chain.run_chain(task, *parts))
     for line in lines:
         if str(line).startswith("stage 2 epoch 1/1"):
             break
     lines.close()
     again = list(chain.run_chain(task, *parts))
     assert "stage 1: done already" in again
-    assert again[-1].sha256 == finished[1][-1].sha256
+    assert published(again).sha256 == published(finished[1]).sha256
 
 
 def test_the_test_set_is_looked_at_after_the_last_stage(
@@ -255,10 +262,11 @@ def test_the_test_set_is_looked_at_after_the_last_stage(
 
     sealed = object.__new__(Sealed)
     object.__setattr__(sealed, "classes", parts[1].classes)
-    task, lines = task_of(tmp_path, begun), []
+    task = task_of(tmp_path, begun)
+    lines: list[object] = []
     with pytest.raises(Looked):
         lines.extend(chain.run_chain(task, parts[0], sealed))
-    assert lines[-1].startswith("stage 3 epoch 1/1")
+    assert str(lines[-1]).startswith("stage 3 epoch 1/1")
 
 
 def test_a_chain_begins_with_a_published_file(
@@ -269,7 +277,8 @@ def test_a_chain_begins_with_a_published_file(
 ) -> None:
     before, model = read_verified(RunStorage(finished[0].uri))
     recipe = Recipe("one", "best", "all", STAGES[2:])
-    *_, manifest = chain.run_chain(task_of(tmp_path, begun, onnx=model, recipe=recipe), *parts)
+    task = task_of(tmp_path, begun, onnx=model, recipe=recipe)
+    manifest = published(list(chain.run_chain(task, *parts)))
     start = manifest.lineage[0]
     assert start["step"] == "onnx"
     assert start["sha256"] == before["sha256"]

@@ -110,7 +110,7 @@ def test_weights_have_the_same_names_without_dropout(network: dict[str, Any]) ->
     assert not any(isinstance(m, nn.Dropout | nn.Dropout2d) for m in bare.modules())
 
 
-CHOICES = {
+CHOICES: dict[str, list[Any]] = {
     "kernel_size": [3, 5],
     "activation": ["relu", "leaky_relu", "gelu", "silu", "elu"],
     "activation_position": ["after_norm", "before_norm"],
@@ -248,16 +248,14 @@ def test_optunanet_is_the_documents_network() -> None:
         "fc": [1024],
         "dropout": 0.5,
     }
-    hp["slopes"] = [
+    slopes = hp["slopes"] = [
         0.012921133981887153,
         0.12110839449567463,
         0.03359161678276241,
         0.09512672917154825,
     ]
-    layer, pooled = (
-        ["Conv2d", "LeakyReLU", "BatchNorm2d"],
-        ["Conv2d", "LeakyReLU", "MaxPool2d", "BatchNorm2d"],
-    )
+    layer = ["Conv2d", "LeakyReLU", "BatchNorm2d"]
+    pooled = ["Conv2d", "LeakyReLU", "MaxPool2d", "BatchNorm2d"]
     head = ["Flatten", "Linear", "LeakyReLU", "Dropout", "Linear"]
     model = models.build(hp)
     assert [type(m).__name__ for m in model.children()] == [
@@ -276,7 +274,7 @@ def test_optunanet_is_the_documents_network() -> None:
         (160, 5),
     ]
     assert [m.negative_slope for m in model.children() if isinstance(m, nn.LeakyReLU)] == [
-        *hp["slopes"],
+        *slopes,
         0.01,
     ]
     linear = [m for m in model.children() if isinstance(m, nn.Linear)]

@@ -27,7 +27,12 @@ def answer(door: str, name: str, word: str) -> dict[str, object]:
         except SystemExit as end:
             code = end.code
     imported = sorted(set(heavy) & set(sys.modules))
-    return {"door": door, "name": name, "word": word, "code": code, "imported": imported} | {
+    return {
+        "door": door,
+        "name": name,
+        "word": word,
+        "code": code,
+        "imported": imported,
         "out": out.getvalue(),
         "err": err.getvalue(),
     }

@@ -7,7 +7,7 @@ import sys
 from mnist_ray.storage import RunStorage
 
 
-def die(descriptor: int) -> None:
+def die(fd: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

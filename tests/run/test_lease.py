@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_the_second_is_refused_and_a_killed_ones_place_is_taken(
 
 def test_what_is_on_another_machine_is_watched(tmp_path: Path) -> None:
     run = RunStorage(str(tmp_path / "run"))
-    elsewhere = {
+    elsewhere: dict[str, Any] = {
         "token": "a",
         "process": {**processes.this_process(), "machine": "m", "node": "n"},
         "beat": 0,

@@ -186,7 +186,7 @@ def test_a_run_json_chooses_no_code_no_host_and_no_path(
 ) -> None:
     about = claim(prepare(settings(tmp_path)))
     about.patch(settings={**about.settings, key: value})
-    again = {"storage": str(tmp_path), "name": "a", "resume": True}
+    again: dict[str, Any] = {"storage": str(tmp_path), "name": "a", "resume": True}
     for dry_run in (False, True):
         with pytest.raises(SettingsError, match=rf"^--{key.replace('_', '-')}: .*give it yourself"):
             prepare(SearchSettings(**again, dry_run=dry_run))

@@ -27,7 +27,7 @@ from mnist_ray.training.trainer import Trainer
 MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 CIFAR = spaces.DataShape(3, (32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 TINY = spaces.DataShape(1, (8, 8), 3, (0.3,), (0.4,))
-NARROW = {
+NARROW: dict[str, dict[str, Any]] = {
     "optunanet": {"width_scale": 0.06},
     "optunanet-depth": {"width_scale": 0.06},
     "convnet": {"min_width": 8, "max_width": 16},
@@ -117,7 +117,7 @@ def test_ranges_are_the_documents(name: str, exact: dict[str, Any]) -> None:
 
 
 def test_optunanet_fixed_values() -> None:
-    values = {
+    values: dict[str, Any] = {
         f"layer{i}_{k}": v
         for i in range(1, 5)
         for k, v in (("conv2d_filter", 96 + 32 * i), ("conv2d_kernel", 5), ("leakyrelu", i / 100))
@@ -361,7 +361,7 @@ def test_messages_name_the_flag_and_what_is_allowed() -> None:
 
 
 def own_space(
-    trial: optuna.Trial, data: spaces.DataShape, depth=2, rate: "float | None" = None
+    trial: optuna.Trial, data: spaces.DataShape, depth: Any = 2, rate: "float | None" = None
 ) -> dict[str, Any]:  # type: ignore[no-untyped-def]
     return {
         "model": "mlp",

@@ -1,5 +1,6 @@
 """What holds on a disk and on S3 alike."""
 
+import functools
 import pickle
 import threading
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def test_of_writers_at_the_same_moment_one_wins(place: str) -> None:
     run = open_run(place, "first")
     for number in range(5):
         name = f"lock-{number}"
-        won = all_at_once(lambda value, name=name: run.create_exclusive(name, value))
+        won = all_at_once(functools.partial(run.create_exclusive, name))
         assert won == [run.read_bytes(name)]
 
 

@@ -6,11 +6,12 @@ import itertools
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.study.samplers import SAMPLERS, TPE, TPE_OPTIONS, _place, exhausted, make_sampler
@@ -70,6 +71,11 @@ def settle(study: optuna.Study, trial: optuna.Trial, value: float) -> None:
 
 def params(study: optuna.Study) -> list[dict[str, Any]]:
     return [t.params for t in study.trials]
+
+
+def value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
 
 
 @pytest.mark.parametrize("name", [*SAMPLERS, ANNEALING])
@@ -136,7 +142,7 @@ def test_the_grid_goes_on_in_another_process(tmp_path: Path) -> None:
     """
 
     def opened(seed: int) -> optuna.Study:
-        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+        backend = JournalFileBackend(str(tmp_path / "study.journal"))
         storage = optuna.storages.JournalStorage(backend)
         return optuna.create_study(
             storage=storage, study_name="s", sampler=make_sampler("grid", seed), load_if_exists=True
@@ -344,7 +350,7 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", sample)
     study = walk(TPE(**TPE_OPTIONS, seed=3), 200, at_once=3)
     finished = [t for t in study.trials[:197] if t.state == TrialState.COMPLETE]
-    best = min(finished, key=lambda t: t.value)
+    best = min(finished, key=value)
     assert {len(numbers) for numbers in seen[-5:]} == {
         23
     }  # and the two others that run, and the trial itself
@@ -355,13 +361,13 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
     # The same after a resume, when nothing is remembered of the trials before.
     again = TPE(**TPE_OPTIONS, seed=0)
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    for sampler in (again, study.sampler):
+    for sampler in (again, cast(TPE, study.sampler)):
         sampler._update(study, study.get_trials(deepcopy=False))
     assert len(again._chosen()) == 20
-    assert again._chosen() == study.sampler._chosen()
+    assert again._chosen() == cast(TPE, study.sampler)._chosen()
     # In TPE's own order: complete ones first, then by how far a pruned one came.
     ordered = sorted(done, key=lambda t: _place(1, t))
     assert [t.value for t in ordered if t.state == TrialState.COMPLETE] == sorted(
-        t.value for t in done if t.state == TrialState.COMPLETE
+        value(t) for t in done if t.state == TrialState.COMPLETE
     )
     assert {t.number for t in ordered[:2]} <= set(again._chosen())

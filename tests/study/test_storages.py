@@ -3,6 +3,7 @@
 A password appears nowhere.
 """
 
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -146,9 +147,9 @@ def test_a_server_that_stays_away_is_one_line(
             )
             assert search.storage_error == str(caught.value)
             assert search.suggest("b") is None  # the search ends, and the trial can be continued
-            with pytest.raises(SettingsError) as caught, storages.opened(server.url):
+            with pytest.raises(SettingsError) as refused, storages.opened(server.url):
                 pass
-            assert "--study" in one_line(caught)
+            assert "--study" in one_line(refused)
         finally:
             server.start()
         assert [t.state.name for t in study.get_trials()] == ["RUNNING"]
@@ -239,7 +240,7 @@ def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_driver_names_the_extra(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError) as caught, storages.opened(f"{kind}://u:{SECRET}@host/x"):
         pass
     assert f"pip install 'mnist_ray[{kind}]'" in one_line(caught)
@@ -270,7 +271,12 @@ def test_a_suggestion_waits_for_the_disk_once(
         storage=storages.journal_file(tmp_path / "study.journal"), study_name="s"
     )
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (waits.append(file), fsync(file)))
+
+    def waited(file: int) -> None:
+        waits.append(file)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", waited)
     trial = started(study, {"mine": 1}, {})
     drawn = [trial.suggest_float(f"x{i}", 0, 1) for i in range(8)]
     assert waits == []

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 
 from mnist_ray import data, spaces
 from mnist_ray.export.session import Session
-from mnist_ray.run.records import Record, Records
+from mnist_ray.run.records import Record, Records, value_of
 from mnist_ray.run.tables import history_table, parquet, trials_table
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
@@ -37,7 +37,7 @@ def made_up_trials(
         failed = number == 2
         last = 0 if failed else EPOCHS if rng.random() < 0.6 else int(rng.choice([1, 3]))
         worker = int(np.argmin([f.timestamp() for f in free]))
-        rows = {
+        rows: dict[int, Any] = {
             epoch: {
                 "epoch": epoch,
                 "train_loss": 2.0 / epoch,
@@ -70,7 +70,7 @@ def made_up_trials(
         best = record.best(metric)
         frozen = optuna.trial.create_trial(
             state=optuna.trial.TrialState[state],
-            value=best[metric] if state == "COMPLETE" and best else None,
+            value=value_of(best, metric) if state == "COMPLETE" and best else None,
             params=proposed.params,
             distributions=proposed.distributions,
             intermediate_values={epoch: row[metric] for epoch, row in rows.items()},
@@ -86,7 +86,7 @@ def made_up_trials(
 def write_run(
     folder: Path,
     n: int = 30,
-    metric: str = "val_accuracy",
+    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy",
     study: str | None = None,
     edit: Callable[[optuna.trial.FrozenTrial, Record], None] | None = None,
     **about: Any,

@@ -1,5 +1,7 @@
 """What TensorBoard, MLflow and W&B are given, once each, and that their failures end nothing."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shlex
@@ -98,7 +100,7 @@ def test_an_epoch_has_scalars_histograms_graph_and_conditions(tmp_path: Path) ->
     assert (
         len({tag for tag in histograms if tag.startswith("activations/")})
         == len(leaves)
-        == len(list(trainer.model))
+        == len(list(trainer.model.children()))
     )
     for tag in histograms:
         assert [e.step for e in read.Histograms(tag)] == [1, 2]
@@ -135,7 +137,7 @@ class Untraceable(nn.Module):
         self.linear = nn.Linear(64, 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_tracing():
+        if torch.jit._trace.is_tracing():
             raise RuntimeError("not to be traced")
         return self.linear(images.flatten(1))
 
@@ -213,7 +215,7 @@ def test_events_of_unknown_trials_are_removed(tmp_path: Path) -> None:
 # ---- MLflow
 
 
-def row(epoch: int, accuracy: float = 0.5) -> dict[str, Any]:
+def row(epoch: int, accuracy: float = 0.5) -> Any:
     return {
         "epoch": epoch,
         "train_loss": 1.0,
@@ -377,7 +379,7 @@ def test_a_place_that_does_not_answer_is_refused_without_its_password(
 
 def test_a_failing_begin_is_one_line(tmp_path: Path) -> None:
     tracker = Recorded(failures=0)
-    tracker.begin = lambda *args: 1 / 0  # type: ignore[method-assign]
+    tracker.begin = lambda *args: 1 / 0  # type: ignore
     with pytest.raises(WorkError, match="--recorded: division by zero"):
         trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path)), {})
 
@@ -502,7 +504,7 @@ def test_an_interrupt_does_not_wait_for_a_slow_tracker(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("flag", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_named(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     values: dict[str, Any] = {"tensorboard": True, "mlflow": "sqlite:///x.db", "wandb": "mine"}
     with pytest.raises(
         SettingsError,
@@ -550,11 +552,11 @@ def test_mlflow_s_command_has_web_pages(
 
     def version(package: str) -> str:
         if package not in installed:
-            raise showing.importlib.metadata.PackageNotFoundError(package)
+            raise importlib.metadata.PackageNotFoundError(package)
         return installed[package]
 
-    monkeypatch.setattr(showing.importlib.metadata, "version", version)
-    monkeypatch.setattr(showing.shutil, "which", lambda name: uvx)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(shutil, "which", lambda name: uvx)
     shown = shlex.quote(place)
     assert showing.mlflow_ui(place) == f"{command} --backend-store-uri {shown}"
 

@@ -154,7 +154,7 @@ def test_none_is_no_augmentation(data: tuple) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_evaluation_is_on_the_images_as_they_are(data: tuple) -> None:
+def test_evaluation_is_on_the_images_as_they_are(data: tuple[torch.Tensor, torch.Tensor]) -> None:
     index = torch.arange(100)
     losses = [
         Trainer(hp, epochs=1, seed=3, precision="fp32").evaluate(*data, index)

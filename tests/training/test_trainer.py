@@ -41,8 +41,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+Quarters = tuple[torch.Tensor, torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def quarters() -> tuple[torch.Tensor, torch.Tensor]:
+def quarters() -> Quarters:
     """Images whose bright quarter is their class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (400,), generator=generator)
@@ -58,7 +61,7 @@ TRAIN, VAL = torch.arange(300), torch.arange(300, 400)
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_learns(quarters, optimizer: str, precision: str) -> None:  # type: ignore[no-untyped-def]
+def test_learns(quarters: Quarters, optimizer: str, precision: str) -> None:
     hp = {**HP, "optimizer": optimizer, "lr": 0.1 if optimizer == "sgd" else 0.005}
     trainer = Trainer(hp, epochs=4, seed=0, precision=precision)
     for _ in range(4):
@@ -69,7 +72,7 @@ def test_learns(quarters, optimizer: str, precision: str) -> None:  # type: igno
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
-def test_goes_on_to_the_bit(quarters, optimizer: str) -> None:  # type: ignore[no-untyped-def]
+def test_goes_on_to_the_bit(quarters: Quarters, optimizer: str) -> None:
     hp = {**HP, "optimizer": optimizer, "lr": 0.01}
     undisturbed = Trainer(hp, epochs=3, seed=5, precision="bf16")
     for _ in range(3):
@@ -84,7 +87,7 @@ def test_goes_on_to_the_bit(quarters, optimizer: str) -> None:  # type: ignore[n
     assert second.weights_bytes({}) == undisturbed.weights_bytes({})
 
 
-def test_the_seed_decides(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_the_seed_decides(quarters: Quarters) -> None:
     def weights(seed: int) -> bytes:
         trainer = Trainer(HP, epochs=1, seed=seed)
         trainer.train_epoch(*quarters, TRAIN)
@@ -94,7 +97,7 @@ def test_the_seed_decides(quarters) -> None:  # type: ignore[no-untyped-def]
     assert weights(1) != weights(2)
 
 
-def test_the_average_is_what_is_evaluated_and_kept(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_the_average_is_what_is_evaluated_and_kept(quarters: Quarters) -> None:
     trainer = Trainer(HP, epochs=2, seed=0)
     trainer.run_epoch(*quarters, TRAIN, VAL)
     network, story = load_network(trainer.weights_bytes({"a": 1}), "x")
@@ -114,13 +117,13 @@ def test_a_file_does_not_choose_what_code_runs(tmp_path) -> None:  # type: ignor
     assert not (tmp_path / "executed").exists()
 
 
-def test_without_an_average_the_weights_are_the_networks(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_without_an_average_the_weights_are_the_networks(quarters: Quarters) -> None:
     trainer = Trainer({**HP, "ema": 0}, epochs=1, seed=0)
     trainer.train_epoch(*quarters)
     assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in trainer.weights().items())
 
 
-def test_l1_shrinks_the_weights(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_l1_shrinks_the_weights(quarters: Quarters) -> None:
     def size(l1: float) -> float:
         trainer = Trainer({**HP, "l1": l1, "ema": 0}, epochs=2, seed=0)
         for _ in range(2):
@@ -130,7 +133,7 @@ def test_l1_shrinks_the_weights(quarters) -> None:  # type: ignore[no-untyped-de
     assert size(1e-2) < 0.8 * size(0.0)
 
 
-def test_evaluation_counts_every_image_once(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_evaluation_counts_every_image_once(quarters: Quarters) -> None:
     trainer = Trainer(HP, epochs=1, seed=0, precision="fp32")
     index = torch.arange(4)
     images, labels = quarters
@@ -149,7 +152,7 @@ def test_neighbouring_seeds_and_epochs_differ() -> None:
     assert all(0 <= s < 2**63 for s in seeds)
 
 
-def test_a_diverging_network_shows_it(quarters) -> None:  # type: ignore[no-untyped-def]
+def test_a_diverging_network_shows_it(quarters: Quarters) -> None:
     trainer = Trainer({**HP, "lr": 1e30, "schedule": "constant"}, epochs=1, seed=0)
     row = trainer.run_epoch(*quarters, TRAIN, VAL)
     assert not math.isfinite(row["train_loss"]) or not math.isfinite(row["val_loss"])

@@ -150,7 +150,8 @@ def searched(
 ) -> tuple[list[tuple[Any, ...]], list[int]]:
     """A whole search, killed so often; the order of the ends comes from the seed alone."""
     chance = random.Random(seed)
-    storage, checkpoints = InMemoryStorage(), {}
+    storage = InMemoryStorage()
+    checkpoints: dict[Any, Any] = {}
     settled: list[int] = []
     for turn in range(kills + 1):
         machine = Machine(storage, checkpoints, chance=chance, slots=slots, trials=trials, **what)
@@ -188,7 +189,7 @@ def refusing(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def test_a_space_that_prunes_and_fails_changes_nothing_of_that() -> None:
-    options = {"scheduler": "median", "sampler": "tpe", "of": refusing}
+    options: dict[str, Any] = {"scheduler": "median", "sampler": "tpe", "of": refusing}
     expected, _ = searched(0, **options)
     states = [state for _, _, state, _, _ in expected]
     assert states.count("FAIL") >= 1

@@ -115,8 +115,9 @@ def test_one_actor_serves_several_trials(trial_class: type[LightGBMTrial]) -> No
 
 
 def test_a_damaged_checkpoint_is_named(trial_class: type[LightGBMTrial], tmp_path: Path) -> None:
-    good = pack([{"epoch": 1, "val_loss": 0.5}], "tree\nnum_leaves=3\n")
-    assert unpack(good, "x") == ([{"epoch": 1, "val_loss": 0.5}], "tree\nnum_leaves=3\n")
+    rows: list[Any] = [{"epoch": 1, "val_loss": 0.5}]
+    good = pack(rows, "tree\nnum_leaves=3\n")
+    assert unpack(good, "x") == (rows, "tree\nnum_leaves=3\n")
     for bad in (good[:-2], good.replace(b"0.5", b"0.6"), b"no checkpoint", b"\xff\xfe"):
         with pytest.raises(CorruptFileError, match=r"^x is "):
             unpack(bad, "x")

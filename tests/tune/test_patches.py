@@ -11,7 +11,9 @@ from unittest.mock import MagicMock
 
 import optuna
 import pytest
+import ray
 from ray import tune
+from ray.air._internal import usage as air_usage
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
@@ -104,21 +106,21 @@ def test_stock_imports_trackers_to_count_callbacks() -> None:
 
 def test_all_patches_are_taken_back() -> None:
     names = ("_actor_failed", "_process_trial_failure", "_maybe_reuse_cached_actor")
-    stock = [getattr(TuneController, name) for name in names] + [patches.air_usage.tag_callbacks]
+    stock = [getattr(TuneController, name) for name in names] + [air_usage.tag_callbacks]
     with pytest.raises(KeyboardInterrupt), patches.patched_tune(lambda *death: None):
         changed = [getattr(TuneController, name) for name in names]
         assert not set(changed) & set(stock)
-        assert patches.air_usage.tag_callbacks is not stock[-1]
+        assert air_usage.tag_callbacks is not stock[-1]
         raise KeyboardInterrupt
     assert stock == [
         *(getattr(TuneController, name) for name in names),
-        patches.air_usage.tag_callbacks,
+        air_usage.tag_callbacks,
     ]
 
 
 def test_a_trial_has_what_is_changed_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[Any] = []
-    monkeypatch.setattr(patches.ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "kill", killed.append)
     trial = Trial("of the test", stub=True, max_failures=8)
     trial.run_metadata.num_failures = 3
     patches.forget_failures(trial)

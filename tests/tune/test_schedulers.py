@@ -185,12 +185,12 @@ def test_a_failed_trial_is_fail_and_disturbs_nobody(tmp_path: Path, scheduler: s
             else:
                 loop.train(trial)
     trials = optuna.load_study(study_name="s", storage=storage(tmp_path)).trials
-    failed = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert {trial.number for trial in failed} <= {0, 3}
+    failed = [t for t in trials if t.state.name == "FAIL"]
+    assert {t.number for t in failed} <= {0, 3}
     assert failed
-    for trial in failed:
-        assert list(trial.intermediate_values) == [1]
-        assert loop.searcher.records.trials[trial.number].reason == "RuntimeError: of the test"
+    for ended in failed:
+        assert list(ended.intermediate_values) == [1]
+        assert loop.searcher.records.trials[ended.number].reason == "RuntimeError: of the test"
     assert all(t.state.is_finished() for t in trials)
 
 
@@ -200,7 +200,7 @@ def test_what_was_seen_survives_a_resume(tmp_path: Path, scheduler: str) -> None
     one as the first would have.
     """
     good = [(i, {"x": 0.99 - i / 100}) for i in range(5)] + [(5, {"x": 1.0})]
-    options = {"max_epochs": 27}
+    options: dict[str, Any] = {"max_epochs": 27}
     first = tune(tmp_path, scheduler, 9, points=good, **options)
     first.slots = 1
     while first.fill() and first.live[0].config[NUMBER] < 5:

@@ -386,7 +386,8 @@ def refusing(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def test_a_space_may_prune_and_fail_and_the_search_goes_on() -> None:
-    study, kept = a_study(), {}
+    study = a_study()
+    kept: dict[int, str] = {}
     points = list(enumerate({"x": x} for x in (1, 2, 4, 3, 6)))
     search = searcher(study, 5, points=points, keep_error=kept.__setitem__)
     search.suggestions.space = refusing
@@ -409,8 +410,9 @@ def test_a_space_may_prune_and_fail_and_the_search_goes_on() -> None:
 
 
 def test_a_space_that_refuses_everything_ends_the_search_by_itself() -> None:
+    nothing: dict[str, Any] = {}
     search = searcher(a_study(), 50)
-    search.suggestions.space = lambda trial: refusing(trial) and {}["x"]
+    search.suggestions.space = lambda trial: refusing(trial) and nothing["x"]
     given = [search.suggest(str(i)) for i in range(4)]
     assert given == [None, None, Searcher.FINISHED, Searcher.FINISHED]
     assert len(search.records.trials) == 50

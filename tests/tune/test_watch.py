@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.experiment import Trial
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, check_search, parse
-from mnist_ray.tune import patches, watch
+from mnist_ray.tune import watch
 
 
 class Clock:
@@ -55,7 +56,7 @@ def test_only_a_trial_that_says_nothing_is_given_up(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    monkeypatch.setattr(patches.ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "kill", killed.append)
     searcher = Searcher()
     seen = watch.Watch(searcher, 10.0, "10s")  # type: ignore[arg-type]
     talks, hangs = trial("talks"), trial("hangs")
@@ -76,7 +77,7 @@ def test_what_the_driver_sleeps_is_not_the_trials_fault(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    monkeypatch.setattr(patches.ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "kill", killed.append)
     seen = watch.Watch(Searcher(), 10.0, "10s")  # type: ignore[arg-type]
     seen.on_trial_start(0, [], trial("a"))
     for step in range(5):
