@@ -44,7 +44,7 @@ def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
 
 
 def _chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
-    from mnist_ray.finetune_job.chain import run_chain  # noqa: PLC0415 (the driver only names it)
+    from mnist_ray.finetune_job.chain import run_chain  # noqa: PLC0415 (named trainable)
 
     yield from run_chain(task, split, test)
 

@@ -28,12 +28,8 @@ from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import (
-    DeterministicTrial,
-    SummaryWarnings,
-    TrainTrial,
-    TrialContext,
-)
+from mnist_ray.tune.trainable import DeterministicTrial, SummaryWarnings, TrainTrial
+from mnist_ray.tune.trial import TrialContext
 
 
 @dataclass(frozen=True)
@@ -234,6 +230,23 @@ def _seed_of_place(seed: int, place: int) -> int:
     return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
 
+def _context(plan: Plan) -> TrialContext:
+    s = plan.settings
+    return TrialContext(
+        run=plan.storage.uri,
+        metric=s.metric,
+        max_epochs=s.max_epochs,
+        seed=s.seed,
+        precision=plan.placed.precision,
+        cpus=s.cpus_per_trial,
+        gpus=plan.placed.gpus,
+        latency="latency" in plan.objective_names,
+        augment=s.augment,
+        tensorboard=s.tensorboard,
+        activations=s.activations,
+    )
+
+
 def _tuner(
     plan: Plan,
     searcher: StudySearch,
@@ -245,22 +258,9 @@ def _tuner(
     s, placed, split = plan.settings, plan.placed, plan.split
     population = _is_population(plan)
     trainable = _trainable(plan)
-    context = TrialContext(
-        run=plan.storage.uri,
-        metric=s.metric,
-        max_epochs=s.max_epochs,
-        seed=s.seed,
-        precision=placed.precision,
-        cpus=s.cpus_per_trial,
-        gpus=placed.gpus,
-        latency="latency" in plan.objective_names,
-        augment=s.augment,
-        tensorboard=s.tensorboard,
-        activations=s.activations,
-    )
     with_data = tune.with_parameters(
         DeterministicTrial if s.deterministic and trainable is TrainTrial else trainable,
-        context=context,
+        context=_context(plan),
         images=split.images.images,
         labels=split.images.labels,
         train=split.train,

@@ -179,11 +179,7 @@ def prepare(settings: SearchSettings) -> Plan:
         space=functools.partial(found, **options, data=data_shape(split.images)),
         networks=networks,
         objective_names=objectives.names(settings.objectives),
-        # A population's configurations change while they train: no sampler could learn from them.
-        sampling=read_sampler(
-            "random" if settings.scheduler == "pbt" else settings.sampler,
-            key_values(settings.sampler_args, "--sampler-args"),
-        ),
+        sampling=_sampling(settings),
         scheduler=read_scheduler(settings),
         time_budget=duration(settings.time_budget, "--time-budget"),
         trial_timeout=duration(settings.trial_timeout, "--trial-timeout"),
@@ -199,6 +195,12 @@ def prepare(settings: SearchSettings) -> Plan:
             _check_study(plan)
         _check_place(plan)
     return plan
+
+
+def _sampling(settings: SearchSettings) -> Sampler:
+    # A population's configurations change while they train: no sampler could learn from them.
+    name = "random" if settings.scheduler == "pbt" else settings.sampler
+    return read_sampler(name, key_values(settings.sampler_args, "--sampler-args"))
 
 
 def describe(plan: Plan) -> str:

@@ -39,8 +39,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         max_kernel: Largest kernel of the first block's convolutions, 3 or 5.
         max_fc: Most hidden linear layers.
         l1: Whether to search L1 regularisation too (`weight_decay` is L2).
-        layer_dropout: Whether dropout may also be in every layer, which batch normalisation does
-            not bear (benchmarks/dropout_norm.py).
+        layer_dropout: Whether dropout may also be in every layer (benchmarks/dropout_norm.py).
 
     Raises:
         SettingsError: An option is too small.
@@ -53,14 +52,11 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     _at_least("max_fc", max_fc, 0)
     # Each block halves the image: three take 28x28 to 3x3.
     most_blocks = max(1, min(3, data.most_halvings() - 1))
-    places = ["head", "block", *(["layer"] if layer_dropout else [])]
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
     hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
-    hp["layers_per_block"] = min_layers
-    if min_layers < max_layers:
-        hp["layers_per_block"] = trial.suggest_int("layers_per_block", min_layers, max_layers)
+    hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
@@ -69,7 +65,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["pool_position"] = choose("pool_position", ["end", "conv"])
     # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
-    hp["dropout_place"] = choose("dropout_place", places)
+    hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
     hp |= _training(trial, optimizer)
     if max_fc:
         hidden = trial.suggest_int("fc_layers", 0, max_fc)
@@ -77,6 +73,10 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     if l1:
         hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
     return hp
+
+
+def _layers(trial: optuna.Trial, least: int, most: int) -> int:
+    return trial.suggest_int("layers_per_block", least, most) if least < most else least
 
 
 def _at_least(option: str, value: int, least: int) -> None:

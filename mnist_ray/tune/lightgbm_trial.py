@@ -18,7 +18,8 @@ from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, rank
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.trainable import EpochTrial, Result, TrialContext, reported
+from mnist_ray.tune.trainable import EpochTrial
+from mnist_ray.tune.trial import Result, TrialContext, reported
 
 ROUNDS = 10  # of boosting in one epoch; each adds one tree a class
 # The keys of a trial's dict that are not LightGBM's own.

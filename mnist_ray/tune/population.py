@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 
 from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune.patches import OpenPBT
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trial import NUMBER
 
 if TYPE_CHECKING:
     from mnist_ray.tune.searcher import StudySearch

@@ -11,7 +11,7 @@ from ray.tune.stopper import Stopper
 from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune import population
 from mnist_ray.tune.patches import OpenASHA
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trial import NUMBER
 
 if TYPE_CHECKING:
     from mnist_ray.tune.searcher import StudySearch

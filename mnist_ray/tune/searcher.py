@@ -23,7 +23,7 @@ from mnist_ray.study.objectives import curve
 from mnist_ray.study.suggestions import Refusal, Space
 from mnist_ray.tune.outcomes import Outcomes
 from mnist_ray.tune.suggestions import Numbered, Suggestions
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trial import NUMBER
 
 REFUSED_AT_ONCE = 20  # trials that the space may refuse before Tune has its turn again
 
@@ -148,7 +148,7 @@ class StudySearch(OptunaSearch):
             self._take(self.trials[trial_id], self._rows(trial_id, result))
 
     def _rows(self, trial_id: str, result: dict[str, Any]) -> list[EpochRow]:
-        """The epochs of a result (see trainable.Result); none where trial or storage failed."""
+        """The epochs of a result (see trial.Result); none where trial or storage failed."""
         record = self._record(trial_id)
         self.storage_error = result.get("storage_error", self.storage_error)
         record.reason = result.get("reason", record.reason)

@@ -6,76 +6,22 @@ the driver's, passes the same number and finds them there: one way back for all 
 own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
-import math
-import platform
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ray import tune
 
 from mnist_ray.errors import WorkError, reason
 from mnist_ray.run import layout
-from mnist_ray.run.records import EpochRow
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
+from mnist_ray.tune.trial import LATEST, NUMBER, STATE, Result, TrialContext, ended
 
 if TYPE_CHECKING:
     from mnist_ray.tune.worker import Worker
-
-STATE = "state.safetensors"  # a checkpoint of Tune's
-NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
-
-
-@dataclass(frozen=True)
-class TrialContext:
-    """What all trials of a run share, besides the data.
-
-    Attributes:
-        run: the URI of the run's directory.
-        metric: val_accuracy or val_loss.
-        max_epochs: the most epochs of a trial.
-        seed: of weights and batches.
-        precision: auto, bf16 or fp32.
-        cpus: of one trial.
-        gpus: of one trial; may be a fraction.
-        latency: whether it is an objective, and so measured.
-        augment: for all trials; "none" leaves it to the space.
-        tensorboard: whether every epoch is written for it.
-        activations: whether that has histograms of the layers' outputs.
-    """
-
-    run: str
-    metric: str
-    max_epochs: int
-    seed: int
-    precision: str
-    cpus: float
-    gpus: float
-    latency: bool = False
-    augment: str = "none"
-    tensorboard: bool = False
-    activations: bool = False
-
-
-class Result(EpochRow, total=False):
-    """What a trial reports after an epoch, beside the epoch's row.
-
-    `rows` are all epochs so far, after a restart: their reports may have been lost. A trial that
-    cannot go on has `reason`, or `storage_error` where the fault is the storage's.
-    """
-
-    rows: list[EpochRow]
-    n_parameters: int
-    node: str
-    done: bool
-    latency_ms: float
-    reason: str
-    storage_error: str
-    tracker_warning: str  # why the epoch could not be written for TensorBoard
 
 
 class EpochTrial(tune.Trainable):
@@ -132,7 +78,7 @@ class EpochTrial(tune.Trainable):
 class TrainTrial(EpochTrial):
     """Trains one network."""
 
-    LATEST = "latest.safetensors"
+    LATEST = LATEST
     BEST: ClassVar[dict[str, str]] = {
         "optimizer.safetensors": "optimizer.safetensors",
         "best.safetensors": "model.safetensors",
@@ -210,20 +156,3 @@ class SummaryWarnings(tune.Callback):
         if "tracker_warning" in result and not self.warned:
             self.warned = True
             tell(f"warning: --tensorboard: {result['tracker_warning']}; the search goes on")
-
-
-def reported(
-    context: TrialContext, row: EpochRow, n_parameters: int, rows: list[EpochRow] | None
-) -> Result:
-    """The result of an epoch; rows: of all epochs so far, after a restart."""
-    result = cast(Result, {**row, "n_parameters": n_parameters, "node": platform.node()})
-    result["done"] = row["epoch"] >= context.max_epochs
-    if rows is not None:
-        result["rows"] = rows
-    return result
-
-
-def ended(**why: str) -> Result:
-    """The last result of a trial that cannot go on."""
-    nan = {"val_accuracy": math.nan, "val_loss": math.nan}
-    return {**nan, "epoch": 0, "done": True, **why}  # type: ignore[typeddict-item]

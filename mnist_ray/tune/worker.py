@@ -19,7 +19,7 @@ from mnist_ray.run.records import EpochRow, rank
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import leave_out_the_compiler, use_threads
 from mnist_ray.training.trainer import Trainer
-from mnist_ray.tune.trainable import STATE, Result, TrainTrial, TrialContext, ended, reported
+from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext, ended, reported
 
 
 class Worker:
@@ -112,7 +112,7 @@ class Worker:
 
     @property
     def _latest(self) -> str:
-        return f"{layout.trial_folder(self.number)}/{TrainTrial.LATEST}"
+        return f"{layout.trial_folder(self.number)}/{LATEST}"
 
     def _load(self) -> None:
         if self.storage.exists(self._latest):

@@ -2,7 +2,7 @@
 
 import sys
 
-from mnist_ray.tune.trainable import NUMBER, TrialContext
+from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support.trials import HP, Here
 
 Here.context_of_test = TrialContext(

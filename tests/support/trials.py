@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from mnist_ray.tune.trainable import TrainTrial, TrialContext
+from mnist_ray.tune.trainable import TrainTrial
+from mnist_ray.tune.trial import TrialContext
 
 HP = {
     "model": "convnet",

@@ -157,7 +157,7 @@ def test_a_network_that_cannot_be_traced_has_all_but_its_graph(tmp_path: Path) -
 
 @pytest.fixture
 def trial_class(tmp_path: Path) -> type[Here]:
-    from mnist_ray.tune.trainable import TrialContext
+    from mnist_ray.tune.trial import TrialContext
 
     context = TrialContext(str(tmp_path), "val_accuracy", 3, 0, "fp32", 1, 0, tensorboard=True)
     return type("HereAtTmp", (Here,), {"context_of_test": context})

@@ -24,7 +24,7 @@ from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.trials import read_trials, remaining_points
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
-from mnist_ray.tune.trainable import ended
+from mnist_ray.tune.trial import ended
 from tests.support import ROOT
 from tests.support.runs import results
 from tests.support.tune_loop import FakeTrial, TuneLoop, result

@@ -21,7 +21,7 @@ from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
 from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack
-from mnist_ray.tune.trainable import NUMBER, TrialContext
+from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support.runs import finish, load_study, search, tables
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))

@@ -28,7 +28,7 @@ from mnist_ray.study.trials import SUMMARY, read_trials
 from mnist_ray.tune import population as pbt
 from mnist_ray.tune.outcomes import EXPLOITS
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import NUMBER, TrialContext
+from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
 from tests.support.trials import HP, Here
 from tests.support.tune_loop import FakeTrial, result

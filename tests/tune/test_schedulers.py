@@ -27,7 +27,7 @@ from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import read_trials
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trial import NUMBER
 from tests.support import ROOT
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
 

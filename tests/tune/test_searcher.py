@@ -27,7 +27,7 @@ from mnist_ray.study.trials import (
     to_try_again,
 )
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import NUMBER
+from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -17,7 +17,8 @@ from mnist_ray import models
 from mnist_ray.run import checkpoint
 from mnist_ray.run.layout import error_file, trial_folder
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.trainable import NUMBER, TrainTrial, TrialContext
+from mnist_ray.tune.trainable import TrainTrial
+from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
 from tests.support.trials import HP, IMAGES, LABELS, Here
 

@@ -1,0 +1,77 @@
+"""What a trial is given and what it reports: known to the driver and to the worker."""
+
+import math
+import platform
+from dataclasses import dataclass
+from typing import cast
+
+from mnist_ray.run.records import EpochRow
+
+STATE = "state.safetensors"  # a checkpoint of Tune's
+LATEST = "latest.safetensors"  # of a network, in the trial's folder: what it goes on from
+NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a run share, besides the data.
+
+    Attributes:
+        run: the URI of the run's directory.
+        metric: val_accuracy or val_loss.
+        max_epochs: the most epochs of a trial.
+        seed: of weights and batches.
+        precision: auto, bf16 or fp32.
+        cpus: of one trial.
+        gpus: of one trial; may be a fraction.
+        latency: whether it is an objective, and so measured.
+        augment: for all trials; "none" leaves it to the space.
+        tensorboard: whether every epoch is written for it.
+        activations: whether that has histograms of the layers' outputs.
+    """
+
+    run: str
+    metric: str
+    max_epochs: int
+    seed: int
+    precision: str
+    cpus: float
+    gpus: float
+    latency: bool = False
+    augment: str = "none"
+    tensorboard: bool = False
+    activations: bool = False
+
+
+class Result(EpochRow, total=False):
+    """What a trial reports after an epoch, beside the epoch's row.
+
+    `rows` are all epochs so far, after a restart: their reports may have been lost. A trial that
+    cannot go on has `reason`, or `storage_error` where the fault is the storage's.
+    """
+
+    rows: list[EpochRow]
+    n_parameters: int
+    node: str
+    done: bool
+    latency_ms: float
+    reason: str
+    storage_error: str
+    tracker_warning: str  # why the epoch could not be written for TensorBoard
+
+
+def reported(
+    context: TrialContext, row: EpochRow, n_parameters: int, rows: list[EpochRow] | None
+) -> Result:
+    """The result of an epoch; rows: of all epochs so far, after a restart."""
+    result = cast(Result, {**row, "n_parameters": n_parameters, "node": platform.node()})
+    result["done"] = row["epoch"] >= context.max_epochs
+    if rows is not None:
+        result["rows"] = rows
+    return result
+
+
+def ended(**why: str) -> Result:
+    """The last result of a trial that cannot go on."""
+    nan = {"val_accuracy": math.nan, "val_loss": math.nan}
+    return {**nan, "epoch": 0, "done": True, **why}  # type: ignore[typeddict-item]
