@@ -46,7 +46,6 @@ def longer_than(limit: int, *kinds: type[Definition]) -> dict[str, int]:
     }
 
 
-@pytest.mark.xfail(reason="the rooms are being rebuilt")
 def test_files_classes_and_functions_are_short() -> None:
     lines = {name(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {file: n for file, n in lines.items() if n > LONGEST_FILE} == {}
@@ -69,7 +68,6 @@ def imports_in_functions() -> Iterator[tuple[str, str, set[str]]]:
             yield f"{name(file)}:{node.lineno}", lines, packages
 
 
-@pytest.mark.xfail(reason="the rooms are being rebuilt")
 def test_imports_in_functions_are_few_and_have_a_reason() -> None:
     found = {place: (line, packages) for place, line, packages in imports_in_functions()}
     assert len(found) <= MOST_IMPORTS_IN_FUNCTIONS
