@@ -1,6 +1,5 @@
 """The commands as people run them: `mnist-ray COMMAND` and the scripts in jobs/."""
 
-import hashlib
 import json
 import os
 import re
@@ -18,35 +17,10 @@ from mnist_ray import cli, data, models
 from mnist_ray.export.pictures import Preprocessor, read_picture
 from mnist_ray.export.session import Session, confidence_interval, probabilities
 from mnist_ray.export.write import export
-from mnist_ray.run.publication import publish
-from mnist_ray.storage import RunStorage
-from mnist_ray.training.trainer import Trainer
+from tests.support.published import HEAVY, HP, published
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PROGRAMS = Path(__file__).parent / "programs"
-HEAVY = ("torch", "ray", "optuna", "sklearn", "scipy", "onnxruntime", "onnxscript", "pandas")
-HP = {
-    "model": "convnet",
-    "in_channels": 1,
-    "image_size": [28, 28],
-    "classes": 10,
-    "mean": [0.1578],
-    "std": [0.2933],
-    "blocks": 2,
-    "layers_per_block": 1,
-    "width": 8,
-    "kernel_size": 3,
-    "activation": "relu",
-    "activation_position": "after_norm",
-    "pooling": "max",
-    "pool_position": "end",
-    "dropout": 0.0,
-    "dropout_place": "head",
-    "batch_size": 64,
-    "optimizer": "adam",
-    "lr": 0.01,
-    "schedule": "one_cycle",
-}
 
 
 def mnist_ray(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -66,25 +40,6 @@ def job(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.Co
         text=True,
         check=False,
     )
-
-
-def published(folder: Path) -> Path:
-    """A run's directory with a small network, trained for seconds, as its published model."""
-    train = data.load("digits", "train")
-    trainer = Trainer(HP, epochs=5, seed=0, precision="fp32")
-    for _ in range(5):
-        trainer.train_epoch(torch.tensor(train.images), torch.tensor(train.labels))
-    model = export(
-        trainer.eval_model(),
-        HP,
-        {"dataset": "digits", "classes": '["0","1","2","3","4","five","6","7","8","9"]'},
-    )
-    publish(
-        RunStorage(str(folder)),
-        {"model.onnx": model},
-        {"file": "model.onnx", "sha256": hashlib.sha256(model).hexdigest()},
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")

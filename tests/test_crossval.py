@@ -1,6 +1,7 @@
 """The cross-validation by unseen writers, on a small data set: folds, resuming, comparison."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,27 +10,12 @@ import pytest
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import parse
+from tests.support import PROGRAMS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import crossval
 
-OWN = """
-import numpy as np
-from mnist_ray.data import Images
-
-def bars(part, data_dir):
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, 400)
-    images = random.integers(0, 60, (400, 1, 12, 12)).astype(np.uint8)
-    images[np.arange(400), 0, labels] = 255
-    groups = random.integers(0, 40, 400)
-    return Images("", part, images, labels, "0123456789", 0.1, 0.2, groups=groups)
-
-def unknown(part, data_dir):
-    import dataclasses
-    return dataclasses.replace(bars(part, data_dir), groups=None)
-"""
 STAGES = """
 start: best
 train_on: all
@@ -41,7 +27,7 @@ stages:
 
 @pytest.fixture
 def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    (tmp_path / "bars_of_writers.py").write_text(OWN)
+    shutil.copy(PROGRAMS / "bars_of_writers.py", tmp_path)
     (tmp_path / "stages.yaml").write_text(STAGES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -15,7 +15,7 @@ import mnist_ray as mr
 from mnist_ray import data
 from mnist_ray.run import layout
 from mnist_ray.storage import RunStorage
-from tests.test_cli import HEAVY, published
+from tests.support.published import HEAVY, published
 
 PROGRAMS = Path(__file__).parent / "programs"
 

@@ -14,6 +14,7 @@ import pytest
 
 from mnist_ray import cluster
 from mnist_ray.errors import SettingsError, WorkError
+from tests.support import PROGRAMS
 from tests.support.runs import SMALL, finish, search
 
 
@@ -105,12 +106,8 @@ def test_storage_that_a_node_does_not_see_is_refused(
         stderr=subprocess.DEVNULL,
     )
     try:
-        count = (
-            "import ray, time; ray.init(address='auto', logging_level='ERROR', "
-            "log_to_driver=False)\n"
-            "while sum(n['Alive'] for n in ray.nodes()) < 2: time.sleep(0.3)"
-        )
-        subprocess.run([sys.executable, "-c", count], env=ray_head, timeout=60, check=True)
+        count = [sys.executable, str(PROGRAMS / "ray_nodes.py"), "2"]
+        subprocess.run(count, env=ray_head, timeout=60, check=True)
         code, output = finish(
             search(
                 ray_head, *SMALL, "--trials", "1", "--storage", str(storage), "--name", "unseen"

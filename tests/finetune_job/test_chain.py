@@ -19,35 +19,14 @@ from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.publication import Manifest, read_verified
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
+from tests.support.networks import EPOCH as ROW
+from tests.support.networks import SEARCHED as HP
 
-HP = {
-    "model": "convnet",
-    "in_channels": 1,
-    "image_size": [28, 28],
-    "classes": 10,
-    "mean": [0.1578],
-    "std": [0.2933],
-    "blocks": 2,
-    "layers_per_block": 1,
-    "width": 2,
-    "kernel_size": 3,
-    "activation": "relu",
-    "activation_position": "after_norm",
-    "pooling": "max",
-    "pool_position": "end",
-    "dropout": 0.5,
-    "dropout_place": "head",
-    "batch_size": 32,
-    "optimizer": "adam",
-    "lr": 0.01,
-    "label_smoothing": 0.3,
-}
 STAGES = (
     Stage(1, 64, 0.02, 1e-4, "sgd", seed=1, label_smoothing=0.1, dropout=0.25, schedule="cosine"),
     Stage(1, 50, 0.005, 0.0, "rmsprop", seed=2, dropout=0.125, ema=0.5),
     Stage(1, None, 0.001, 0.0, None, seed=3),  # keeps the search's optimiser and dropout
 )
-ROW = {"epoch": 1, "val_loss": 2.0, "val_accuracy": 0.25}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from mnist_ray.run.about import About, Finished
 from mnist_ray.run.publication import Manifest, read_verified
 from mnist_ray.settings import FinetuneSettings, SearchSettings, resolved
 from mnist_ray.storage import RunStorage
-from tests.finetune_job.test_chain import HP, ROW
+from tests.support.networks import EPOCH as ROW
+from tests.support.networks import SEARCHED as HP
 
 STAGES = (
     "stages:\n  - {epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 0, seed: 1}\n"

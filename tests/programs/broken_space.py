@@ -3,7 +3,8 @@
 
 def space(trial, data):
     trial.suggest_float("x", 0, 1)
-    return {"model": "broken_space:build"}
+    hp = {"model": "broken_space:build", "optimizer": "adam", "batch_size": 8, "lr": 0.1}
+    return {**hp, **data.hyperparameters()}
 
 
 def build(hp):

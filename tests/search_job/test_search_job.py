@@ -4,6 +4,7 @@ and refusals.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from mnist_ray.storage import RunStorage
-from tests.support import ROOT
+from tests.support import PROGRAMS, ROOT
 from tests.support.runs import (
     SMALL,
     check_published,
@@ -112,12 +113,7 @@ def test_a_stopped_search_goes_on(
 
 
 def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "broken_space.py").write_text(
-        "def space(trial, data):\n    trial.suggest_float('x', 0, 1)\n    return "
-        "{'model': 'broken_space:build', 'optimizer': 'adam',\n"
-        "            'batch_size': 8, 'lr': 0.1, **data.hyperparameters()}\n"
-        "def build(hp):\n    raise RuntimeError('no such network')\n"
-    )
+    shutil.copy(PROGRAMS / "broken_space.py", tmp_path)
     # A module of the user's own lies where search.py is called from; the trials' processes must
     # find it there too.
     arguments = [
@@ -303,17 +299,8 @@ def test_resume_refuses_another_value() -> None:
 
 @pytest.mark.slow
 def test_a_network_of_ones_own_goes_all_the_way(ray_head: dict[str, str], tmp_path: Path) -> None:
-    """Space and network from a module beside the caller, through the search, the stages and ONNX."""  # noqa: E501
-    (tmp_path / "own_network.py").write_text(
-        "from torch import nn\n"
-        "def space(trial, data):\n"
-        "    return "
-        "{'model': 'own_network:network', **data.hyperparameters(), 'lr': trial.suggest_float('lr', 1e-3, 1e-2),\n"  # noqa: E501
-        "            'optimizer': 'adam', 'batch_size': 32}\n"
-        "def network(hp):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, "
-        "hp['classes']))\n"
-    )
+    """A module beside the caller, through the search, the stages and ONNX."""
+    shutil.copy(PROGRAMS / "own_network.py", tmp_path)
     arguments = [
         "--dataset",
         "digits",

@@ -44,3 +44,55 @@ def network(hp: dict[str, Any], seed: int = 0) -> nn.Module:
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, low + 1)
     return model.eval()
+
+
+# What a trainer trains, on four classes.
+TRAINED = {
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [12, 12],
+    "classes": 4,
+    "mean": [0.5],
+    "std": [0.5],
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 8,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.2,
+    "dropout_place": "head",
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.1,
+    "schedule": "one_cycle",
+    "ema": 0.9,
+}
+# The network of a search, as the stages find it, and the row of its epoch.
+SEARCHED = {
+    "model": "convnet",
+    "in_channels": 1,
+    "image_size": [28, 28],
+    "classes": 10,
+    "mean": [0.1578],
+    "std": [0.2933],
+    "blocks": 2,
+    "layers_per_block": 1,
+    "width": 2,
+    "kernel_size": 3,
+    "activation": "relu",
+    "activation_position": "after_norm",
+    "pooling": "max",
+    "pool_position": "end",
+    "dropout": 0.5,
+    "dropout_place": "head",
+    "batch_size": 32,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "label_smoothing": 0.3,
+}
+EPOCH = {"epoch": 1, "val_loss": 2.0, "val_accuracy": 0.25}

@@ -18,7 +18,7 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import SearchSettings, check_search, parse
 from mnist_ray.study.samplers import UpperEnd
 from mnist_ray.training import gpu_share
-from tests.support import ROOT
+from tests.support import PROGRAMS, ROOT
 from tests.support.trials import HP
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.5,), (0.5,))
@@ -85,33 +85,14 @@ def test_measured_on_a_gpu() -> None:
     assert 2**20 < found.memory < found.total
 
 
-ON_RAY = """
-import ray
-from mnist_ray.training import gpu_share
-from mnist_ray.search_job import placement
-from mnist_ray.search_job.plan import prepare
-from mnist_ray.settings import SearchSettings
-
-if __name__ == "__main__":
-    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    measure = gpu_share.measure
-    gpu_share.measure = lambda *arguments: measure(*arguments, device="cpu")
-    args = ("min_width=8", "max_width=16")
-    plan = prepare(SearchSettings(dataset="digits", space_args=args, gpus_per_trial="auto", dry_run=True))
-    print("share", placement.share_of_gpu(plan, [{"CPU": 2.0, "GPU": 1.0}]))
-    print("share", placement.share_of_gpu(plan, [{"CPU": 2.0}]))
-"""  # noqa: E501
-
-
 @pytest.mark.slow
 def test_in_a_task_of_ray(tmp_path: Path) -> None:
     """Where Ray counts a GPU: the processes of the task measure, here a CPU."""
-    (tmp_path / "on_ray.py").write_text(ON_RAY)
     env = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     } | {"PYTHONPATH": str(ROOT)}
     out = subprocess.run(
-        [sys.executable, "on_ray.py"],
+        [sys.executable, str(PROGRAMS / "gpu_share_on_ray.py")],
         cwd=tmp_path,
         env=env,
         capture_output=True,

@@ -5,7 +5,7 @@ import pytest
 from mnist_ray.errors import SettingsError
 from mnist_ray.training.optimizers import SCHEDULES, one_cycle
 from mnist_ray.training.trainer import Trainer
-from tests.training.test_trainer import HP
+from tests.support.networks import TRAINED as HP
 
 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "linear"])

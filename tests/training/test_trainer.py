@@ -8,32 +8,7 @@ import torch
 from mnist_ray.errors import SettingsError
 from mnist_ray.run import checkpoint
 from mnist_ray.training.trainer import Trainer, epoch_seed, load_network
-
-HP = {
-    "model": "convnet",
-    "in_channels": 1,
-    "image_size": [12, 12],
-    "classes": 4,
-    "mean": [0.5],
-    "std": [0.5],
-    "blocks": 2,
-    "layers_per_block": 1,
-    "width": 8,
-    "kernel_size": 3,
-    "activation": "relu",
-    "activation_position": "after_norm",
-    "pooling": "max",
-    "pool_position": "end",
-    "dropout": 0.2,
-    "dropout_place": "head",
-    "batch_size": 16,
-    "optimizer": "sgd",
-    "lr": 0.1,
-    "weight_decay": 1e-4,
-    "label_smoothing": 0.1,
-    "schedule": "one_cycle",
-    "ema": 0.9,
-}
+from tests.support.networks import TRAINED as HP
 
 
 @pytest.fixture(autouse=True)
