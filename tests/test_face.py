@@ -247,3 +247,23 @@ def test_a_file_of_options_lies_under_the_keywords(tmp_path: Path) -> None:
 def test_a_finetuning_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(mr.SettingsError, match="there is no run at"):
         mr.finetune(tmp_path / "none", committee=2)
+
+
+def test_two_searches_in_one_process_and_a_ray_of_the_caller_s(tmp_path: Path) -> None:
+    """With every submodule imported, in a thread too; signal handlers and the caller's Ray stay."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "face_searches.py"), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "uris": [str(tmp_path / "runs" / "first"), str(tmp_path / "runs" / "second")],
+        "states": ["searched", "searched"],
+        "numbers": [0, 1],
+        "handlers": [True, True],
+        "left_no_ray": True,
+        "kept_ray": True,
+    }

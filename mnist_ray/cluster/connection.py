@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.cluster.patches import read_token_again
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
 
 ANSWER_SECONDS = 5.0  # in which a Ray that is joined must answer
 SOCKET_ROOM = 43  # characters of a folder in which Ray's sockets stay below 107
-
-# One for all Rays of this process: Ray reads it once.
-TOKEN = secrets.token_hex(32)
 
 
 def quiet_ray() -> None:
@@ -116,7 +114,11 @@ def _token(file: Path) -> Iterator[None]:
     if "RAY_AUTH_MODE" in os.environ:
         yield
         return
-    file.write_text(TOKEN)
+    file.write_text(secrets.token_hex(32))
     file.chmod(0o600)
-    with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)):
-        yield
+    try:
+        with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)):
+            read_token_again()
+            yield
+    finally:
+        read_token_again()

@@ -13,7 +13,7 @@ import ray
 from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mnist_ray.cluster.patches import any_agent_port
+from mnist_ray.cluster.patches import any_agent_port, same_sigterm
 from mnist_ray.cluster.resources import Cluster, Resources, capacity, environment
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.storage import RunStorage
@@ -28,7 +28,8 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
     keep = ray.is_initialized()
     try:
         try:
-            context = ray.init(address="auto", ignore_reinit_error=True, **options)
+            with same_sigterm():
+                context = ray.init(address="auto", ignore_reinit_error=True, **options)
         except Exception as error:
             raise WorkError(f"Ray cannot be joined: {first_line(error)}") from error
         has, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
@@ -49,7 +50,7 @@ def start(options: dict[str, Any], folder: Path) -> Iterator[Cluster]:
     try:
         try:
             # What torch leaves behind in the workers' TMPDIR is removed with the rest.
-            with any_agent_port(), environment(TMPDIR=str(folder)):
+            with any_agent_port(), same_sigterm(), environment(TMPDIR=str(folder)):
                 context = ray.init(**options)
         except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
             free = shutil.disk_usage(folder).free // 2**20

@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 from ray._private import parameter
@@ -23,3 +26,34 @@ def any_agent_port() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = plain
+
+
+def read_token_again() -> None:
+    """Has Ray read RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH again.
+
+    Reason: it reads them once, when it is imported; a notebook has imported it long before.
+    Upstream: the same two calls, in this order, are in Ray's authentication_test_utils.
+    Seen on: Ray 2.60.0.
+    No longer needed when: ray.init takes a token, or reads the environment.
+    """
+    raylet = sys.modules.get("ray._raylet")
+    if raylet is not None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def same_sigterm() -> Iterator[None]:
+    """Keeps the handler of SIGTERM, which ray.init replaces by its own.
+
+    Reason: a caller's handlers are not ours to change.
+    Upstream: no issue known; ray.init has no argument for it.
+    Seen on: Ray 2.60.0.
+    No longer needed when: ray.init leaves the handler alone.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
