@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.cluster.patches import read_token_again
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
@@ -118,7 +117,13 @@ def _token(file: Path) -> Iterator[None]:
     file.chmod(0o600)
     try:
         with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file)):
-            read_token_again()
+            _read_token_again()
             yield
     finally:
-        read_token_again()
+        _read_token_again()
+
+
+def _read_token_again() -> None:
+    from mnist_ray.cluster import patches  # noqa: PLC0415 (Ray's environment)
+
+    patches.read_token_again()

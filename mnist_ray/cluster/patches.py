@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 
+from ray import _raylet
 from ray._private import parameter
 
 
@@ -36,10 +36,8 @@ def read_token_again() -> None:
     Seen on: Ray 2.60.0.
     No longer needed when: ray.init takes a token, or reads the environment.
     """
-    raylet = sys.modules.get("ray._raylet")
-    if raylet is not None:
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    _raylet.Config.initialize("")
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
