@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).parent / "programs" / "design_lines.py"
 STAGE = """start: best
 train_on: all
 stages:
-  - {epochs: 1, batch_size: 128, optimizer: adam, lr: 1.0e-3, seed: 1}
+  - {epochs: 1, batch_size: 128, optimizer: adam, lr: 1.0e-3, weight_decay: 0.0, seed: 1}
 """
 
 
