@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 
-.PHONY: demo test lint slow faults
+.PHONY: demo test lint slow faults docs
 
 demo: .venv/ready
 	.venv/bin/python jobs/search.py --config demo --storage runs --name demo --overwrite
@@ -16,6 +16,10 @@ slow: .venv/ready
 
 faults: .venv/ready
 	.venv/bin/python -m pytest tests/faults
+
+docs: .venv/ready
+	.venv/bin/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 lint: .venv/ready
 	.venv/bin/ruff check .

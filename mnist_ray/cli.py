@@ -18,6 +18,7 @@ from mnist_ray.settings import (
     PredictSettings,
     ReportSettings,
     SearchSettings,
+    help,
     main,
 )
 
@@ -107,6 +108,7 @@ COMMANDS: dict[str, Command] = {
 
 def job(name: str) -> NoReturn:
     """Does what `jobs/NAME.py` is called for, with the flags of this process, and exits."""
+    _list_part(name, sys.argv[1:])
     main(*COMMANDS[name])
 
 
@@ -114,6 +116,7 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     """Does what `mnist-ray` is called for, by `argv` or the words of this process, and exits."""
     name, *flags = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
+        _list_part(name, flags)
         main(*COMMANDS[name], argv=flags, program=f"{PROGRAM} {name}")
     if name in ("-h", "--help"):
         print(_overview())
@@ -125,6 +128,42 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     hint = f" (did you mean {close[0]}?)" if close else f"; expected one of {', '.join(COMMANDS)}"
     print(f"{PROGRAM}: there is no command {name!r}{hint}", file=sys.stderr)
     sys.exit(SettingsError.exit_code)
+
+
+def part_options(part: str, name: str) -> tuple[help.Option, ...]:
+    """The options of a space, a sampler or a scheduler.
+
+    Args:
+        part: One of help.PARTS.
+        name: As --space, --sampler and --scheduler take it.
+
+    Raises:
+        SettingsError: There is none of that name.
+    """
+    if part == "space":
+        from mnist_ray import spaces  # noqa: PLC0415 (seconds at start)
+
+        return help.part_options(spaces.find(name), {})
+    from mnist_ray.study import pruners, samplers  # noqa: PLC0415 (seconds at start)
+
+    if part == "sampler":
+        return help.part_options(*samplers.found(name))
+    return help.part_options(pruners.factory(name), {})
+
+
+def _list_part(command: str, flags: Sequence[str]) -> None:
+    """Answers `search --help-space NAME` and its like, and exits."""
+    known = {f"--help-{part}": part for part in help.PARTS}
+    flag, _, name = " ".join(flags[:2]).replace("=", " ", 1).partition(" ")
+    if command != "search" or flag not in known:
+        return
+    part = known[flag]
+    try:
+        print(help.part_text(part, name, part_options(part, name)))
+    except SettingsError as error:
+        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
 
 
 def _overview() -> str:

@@ -17,32 +17,12 @@ import torch
 from PIL import Image
 
 from mnist_ray import data, models
-from mnist_ray.cli import COMMANDS
 from mnist_ray.spaces import DataShape
-from tests.support import ROOT
+from tests.support import ROOT, pages
 from tests.support.runs import finish, flags, search
 from tests.support.servers import free_port
 
 README = (ROOT / "README.md").read_text()
-PAGES = {
-    path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def example(words: str) -> str:
-    """The Python block of a page with these words."""
-    [found] = [code for text in PAGES.values() for code in blocks("python", text) if words in code]
-    return found
-
-
-def commands() -> list[str]:
-    """Each command line of the README's shell blocks, without its comment."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
 
 
 # A test cannot run these: the environment is there, and so is a Ray head of the tests' own.
@@ -78,7 +58,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path) -> None:
     env = {**ray_head, "HOME": str(tmp_path)}
     ran = []
-    for command in commands():
+    for command in pages.commands(README):
         if command.startswith(ELSEWHERE):
             continue
         ran.append(command)
@@ -98,7 +78,7 @@ def test_every_command_runs(tree: Path, ray_head: dict[str, str], tmp_path: Path
     assert len(ran) == 7
     study = f"{tmp_path}/mnist_ray/first/study.journal"
     check_dashboard(f"optuna-dashboard {study}", env)
-    (tree / "readme_lines.py").write_text(example("import mnist_ray as mr"))
+    (tree / "readme_lines.py").write_text(pages.blocks("python", README)[0])
     out = subprocess.run(
         [sys.executable, "readme_lines.py"],
         cwd=tree,
@@ -136,30 +116,6 @@ def check_dashboard(command: str, env: dict[str, str]) -> None:
         server.wait(20)
 
 
-# Flags of other programs, and of benchmarks, that pages name.
-OTHERS = {"help", "working_dir", "logdir"}
-
-
-def test_every_flag_in_the_text_exists() -> None:
-    known = {
-        name for command in COMMANDS.values() for name in command.settings.__dataclass_fields__
-    }
-    known |= {f"no_{name}" for name in known} | OTHERS
-    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCUMENTED)):
-        code = re.findall(r"`([^`\n]+)`", PAGES[path])
-        found = {flag for text in code for flag in re.findall(r"--([a-z][a-z-]+)", text)}
-        assert {flag.replace("-", "_") for flag in found} <= known, path
-
-
-DOCUMENTED = ("own-data", "own-parts", "run-directory", "honest-results", "original-experiments")
-
-
-def test_every_link_leads_somewhere() -> None:
-    for path, text in PAGES.items():
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-            assert "://" in target or (path.parent / target).exists(), f"{path}: {target}"
-
-
 def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 1200
     prose = re.sub(r"```.*?```|^\|.*$|^- .*$", "", README, flags=re.DOTALL | re.MULTILINE)
@@ -168,15 +124,15 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_two_commands_come_first() -> None:
-    assert blocks("bash")[0].splitlines()[0].startswith("make demo")
-    assert blocks("bash")[0].splitlines()[1].startswith("make test")
+    assert pages.blocks("bash", README)[0].splitlines()[0].startswith("make demo")
+    assert pages.blocks("bash", README)[0].splitlines()[1].startswith("make test")
 
 
 def test_a_space_and_network_of_ones_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README's example module, through a dry run and one step of its network."""
-    (tmp_path / "mine.py").write_text(example("def space"))
+    (tmp_path / "mine.py").write_text(pages.example("def space"))
     options = flags(space="mine:space", space_args="most=32", dataset="digits", dry_run=True)
     code, output = finish(search(dict(os.environ), *options, cwd=tmp_path), 60)
     assert code == 0, output
@@ -188,7 +144,7 @@ def test_a_space_and_network_of_ones_own_run(
 
 
 def test_a_data_set_of_ones_own_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = example("def symbols")
+    code = pages.example("def symbols")
     filled = code.replace(
         "images, labels = ...",
         "images, labels = np.zeros((20, 1, 9, 9), np.uint8), np.arange(20) % 2",

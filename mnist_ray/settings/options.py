@@ -10,14 +10,26 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import Positional, arg
+from tyro.conf import Fixed, Positional
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import Augmentation
 from mnist_ray.settings.text import converted, without_password
 
-Model = Annotated[Positional[str], arg(metavar="MODEL")]
-Pictures = Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE ...")]
+# A text behind a type says how help writes its value.
+Class = Annotated[str, "NAME|module:Class"]
+Function = Annotated[str, "NAME|module:function"]
+Duration = Annotated[str, "TIME"]
+File = Annotated[str, "FILE"]
+Folder = Annotated[str, "FOLDER"]
+KeyValues = Annotated[tuple[str, ...], "KEY=VALUE ..."]
+Model = Annotated[Positional[str], "MODEL"]
+Name = Annotated[str, "NAME"]
+Pictures = Annotated[Positional[tuple[str, ...]], "PICTURE ..."]
+RunPlace = Annotated[str, "RUN"]
+Runs = Annotated[Positional[tuple[str, ...]], "RUN ..."]
+Recipe = Annotated[str, "NAME|FILE"]
+StudyPlace = Annotated[str, "URL|FILE"]
 
 
 def default_storage() -> str:
@@ -64,10 +76,10 @@ class Options:
 class DataOptions(Options):
     """The images, and which of them to train on."""
 
-    dataset: str = "mnist"
+    dataset: Function = "mnist"
     """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own."""
-    data_dir: str = field(default_factory=default_data_dir)
-    """torchvision's root (default: from MNIST_RAY_DATA)."""
+    data_dir: Folder = field(default_factory=default_data_dir)
+    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     train_images: int | None = None
     """How many images to train on (default: all but the validation images)."""
     val_images: int | None = None
@@ -87,14 +99,14 @@ class DataOptions(Options):
 class SpaceOptions(Options):
     """The networks to search among."""
 
-    space: str = "convnet"
+    space: Function = "convnet"
     """Search space: a name from mnist_ray/spaces, or module:function for your own."""
-    space_args: tuple[str, ...] = ()
+    space_args: KeyValues = ()
     """The space's own options, as KEY=VALUE."""
-    onnx: str | None = None
+    onnx: File | None = None
     """Start every trial from this ONNX file or run's directory, for --space optimizer (files not of
     ours: the extra foreign-onnx)."""
-    points: str | None = None
+    points: File | None = None
     """YAML file with a list of known good configurations, which are tried first."""
 
 
@@ -104,7 +116,7 @@ class GoalOptions(Options):
 
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     """What is maximised or minimised; equal accuracies are told apart by the loss."""
-    objectives: str | None = None
+    objectives: Annotated[str, "NAME,NAME,..."] | None = None
     """Several objectives at once, two or more of accuracy, loss, parameters and latency
     (milliseconds of one image in onnxruntime, on one thread of the trial's machine), as
     accuracy,parameters: the result is a Pareto front. --metric still stops trials, chooses each
@@ -113,9 +125,9 @@ class GoalOptions(Options):
     """How many trials this run has in all."""
     max_epochs: int = 10
     """The most epochs a trial trains."""
-    time_budget: str | None = None
+    time_budget: Duration | None = None
     """Stop the search after so long, as 90s, 30m or 2h."""
-    trial_timeout: str | None = None
+    trial_timeout: Duration | None = None
     """Give a trial up that reports no epoch for so long, as 10m (default: never)."""
 
 
@@ -123,21 +135,21 @@ class GoalOptions(Options):
 class MethodOptions(Options):
     """What suggests networks, and what stops them early."""
 
-    sampler: str = "tpe"
+    sampler: Class = "tpe"
     """Optuna's sampler: tpe, cmaes, gp, qmc, random, grid, nsga2, or module:Class for your own."""
-    sampler_args: tuple[str, ...] = ()
+    sampler_args: KeyValues = ()
     """The sampler's own options, as KEY=VALUE."""
-    scheduler: str = "asha"
+    scheduler: Class = "asha"
     """What stops the hopeless early: asha, hyperband, median, percentile, successive-halving,
     threshold, patient, none, or module:Class for an optuna.pruners.BasePruner of your own; pbt:
     the worst go on with the weights of the best instead."""
-    scheduler_args: tuple[str, ...] = ()
+    scheduler_args: KeyValues = ()
     """The scheduler's own options, as KEY=VALUE."""
     grace_period: int = 1
     """Epochs before a trial can be stopped."""
     reduction_factor: float = 3
     """One in so many goes on at each rung of asha, hyperband and successive-halving."""
-    warm_start: str | None = None
+    warm_start: Annotated[str, "RUN|STUDY"] | None = None
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""
     deterministic: bool = False
@@ -165,19 +177,20 @@ class ResourceOptions(Options):
 class RunOptions(Options):
     """Where the run and its study are kept."""
 
-    storage: str = field(default_factory=default_storage)
-    """Where runs are kept: a folder or s3://bucket/path that every node sees."""
-    name: str | None = None
+    storage: Folder = field(default_factory=default_storage)
+    """Where runs are kept: a folder or s3://bucket/path that every node sees (default:
+    ~/mnist_ray)."""
+    name: Name | None = None
     """The run's name (default: space and time)."""
     resume: bool = False
     """Go on with the run of this name where it stopped."""
     overwrite: bool = False
     """Delete a run of this name first."""
-    study: str | None = None
+    study: StudyPlace | None = None
     """Where the study is kept instead of the run's directory: sqlite:///FILE, postgresql://…,
     mysql://…, redis://…, FILE.journal or memory; ${VAR} stands for an environment variable, as
     postgresql://me:${PGPASSWORD}@host/db. Several searches may share it."""
-    study_name: str | None = None
+    study_name: Name | None = None
     """The study's name (default: the run's)."""
 
 
@@ -187,8 +200,8 @@ class ModelOptions(Options):
 
     finetune: bool = True
     """Fine-tune the best and publish it when the search ends."""
-    stages: str = "default"
-    """The fine-tune stages: default, seed, or a YAML file."""
+    stages: Recipe = "default"
+    """The fine-tuning stages: a recipe's name, as default or small, or a YAML file."""
     committee: int = 1
     """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file
     gives."""
@@ -203,10 +216,10 @@ class TrackerOptions(Options):
     tensorboard/."""
     activations: bool = False
     """With --tensorboard: histograms of what every layer returns for some validation images."""
-    mlflow: str | None = None
+    mlflow: Annotated[str, "URL"] | None = None
     """Track trials and search in MLflow: sqlite:///FILE, postgresql://…, mysql://… or http(s)://…;
     ${VAR} as in --study."""
-    wandb: str | None = None
+    wandb: Annotated[str, "PROJECT"] | None = None
     """Track trials in this project of Weights & Biases; WANDB_MODE=offline writes to a folder
     only."""
 
@@ -215,7 +228,7 @@ class TrackerOptions(Options):
 class CallOptions(Options):
     """This command alone, not the run."""
 
-    config: str | None = None
+    config: Recipe | None = None
     """YAML file with any of these options (as `max_epochs: 4`); a flag wins over the file."""
     dry_run: bool = False
     """Print the resolved settings and the first suggestions, and do nothing."""
@@ -237,7 +250,7 @@ class SearchSettings(  # the fields of the last base come first
 ):
     """Search for the best network, then fine-tune it in three stages and publish it as ONNX."""
 
-    given: frozenset[str] = frozenset()
+    given: Fixed[frozenset[str]] = frozenset()
     """Names of the options that a person gave, in a flag, a file or a call. A resumed run refuses
     those that may not change, and takes the others over."""
 
@@ -260,28 +273,29 @@ class SearchSettings(  # the fields of the last base come first
 class FinetuneSettings(Options):
     """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify and publish it."""
 
-    run: str | None = None
+    run: RunPlace | None = None
     """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
     --onnx)."""
-    onnx: str | None = None
+    onnx: File | None = None
     """Start from this ONNX file of ours instead of the run's best checkpoint."""
-    storage: str = field(default_factory=default_storage)
-    """Where a new run is kept."""
-    name: str | None = None
+    storage: Folder = field(default_factory=default_storage)
+    """Where a new run is kept (default: ~/mnist_ray)."""
+    name: Name | None = None
     """A new run's name (default: finetune and the time)."""
-    dataset: str | None = None
+    dataset: Function | None = None
     """A new run's data set (default: the one that the ONNX file names); or the module:function of
     your own that the run was searched on: a file alone must not choose what code runs."""
-    network: str | None = None
+    network: Annotated[str, "module:function"] | None = None
     """module:function of your own network, where the run's is one: a checkpoint alone must not
     choose what code runs."""
-    stages: str | None = None
-    """default, seed, or a YAML file (default: what the search was told)."""
+    stages: Recipe | None = None
+    """The stages: a recipe's name, as default or small, or a YAML file (default: that of the
+    search)."""
     committee: int | None = None
-    """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: what the
-    search was told)."""
-    data_dir: str | None = None
-    """torchvision's root (default: what the search was told)."""
+    """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: that of the
+    search)."""
+    data_dir: Folder | None = None
+    """torchvision's root (default: that of the search)."""
     cpus: float | None = None
     """CPUs of the job (default: those of the largest node)."""
     gpus: float | None = None
@@ -296,11 +310,11 @@ class EvaluateSettings(Options):
 
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""
-    dataset: str | None = None
+    dataset: Function | None = None
     """mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own (default: the
     model's)."""
-    data_dir: str | None = None
-    """torchvision's root (default: from MNIST_RAY_DATA)."""
+    data_dir: Folder | None = None
+    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     part: Literal["test", "train"] = "test"
     """Which part of the data set."""
 
@@ -319,15 +333,15 @@ class PredictSettings(Options):
 class ReportSettings(Options):
     """Make a run's report.html again, or one page that compares several runs."""
 
-    runs: Positional[tuple[str, ...]]
+    runs: Runs
     """The runs' directories: folders or s3://bucket/path/name."""
-    out: str | None = None
+    out: File | None = None
     """Write the page to this file (default: report.html, in the run's directory or, for several
     runs, here)."""
-    png: str | None = None
+    png: Folder | None = None
     """Draw the main figures into this folder as PNG files too."""
-    data_dir: str | None = None
-    """torchvision's root, for the test images (default: what the search was told)."""
+    data_dir: Folder | None = None
+    """torchvision's root, for the test images (default: that of the search)."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +352,7 @@ class DrawSettings(Options):
     """An ONNX file or a run's directory, local or s3://…"""
     port: int = 0
     """Port on 127.0.0.1 (0: any that is free)."""
-    export: str | None = None
+    export: Folder | None = None
     """Write the page into this folder instead of serving it."""
 
 

@@ -2,19 +2,18 @@
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.settings.options import Options, SearchSettings
+from mnist_ray.settings import help
+from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.text import one_line, packaged, read_yaml
 
 T = TypeVar("T")
@@ -61,13 +60,16 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None =
         SystemExit: With code 0, after --help.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = _tyro(cls, argv, program)
+    if {"-h", "--help"} & set(argv):
+        print(help.text(cls, program or f"python {sys.argv[0]}"))
+        sys.exit(0)
+    settings = _tyro(cls, argv)
     config = getattr(settings, "config", None)
     flags: list[str] = []
     if config is not None:
         flags = yaml_as_flags(cls, config)
-        from_file = _tyro(cls, flags, program, where=f"{config}: ")
-        settings = _tyro(cls, argv, program, from_file)
+        from_file = _tyro(cls, flags, where=f"{config}: ")
+        settings = _tyro(cls, argv, from_file)
     if isinstance(settings, SearchSettings):
         given = {
             word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -120,53 +122,14 @@ def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
     return flags
 
 
-def _tyro(
-    cls: type[T],
-    argv: Sequence[str],
-    program: str | None,
-    default: T | None = None,
-    where: str = "",
-) -> T:
-    """tyro.cli, with a title in the help for each group of options, and its error as one line."""
-    bases = reversed(cls.__bases__)
-    groups: list[Any] = [
-        b for b in bases if is_dataclass(b) and issubclass(b, Options) and dataclasses.fields(b)
-    ]
-    shape: Any = cls
-    if groups:
-        shape = dataclasses.make_dataclass(
-            cls.__name__,
-            [
-                (
-                    group.__name__.removesuffix("Options").lower(),
-                    Annotated[group, tyro.conf.OmitArgPrefixes],
-                    group(**_values(default, group) if default else {}),
-                )
-                for group in groups
-            ],
-            frozen=True,
-        )
+def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: str = "") -> T:
+    """tyro.cli, with its error as one line."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            found: Any = tyro.cli(
-                shape,
-                prog=program,
-                description=inspect.getdoc(cls),
-                args=argv,
-                default=None if groups else default,
-            )
+            return cast(T, tyro.cli(cls, args=argv, default=default, add_help=False))
     except SystemExit as exit_:
-        if exit_.code == 0:
-            raise
         raise SettingsError(where + _first_message(output.getvalue())) from exit_
-    parts = _values(found).values() if groups else [found]
-    return cls(**{name: value for part in parts for name, value in _values(part).items()})
-
-
-def _values(settings: Any, cls: Any = None) -> dict[str, Any]:
-    """The values of settings, or those of one of their groups, by name."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(cls or settings)}
 
 
 def _first_message(framed: str) -> str:

@@ -161,11 +161,7 @@ def arguments(
     Raises:
         SettingsError: The function has no such option, or the text is not of its type.
     """
-    kinds = {
-        p.name: kind
-        for p in inspect.signature(function).parameters.values()
-        if p.default is not p.empty and p.name not in reserved and (kind := _kind(p)) is not None
-    }
+    kinds = {name: kind for name, (kind, _) in keywords(function, reserved).items()}
     result: dict[str, Any] = {}
     for key, text in given.items():
         if key not in kinds:
@@ -182,6 +178,17 @@ def arguments(
             ) from error
         result[key] = value
     return result
+
+
+def keywords(
+    function: Callable[..., Any], reserved: Collection[str] = ()
+) -> dict[str, tuple[type, Any]]:
+    """Type and default of each keyword of a function that a text can give."""
+    return {
+        p.name: (kind, p.default)
+        for p in inspect.signature(function).parameters.values()
+        if p.default is not p.empty and p.name not in reserved and (kind := _kind(p)) is not None
+    }
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:

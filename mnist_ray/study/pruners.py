@@ -84,14 +84,25 @@ class Scheduler:
 
 
 def hyperband(s: Scheduler, bootstrap_count: int = 0) -> BasePruner:
-    """Several successive halvings side by side, the last without pruning (Li et al. 2018)."""
+    """Several successive halvings side by side, the last without pruning (Li et al. 2018).
+
+    Args:
+        s: The scheduler's common options.
+        bootstrap_count: Trials that must end a rung before any may pass it.
+    """
     return pruners.HyperbandPruner(s.grace_period, s.max_epochs, s.whole_factor, bootstrap_count)
 
 
 def successive_halving(
     s: Scheduler, min_early_stopping_rate: int = 0, bootstrap_count: int = 0
 ) -> BasePruner:
-    """At each rung the best of every `reduction_factor` go on, asynchronously (Li et al. 2020)."""
+    """At each rung the best of every `reduction_factor` go on, asynchronously (Li et al. 2020).
+
+    Args:
+        s: The scheduler's common options.
+        min_early_stopping_rate: Rungs that are left out at the start.
+        bootstrap_count: Trials that must end a rung before any may pass it.
+    """
     return pruners.SuccessiveHalvingPruner(
         s.grace_period, s.whole_factor, min_early_stopping_rate, bootstrap_count
     )
@@ -104,7 +115,15 @@ def percentile(
     interval_steps: int = 1,
     n_min_trials: int = 1,
 ) -> BasePruner:
-    """Only the best `percentile` per cent of the complete trials at the same epoch go on."""
+    """Only the best `percentile` per cent of the complete trials at the same epoch go on.
+
+    Args:
+        s: The scheduler's common options.
+        percentile: Per cent of the trials that go on.
+        n_startup_trials: Complete trials before any is stopped.
+        interval_steps: Epochs between two checks of a trial.
+        n_min_trials: Complete trials at the same epoch before any is stopped there.
+    """
     return pruners.PercentilePruner(
         percentile, n_startup_trials, s.grace_period, interval_steps, n_min_trials=n_min_trials
     )
@@ -113,14 +132,28 @@ def percentile(
 def median(
     s: Scheduler, n_startup_trials: int = 5, interval_steps: int = 1, n_min_trials: int = 1
 ) -> BasePruner:
-    """Only the better half of the complete trials at the same epoch go on (Golovin et al. 2017)."""
+    """Only the better half of the complete trials at the same epoch go on (Golovin et al. 2017).
+
+    Args:
+        s: The scheduler's common options.
+        n_startup_trials: Complete trials before any is stopped.
+        interval_steps: Epochs between two checks of a trial.
+        n_min_trials: Complete trials at the same epoch before any is stopped there.
+    """
     return percentile(s, 50.0, n_startup_trials, interval_steps, n_min_trials)
 
 
 def threshold(
     s: Scheduler, lower: float | None = None, upper: float | None = None, interval_steps: int = 1
 ) -> BasePruner:
-    """Stops what leaves the range from `lower` to `upper`; one of them must be given."""
+    """Stops a trial whose metric leaves a range; `lower` or `upper` must be given.
+
+    Args:
+        s: The scheduler's common options.
+        lower: Least value of the metric.
+        upper: Largest value of the metric.
+        interval_steps: Epochs between two checks of a trial.
+    """
     return pruners.ThresholdPruner(lower, upper, s.grace_period, interval_steps)
 
 
@@ -135,13 +168,33 @@ RAY = ("asha", "pbt", "none")  # are no pruners: see tune/schedulers.py
 NAMES = (*RAY, *PRUNERS, "patient")
 
 
-def _patient(patience: int = 2, min_delta: float = 0.0) -> dict[str, Any]:
-    """Pruning begins after `patience` epochs without an improvement of more than `min_delta`."""
+def _patient(patience: int = 2, min_delta: float = 0.0, wraps: str = "median") -> dict[str, Any]:
+    """Pruning begins after `patience` epochs without an improvement.
+
+    Args:
+        patience: Epochs without an improvement before the wrapped scheduler may stop a trial.
+        min_delta: Least change of the metric that counts as an improvement.
+        wraps: The scheduler that decides then, or none to stop the trial at once. Its own options
+            can be given too.
+    """
     return {"patience": patience, "min_delta": min_delta}
 
 
+def _no_options() -> dict[str, Any]:
+    return {}
+
+
 def _pbt(perturbation_interval: int = 1, quantile_fraction: float = 0.25) -> dict[str, Any]:
-    """See tune/population.py."""
+    """See tune/population.py.
+
+    Args:
+        perturbation_interval: Epochs between two exchanges of weights.
+        quantile_fraction: Share of the trials that copy others, and that are copied from; at most
+            0.5.
+
+    Raises:
+        SettingsError: A value is not allowed.
+    """
     if perturbation_interval < 1:
         raise SettingsError(
             f"{FLAG}: perturbation_interval={perturbation_interval} is too small; "
@@ -152,6 +205,17 @@ def _pbt(perturbation_interval: int = 1, quantile_fraction: float = 0.25) -> dic
             f"{FLAG}: quantile_fraction={quantile_fraction} is not allowed; expected up to 0.5"
         )
     return {"perturbation_interval": perturbation_interval, "quantile_fraction": quantile_fraction}
+
+
+def factory(name: str) -> Callable[..., Any]:
+    """The function or class whose keywords are the options of a scheduler.
+
+    Raises:
+        SettingsError: naming --scheduler; there is none of that name.
+    """
+    known: dict[str, Callable[..., Any]] = {**PRUNERS, "patient": _patient, "pbt": _pbt}
+    known |= dict.fromkeys(("asha", "none"), _no_options)
+    return known[name] if name in known else load(name, "--scheduler", NAMES)
 
 
 # ---- from the settings
@@ -198,8 +262,7 @@ def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
         )
     options: dict[str, Any] = {}
     if name not in ("asha", "none"):
-        known: dict[str, Callable[..., Any]] = {**PRUNERS, "patient": _patient, "pbt": _pbt}
-        function = known[name] if name in known else load(name, "--scheduler", NAMES)
+        function = factory(name)
         try:
             options = arguments(function, own, FLAG, f"scheduler {name!r}")
         except (TypeError, ValueError) as error:  # it has no signature

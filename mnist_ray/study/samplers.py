@@ -247,6 +247,17 @@ class Sampler:
         return sampler
 
 
+def found(name: str) -> tuple[Callable[..., BaseSampler], dict[str, Any]]:
+    """The class that --sampler names, and our defaults for its options.
+
+    Raises:
+        SettingsError: naming the flag; there is no such class.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    return load(name, "--sampler", SAMPLERS), {}
+
+
 def read_sampler(name: str, given: Mapping[str, str]) -> Sampler:
     """The sampler that --sampler names, with the texts of --sampler-args in its options' types.
 
@@ -256,10 +267,7 @@ def read_sampler(name: str, given: Mapping[str, str]) -> Sampler:
     Raises:
         SettingsError: naming the flag.
     """
-    if name in SAMPLERS:
-        factory, defaults = SAMPLERS[name]
-    else:
-        factory, defaults = load(name, "--sampler", SAMPLERS), {}
+    factory, defaults = found(name)
     try:
         own = arguments(factory, given, "--sampler-args", f"sampler {name!r}", reserved=("seed",))
     except (TypeError, ValueError) as error:  # it has no signature

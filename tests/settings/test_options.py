@@ -123,5 +123,5 @@ def test_the_help_has_a_title_for_each_group(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     for group in SearchSettings.__bases__:
         title = group.__name__.removesuffix("Options").lower()
-        assert f" {title} options " in out
+        assert f"\n{title} options:\n" in out
         assert (group.__doc__ or "-") in out
