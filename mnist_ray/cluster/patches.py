@@ -5,6 +5,7 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from ray import _raylet
 from ray._private import parameter
@@ -36,8 +37,9 @@ def read_token_again() -> None:
     Seen on: Ray 2.60.0.
     No longer needed when: ray.init takes a token, or reads the environment.
     """
-    _raylet.Config.initialize("")
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = _raylet  # compiled, and without types
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
