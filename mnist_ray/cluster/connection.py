@@ -13,6 +13,7 @@ from typing import Any
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.processes import temporary_folder
+from mnist_ray.settings import masked
 
 ANSWER_SECONDS = 5.0  # in which a Ray that is joined must answer
 SOCKET_ROOM = 43  # characters of a folder in which Ray's sockets stay below 107
@@ -60,13 +61,15 @@ def _check_address() -> None:
         return
     if "://" in address:
         raise SettingsError(
-            f"RAY_ADDRESS={address}: expected HOST:PORT of a Ray head; "
+            f"RAY_ADDRESS={masked(address)}: expected HOST:PORT of a Ray head; "
             "a job server's address belongs in RAY_API_SERVER_ADDRESS"
         )
     try:
         _reach(address)
     except ValueError as error:
-        raise SettingsError(f"RAY_ADDRESS={address}: expected HOST:PORT of a Ray head") from error
+        raise SettingsError(
+            f"RAY_ADDRESS={masked(address)}: expected HOST:PORT of a Ray head"
+        ) from error
     except OSError as error:
         raise WorkError(
             f"Ray cannot be joined: nothing answers at RAY_ADDRESS={address} "

@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import WorkError, first_line
+from mnist_ray.settings import masked, scrubbed
 
 T = TypeVar("T")
 
@@ -75,7 +76,8 @@ def _client(cluster: Cluster, dashboard: str) -> JobSubmissionClient:
             return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         raise WorkError(
-            f"the job server at {address} does not answer: {first_line(error)}"
+            f"the job server at {masked(address)} does not answer: "
+            f"{scrubbed(first_line(error), address)}"
         ) from error
 
 

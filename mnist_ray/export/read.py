@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from mnist_ray.errors import CorruptFileError, SettingsError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.publication import read_verified
+from mnist_ray.settings import masked
 from mnist_ray.storage import RunStorage
 
 PRODUCER = "mnist_ray"
@@ -54,7 +55,7 @@ def _read(source: str) -> bytes:
         return storage.read_bytes(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise SettingsError(
-            f"{source}: no model lies there; "
+            f"{masked(source)}: no model lies there; "
             "expected an ONNX file or the directory of a run that has ended"
         ) from error
 

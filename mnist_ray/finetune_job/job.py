@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-import shlex
+import math
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from mnist_ray import cluster, data, report
@@ -16,6 +17,7 @@ from mnist_ray.settings import (
     INTERRUPTED,
     FinetuneSettings,
     SearchSettings,
+    command,
     default_data_dir,
     resolved,
     trust,
@@ -24,6 +26,8 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
 SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by")
+# Options that the command to go on repeats where they were given.
+REPEATED = ("dataset", "network", "stages", "committee", "data_dir", "cpus", "gpus")
 
 
 def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Finished:
@@ -61,9 +65,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
     except KeyboardInterrupt:
         if not handle_signals:
             raise
-        own = trust.flags(about.settings, ("dataset", "stages"))
-        where = shlex.quote(storage.uri)
-        print(f"interrupted; to go on: python jobs/finetune.py --run {where}{own}", flush=True)
+        print(f"interrupted; to go on: {resume_command(settings, about)}", flush=True)
         return Finished(INTERRUPTED, storage.uri)
     about.ended("done")
     print(report.write_or_warn(storage, test=test), flush=True)
@@ -71,13 +73,28 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
     return Finished(0, storage.uri)
 
 
-def _data_flags(about: About) -> str:
+def resume_command(settings: FinetuneSettings, about: About) -> str:
+    """The command that continues this fine-tuning, with all that its person gave."""
+    given = {key: getattr(settings, key) for key in REPEATED}
+    words = [
+        word
+        for key, value in given.items()
+        if value is not None
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    if settings.run is not None and settings.onnx is not None:  # a new run keeps a copy of it
+        words += ["--onnx", settings.onnx]
+    own = trust.flags(about.settings, [key for key in ("dataset", "stages") if not given[key]])
+    return command("finetune", "--run", about.storage.uri, *words, *own)
+
+
+def _data_flags(about: About) -> list[str]:
     """The flags that name one's own data set; a built-in one is named by the model."""
     own = trust.flags(about.settings, ("dataset",))
-    return own and f"{own} --data-dir {shlex.quote(str(about.settings['data_dir']))}"
+    return [*own, "--data-dir", str(about.settings["data_dir"])] if own else []
 
 
-def summary(manifest: Manifest, model: str, data_flags: str = "") -> str:
+def summary(manifest: Manifest, model: str, data_flags: Sequence[str] = ()) -> str:
     """The result and the next commands. model: its URI. data_flags: for the evaluation."""
     n, errors = manifest.test_images, manifest.test_errors
     low, high = manifest.test_accuracy_interval
@@ -85,8 +102,8 @@ def summary(manifest: Manifest, model: str, data_flags: str = "") -> str:
         f"test accuracy {n - errors}/{n} = {(n - errors) / n:.2%} ({errors} errors; "
         f"95 % interval {low:.2%} to {high:.2%}), {manifest.n_parameters:,} parameters\n"
         f"model: {model}\n"
-        f"next: python jobs/predict.py {shlex.quote(model)} PICTURE.png"
-        f" · python jobs/evaluate.py {shlex.quote(model)}{data_flags}"
+        f"next: {command('predict', model, 'PICTURE.png')}"
+        f" · {command('evaluate', model, *data_flags)}"
     )
 
 
@@ -110,6 +127,10 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         committee = searched.get("committee", 1)
     if committee < 1:
         raise SettingsError(f"--committee: {committee} is not allowed; expected at least 1")
+    if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
+        raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
+    if settings.cpus is not None and not 0 < settings.cpus < math.inf:
+        raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
     data_dir = settings.data_dir or searched["data_dir"]
     # A run that records no val_by was split by class.
     splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}

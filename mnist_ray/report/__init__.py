@@ -6,13 +6,13 @@ accuracy on them is public.
 """
 
 import importlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run import layout
+from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write_or_warn(storage: RunStorage, test: "Images | None" = None) -> str:
         return f"report: {write(storage, test=test)}"
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return f"no report: {reason}; again: python jobs/report.py {shlex.quote(storage.uri)}"
+        return f"no report: {reason}; again: {command('report', storage.uri)}"
 
 
 def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> list[Path]:

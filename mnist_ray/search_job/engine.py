@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import zlib
@@ -218,11 +219,11 @@ def _searcher(
         )
     if _is_population(plan):
         return StudySearch(*parts, **options)
-    if s.max_concurrent is None:
-        slots: Callable[[], float] = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)
-    else:
-        slots = functools.partial(min, placed.slots, s.trials)
-    return StudySearch(*parts, **options, slots=slots)
+    # Not more than the cluster holds, whatever --max-concurrent says: what waits for a slot would
+    # have been suggested knowing less.
+    held = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)
+    most = math.inf if s.max_concurrent is None else s.max_concurrent
+    return StudySearch(*parts, **options, slots=lambda: min(most, held()))
 
 
 def _seed_of_place(seed: int, place: int) -> int:

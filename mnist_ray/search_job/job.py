@@ -1,7 +1,6 @@
 """The first job: a search from its settings to the best checkpoint, then the second job."""
 
 import contextlib
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import optuna
 
 from mnist_ray import cluster, report, trackers
 from mnist_ray.errors import WorkError
+from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
@@ -16,7 +16,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, describe, prepare
-from mnist_ray.settings import INTERRUPTED, SearchSettings, trust, without_password
+from mnist_ray.settings import INTERRUPTED, SearchSettings, command, masked, trust
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import take_over
 
@@ -97,8 +97,7 @@ def _on_cluster(
     print(report.write_or_warn(plan.storage), flush=True)
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
     if plan.networks:
-        arguments = shlex.join(_finetune_arguments(plan, records))
-        print(f"next: python jobs/finetune.py {arguments}", flush=True)
+        print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
 
 
 @contextlib.contextmanager
@@ -127,14 +126,21 @@ def _begins(plan: Plan, records: Records, continued: int) -> str:
     if plan.resumed:
         done = f"{records.settled()} of {trials} trials are done, {continued} go on"
         return f"resuming {plan.storage.uri}: {done}"
-    return f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
+    begins = f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
+    train, val = len(plan.split.train), len(plan.split.val)
+    images = f"each on {train:,} training and {val:,} validation images"
+    if not plan.finetune:
+        return f"{begins}, {images}"
+    all_of_them = read_stages(plan.settings.stages).train_on == "all"
+    tuned = len(plan.split.images.labels) if all_of_them else train
+    return f"{begins}, {images}; then the best is fine-tuned on {tuned:,} images"
 
 
 def _learn(plan: Plan, study: optuna.Study, about: About) -> None:
     """Gives the study the trials of --warm-start, once."""
     if plan.older:
         taken = take_over(study, plan.older)
-        place = without_password(plan.settings.warm_start or "")
+        place = masked(plan.settings.warm_start or "")
         print(f"learning from {taken} trials of {place}", flush=True)
         about.patch(warm_started=True)
 
@@ -160,6 +166,5 @@ def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
     best = records.trials[records.best[0]]
     network = str(plan.space(optuna.trial.FixedTrial(best.params))["model"])
     own = ["--network", network] if trust.is_code(network) else []
-    for key, value in trust.names(plan.recorded_settings(), ("dataset", "stages")).items():
-        own += [f"--{key}", value]
+    own += trust.flags(plan.recorded_settings(), ("dataset", "stages"))
     return ["--run", plan.storage.uri, *own, *(["--verbose"] if plan.settings.verbose else [])]

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About, now
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.plan import Plan
-from mnist_ray.settings import without_password
+from mnist_ray.settings import masked_command
 from mnist_ray.storage import RunStorage
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables; the study itself is always up to date
@@ -50,7 +49,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "seed": plan.settings.seed,
         "points": list(plan.points),
         **({"onnx_sha256": plan.start.sha256} if plan.start else {}),
-        "command": without_password(shlex.join(sys.argv)),
+        "command": masked_command(sys.argv),
         "versions": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "git_commit": _git_commit(),

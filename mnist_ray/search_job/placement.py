@@ -26,7 +26,9 @@ def complete(plan: Plan) -> Plan:
     gpus = share_of_gpu(plan, [*each, maximum]) if s.gpus_per_trial == "auto" else s.gpus_per_trial
     gpus = float(gpus)
     cluster.check_fits(s.cpus_per_trial, gpus, each, maximum)
-    slots = s.max_concurrent or cluster.capacity(s.cpus_per_trial, gpus, each, maximum)
+    slots = cluster.capacity(s.cpus_per_trial, gpus, each, maximum)
+    if s.max_concurrent:
+        slots = s.max_concurrent if s.deterministic else min(slots, s.max_concurrent)
     # What depends on the machine must not depend on the next one.
     precision = "fp32" if s.deterministic and s.precision == "auto" else s.precision
     return dataclasses.replace(plan, placement=Placement(gpus, slots, precision, maximum))

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from mnist_ray.search_job.start import Start, read_start
 from mnist_ray.settings import (
     SearchSettings,
     check_search,
+    command,
     duration,
     key_values,
     objectives,
@@ -110,10 +110,9 @@ class Plan:
         """The command that continues this search."""
         s = self.settings
         if s.scheduler == "pbt":
-            return "python jobs/search.py … --overwrite (a PBT run cannot be resumed)"
+            return f"{command('search')} … --overwrite (a PBT run cannot be resumed)"
         own = trust.flags(resolved(s), RESUMED_TRUST)
-        where = shlex.quote(s.storage)
-        return f"python jobs/search.py --storage {where} --name {self.name} --resume{own}"
+        return command("search", "--storage", s.storage, "--name", self.name, "--resume", *own)
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new sampler with this seed."""

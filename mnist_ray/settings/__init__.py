@@ -14,16 +14,17 @@ from mnist_ray.settings.options import (
     resolved,
 )
 from mnist_ray.settings.parse import INTERRUPTED, main, parse, search_settings
+from mnist_ray.settings.secrets import masked, masked_command, scrubbed
 from mnist_ray.settings.text import (
     RECIPES,
     arguments,
+    command,
     duration,
     key_values,
     load,
     load_yaml,
     packaged,
     read_yaml,
-    without_password,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "arguments",
     "check_search",
     "check_storage",
+    "command",
     "default_data_dir",
     "default_storage",
     "duration",
@@ -46,10 +48,12 @@ __all__ = [
     "load",
     "load_yaml",
     "main",
+    "masked",
+    "masked_command",
     "packaged",
     "parse",
     "read_yaml",
     "resolved",
+    "scrubbed",
     "search_settings",
-    "without_password",
 ]

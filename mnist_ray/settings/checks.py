@@ -61,10 +61,10 @@ def _numbers(s: SearchSettings) -> Iterator[str]:
     """What is wrong with numbers, beyond LEAST."""
     if not isinstance(s.gpus_per_trial, str):
         _at_least("gpus_per_trial", s.gpus_per_trial, 0)
-        if s.gpus_per_trial > 1 and not float(s.gpus_per_trial).is_integer():
+        if s.gpus_per_trial > 1:
             yield (
-                f"--gpus-per-trial: {s.gpus_per_trial} is not allowed; "
-                "above 1 only whole GPUs can be assigned"
+                f"--gpus-per-trial: {s.gpus_per_trial:g} is not allowed; "
+                "a trial trains on one GPU or on a fraction of one"
             )
     if not 0 < s.cpus_per_trial < float("inf"):
         yield f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0"

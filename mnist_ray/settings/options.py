@@ -14,7 +14,8 @@ from tyro.conf import Fixed, Positional
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import Augmentation
-from mnist_ray.settings.text import converted, without_password
+from mnist_ray.settings.secrets import masked
+from mnist_ray.settings.text import converted
 
 # A text behind a type says how help writes its value.
 Class = Annotated[str, "NAME|module:Class"]
@@ -365,5 +366,5 @@ def resolved(settings: Options) -> dict[str, Any]:
     }
     for name in ("study", "warm_start", "mlflow"):
         if values.get(name):
-            values[name] = without_password(values[name])
+            values[name] = masked(values[name])
     return values

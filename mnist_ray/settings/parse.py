@@ -14,6 +14,7 @@ import tyro
 from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
+from mnist_ray.settings.secrets import scrubbed
 from mnist_ray.settings.text import one_line, packaged, read_yaml
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: st
         with contextlib.redirect_stderr(output):
             return cast(T, tyro.cli(cls, args=argv, default=default, add_help=False))
     except SystemExit as exit_:
-        raise SettingsError(where + _first_message(output.getvalue())) from exit_
+        raise SettingsError(where + scrubbed(_first_message(output.getvalue()), *argv)) from None
 
 
 def _first_message(framed: str) -> str:

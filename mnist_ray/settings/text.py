@@ -8,6 +8,8 @@ import inspect
 import operator
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
@@ -21,6 +23,7 @@ from mnist_ray.errors import SettingsError, described
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str)}
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+SHIPPED = "working_dir_files"  # Ray's folder for a working directory that came from elsewhere
 WRONG = object()  # no value of the wanted type
 
 
@@ -105,14 +108,21 @@ def duration(text: str | None, flag: str) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-def without_password(text: str) -> str:
-    """A URL, or a command that holds one, with *** for its password; the name ${VAR} stays."""
+def command(*words: str) -> str:
+    """The shell's line for `mnist-ray WORDS`, which works where it is printed.
 
-    def hidden(match: re.Match[str]) -> str:
-        return match[0] if re.fullmatch(r"\$\{\w+\}", match[2]) else f"{match[1]}***{match[3]}"
-
-    text = re.sub(r"(://[^:/\s]*:)(\S*)(@)", hidden, text)  # to the last @: a password may hold one
-    return re.sub(r"([?&](?:\w*password|passwd|pwd)=)([^&#\s]*)()", hidden, text)
+    That is `mnist-ray` where this shell finds the one of this environment, else the interpreter
+    that runs here: it may be in no PATH. In a job whose working directory was sent to a cluster it
+    is the `python` of whoever reads the line.
+    """
+    if SHIPPED in Path.cwd().parts:
+        return shlex.join(["python", "-m", "mnist_ray", *words])
+    python, script = Path(sys.executable or "python"), shutil.which("mnist-ray")
+    if script and Path(script).parent.absolute() == python.parent:
+        return shlex.join(["mnist-ray", *words])
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "mnist_ray", *words])
 
 
 # ---- what a text names
@@ -235,7 +245,11 @@ def load_yaml(path: str, where: str) -> Any:
             f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{where}: is not plain YAML: {one_line(str(error))}") from error
+        # Not the line itself, which may hold a password.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        found = one_line(problem or type(error).__name__)
+        raise SettingsError(f"{where}: is not plain YAML{line}: {found}") from error
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
 CODE = ("dataset", "space", "sampler", "scheduler")
@@ -59,10 +60,10 @@ def check(
     """
     for key, value in sorted(names(settings, keys).items()):
         if key not in given:
-            flag = f"--{key.replace('_', '-')}"
+            flag, shown = f"--{key.replace('_', '-')}", masked(value)
             raise SettingsError(
-                f"{flag}: {source} names {value!r}; a file does not choose code, hosts or paths: "
-                f"give it yourself, as {flag} {shlex.quote(value)}"
+                f"{flag}: {source} names {shown!r}; a file does not choose code, hosts or paths: "
+                f"give it yourself, as {flag} {shlex.quote(shown)}"
             )
 
 
@@ -80,7 +81,7 @@ def dataset(given: str | None, stored: str | None, source: str) -> str:
     return given or str(stored)
 
 
-def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> str:
-    """The flags that give those settings again, each preceded by a space, for a printed command."""
+def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> list[str]:
+    """The flags that give those settings again, as words of a command."""
     found = names(settings, keys).items()
-    return "".join(f" --{key.replace('_', '-')} {shlex.quote(value)}" for key, value in found)
+    return [word for key, value in found for word in (f"--{key.replace('_', '-')}", value)]

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from mnist_ray.errors import SettingsError
 
@@ -53,7 +53,8 @@ class Address:
 def parse(uri: str) -> Address:
     """Reads a path or URI. Raises SettingsError naming --storage."""
     if not uri or not uri.isprintable():
-        raise SettingsError(f"--storage {uri!r}: a path or URI of printable characters is needed")
+        shown = ascii(uri) if "://" not in uri else f"{uri.partition(':')[0]}://…"
+        raise SettingsError(f"--storage {shown}: a path or URI of printable characters is needed")
     scheme, colon, rest = uri.partition(":")
     if colon and scheme in ("file", *QUERY) and not rest.startswith("//"):
         raise SettingsError(f"--storage {scheme}:…: two slashes must follow, as in {scheme}://")
@@ -70,10 +71,10 @@ def parse(uri: str) -> Address:
 
 
 def _file(uri: str) -> Address:
-    parts = urlsplit(uri)
+    parts = _parts(uri)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise SettingsError(
-            f"--storage {uri}: allowed is file:///PATH of this machine, without query"
+            "--storage file://…: allowed is file:///PATH of this machine, without host and query"
         )
     return Address("file", uri.rstrip("/") or uri, unquote(parts.path))
 
@@ -104,14 +105,13 @@ def _bucket(uri: str, scheme: str) -> Address:
 
 def refuse_credentials(uri: str) -> None:
     """Raises SettingsError, without repeating the URI, when it carries a key or password."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError as error:
-        raise SettingsError(f"--storage: not a URI: {error}") from error
+    parts = _parts(uri)
     user, at, _ = parts.netloc.rpartition("@")
     # Arrow's word for public buckets
     anonymous = parts.scheme in ("gs", "gcs") and user == "anonymous"
     found = "user or password before @" if at and not anonymous else None
+    if ":" in parts.netloc:  # a key whose secret holds a slash: no bucket's name has a colon
+        found = "a key"
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if _SECRET.search(key) or "@" in value:
             found = f"{key}="
@@ -120,6 +120,13 @@ def refuse_credentials(uri: str) -> None:
             f"--storage {parts.scheme}://…: the URI carries {found}; "
             "keys are taken from the environment, IAM or files only"
         )
+
+
+def _parts(uri: str) -> SplitResult:
+    try:
+        return urlsplit(uri)
+    except ValueError as error:
+        raise SettingsError("--storage: not a URI; expected a path or s3://bucket/path") from error
 
 
 def check_run_name(name: str) -> None:

@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalRedisBackend
 from sqlalchemy import exc
 
 from mnist_ray.errors import WorkError, first_line
+from mnist_ray.settings import scrubbed
 
 try:
     import redis
@@ -41,11 +42,11 @@ Refuse = Callable[[str], NoReturn]
 def opened(url: str, shown: str, refuse: Refuse) -> Iterator[BaseStorage]:
     """The storage at a URL; shown: the URL without its password. `refuse` raises for the caller."""
     if url.startswith("redis"):
-        yield cast(BaseStorage, Patient(_redis(url, refuse), shown))
+        yield cast(BaseStorage, Patient(_redis(url, refuse), url, shown))
         return
     storage = _sql(url, refuse)
     try:
-        yield cast(BaseStorage, Patient(storage, shown))
+        yield cast(BaseStorage, Patient(storage, url, shown))
     finally:
         storage.engine.dispose()
 
@@ -96,9 +97,10 @@ class Patient:
     It cannot be pickled, since it knows the password.
     """
 
-    def __init__(self, storage: BaseStorage, shown: str) -> None:
+    def __init__(self, storage: BaseStorage, url: str, shown: str) -> None:
         # As Optuna does it for a URL: with a cache of the trials that have ended.
         self._storage, self._shown = optuna.storages.get_storage(storage), shown
+        self._url = url
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._storage, name)
@@ -122,9 +124,8 @@ class Patient:
                     raise
                 if not away or time.monotonic() - start > PATIENCE:
                     says = "does not answer" if away else "cannot be written or read"
-                    raise WorkError(
-                        f"the study at {self._shown} {says}: {_message(error)}"
-                    ) from None
+                    why = scrubbed(_message(error), self._url)
+                    raise WorkError(f"the study at {self._shown} {says}: {why}") from None
             repeated = True
             time.sleep(pause)
             pause = min(2 * pause, 5)

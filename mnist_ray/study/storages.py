@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from mnist_ray.errors import SettingsError, WorkError, first_line
-from mnist_ray.settings import without_password
+from mnist_ray.settings import masked, scrubbed
+from mnist_ray.settings.secrets import HIDDEN, check_unambiguous
 from mnist_ray.study.optuna_private import LATER, storage_of
 
 ALLOWED = "sqlite:///FILE, postgresql://…, mysql://…, redis://…, FILE.journal or memory"
@@ -41,13 +42,13 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
         SettingsError: the place is unknown, its driver is missing, or nothing answers there.
     """
     url = expanded(place, flag)
-    shown = without_password(url)
+    shown = masked(url)
     scheme, separator, rest = url.partition("://")
     kind, _, driver = scheme.partition("+")
     kind = ALIASES.get(kind, kind) if separator else ""
 
     def refuse(why: str) -> NoReturn:
-        raise SettingsError(f"{flag}: {shown} cannot be opened: {why}")
+        raise SettingsError(f"{flag}: {shown} cannot be opened: {scrubbed(why, url)}")
 
     if url == "memory":
         yield InMemoryStorage()
@@ -70,22 +71,24 @@ def expanded(place: str, flag: str) -> str:
     """The text with each ${VAR} replaced by that environment variable's value.
 
     Raises:
-        SettingsError: a variable is missing, or the password is.
+        SettingsError: a variable is missing, or the password is, or its end cannot be told.
     """
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
             raise SettingsError(
-                f"{flag}: {without_password(place)}: the environment variable {match[1]} is not set"
+                f"{flag}: {masked(place)}: the environment variable {match[1]} is not set"
             )
         return os.environ[match[1]]
 
-    if ":***@" in place:
+    if HIDDEN in place and "://" in place:
         raise SettingsError(
             f"{flag}: the password of {place} is kept nowhere: "
             "give it again, best as ${VAR} of the environment"
         )
-    return re.sub(r"\$\{(\w+)\}", value, place)
+    url = re.sub(r"\$\{(\w+)\}", value, place)
+    check_unambiguous(url, flag)
+    return url
 
 
 # ---- a file

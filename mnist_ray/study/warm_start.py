@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from mnist_ray.errors import SettingsError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
-from mnist_ray.settings import without_password
+from mnist_ray.settings import masked
+from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
 from mnist_ray.study.studies import PURPOSE, check_study, existing
@@ -40,6 +41,7 @@ def older_trials(
     Raises:
         SettingsError: data set, space or metric are others.
     """
+    check_unambiguous(text, FLAG)  # before it is parted at a # that a password may hold
     place, _, name = text.rpartition("#") if "#" in text else (text, "", "")
     with _older_study(place, name) as study:
         name = study.study_name
@@ -53,7 +55,7 @@ def older_trials(
                 )
         comparable = not noted or noted == purpose
         pruned = (TrialState.PRUNED,) if comparable else ()
-        label = f"{without_password(place)}#{name}"
+        label = f"{masked(place)}#{name}"
         return [
             optuna.trial.create_trial(
                 state=trial.state,
@@ -73,19 +75,20 @@ def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
     scheme = place.partition("://")[0].partition("+")[0]
     if scheme in SCHEMES or place.endswith(".journal") or place.startswith("${"):
         if place.endswith(".journal") and "://" not in place and not Path(place).is_file():
-            raise SettingsError(f"{FLAG}: {place}: there is no such file")
+            raise SettingsError(f"{FLAG}: {masked(place)}: there is no such file")
         with opened(place, FLAG) as storage:
-            yield _named(storage, name, without_password(place))
+            yield _named(storage, name, masked(place))
         return
     run = RunStorage(place)
     if not run.exists(layout.RUN):
         raise SettingsError(
-            f"{FLAG}: {place!r} is neither a run's directory nor a study's place ({ALLOWED})"
+            f"{FLAG}: {masked(place)!r} is neither a run's directory nor a study's place "
+            f"({ALLOWED})"
         )
     settings = run.read_json(layout.RUN).get("settings", {})
     if settings.get("study"):
         raise SettingsError(
-            f"{FLAG}: the run's study is at {settings['study']}: "
+            f"{FLAG}: the run's study is at {masked(str(settings['study']))}: "
             "give that, with #STUDY_NAME behind it"
         )
     with temporary_folder("mray-study-") as folder:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
-from mnist_ray.settings import SearchSettings, without_password
+from mnist_ray.settings import SearchSettings, masked
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import Tracker, commands
 
@@ -52,7 +52,7 @@ def check(settings: SearchSettings) -> None:
     address = r"(sqlite:///.|((postgresql|mysql)(\+\w+)?|https?)://.)"
     if settings.mlflow and not re.match(address, settings.mlflow):
         raise SettingsError(
-            f"--mlflow: {without_password(settings.mlflow)!r} is not allowed; "
+            f"--mlflow: {masked(settings.mlflow)!r} is not allowed; "
             "expected sqlite:///FILE, postgresql://…, mysql://… or http(s)://…"
         )
 

@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import sqlalchemy
 
 from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.run.records import EpochRow, Record, Records, value_of
-from mnist_ray.settings import without_password
+from mnist_ray.settings import masked, scrubbed
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.storages import expanded
 from mnist_ray.trackers.tracker import mlflow_ui, with_driver
@@ -41,7 +40,7 @@ class MLflow:
     flag = "--mlflow"
 
     def __init__(self, place: str) -> None:
-        self.shown = with_driver(without_password(place))
+        self.shown = with_driver(masked(place))
         self.url = with_driver(expanded(place, self.flag))
         logging.getLogger("alembic").setLevel(logging.ERROR)
         try:
@@ -68,9 +67,7 @@ class MLflow:
     def reason(self, error: Exception) -> str:
         """See Tracker. Of a database's error the driver's part, of a server's the network's."""
         cause = _network_error(error) or getattr(error, "orig", None) or error
-        text = first_line(cause).replace(self.url, self.shown)
-        password = urlsplit(self.url).password
-        return without_password(text.replace(password, "***") if password else text)[:300]
+        return scrubbed(first_line(cause).replace(self.url, self.shown), self.url)[:300]
 
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
-from mnist_ray.settings import SearchSettings, without_password
+from mnist_ray.settings import SearchSettings, masked
 from mnist_ray.storage import RunStorage
 
 
@@ -68,7 +68,7 @@ def commands(
     """
     shown = []
     if settings.study != "memory":
-        place = with_driver(without_password(settings.study)) if settings.study else journal
+        place = with_driver(masked(settings.study)) if settings.study else journal
         shown.append(f"optuna-dashboard {quoted(place)}")
     if settings.tensorboard:
         shown.append(f"tensorboard --logdir {quoted(storage.join(layout.TENSORBOARD))}")

@@ -10,7 +10,7 @@ import wandb
 
 from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.run.records import Record, Records
-from mnist_ray.settings import without_password
+from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import quoted
 
@@ -41,7 +41,7 @@ class WandB:
 
     def reason(self, error: Exception) -> str:
         """See Tracker."""
-        return without_password(first_line(error))[:300]
+        return scrubbed(first_line(error))[:300]
 
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None

@@ -21,6 +21,7 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.report.read import read_run
 from mnist_ray.run import layout, predictions
 from mnist_ray.run.records import INTERRUPTED, Record
+from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
 from tests.support.report_runs import Tables, write_run, wrong_numbers
 
@@ -276,7 +277,7 @@ def test_a_broken_report_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
             report.build([storage])
         line = report.write_or_warn(storage)
         assert line.startswith("no report: the report needs plotly")
-        assert f"python jobs/report.py {storage.uri}" in line
+        assert line.endswith(f"again: {command('report', storage.uri)}")
     (tmp_path / "broken" / "trials.parquet").write_bytes(b"PAR1\n\nnothing")
     line = report.write_or_warn(storage)
     assert line.startswith("no report: ")

@@ -195,7 +195,7 @@ def test_a_run_json_chooses_no_code_no_host_and_no_path(
 def test_a_printed_command_repeats_ones_own_choices(tmp_path: Path) -> None:
     plan = prepare(settings(tmp_path / "a b", study="sqlite:////tmp/x?y.db", name="a"))
     assert plan.resume_command.endswith(
-        f"--storage '{tmp_path}/a b' --name a --resume --study 'sqlite:////tmp/x?y.db'"
+        f" search --storage '{tmp_path}/a b' --name a --resume --study 'sqlite:////tmp/x?y.db'"
     )
 
 

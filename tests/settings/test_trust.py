@@ -41,7 +41,7 @@ def test_code_is_a_persons_choice(key: str, value: str) -> None:
 def test_a_place_is_a_persons_choice(key: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"^--{key.replace('_', '-')}: FILE names"):
         trust.check({key: value}, (), "FILE")
-    assert trust.flags({key: value}).startswith(f" --{key.replace('_', '-')} ")
+    assert trust.flags({key: value}) == [f"--{key.replace('_', '-')}", value]
 
 
 @pytest.mark.parametrize("value", NAMES)
