@@ -279,7 +279,14 @@ class Model:
     ) -> data.Images:
         """The part of a data set that `evaluate` looks at."""
         name = trust.dataset(dataset, self.session.metadata.get("dataset"), self.path)
-        return data.load(name, part, data_dir)
+        images = data.load(name, part, data_dir)
+        same_names = sorted(self.classes) == sorted(images.classes)
+        if same_names and self.classes != images.classes:
+            raise SettingsError(
+                f"--dataset: {name} names its classes in another order than {self.path}: "
+                "a label would mean another class"
+            )
+        return images
 
     @cached_property
     def _preprocess(self) -> "Preprocessor":

@@ -5,7 +5,7 @@
 `Images`.
 """
 
-from mnist_ray.data.images import PARTS, Images, centre_by_mass, digest
+from mnist_ray.data.images import PARTS, Images, centre_by_mass, check_test_part, digest
 from mnist_ray.data.sources import DATASETS, default_val_images, load
 from mnist_ray.data.splitting import Split, load_split, split
 
@@ -15,6 +15,7 @@ __all__ = [
     "Images",
     "Split",
     "centre_by_mass",
+    "check_test_part",
     "default_val_images",
     "digest",
     "load",

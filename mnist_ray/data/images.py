@@ -63,6 +63,44 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
     return sha.hexdigest()
 
 
+def check_test_part(train: Images, test: Images) -> None:
+    """Refuses a test part that says nothing of a network trained on the training part.
+
+    Of a data set of one's own the log tells how many test images are training images too.
+
+    Raises:
+        SettingsError: Shape or classes differ, or the training part has all of its images.
+    """
+    name = f"--dataset: {train.name}"
+    if test.shape != train.shape:
+        raise SettingsError(
+            f"{name}: test images are {list(test.shape)} (channels, height, width), training "
+            f"images {list(train.shape)}; expected the same"
+        )
+    if test.classes != train.classes:
+        one, other = (", ".join(part.classes)[:150] for part in (test, train))
+        raise SettingsError(
+            f"{name}: the test part's classes are {one}; the training part's are {other}; "
+            "expected the same names in the same order"
+        )
+    if ":" not in train.name:  # published ones are as they are
+        return
+    known = {image.tobytes() for image in train.images}
+    shared = sum(image.tobytes() in known for image in test.images)
+    if shared == len(test.images):
+        raise SettingsError(
+            f"{name}: all {shared} test images are training images: an accuracy on them means "
+            "nothing; expected a test part of other images"
+        )
+    if shared:
+        log.warning(
+            "%s: %d of %d test images are training images too: the test accuracy is too high",
+            train.name,
+            shared,
+            len(test.images),
+        )
+
+
 def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:
     """Place images on black squares, their centre of mass at pixel (size / 2, size / 2).
 

@@ -150,7 +150,9 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         network=settings.network,
         precision=searched["precision"],
     )
-    return task, split, data.load(searched["dataset"], "test", data_dir)
+    test = data.load(searched["dataset"], "test", data_dir)
+    data.check_test_part(split.images, test)
+    return task, split, test
 
 
 def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:

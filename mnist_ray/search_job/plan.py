@@ -189,6 +189,8 @@ def prepare(settings: SearchSettings) -> Plan:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _check_parts(plan)
     plan = _with_older_knowledge(plan)
+    if plan.finetune:
+        _check_second_job(plan)
     if not settings.dry_run:
         if settings.study:
             _check_study(plan)
@@ -340,6 +342,16 @@ def _check_parts(plan: Plan) -> None:
     check_suggests(validated, s.space, SUGGESTIONS)
     if plan.finetune:
         read_stages(s.stages)  # a misspelt file is found now, not after the search
+
+
+def _check_second_job(plan: Plan) -> None:
+    """SettingsError where the best network could not be fine-tuned, exported or judged."""
+    s = plan.settings
+    data.check_test_part(plan.split.images, data.load(s.dataset, "test", s.data_dir))
+    if trust.is_code(s.dataset) or trust.is_code(s.space):
+        from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
+
+        rehearse(plan.space, plan.split.images, s.augment)
 
 
 def _with_older_knowledge(plan: Plan) -> Plan:

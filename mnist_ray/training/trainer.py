@@ -60,6 +60,9 @@ class Trainer:
     ) -> None:
         self.hp: dict[str, Any] = hyperparameters.plain(hp, "the hyperparameters' dict")
         self.training = hyperparameters.training(hp)  # with the defaults; files carry `hp`
+        # A network of one's own may call x.view, which another layout than the usual one refuses.
+        own = ":" in str(hp["model"])
+        self.layout = torch.contiguous_format if own else torch.channels_last
         self.epochs, self.seed = epochs, seed
         self.device = torch.device(device)
         self.precision = best_precision(self.device) if precision == "auto" else precision
@@ -217,7 +220,7 @@ class Trainer:
         model = models.build(self.hp)
         if weights is not None:
             model.load_state_dict(weights)
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return model
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -225,7 +228,7 @@ class Trainer:
 
         Every uint8 value is exact in bfloat16; the division is not, so it stays float32.
         """
-        return images.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+        return images.to(torch.float32, memory_format=self.layout).mul_(1 / 255)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
