@@ -24,7 +24,9 @@ OPSET = 17  # the converter knows no later form of Reshape, Identity and others
 LARGE = (
     64  # elements: a smaller tensor may be a shape or another constant that the conversion reads
 )
-MAX_BYTES = 2**31  # of an unpacked graph, whose large weights are zeros: a few MB may hold far more
+MAX_BYTES = (
+    2**28
+)  # of an unpacked graph, whose large weights are zeros: a few MB may hold gigabytes
 
 
 def network(hp: Mapping[str, Any]) -> nn.Module:

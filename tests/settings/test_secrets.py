@@ -22,7 +22,7 @@ from mnist_ray.settings import (
     trust,
 )
 from mnist_ray.storage import RunStorage
-from mnist_ray.study import servers, storages, warm_start
+from mnist_ray.study import storages, warm_start
 from mnist_ray.trackers.tracker import commands
 
 HEAD, TAIL = "Zq7", "Kx9"  # a secret's two halves, between which a character stands that parts URLs
@@ -160,7 +160,7 @@ def test_no_drivers_message_shows_it(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(servers.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("mnist_ray.study.servers.time.sleep", lambda seconds: None)
     url = PORT.sub("127.0.0.1:9", url)
 
     def opened() -> None:
