@@ -24,7 +24,7 @@ OPSET = 17  # the converter knows no later form of Reshape, Identity and others
 LARGE = (
     64  # elements: a smaller tensor may be a shape or another constant that the conversion reads
 )
-MAX_BYTES = (
+MAX_BYTES = 2**28  # of an unpacked graph, whose large weights are zeros: few MB may hold GB
     2**28
 )  # of an unpacked graph, whose large weights are zeros: a few MB may hold gigabytes
 
