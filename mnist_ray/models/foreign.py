@@ -25,8 +25,6 @@ LARGE = (
     64  # elements: a smaller tensor may be a shape or another constant that the conversion reads
 )
 MAX_BYTES = 2**28  # of an unpacked graph, whose large weights are zeros: few MB may hold GB
-    2**28
-)  # of an unpacked graph, whose large weights are zeros: a few MB may hold gigabytes
 
 
 def network(hp: Mapping[str, Any]) -> nn.Module:

@@ -129,7 +129,7 @@ def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: st
     try:
         with contextlib.redirect_stderr(output):
             return cast(T, tyro.cli(cls, args=argv, default=default, add_help=False))
-    except SystemExit as exit_:
+    except SystemExit:
         raise SettingsError(where + scrubbed(_first_message(output.getvalue()), *argv)) from None
 
 
