@@ -22,7 +22,7 @@ from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.run.records import rank
-from mnist_ray.settings import trust
+from mnist_ray.settings import is_stored, trust
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class Model:
         """
         channels = self.session.image_shape[0]
         pixels = self._pixels(picture)
-        if channels == 1 and not pixels.any():
+        if channels == 1 and self._padding is None and not pixels.any():
             return Prediction("", 0.0, known=False)
         each = probabilities(self.session.run(pixels))[0]
         best = int(each.argmax())
@@ -279,7 +279,7 @@ class Model:
     ) -> data.Images:
         """The part of a data set that `evaluate` looks at."""
         name = trust.dataset(dataset, self.session.metadata.get("dataset"), self.path)
-        images = data.load(name, part, data_dir)
+        images = self._load(name, dataset is None, part, data_dir)
         same_names = sorted(self.classes) == sorted(images.classes)
         if same_names and self.classes != images.classes:
             raise SettingsError(
@@ -288,19 +288,41 @@ class Model:
             )
         return images
 
+    def _load(self, name: str, by_model: bool, part: str, data_dir: str | None) -> data.Images:
+        """A part of a data set, read as the model's own was; `by_model`: the model names it."""
+        metadata = self.session.metadata
+        if not is_stored(name):
+            return data.load(name, part, data_dir)
+        if name == metadata.get("dataset"):
+            reading = data.Reading.from_json(metadata.get("reading", "{}"), self.path)
+        else:
+            channels, *size = self.session.image_shape
+            reading = data.Reading(
+                (size[0], size[1]),
+                "grey" if channels == 1 else "colour",
+                self._padding or "black",
+            )
+        if by_model:
+            trained = data.load(name, "train", reading=reading)
+            trust.same_data(trained.sha256, metadata.get("data_sha256"), self.path, name)
+        return data.load(name, part, reading=reading)
+
     @cached_property
     def _preprocess(self) -> "Preprocessor":
         from mnist_ray.export.pictures import Preprocessor  # noqa: PLC0415 (seconds at start)
 
         channels, height, width = self.session.image_shape
-        return Preprocessor((height, width), channels)
+        return Preprocessor((height, width), channels, self._padding)
+
+    @property
+    def _padding(self) -> str | None:
+        """How a picture becomes an image: see `data.Images.padding`."""
+        return self.session.padding
 
     def _pixels(self, picture: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
         """Float32 [1, C, H, W] in [0, 1], as the network takes it."""
-        from mnist_ray.export.pictures import read_picture  # noqa: PLC0415 (seconds at start)
-
         if isinstance(picture, str | os.PathLike):
-            return self._preprocess(read_picture(os.fspath(picture)))
+            return self._preprocess(data.read_picture(picture))
         if not isinstance(picture, Image):
             if picture.dtype != np.uint8:
                 raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")

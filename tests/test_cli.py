@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from mnist_ray import cli, data, models
-from mnist_ray.export.pictures import Preprocessor, read_picture
+from mnist_ray.data import read_picture
+from mnist_ray.export.pictures import Preprocessor
 from mnist_ray.export.session import Session, confidence_interval, probabilities
 from mnist_ray.export.write import export
 from tests.support.published import HEAVY, HP, published

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mnist_ray.data.arrays import as_uint8
+from mnist_ray.data.pictures import PADDINGS
 from mnist_ray.errors import SettingsError, described
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,13 @@ class Images:
     """`digest(images, labels)`."""
     groups: np.ndarray | None = None
     """int64 `[n]`: images of one writer, patient or camera share a number. None: not known."""
+    weights: np.ndarray | None = None
+    """float64 `[n]`: how much each image counts in the training's loss. None: all alike."""
+    val: np.ndarray | None = None
+    """int64: places of the data set's own validation images in its training part."""
+    padding: str | None = None
+    """How a picture of any size becomes an image, beside its own shape: black, white, edge or
+    stretch. None: grey as MNIST's digits were prepared, colour stretched."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,8 +142,8 @@ def from_function(
     """Call a person's own function, and check and convert what it returns.
 
     Integer labels of any width, lists, torch tensors and NumPy scalars are converted. So are images
-    without a channel axis, and images with the channels last where the length of `mean` says so;
-    the log tells of these two.
+    without a channel axis, images with the channels last where the length of `mean` says so, and
+    numbers that are certainly of [0, 1] or [0, 255]; the log tells of these three.
 
     Raises:
         SettingsError: names `--dataset`, the function and what is wrong, in one line.
@@ -184,8 +193,20 @@ def _checked(data: Images) -> Images:
         raise ValueError(
             f"found {n} images and {len(groups)} groups; allowed is one group an image"
         )
-    sha256 = digest(images, labels)
-    return Images(data.name, data.part, images, labels, classes, mean, std, sha256, groups)
+    return Images(
+        name=data.name,
+        part=data.part,
+        images=images,
+        labels=labels,
+        classes=classes,
+        mean=mean,
+        std=std,
+        sha256=digest(images, labels),
+        groups=groups,
+        weights=None if data.weights is None else _weights(data.weights, n),
+        val=None if data.val is None or data.part != "train" else _own_val(data.val, n),
+        padding=_padding(data.padding),
+    )
 
 
 def _per_channel(values: Any, field: str) -> tuple[float, ...]:
@@ -204,11 +225,14 @@ def _whole_numbers(values: Any, field: str) -> np.ndarray:
 
 def _pixels(values: Any, channels: int) -> np.ndarray:
     images = np.asarray(values)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
+    if images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise ValueError(
             "images must be uint8 [n, channels, height, width] with at least one pixel, "
             f"found {images.dtype} {images.shape}"
         )
+    images, note = as_uint8(images)
+    if note:
+        log.info("%s", note)
     if images.ndim == 3:
         log.info("images %s have no channel axis: read as grey", images.shape)
         images = images[:, None]
@@ -216,6 +240,28 @@ def _pixels(values: Any, channels: int) -> np.ndarray:
         log.info("images %s are read as [n, height, width, channels]", images.shape)
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return images
+
+
+def _weights(values: Any, n: int) -> np.ndarray:
+    weights = np.asarray(values, np.float64)
+    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(f"weights must be {n} finite numbers of at least 0, one an image")
+    if not weights.any():
+        raise ValueError("weights are all 0")
+    return weights
+
+
+def _own_val(values: Any, n: int) -> np.ndarray:
+    places = np.unique(_whole_numbers(values, "val"))
+    if not len(places) or len(places) == n or places[0] < 0 or places[-1] >= n:
+        raise ValueError(f"val must hold places of some of the {n} training images")
+    return places
+
+
+def _padding(value: Any) -> str | None:
+    if value is not None and value not in PADDINGS:
+        raise ValueError(f"padding is {value!r}; allowed are {', '.join(PADDINGS)} or None")
+    return None if value is None else str(value)
 
 
 def _group_numbers(values: Any) -> np.ndarray:

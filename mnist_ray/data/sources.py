@@ -1,21 +1,34 @@
-"""A data set by its name: one of the built-in ones, or a function of a person's own."""
+"""A data set by its name: a built-in one, a source of one's own, or a function of one's own."""
 
-from mnist_ray.data import torchvision_files
+import numpy as np
+
+from mnist_ray.data import stored, torchvision_files
+from mnist_ray.data.decoding import Reading
 from mnist_ray.data.images import PARTS, Images, from_function
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import text
 
 DATASETS = (*torchvision_files.SOURCES, "digits")
+NAMES = (*DATASETS, *(f"{kind}:…" for kind in stored.READERS))
 
 
-def load(name: str, part: str, data_dir: str | None = None, *, download: bool = True) -> Images:
+def load(
+    name: str,
+    part: str,
+    data_dir: str | None = None,
+    *,
+    download: bool = True,
+    reading: Reading | None = None,
+) -> Images:
     """Read one part of a data set.
 
     Args:
-        name: one of `DATASETS`, or `module:attribute` of a function `(part, data_dir) -> Images`.
+        name: one of `DATASETS`, `folder:PATH`, `npz:FILE`, `csv:FILE`, `parquet:PATH`, `hf:NAME`,
+            or `module:attribute` of a function `(part, data_dir) -> Images`.
         part: `train` or `test`.
         data_dir: torchvision's root; None takes MNIST_RAY_DATA, else `~/.cache/mnist_ray`.
         download: fetch missing files through torchvision.
+        reading: how a folder, file or table of one's own is read.
 
     Raises:
         SettingsError: unknown name, files missing and out of reach, truncated or altered files.
@@ -28,7 +41,9 @@ def load(name: str, part: str, data_dir: str | None = None, *, download: bool = 
         return digits.read(part)
     if name in DATASETS:
         return torchvision_files.read(name, part, data_dir, download=download)
-    own = text.load(name, "--dataset", DATASETS)
+    if text.is_stored(name):
+        return stored.read(name, part, reading or Reading())
+    own = text.load(name, "--dataset", NAMES)
     if not callable(own):
         raise SettingsError(
             f"--dataset: {name} is of type {type(own).__name__}, "
@@ -45,5 +60,9 @@ def default_val_images(name: str, data_dir: str | None = None) -> int:
     """
     if name in DATASETS:
         return 215 if name == "digits" else 5000
-    own = load(name, "train", data_dir)
-    return max(len(own.labels) // 10, len(own.classes))
+    return tenth(load(name, "train", data_dir))
+
+
+def tenth(own: Images) -> int:
+    """A tenth of a training part, at least one image a class."""
+    return max(len(own.labels) // 10, len(np.unique(own.labels)))

@@ -1,4 +1,7 @@
-"""Divide a training part into training and validation images: by class, or by writers (groups)."""
+"""Divide a training part into training and validation images: by class, or by writers (groups).
+
+A data set may bring validation images of its own instead.
+"""
 
 import logging
 from typing import Literal, NamedTuple
@@ -6,11 +9,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mnist_ray.data import writers
+from mnist_ray.data.decoding import Reading
 from mnist_ray.data.images import Images
-from mnist_ray.data.sources import default_val_images, load
+from mnist_ray.data.sources import DATASETS, default_val_images, load, tenth
 from mnist_ray.errors import SettingsError
 
-Rule = Literal["class", "group"]
+Rule = Literal["class", "group", "own"]
 log = logging.getLogger(__name__)
 
 DRAWS = 50  # draws of groups, of which the one with the most usual class shares is taken
@@ -36,6 +40,7 @@ def load_split(
     val_images: int | None = None,
     seed: int = 0,
     val_by: Rule | None = None,
+    reading: Reading | None = None,
 ) -> Split:
     """Load a training part and split it.
 
@@ -45,9 +50,11 @@ def load_split(
         train_images: images to train on; None takes all that are left.
         val_images: images to validate on; None takes `default_val_images`.
         seed: of the draw.
-        val_by: `class`, `group`, or None: `group` where the data set knows its groups.
+        val_by: `class`; `group`; `own`, the validation images that the data set brings; or None:
+            the last of them that the data set has.
+        reading: see `load`.
     """
-    part = load(dataset, "train", data_dir)
+    part = load(dataset, "train", data_dir, reading=reading)
     missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
     if val_by == "group" and part.groups is None:
         raise SettingsError(f"--val-by group: {dataset} has no groups (writers){missing}")
@@ -58,15 +65,36 @@ def load_split(
             missing,
         )
     if val_by is None:
-        val_by = "class" if part.groups is None else "group"
+        val_by = "own" if part.val is not None else "class" if part.groups is None else "group"
+    if val_by == "own":
+        return _with_own(part, train_images, val_images, seed)
+    if val_images is None:
+        val_images = default_val_images(dataset, data_dir) if dataset in DATASETS else tenth(part)
     train, val = split(
         part.labels,
-        val_images=val_images or default_val_images(dataset, data_dir),
+        val_images=val_images,
         train_images=train_images,
         seed=seed,
         groups=part.groups if val_by == "group" else None,
     )
     return Split(part, train, val, val_by)
+
+
+def _with_own(part: Images, train_images: int | None, val_images: int | None, seed: int) -> Split:
+    """The split that the data set brings, or as many images of either side as are requested."""
+    if part.val is None:
+        raise SettingsError(f"--val-by own: {part.name} has no validation images of its own")
+    rest = np.setdiff1d(np.arange(len(part.labels)), part.val)
+    sides = []
+    for flag, indices, count in (
+        ("--train-images", rest, train_images),
+        ("--val-images", part.val, val_images),
+    ):
+        if count is not None and not 1 <= count <= len(indices):
+            raise SettingsError(f"{flag} {count}: {part.name} has {len(indices)} of its own")
+        wanted = len(indices) if count is None else count
+        sides.append(np.sort(_stratified(indices, wanted, part.labels, seed)[0]).astype(np.int64))
+    return Split(part, sides[0], sides[1], "own")
 
 
 def split(

@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from mnist_ray.data import MAX_PIXELS
 from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.pictures import MAX_PIXELS, preprocessing_graph
+from mnist_ray.export.pictures import preprocessing_graph
 from mnist_ray.export.read import load_verified, read_model
 from mnist_ray.export.session import Session
 
@@ -63,7 +64,7 @@ def page(model: bytes, source: str) -> dict[str, bytes]:
     """
     session = Session(model, source)
     channels, height, width = session.image_shape
-    preprocess = preprocessing_graph((height, width), channels)
+    preprocess = preprocessing_graph((height, width), channels, session.padding)
     first = first_layer(load_verified(model, source))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {

@@ -7,7 +7,6 @@ The definition is one ONNX graph, so that a web page (onnxruntime-web) and `pred
 pixels. onnxscript translates the text of the functions below into that graph.
 """
 
-import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,7 +15,6 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnx.inliner import inline_local_functions
 from onnxscript import opset20, script
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_ray.errors import SettingsError
 
@@ -28,16 +26,6 @@ else:
     from onnxscript import FLOAT, INT64, UINT8
 
 op: Any = opset20
-MAX_PIXELS = 50_000_000
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # none that starts another program, as EPS does
 LARGEST = 2048  # longest side of the picture that is worked on
 COARSE = 128  # longest side of the picture in which the ink is looked for
 # Of the window for the background, at that size: wider than half of any stroke.
@@ -258,24 +246,115 @@ def colours(picture: UINT8, size: INT64) -> FLOAT:
     return resized(over_white(channels_of(picture)), size)
 
 
-def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
+@script()
+def resized_as_pillow(image: FLOAT, size: INT64) -> FLOAT:
+    """As `resized`, but pixels outside the image count nothing: Pillow's BILINEAR, to a byte."""
+    channels = op.Shape(image, start=0, end=2)
+    sizes = op.Concat(channels, size, axis=0)
+    return op.Resize(image, None, None, sizes, mode="linear", antialias=1, exclude_outside=1)
+
+
+@script()
+def within(picture: UINT8, size: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, h', w'] in [0, 1]: the largest that fits into `size`."""
+    rgb = over_white(channels_of(picture))
+    sides = op.Cast(op.Shape(rgb, start=2), to=1)
+    scale = op.ReduceMin(op.Cast(size, to=1) / sides)
+    inner = op.Max(op.Floor(sides * scale + 0.5), 1.0)
+    return resized_as_pillow(rgb, op.Cast(inner, to=7))
+
+
+@script()
+def margins(image: FLOAT, size: INT64) -> INT64:
+    """What is missing above, left, below and right of [1, c, h, w], as Pad takes it."""
+    room = size - op.Shape(image, start=2)
+    before = room / 2
+    none = op.Constant(value_ints=[0, 0])
+    return op.Concat(none, before, none, room - before, axis=0)
+
+
+@script()
+def on_one_colour(picture: UINT8, size: INT64, value: FLOAT) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, *size]: the picture in the middle, `value` around it."""
+    inside = within(picture, size)
+    return op.Pad(inside, margins(inside, size), value)
+
+
+@script()
+def on_its_edge(picture: UINT8, size: INT64) -> FLOAT:
+    """The same, with the picture's outermost pixels around it."""
+    inside = within(picture, size)
+    return op.Pad(inside, margins(inside, size), mode="edge")
+
+
+@script(default_opset=op)
+def grey_of(rgb: FLOAT) -> FLOAT:
+    """[1, 3, h, w] -> [1, 1, h, w], weighted as Pillow's mode L (ITU-R BT.601)."""
+    weights = op.Constant(value_floats=[0.299, 0.587, 0.114])
+    return op.ReduceSum(rgb * op.Reshape(weights, [1, 3, 1, 1]), [1])
+
+
+@script()
+def grey_on_one_colour(picture: UINT8, size: INT64, value: FLOAT) -> FLOAT:
+    """As `on_one_colour`, in grey."""
+    return grey_of(on_one_colour(picture, size, value))
+
+
+@script()
+def grey_on_its_edge(picture: UINT8, size: INT64) -> FLOAT:
+    """As `on_its_edge`, in grey."""
+    return grey_of(on_its_edge(picture, size))
+
+
+@script()
+def stretched(picture: UINT8, size: INT64) -> FLOAT:
+    """uint8 [h, w, 4] -> float32 [1, 3, *size]: the picture fills it, whatever its shape."""
+    return resized_as_pillow(over_white(channels_of(picture)), size)
+
+
+@script()
+def grey_stretched(picture: UINT8, size: INT64) -> FLOAT:
+    """As `stretched`, in grey."""
+    return grey_of(stretched(picture, size))
+
+
+# Padding -> what it does for one channel and for three; None as MNIST was prepared.
+DEFINITIONS: dict[str | None, tuple[Any, Any]] = {
+    None: (digit, colours),
+    "stretch": (grey_stretched, stretched),
+    "black": (grey_on_one_colour, on_one_colour),
+    "white": (grey_on_one_colour, on_one_colour),
+    "edge": (grey_on_its_edge, on_its_edge),
+}
+
+
+def preprocessing_graph(size: tuple[int, int], channels: int, padding: str | None = None) -> bytes:
     """An ONNX file from a picture to a network's input.
 
     `picture`: uint8 [height, width, 4] (RGBA) of any size. `image`: float32 [1, channels, *size] in
-    [0, 1]. One channel: a digit, dark on light or light on dark, becomes bright on black as in
-    MNIST. Three: the picture is resized, no more.
-    Standard operators of opset 20 only.
+    [0, 1]. Standard operators of opset 20 only.
+
+    Args:
+        size: Height and width of the image.
+        channels: 1 or 3.
+        padding: As `data.Images.padding`: what is around a picture of another shape. None: with
+            one channel a digit, dark on light or light on dark, becomes bright on black as in
+            MNIST; with three the picture is stretched.
     """
     if channels not in (1, 3):
         raise SettingsError(
             f"pictures: a model of {channels} channels is not supported; "
             "expected 1 (grey) or 3 (RGB)"
         )
-    definition = digit if channels == 1 else colours
-    proto = inline_local_functions(definition.to_model_proto())  # type: ignore[no-untyped-call]
+    definition = DEFINITIONS[padding][channels == 3]
+    proto = inline_local_functions(definition.to_model_proto())
     graph = proto.graph
     given = {"size": helper.make_tensor("size", TensorProto.INT64, [2], size)}
-    if channels == 1:
+    if padding in ("black", "white"):
+        given["value"] = helper.make_tensor(
+            "value", TensorProto.FLOAT, [], [float(padding == "white")]
+        )
+    if definition is digit:
         given["box"] = helper.make_tensor(
             "box", TensorProto.INT64, [], [round(min(size) * 20 / 28)]
         )
@@ -298,52 +377,15 @@ def preprocessing_graph(size: tuple[int, int], channels: int) -> bytes:
 class Preprocessor:
     """The graph in onnxruntime."""
 
-    def __init__(self, size: tuple[int, int], channels: int) -> None:
+    def __init__(self, size: tuple[int, int], channels: int, padding: str | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(preprocessing_graph(size, channels), options)
+        self._session = onnxruntime.InferenceSession(
+            preprocessing_graph(size, channels, padding), options
+        )
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
         image: np.ndarray = self._session.run(None, {"picture": picture})[0]
         return image
-
-
-def read_picture(path: str) -> np.ndarray:
-    """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
-
-    Raises:
-        SettingsError: The file is missing, is of no known format, or has more than MAX_PIXELS.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own limit is below Pillow's
-            picture = Image.open(path, formats=FORMATS)
-        with picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise SettingsError(
-                    f"{path}: the picture has {width} x {height} pixels; "
-                    f"at most {MAX_PIXELS:,} are allowed"
-                )
-            upright: Image.Image = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith(
-                "I"
-            ):  # 16 bits a pixel, which Pillow would clip instead of scale
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return np.array(upright.convert("RGBA"))
-    except UnidentifiedImageError as error:
-        raise SettingsError(
-            f"{path} is not a picture; expected one of {', '.join(FORMATS)}"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise SettingsError(
-            f"{path}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SettingsError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
+from mnist_ray.data import PADDINGS
 from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.export.read import load_verified, metadata_of
 
@@ -83,6 +84,16 @@ class Session:
                 f"{source} leaves the images' shape open ({_text(self.image_shape)}); "
                 "expected fixed channels, height and width"
             )
+
+    @property
+    def padding(self) -> str | None:
+        """How a picture of any size becomes an image (see `data.Images.padding`)."""
+        found = self.metadata.get("padding")
+        if found is not None and found not in PADDINGS:
+            raise SettingsError(
+                f"{self.source} names the padding {found!r}; allowed are {', '.join(PADDINGS)}"
+            )
+        return found
 
     def logits(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """float32 [n, classes] for images uint8 [n, C, H, W].

@@ -1,5 +1,6 @@
 """The model card, a README.md after Hugging Face's conventions: `card.md.jinja` filled in."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import jinja2
 import yaml
 
 from mnist_ray.run.publication import Manifest
+from mnist_ray.settings import is_stored
 
 COLUMNS = ("step", "epochs", "lr", "val_accuracy", "test_accuracy")  # of the table of steps
 
@@ -46,6 +48,14 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
     )
 
 
+def without_folder(dataset: str) -> str:
+    """A data set's name; of files of one's own without the folders that they lie in."""
+    if not is_stored(dataset):
+        return dataset
+    kind, _, path = dataset.partition(":")
+    return f"{kind}:{os.path.basename(path)}"
+
+
 def as_text(text: str) -> str:
     """Text of others, such as a class's name, so that Markdown shows it as it is, on one line."""
     printable = "".join(c if c.isprintable() else " " for c in str(text))
@@ -54,7 +64,8 @@ def as_text(text: str) -> str:
 
 def _header(manifest: Manifest) -> str:
     """The YAML between the dashes. safe_dump quotes names that YAML would take for other types."""
-    dataset = {"name": manifest.dataset, "type": manifest.dataset, "split": "test"}
+    name = without_folder(manifest.dataset)
+    dataset = {"name": name, "type": name, "split": "test"}
     result = {
         "task": {"type": "image-classification"},
         "dataset": dataset,
@@ -63,7 +74,7 @@ def _header(manifest: Manifest) -> str:
     header = {
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
-        "datasets": [manifest.dataset],
+        "datasets": [name],
         "metrics": ["accuracy"],
         "model-index": [{"name": manifest.run, "results": [result]}],
     }

@@ -27,6 +27,7 @@ from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
 from mnist_ray.run import checkpoint, layout, predictions
 from mnist_ray.run.publication import Manifest, publish
+from mnist_ray.settings import trust
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import load_network
@@ -87,6 +88,7 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
         "run": task.run,
         "val_accuracy": json.dumps(_val_accuracy(steps)),
         "classes": json.dumps(list(test.classes)),
+        **_of_own_images(task, split.images),
     }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
     judged = []
@@ -103,6 +105,14 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     }
     publish(storage, files, described.to_json())
     yield described
+
+
+def _of_own_images(task: ChainTask, images: Images) -> dict[str, str]:
+    """Metadata by which pictures and images of one's own are read as they were for the training."""
+    found = {} if images.padding is None else {"padding": images.padding}
+    if trust.is_data(task.dataset) and task.reading is not None:
+        found |= {"reading": task.reading.to_json(), "data_sha256": images.sha256}
+    return found
 
 
 def begin(task: ChainTask, storage: RunStorage) -> Step:

@@ -134,7 +134,8 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     data_dir = settings.data_dir or searched["data_dir"]
     # A run that records no val_by was split by class.
     splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
-    split = data.load_split(data_dir=data_dir, **splitting)
+    reading = data.Reading.of(searched)
+    split = data.load_split(data_dir=data_dir, reading=reading, **splitting)
     if split.images.sha256 != about.data.sha256:
         raise SettingsError(
             f"--data-dir: the images in {data_dir} are not those that the run was searched on "
@@ -149,8 +150,9 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         onnx=onnx,
         network=settings.network,
         precision=searched["precision"],
+        reading=reading,
     )
-    test = data.load(searched["dataset"], "test", data_dir)
+    test = data.load(searched["dataset"], "test", data_dir, reading=reading)
     data.check_test_part(split.images, test)
     return task, split, test
 
@@ -206,7 +208,11 @@ def _new_run(settings: FinetuneSettings) -> About:
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )
-    images, train, val, val_by = data.load_split(dataset, searched.data_dir)
+    reading = data.Reading.from_json(metadata.get("reading", "{}"), settings.onnx)
+    searched = dataclasses.replace(searched, **vars(reading))
+    images, train, val, val_by = data.load_split(dataset, searched.data_dir, reading=reading)
+    if settings.dataset is None and trust.is_data(dataset):
+        trust.same_data(images.sha256, metadata.get("data_sha256"), settings.onnx, dataset)
     searched = dataclasses.replace(searched, val_by=val_by)
     name = settings.name or f"finetune-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.data import Reading
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import BY_NAME, OF_ONE_OPTIMIZER, Hyperparameter
 from mnist_ray.settings import packaged, read_yaml
@@ -103,6 +104,8 @@ class ChainTask:
     precision: str
     cpus: float = 1.0
     gpus: float = 0.0
+    reading: Reading | None = None
+    """How the images of one's own were read."""
 
 
 def read_stages(name: str) -> Recipe:

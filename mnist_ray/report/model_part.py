@@ -25,6 +25,7 @@ from mnist_ray.report.page import (
 )  # fmt: skip
 from mnist_ray.report.read import RunData
 from mnist_ray.run import layout, predictions
+from mnist_ray.settings import trust
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy and tell no more
@@ -69,11 +70,16 @@ def load_tested(run: RunData, data_dir: str | None, images: data.Images | None) 
 
 def _load(run: RunData, data_dir: str | None) -> tuple[data.Images | None, str]:
     name = run.about.data.name
-    if name not in data.DATASETS:
+    stored = trust.is_data(name)
+    if name not in data.DATASETS and not stored:
         # run.json may come from elsewhere: it must not choose what code runs here.
         return None, f"the data set {name} is not one of this package’s"
+    folder, reading = data_dir or run.settings["data_dir"], data.Reading.of(run.settings)
     try:
-        return data.load(name, "test", data_dir or run.settings["data_dir"], download=False), ""
+        if stored:
+            trained = data.load(name, "train", reading=reading)
+            trust.same_data(trained.sha256, run.about.data.sha256, "the run", name)
+        return data.load(name, "test", folder, download=False, reading=reading), ""
     except SettingsError as error:
         return None, f"the test images are not here ({error})"
 

@@ -43,7 +43,9 @@ from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.study.warm_start import older_trials
 
 # Options of one command, not of the run.
-ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}
+ONE_TIME = {
+    "config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data",
+}  # fmt: skip
 # What --resume may change: how much is trained and where, not what.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
@@ -160,6 +162,7 @@ def prepare(settings: SearchSettings) -> Plan:
         val_images=settings.val_images,
         seed=settings.seed,
         val_by=settings.val_by,
+        reading=data.Reading.of(resolved(settings)),
     )
     if resumed and resumed.data.sha256 != split.images.sha256:
         raise SettingsError(
@@ -347,7 +350,9 @@ def _check_parts(plan: Plan) -> None:
 def _check_second_job(plan: Plan) -> None:
     """SettingsError where the best network could not be fine-tuned, exported or judged."""
     s = plan.settings
-    data.check_test_part(plan.split.images, data.load(s.dataset, "test", s.data_dir))
+    reading = data.Reading.of(resolved(s))
+    test = data.load(s.dataset, "test", s.data_dir, reading=reading)
+    data.check_test_part(plan.split.images, test)
     if trust.is_code(s.dataset) or trust.is_code(s.space):
         from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import objectives
 from mnist_ray.settings.options import SearchSettings
-from mnist_ray.settings.text import duration, key_values
+from mnist_ray.settings.text import duration, is_stored, key_values
 
 LEAST = {
     "trials": 1,
@@ -18,7 +18,10 @@ LEAST = {
     "seed": 0,
     "train_images": 1,
     "val_images": 1,
+    "image_size": 1,
 }
+# Options of data sets that are files of one's own.
+OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
 
 
 def check_search(s: SearchSettings) -> None:
@@ -97,6 +100,13 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
         yield (
             "--deterministic and --time-budget exclude each other: "
             "how far a search comes in a given time is chance"
+        )
+    known = "dataset" in s.given or not s.resume  # else the run's data set comes later
+    others = [option for option in OF_STORED if option in s.given]
+    if others and known and not is_stored(s.dataset):
+        yield (
+            f"--{others[0].replace('_', '-')}: is for your own folders, files and tables, "
+            f"not for --dataset {s.dataset}"
         )
     if s.activations and not s.tensorboard:
         yield "--activations needs --tensorboard, which shows them"

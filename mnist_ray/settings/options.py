@@ -15,10 +15,11 @@ from tyro.conf import Fixed, Positional
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import Augmentation
 from mnist_ray.settings.secrets import masked
-from mnist_ray.settings.text import converted
+from mnist_ray.settings.text import converted, with_whole_path
 
 # A text behind a type says how help writes its value.
 Class = Annotated[str, "NAME|module:Class"]
+Data = Annotated[str, "NAME|KIND:PATH|module:function"]
 Function = Annotated[str, "NAME|module:function"]
 Duration = Annotated[str, "TIME"]
 File = Annotated[str, "FILE"]
@@ -52,6 +53,8 @@ class Options:
             value = converted(getattr(self, name), kind, name)
             if name in ("storage", "data_dir") and value is not None:
                 value = os.path.expanduser(value)
+            if name == "dataset" and value is not None:
+                value = with_whole_path(value)
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -77,18 +80,30 @@ class Options:
 class DataOptions(Options):
     """The images, and which of them to train on."""
 
-    dataset: Function = "mnist"
-    """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own."""
+    dataset: Data = "mnist"
+    """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or your own: folder:PATH (a folder a
+    class), npz:FILE, csv:FILE, parquet:PATH, hf:NAME or module:function."""
     data_dir: Folder = field(default_factory=default_data_dir)
     """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
+    image_size: int | None = None
+    """Height and width of your own images (default: the median of the pictures, at most 64)."""
+    channels: Literal["grey", "colour"] | None = None
+    """Read your own images in grey or in colour (default: grey where all pictures are)."""
+    padding: Literal["black", "white", "edge", "stretch"] = "black"
+    """What lies beside a picture of another shape than the images'; stretch: nothing, it is
+    stretched."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be read."""
+    verify_data: bool = False
+    """Read all pictures again: a changed one is otherwise known by its size and time."""
     train_images: int | None = None
     """How many images to train on (default: all but the validation images)."""
     val_images: int | None = None
-    """How many images to validate on (default: 5,000; digits: 215)."""
-    val_by: Literal["class", "group"] | None = None
-    """Draw validation images by class alone, or by group: no writer is in both parts (default:
-    group where the data set knows its groups, as mnist does with QMNIST's labels in the data
-    folder)."""
+    """How many images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
+    val_by: Literal["class", "group", "own"] | None = None
+    """Draw validation images by class alone, or by group: no writer is in both parts; own: those
+    that the data set brings (default: own where it has some, group where the data set knows its
+    groups, as mnist does with QMNIST's labels in the data folder)."""
     augment: Augmentation = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation,
     scale, shift), elastic or both of these."""
@@ -283,7 +298,7 @@ class FinetuneSettings(Options):
     """Where a new run is kept (default: ~/mnist_ray)."""
     name: Name | None = None
     """A new run's name (default: finetune and the time)."""
-    dataset: Function | None = None
+    dataset: Data | None = None
     """A new run's data set (default: the one that the ONNX file names); or the module:function of
     your own that the run was searched on: a file alone must not choose what code runs."""
     network: Annotated[str, "module:function"] | None = None
@@ -311,9 +326,9 @@ class EvaluateSettings(Options):
 
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""
-    dataset: Function | None = None
-    """mnist, fashion-mnist, kmnist, cifar10, digits, or module:function for your own (default: the
-    model's)."""
+    dataset: Data | None = None
+    """mnist, fashion-mnist, kmnist, cifar10, digits, or your own, as the search's --dataset
+    (default: the model's)."""
     data_dir: Folder | None = None
     """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     part: Literal["test", "train"] = "test"

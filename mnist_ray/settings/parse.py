@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,22 @@ from mnist_ray.settings.text import one_line, packaged, read_yaml
 T = TypeVar("T")
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
 NOT_IN_A_FILE = {"config", "resume", "overwrite", "dry_run", "given"}
+
+
+class _Printed(logging.Handler):
+    """Prints what this package logs: notes as output, warnings as errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one line."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(self.format(record), file=stream, flush=True)
+
+
+def _print_the_log() -> None:
+    package = logging.getLogger("mnist_ray")
+    if not any(isinstance(handler, _Printed) for handler in package.handlers):
+        package.addHandler(_Printed())
+        package.setLevel(logging.INFO)
 
 
 def main(
@@ -42,6 +59,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no output fails for a character
             stream.reconfigure(errors="backslashreplace")
+    _print_the_log()
     try:
         code = run(parse(cls, argv, program)) or 0
     except MnistRayError as error:

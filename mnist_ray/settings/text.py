@@ -127,6 +127,25 @@ def command(*words: str) -> str:
 
 # ---- what a text names
 
+STORED = ("folder", "npz", "csv", "parquet", "hf")
+"""Kinds of data sets that are files: --dataset KIND:PATH."""
+
+
+def is_stored(dataset: str) -> bool:
+    """Whether the data set is a folder, file or table of one's own, which needs no code."""
+    return dataset.partition(":")[0] in STORED and ":" in dataset
+
+
+def with_whole_path(dataset: str) -> str:
+    """The name of such a data set with its whole path; any other name as it is."""
+    kind, _, path = dataset.partition(":")
+    if not is_stored(dataset) or not path:
+        return dataset
+    expanded = os.path.expanduser(path)
+    if kind == "hf" and not os.path.isdir(expanded):
+        return dataset
+    return f"{kind}:{os.path.abspath(expanded)}"
+
 
 def load(path: str, flag: str, known: Iterable[str]) -> Any:
     """The object that "module:attribute" names; a module in the working directory is found too.

@@ -1,15 +1,18 @@
 """What a stored file may choose: built-in names. All else is a person's choice.
 
 A run.json, the metadata of an ONNX file or a study may come from elsewhere. What it says is data:
-names of this package are believed; all else must be given again on the command line.
+names of this package are believed; all else must be given again on the command line. Images of
+one's own that lie in files may be read as data, where their SHA-256 is the one that the file says.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings import text
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
@@ -20,6 +23,14 @@ PLACES = ("study", "warm_start", "mlflow", "wandb", "stages", "onnx")
 def is_code(value: Any) -> bool:
     """Whether a setting's value names code outside this package."""
     return isinstance(value, str) and ":" in value
+
+
+def is_data(value: Any) -> bool:
+    """Whether a data set's name means files of this machine, which are read as data."""
+    if not isinstance(value, str) or not text.is_stored(value):
+        return False
+    kind, _, path = value.partition(":")
+    return kind != "hf" or os.path.isabs(path)
 
 
 def is_place(value: Any) -> bool:
@@ -36,6 +47,8 @@ def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES))
     for key in keys:
         value = settings.get(key)
         # A project of Weights & Biases is always a place: its data leave this machine.
+        if key == "dataset" and is_data(value):
+            continue
         if is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
             found[key] = str(value)
     return found
@@ -79,6 +92,25 @@ def dataset(given: str | None, stored: str | None, source: str) -> str:
         )
     check({"dataset": stored}, {"dataset"} if given else (), source, ("dataset",))
     return given or str(stored)
+
+
+def same_data(found: str, expected: str | None, source: str, dataset: str) -> None:
+    """Refuses images that a stored file names, where they are not those that it was made with.
+
+    Args:
+        found: SHA-256 of the training part at hand.
+        expected: As the file says.
+        source: The file, for the message.
+        dataset: The data set's name, for the message.
+
+    Raises:
+        SettingsError: They differ, or the file does not say.
+    """
+    if found != expected:
+        raise SettingsError(
+            f"--dataset: the images of {dataset} are not those that {source} was made with "
+            f"(SHA-256 differs); to take them anyway give --dataset {shlex.quote(dataset)}"
+        )
 
 
 def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> list[str]:

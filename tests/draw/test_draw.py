@@ -26,9 +26,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mnist_ray import data, draw, models
+from mnist_ray.data import read_picture
 from mnist_ray.draw import build, runtime, server
 from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.export.pictures import Preprocessor, read_picture
+from mnist_ray.export.pictures import Preprocessor
 from mnist_ray.export.session import Session, probabilities
 from mnist_ray.export.write import export
 from mnist_ray.training.trainer import Trainer

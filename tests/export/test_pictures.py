@@ -14,8 +14,9 @@ from PIL import Image
 from sklearn.svm import SVC
 
 from mnist_ray import data
+from mnist_ray.data import read_picture
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.pictures import Preprocessor, preprocessing_graph, read_picture
+from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
 
 Guise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -222,6 +223,21 @@ def test_graph_is_plain_onnx() -> None:
 
 
 # ---- files
+
+
+@pytest.mark.parametrize("padding", ["black", "white", "edge", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(20, 31), (64, 9), (12, 12)])
+def test_a_picture_becomes_what_the_training_saw(
+    padding: str, channels: int, size: tuple[int, int]
+) -> None:
+    """The graph and the reader of one's own pictures agree, to the rounding of a byte."""
+    random = np.random.default_rng(0)
+    smooth = random.integers(0, 255, (6, 5, 4), np.uint8)
+    picture = Image.fromarray(smooth, "RGBA").resize(size[::-1], Image.Resampling.BICUBIC)
+    network = Preprocessor((12, 12), channels, padding)(np.asarray(picture))[0] * 255
+    read = data.pictures.fitted(data.pictures.in_channels(picture, channels), (12, 12), padding)
+    assert np.abs(network - read).max() < 3
 
 
 def test_read_picture_turns_and_converts(tmp_path: Path) -> None:

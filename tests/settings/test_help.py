@@ -82,4 +82,4 @@ def test_defaults_are_those_of_this_program() -> None:
     defaults = {option.name: option.default for option in cli.part_options("sampler", "tpe")}
     assert defaults["multivariate"] == "yes"
     shown = {o.name: o.default for group in help.groups(SearchSettings) for o in group.options}
-    assert (shown["trials"], shown["max_epochs"], shown["val_by"][:5]) == ("50", "10", "group")
+    assert (shown["trials"], shown["max_epochs"], shown["val_by"][:3]) == ("50", "10", "own")

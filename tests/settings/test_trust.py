@@ -99,3 +99,20 @@ def test_no_fine_tuning_runs_what_a_run_json_names(tmp_path: Path, watched: list
         with pytest.raises(SettingsError, match=f"^--{key}: .*give it yourself"):
             finetune(FinetuneSettings(run=storage.uri))
     assert not ran()
+
+
+@pytest.mark.parametrize("value", ["folder:/photos", "npz:/a.npz", "csv:/a.csv", "hf:/saved"])
+def test_images_in_files_are_data_where_their_digest_agrees(value: str) -> None:
+    trust.check({"dataset": value}, (), "FILE")
+    assert trust.flags({"dataset": value}) == []
+    trust.same_data("a" * 64, "a" * 64, "FILE", value)
+    for expected in ("b" * 64, None):
+        with pytest.raises(
+            SettingsError, match=r"^--dataset: .* not those that FILE was made with"
+        ):
+            trust.same_data("a" * 64, expected, "FILE", value)
+
+
+@pytest.mark.parametrize("value", ["hf:someone/pictures", "folders:/x", "csv"])
+def test_other_names_with_a_colon_are_code_or_a_host(value: str) -> None:
+    assert trust.is_data(value) is False

@@ -1,0 +1,185 @@
+"""What a source of one's own holds: labelled pictures that are not decoded yet."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnist_ray.data.pictures import Picture
+from mnist_ray.errors import SettingsError
+
+PART_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names of parts as people write them, in small letters -> train, val or test."""
+ORDER = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a source in its order; n of them.
+
+    Attributes:
+        source: As --dataset names it, for messages.
+        names: A name for each picture, for messages.
+        pictures: Gives the pictures, from the first on, each time that it is called.
+        labels: int64 [n], places in `classes`.
+        classes: The labels' names.
+        parts: train, val or test for each picture; None where the source does not say.
+        groups: int64 [n], or None.
+        weights: float64 [n], or None.
+        fingerprint: Differs where the source has changed.
+        notes: What was found out, for the log.
+    """
+
+    source: str
+    names: Sequence[str]
+    pictures: Callable[[], Iterator[Picture]]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    parts: np.ndarray | None
+    groups: np.ndarray | None
+    weights: np.ndarray | None
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Columns:
+    """What a source says of its pictures, one value each, as it says it."""
+
+    names: Sequence[str]
+    labels: Sequence[Any] | np.ndarray
+    parts: Sequence[Any] | None = None
+    groups: Sequence[Any] | np.ndarray | None = None
+    weights: Sequence[Any] | np.ndarray | None = None
+    classes: Sequence[str] | None = None  # the names of labels 0, 1, …
+
+
+def listing(
+    source: str,
+    columns: Columns,
+    pictures: Callable[[], Iterator[Picture]],
+    fingerprint: str,
+    notes: Iterable[str] = (),
+) -> Listing:
+    """The columns, checked.
+
+    Raises:
+        SettingsError: there are none, or a value is missing or not allowed.
+    """
+    n = len(columns.names)
+    if not n:
+        raise SettingsError(f"--dataset: {source} holds no pictures")
+    for what in ("labels", "parts", "groups", "weights"):
+        values = getattr(columns, what)
+        if values is not None and len(values) != n:
+            raise SettingsError(f"--dataset: {source} has {n} pictures and {len(values)} {what}")
+    labels, classes = _labels(source, columns)
+    parts = None
+    if columns.parts is not None:
+        parts = np.array([_part(source, each) for each in columns.parts])
+    groups = None
+    if columns.groups is not None:
+        names = [_missing_refused(source, "group", each) for each in columns.groups]
+        groups = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+    weights = None
+    if columns.weights is not None:
+        weights = _weights(source, columns.weights)
+    return Listing(
+        source, columns.names, pictures, labels, classes, parts, groups, weights, fingerprint,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Places in the classes, and the classes: as given, else the labels in their order.
+
+    Whole numbers are in the order of their values, also where they are written as text.
+    """
+    if columns.classes is not None:
+        classes = tuple(str(each) for each in columns.classes)
+        numbers = np.array([_number(source, each, len(classes)) for each in columns.labels])
+        return numbers.astype(np.int64), _printable(source, classes)
+    texts = [_label(source, each) for each in columns.labels]
+    found = set(texts)
+    numeric = all(re.fullmatch(r"-?\d+", each) for each in found)
+    ordered = sorted(found, key=(lambda each: (int(each), each)) if numeric else None)
+    place = {each: i for i, each in enumerate(ordered)}
+    return np.array([place[each] for each in texts], np.int64), _printable(source, tuple(ordered))
+
+
+def _number(source: str, value: Any, classes: int) -> int:
+    number = int(_missing_refused(source, "label", value))
+    if not 0 <= number < classes:
+        raise SettingsError(
+            f"--dataset: {source} has the label {number}; allowed are 0..{classes - 1}"
+        )
+    return number
+
+
+def _label(source: str, value: Any) -> str:
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    if isinstance(value, float | np.floating) and not np.isnan(value):
+        raise SettingsError(
+            f"--dataset: {source} has the label {value}; expected whole numbers or names"
+        )
+    return _missing_refused(source, "label", value)
+
+
+def _missing_refused(source: str, what: str, value: Any) -> str:
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        raise SettingsError(f"--dataset: {source} has a picture without a {what}")
+    return text
+
+
+def _printable(source: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    for each in classes:
+        if not each.isprintable():
+            raise SettingsError(f"--dataset: {source} has a class {each!r}: expected plain text")
+    if len(classes) < 2:
+        raise SettingsError(
+            f"--dataset: {source} has one class, {classes[0]!r}; expected at least two"
+        )
+    return classes
+
+
+def _part(source: str, value: Any) -> str:
+    name = "train" if value is None else str(value).strip().lower()
+    if name not in PART_NAMES:
+        raise SettingsError(
+            f"--dataset: {source} has the part {value!r}; expected train, val or test"
+        )
+    return PART_NAMES[name]
+
+
+def _weights(source: str, values: Any) -> np.ndarray:
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"--dataset: {source}: weights must be numbers: {error}") from error
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise SettingsError(
+            f"--dataset: {source}: weights must be finite numbers of at least 0, and not all 0"
+        )
+    return weights
+
+
+def fingerprint(paths: Iterable[str]) -> str:
+    """A digest of the files' paths, sizes and times; of a missing file its path."""
+    sha = hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+            text = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            text = "missing"
+        sha.update(os.fsencode(path) + f"\0{text}\0".encode())
+    return sha.hexdigest()

@@ -1,0 +1,141 @@
+"""Picture files -> upright pictures of 8 bits a channel, and pictures -> images of one size."""
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnist_ray.errors import SettingsError
+
+T = TypeVar("T")
+Padding = Literal["black", "white", "edge", "stretch"]
+PADDINGS: tuple[str, ...] = get_args(Padding)
+MAX_PIXELS = 50_000_000
+FORMATS = (
+    "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",
+)  # fmt: skip
+"""None that starts another program, as EPS does."""
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+# Our own limit is below Pillow's. (A filter for a while would not be safe in threads.)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
+
+Picture = str | bytes | np.ndarray
+"""A file's path, a file's content, or uint8 [height, width] or [height, width, 3 or 4]."""
+
+
+def opened(picture: Picture, name: str = "") -> Image.Image:
+    """The first frame, upright as its EXIF orientation says, with 8 bits a channel.
+
+    Args:
+        picture: See Picture.
+        name: In errors; a path names itself.
+
+    Raises:
+        SettingsError: The file is missing, is of no known format, is damaged, or has more than
+            MAX_PIXELS.
+    """
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
+    name = name or (picture if isinstance(picture, str) else "a picture")
+    return _guarded(picture, name, lambda image: _in_8_bits(ImageOps.exif_transpose(image)))
+
+
+def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
+    """Height, width and whether it may be in colour, without decoding; raises as `opened`."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1], picture.ndim == 3
+    return _guarded(picture, name or str(picture)[:200], _header)
+
+
+def _header(image: Image.Image) -> tuple[int, int, bool]:
+    width, height = image.size
+    grey = image.mode in GREY_MODES or image.mode.startswith("I;")
+    if image.format in ("JPEG", "TIFF", "WEBP") and image.getexif().get(ORIENTATION) in TURNED:
+        height, width = width, height
+    return height, width, not grey
+
+
+def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]) -> T:
+    try:
+        file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        image = Image.open(file, formats=FORMATS)
+        with image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise SettingsError(
+                    f"{name}: the picture has {width} x {height} pixels; "
+                    f"at most {MAX_PIXELS:,} are allowed"
+                )
+            return finish(image)
+    except UnidentifiedImageError as error:
+        raise SettingsError(
+            f"{name} is not a picture; expected one of {', '.join(FORMATS)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise SettingsError(
+            f"{name}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SettingsError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range is not known")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """The picture in grey (1) or RGB (3); where it is transparent it is white."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, (255, 255, 255))
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def fitted(image: Image.Image, size: tuple[int, int], padding: str) -> np.ndarray:
+    """A picture of mode L or RGB as uint8 [C, *size].
+
+    Its sides keep their ratio, and the rest is padded; with `stretch` it fills the whole.
+    """
+    height, width = image.height, image.width
+    inner = size
+    if padding != "stretch":
+        scale = min(size[0] / height, size[1] / width)
+        inner = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    if inner != (height, width):
+        # Antialiased triangles: what ONNX's Resize does in `export.pictures`.
+        image = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if inner == size:
+        return array
+    before = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    around = [(0, 0)] + [(b, s - i - b) for b, s, i in zip(before, size, inner, strict=True)]
+    if padding == "edge":
+        return np.pad(array, around, mode="edge")
+    return np.pad(array, around, constant_values=255 if padding == "white" else 0)
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture file as uint8 [h, w, 4] (RGBA), turned as its EXIF orientation says.
+
+    Raises:
+        SettingsError: The file is missing, is of no known format, or has more than MAX_PIXELS.
+    """
+    return np.array(opened(os.fspath(path)).convert("RGBA"))

@@ -1,0 +1,224 @@
+"""`csv:FILE`, `parquet:PATH` and `hf:NAME`: a row for each picture, in columns known by name."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from mnist_ray.data.listing import ORDER, PART_NAMES, Columns, Listing, fingerprint, listing
+from mnist_ray.data.pictures import Picture
+from mnist_ray.errors import SettingsError, first_line
+
+COLUMNS = {
+    "image": ("image", "img", "picture", "path", "file", "filename", "file_name", "filepath",
+              "image_path"),
+    "label": ("label", "class", "target", "category", "y", "labels", "fine_label"),
+    "split": ("split", "part", "subset"),
+    "group": ("group", "groups", "writer", "patient"),
+    "weight": ("weight", "sample_weight"),
+}  # fmt: skip
+"""What a column holds -> its names in small letters, the first that is there counts."""
+BATCH = 1024  # rows of pictures that are read at a time
+
+
+def read_csv(source: str, path: str) -> Listing:
+    """A CSV file with a header: path (from the file's folder) or pixels, and label.
+
+    Pixels are columns whose names end in numbers, as pixel0 … pixel783, of square grey images.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            header = file.readline().rstrip("\r\n")
+        names = [name.strip().strip('"') for name in header.split(",")]
+        pixels = [name for name in names if re.fullmatch(r"(pixel|px|p)_?\d+", name)]
+        kinds = dict.fromkeys(names, pa.string()) | dict.fromkeys(pixels, pa.uint8())
+        options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise SettingsError(f"--dataset: {source} cannot be read as CSV: {said}") from error
+    found = _found(source, table.column_names, need_image=not pixels)
+    columns = _columns(found, table, [f"row {i}" for i in range(1, len(table) + 1)])
+    if pixels:
+        side = round(len(pixels) ** 0.5)
+        if side * side != len(pixels):
+            raise SettingsError(f"--dataset: {source} has {len(pixels)} pixels; expected a square")
+        images = np.empty((len(table), len(pixels)), np.uint8)
+        for i, name in enumerate(pixels):
+            images[:, i] = table[name].to_numpy()
+        squares = images.reshape(-1, side, side)
+        return listing(source, columns, lambda: iter(squares), fingerprint([path]))
+    folder = os.path.dirname(path)
+    files = [os.path.join(folder, each or "") for each in table[found["image"]].to_pylist()]
+    columns.names = files
+    return listing(source, columns, lambda: iter(files), fingerprint([path, *files]))
+
+
+def read_parquet(source: str, path: str) -> Listing:
+    """A Parquet file, or a folder of files whose names begin with train, val or test.
+
+    Its images are files' bytes, as Hugging Face writes them, or paths from the file's folder.
+    """
+    files = [path]
+    if os.path.isdir(path):
+        files = sorted(str(file) for file in Path(path).rglob("*.parquet"))
+        files.sort(key=lambda file: ORDER.index(_part_of(file)))
+    if not files or not os.path.isfile(files[0]):
+        raise SettingsError(f"--dataset: {source}: there is no Parquet file {path!r}")
+    try:
+        schemas = [pq.read_schema(file) for file in files]
+        found = _found(source, schemas[0].names, need_image=True)
+        wanted = [name for kind, name in found.items() if kind != "image"]
+        tables = [pq.read_table(file, columns=wanted) for file in files]
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (OSError, pa.ArrowException) as error:
+        raise SettingsError(
+            f"--dataset: {source} cannot be read as Parquet: {first_line(error)}"
+        ) from error
+    names = [
+        f"{os.path.basename(file)} row {i}"
+        for file, each in zip(files, tables, strict=True)
+        for i in range(1, len(each) + 1)
+    ]
+    columns = _columns(found, table, names, _names_of_labels(schemas[0], found["label"]))
+    if "split" not in found and len(files) > 1:
+        each_part = [_part_of(file) for file in files]
+        columns.parts = np.repeat(each_part, [len(each) for each in tables]).tolist()
+    pictures = partial(_parquet_pictures, files, found["image"])
+    return listing(source, columns, pictures, fingerprint(files))
+
+
+def _part_of(file: str) -> str:
+    """The part that a file's name begins with; train where it begins otherwise."""
+    word = re.match(r"[a-z]*", os.path.basename(file).lower())
+    return PART_NAMES.get(word[0] if word else "", "train")
+
+
+def _names_of_labels(schema: pa.Schema, label: str) -> list[str] | None:
+    """The classes' names that Hugging Face's datasets writes into a file's metadata."""
+    try:
+        metadata = json.loads((schema.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(each) for each in names] if isinstance(names, list) else None
+
+
+def _parquet_pictures(files: Sequence[str], column: str) -> Iterator[Picture]:
+    for file in files:
+        folder = os.path.dirname(file)
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(BATCH, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield _picture(value, folder)
+
+
+def _picture(value: Any, folder: str) -> Picture:
+    """A cell's picture: bytes, a path, or both in Hugging Face's {bytes, path}; b"" for none."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return os.path.join(folder, value)
+    if isinstance(value, list):
+        try:
+            return np.asarray(value, np.uint8)
+        except (ValueError, TypeError, OverflowError):
+            return b""
+    return value if isinstance(value, bytes) else b""
+
+
+# ---- hf:NAME
+
+
+def read_hf(source: str, name: str) -> Listing:
+    """A data set of Hugging Face's library: a folder that it saved, or a name that it loads.
+
+    Raises:
+        SettingsError: the library is not installed, or cannot load it.
+    """
+    try:
+        import datasets  # noqa: PLC0415 (optional package)
+    except ImportError as error:
+        raise SettingsError(
+            f"--dataset: {source} needs the package datasets: pip install 'mnist_ray[hf]'"
+        ) from error
+    datasets.disable_progress_bars()
+    try:
+        local = os.path.isdir(name)
+        loaded = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
+    except Exception as error:  # its own errors, and those of its network code
+        raise SettingsError(f"--dataset: {source} cannot be loaded: {first_line(error)}") from error
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    known = {n: each for n, each in splits.items() if n.lower() in PART_NAMES}
+    if not known:
+        raise SettingsError(
+            f"--dataset: {source} has the parts {', '.join(splits)}; expected train, val or test"
+        )
+    order = sorted(known, key=lambda n: ORDER.index(PART_NAMES[n.lower()]))
+    first = known[order[0]]
+    found = _found(source, first.column_names, need_image=True)
+    image = found["image"]
+    parts = [
+        known[n].cast_column(image, datasets.Image(decode=False))
+        if isinstance(first.features[image], datasets.Image)
+        else known[n]
+        for n in order
+    ]
+    wanted = [column for kind, column in found.items() if kind != "image"]
+    table = pa.concat_tables(
+        [each.select_columns(wanted).with_format("arrow")[:] for each in parts],
+        promote_options="permissive",
+    )
+    names = [f"{n} row {i}" for n, each in zip(order, parts, strict=True) for i in range(len(each))]
+    classes = getattr(first.features[found["label"]], "names", None)
+    columns = _columns(found, table, names, classes)
+    if "split" not in found and len(splits) > 1:
+        columns.parts = [n for n, each in zip(order, parts, strict=True) for _ in range(len(each))]
+
+    def pictures() -> Iterator[Picture]:
+        for each in parts:
+            for row in each.select_columns([image]):
+                yield _picture(row[image], name if local else "")
+
+    prints = "".join(each._fingerprint for each in known.values())
+    return listing(source, columns, pictures, prints)
+
+
+# ---- columns
+
+
+def _found(source: str, names: Sequence[str], *, need_image: bool) -> dict[str, str]:
+    """What a column holds -> its name, for those that are there."""
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    found = {
+        kind: next((lower[each] for each in known if each in lower), None)
+        for kind, known in COLUMNS.items()
+    }
+    for kind, needed in (("image", need_image), ("label", True)):
+        if needed and found[kind] is None:
+            raise SettingsError(
+                f"--dataset: {source} has the columns {', '.join(names)[:200]}; expected one of "
+                f"{', '.join(COLUMNS[kind])}"
+            )
+    return {kind: name for kind, name in found.items() if name is not None}
+
+
+def _columns(
+    found: dict[str, str], table: pa.Table, names: Sequence[str], classes: Any = None
+) -> Columns:
+    columns = Columns(names, table[found["label"]].to_pylist(), classes=classes)
+    if "split" in found:
+        columns.parts = table[found["split"]].to_pylist()
+    if "group" in found:
+        columns.groups = table[found["group"]].to_pylist()
+    if "weight" in found:
+        columns.weights = table[found["weight"]].to_pylist()
+    return columns

@@ -1,0 +1,397 @@
+"""Sources of one's own without code: folders, npz files, tables and Hugging Face's library."""
+
+import csv
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_ray.data import Images, Reading, decoding, digest, load, load_split, stored
+from mnist_ray.errors import SettingsError
+from tests.support.pictures import CLASSES, by_class, coloured, in_folders, in_parquet, png
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored, "_noted", set())
+    monkeypatch.setattr(stored, "_verified", set())
+
+
+def write_csv(file: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([header, *rows])
+
+
+def test_the_same_images_from_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"train": coloured(40), "test": coloured(16, seed=1)}
+    in_folders(tmp_path / "folder", parts)
+    arrays: dict[str, np.ndarray] = {}
+    rows: list[list[Any]] = []
+    (tmp_path / "parquet").mkdir()
+    for part, images in parts.items():
+        ordered, labels = by_class(images)
+        arrays |= {f"x_{part}": ordered, f"y_{part}": np.array(labels)}
+        in_parquet(tmp_path / "parquet" / f"{part}-00000-of-00001.parquet", ordered, labels)
+        for i, (image, label) in enumerate(zip(ordered, labels, strict=True)):
+            (tmp_path / f"{part}{i}.png").write_bytes(png(image))
+            rows.append([f"{part}{i}.png", label, part])
+    np.savez_compressed(tmp_path / "arrays.npz", allow_pickle=False, **arrays)
+    write_csv(tmp_path / "table.csv", ["path", "label", "split"], rows)
+    names = ["folder:folder", "npz:arrays.npz", "csv:table.csv", "parquet:parquet"]
+    monkeypatch.chdir(tmp_path)
+    found = {name: [load(name, part) for part in parts] for name in names}
+    train, test = found["folder:folder"]
+    assert train.shape == (3, 12, 10)
+    assert train.classes == tuple(sorted(CLASSES))
+    assert train.padding == "black"
+    assert train.images[:10].tobytes() == parts["train"][::4].transpose(0, 3, 1, 2).tobytes()
+    for one, other in found.values():
+        assert (one.sha256, other.sha256) == (train.sha256, test.sha256)
+        assert (one.classes, one.mean, one.std) == (train.classes, train.mean, train.std)
+        assert digest(one.images, one.labels) == one.sha256
+
+    def function(part: str, data_dir: str | None) -> Images:
+        images, labels = by_class(parts[part])
+        places = np.array([sorted(CLASSES).index(label) for label in labels])
+        return Images("", part, images, places, sorted(CLASSES), train.mean, train.std)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tests.support.pictures.function", function, raising=False)
+    own = "tests.support.pictures:function"
+    assert load(own, "train").sha256 == train.sha256
+    splits = [load_split(name, seed=3) for name in [*names, own]]
+    for each in splits:
+        assert each.val_by == "class"
+        assert np.array_equal(each.train, splits[0].train)
+        assert np.array_equal(each.val, splits[0].val)
+
+
+def test_a_folder_that_hugging_faces_library_saved(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["b", "a"])
+    )
+    made = {}
+    for part, n in {"train": 40, "validation": 8, "test": 16}.items():
+        pictures = [Image.fromarray(image) for image in coloured(n)]
+        rows = {"image": pictures, "label": [i % 2 for i in range(n)]}
+        made[part] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "library"))
+    train, test = (load(f"hf:{tmp_path / 'library'}", part) for part in ("train", "test"))
+    assert (train.shape, train.classes) == ((3, 12, 10), ("b", "a"))
+    assert (len(train.labels), len(test.labels)) == (48, 16)
+    assert train.val is not None
+    assert len(train.val) == 8
+    assert train.images[:40].tobytes() == coloured(40).transpose(0, 3, 1, 2).tobytes()
+
+
+def test_pictures_of_every_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Formats and modes; those of other shapes are fitted and padded."""
+    caplog.set_level(logging.INFO)
+    base = coloured(1, (40, 20))[0]
+    picture = Image.fromarray(base)
+    folder = tmp_path / "kinds" / "a"
+    folder.mkdir(parents=True)
+    for name, made in {
+        "rgb.png": picture, "grey.png": picture.convert("L"), "bit.png": picture.convert("1"),
+        "palette.png": picture.quantize(64), "alpha.png": picture.convert("RGBA"),
+        "la.png": picture.convert("LA"), "photo.jpg": picture, "cmyk.jpg": picture.convert("CMYK"),
+        "web.webp": picture, "map.bmp": picture, "tag.tiff": picture, "move.gif": picture,
+        "deep.png": Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257),
+    }.items():  # fmt: skip
+        made.save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90, expand=True).save(folder / "turned.jpg", exif=exif, quality=100)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("")
+    (tmp_path / "kinds" / "b").mkdir()
+    for i in range(4):
+        Image.fromarray(coloured(1, (20, 40), i)[0]).save(tmp_path / "kinds" / "b" / f"{i}.png")
+    name = f"folder:{tmp_path / 'kinds'}"
+    found = load(name, "train")
+    assert found.shape == (3, 40, 20)
+    said = caplog.text
+    assert "pictures of 20..40 x 20..40 pixels are read as 40 x 20 (their median" in said
+    assert "1 files are no pictures and left out, as a/notes.txt" in said
+    assert "no test part: 4 of 18 pictures are split off in the classes' proportions" in said
+    # Every `a` is the same picture: within what JPEG, the palette and one bit lose.
+    whole = [load(name, part) for part in ("train", "test")]
+    images = np.concatenate([each.images[each.labels == 0] for each in whole]).astype(int)
+    middle = np.median(images, axis=0)
+    assert sum(np.abs(image - middle).mean() < 30 for image in images) >= 12
+    wide = np.concatenate([each.images[each.labels == 1] for each in whole])
+    assert (wide[:, :, :15] == 0).all()  # 20 x 40 becomes 10 x 20 on black
+    assert (wide[:, :, 15:25].mean() > 30).all()
+    grey = load(name, "train", reading=Reading(image_size=8, channels="grey", padding="white"))
+    assert grey.shape == (1, 8, 8)
+    assert (grey.images[grey.labels == 0][:, :, :, :2] == 255).all()
+    stretched = load(name, "train", reading=Reading(image_size=8, padding="stretch"))
+    assert stretched.shape == (3, 8, 8)
+    edge = load(name, "train", reading=Reading(image_size=8, padding="edge"))
+    assert (edge.images[:, :, 0] == edge.images[:, :, 1]).all() or edge.shape == (3, 8, 8)
+
+
+def test_grey_is_found_out_and_large_pictures_are_made_smaller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    images = np.repeat(coloured(12, (200, 100))[..., :1], 3, axis=3)
+    in_folders(tmp_path / "d", {"": images})
+    found = load(f"folder:{tmp_path / 'd'}", "train")
+    assert found.shape == (1, 64, 32)
+    assert "every picture is grey" in caplog.text
+    colour = load(f"folder:{tmp_path / 'd'}", "train", reading=Reading(channels="colour"))
+    assert colour.shape == (3, 64, 32)
+    assert (colour.images[:, 0] == found.images[:, 0]).all()
+
+
+def test_a_validation_part_of_its_own(tmp_path: Path) -> None:
+    in_folders(
+        tmp_path / "d",
+        {"train": coloured(40), "Validation": coloured(12, seed=1), "test": coloured(8, seed=2)},
+    )
+    name = f"folder:{tmp_path / 'd'}"
+    part, train, val, rule = load_split(name)
+    assert (rule, len(part.labels), len(train), len(val)) == ("own", 52, 40, 12)
+    assert part.val is not None
+    assert val.tolist() == part.val.tolist() == list(range(40, 52))
+    only_train = load_split(name, val_by="class", val_images=8)
+    assert (only_train.val_by, len(only_train.val)) == ("class", 8)
+    fewer = load_split(name, val_images=4, train_images=8)
+    assert (len(fewer.train), len(fewer.val)) == (8, 4)
+    assert set(fewer.val) <= set(val)
+    with pytest.raises(SettingsError, match="--val-images 13: .* has 12 of its own"):
+        load_split(name, val_images=13)
+
+
+def test_groups_weights_and_split_of_a_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    images = coloured(200)
+    rows = []
+    for i, image in enumerate(images):
+        (tmp_path / f"{i}.png").write_bytes(png(image))
+        rows.append([f"{i}.png", i % 4, f"patient {i // 10}", 1 + i % 2])
+    write_csv(tmp_path / "t.csv", ["file_name", "label", "group", "weight"], rows)
+    name = f"csv:{tmp_path / 't.csv'}"
+    train, test = load(name, "train"), load(name, "test")
+    assert "are split off by groups" in caplog.text
+    assert train.groups is not None
+    assert test.groups is not None
+    assert not set(train.groups) & set(test.groups)
+    assert 30 <= len(test.labels) <= 50
+    assert train.classes == ("0", "1", "2", "3")
+    assert train.weights is not None
+    assert set(train.weights) == {1.0, 2.0}
+    split = load_split(name)
+    assert split.val_by == "group"
+    assert not set(train.groups[split.train]) & set(train.groups[split.val])
+
+
+def test_labels_are_ordered_as_people_count(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=coloured(60), labels=np.arange(60) % 4 * 5)
+    assert load(f"npz:{tmp_path / 'a.npz'}", "train").classes == ("0", "5", "10", "15")
+
+
+def test_pixels_in_a_table(tmp_path: Path) -> None:
+    pixels = np.arange(20 * 9).reshape(20, 9) % 256
+    rows = [[i % 2, *line] for i, line in enumerate(pixels.tolist())]
+    write_csv(tmp_path / "t.csv", ["label", *(f"pixel{i}" for i in range(9))], rows)
+    train = load(f"csv:{tmp_path / 't.csv'}", "train")
+    assert train.shape == (1, 3, 3)
+    assert train.images[0].reshape(-1).tolist() == pixels[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "shape"),
+    [
+        (np.random.default_rng(0).random((20, 6, 5)), np.arange(20) % 2, (1, 6, 5)),
+        (np.random.default_rng(0).random((20, 6, 5, 3)), (np.arange(20) % 2)[:, None], (3, 6, 5)),
+        (coloured(20).transpose(0, 3, 1, 2), np.eye(2)[np.arange(20) % 2], (3, 12, 10)),
+        (coloured(20).astype(np.float32), (np.arange(20) % 2).astype(float), (3, 12, 10)),
+        (coloured(20)[..., 0].astype(np.int64), np.arange(20) % 2 == 1, (1, 12, 10)),
+        (coloured(20)[..., 0] > 60, np.arange(20) % 2, (1, 12, 10)),
+    ],
+)
+def test_arrays_as_people_have_them(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int]
+) -> None:
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels)
+    found = load(f"npz:{tmp_path / 'a.npz'}", "train")
+    assert (found.shape, len(found.classes)) == (shape, 2)
+    assert found.images.max() > 100
+
+
+# ---- broken pictures and other mistakes
+
+
+@pytest.fixture
+def with_broken(tmp_path: Path) -> str:
+    in_folders(tmp_path / "d", {"": coloured(40)})
+    (tmp_path / "d" / "été" / "empty.png").write_bytes(b"")
+    (tmp_path / "d" / "été" / "text.jpg").write_text("not a picture")
+    (tmp_path / "d" / "犬" / "cut.png").write_bytes(png(coloured(1)[0])[:-60])
+    return f"folder:{tmp_path / 'd'}"
+
+
+def test_broken_pictures_are_named(with_broken: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SettingsError, match=r"^--dataset: 3 of 43 pictures .* --skip-broken$") as e:
+        load(with_broken, "train")
+    assert "\n" not in str(e.value)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 3
+    for line, file in zip(lines, ("été/empty.png", "été/text.jpg", "犬/cut.png"), strict=True):
+        assert line.startswith("broken: ")
+        assert file in line
+    part, test = (
+        load(with_broken, p, reading=Reading(skip_broken=True)) for p in ("train", "test")
+    )
+    assert len(part.labels) + len(test.labels) == 40
+    again = load(with_broken, "train", reading=Reading(skip_broken=True))
+    assert again.sha256 == part.sha256
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = coloured(8)
+    (tmp_path / "empty").mkdir()
+    in_folders(tmp_path / "one", {"a": images[:1]})
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.png").write_bytes(png(images[0]))
+    in_folders(tmp_path / "strange", {"train": images, "test": images, "extra": images})
+    in_folders(tmp_path / "new-class", {"train": images, "test": images})
+    (tmp_path / "new-class" / "test" / "zebra").mkdir()
+    (tmp_path / "new-class" / "test" / "zebra" / "z.png").write_bytes(png(images[0]))
+    (tmp_path / "text.npz").write_text("no")
+    np.savez(tmp_path / "strange.npz", apples=images)
+    np.savez(tmp_path / "short.npz", x_train=images, y_train=np.arange(7))
+    np.savez(tmp_path / "odd.npz", x=images.astype(float) - 9, y=np.arange(8) % 2)
+    np.savez(tmp_path / "axes.npz", x=np.zeros((8, 3, 5, 3), np.uint8), y=np.arange(8) % 2)
+    np.savez(tmp_path / "objects.npz", x=images, y=np.array([{}, []] * 4, dtype=object))
+    np.savez(tmp_path / "fractions.npz", x=images, y=np.arange(8) / 4)
+    np.savez(tmp_path / "equal.npz", x=images * 0, y=np.arange(8) % 2)
+    np.savez(tmp_path / "few.npz", x=images[:4], y=np.arange(4) % 2)
+    (tmp_path / "one.npy").write_bytes(b"\x93NUMPY")
+    np.save(tmp_path / "array.npy", images)
+    write_csv(tmp_path / "gone.csv", ["path", "label"], [["a.png", 0], ["b.png", 1]] * 4)
+    write_csv(tmp_path / "columns.csv", ["apple", "pear"], [[1, 2]])
+    write_csv(tmp_path / "label.csv", ["path", "label"], [["flat/a.png", 0], ["flat/a.png", ""]])
+    write_csv(
+        tmp_path / "part.csv",
+        ["path", "label", "split"],
+        [["flat/a.png", 0, "train"], ["flat/a.png", 1, "monday"]],
+    )
+    write_csv(
+        tmp_path / "weight.csv",
+        ["path", "label", "weight"],
+        [["flat/a.png", 0, "-1"], ["flat/a.png", 1, 1]],
+    )
+    write_csv(tmp_path / "ragged.csv", ["path", "label"], [["a"], ["a", 1, 2]])
+    (tmp_path / "latin.csv").write_bytes("path,label\n\xe9,1\n".encode("latin-1"))
+    (tmp_path / "text.parquet").write_text("no")
+    for name, said in {
+        "folder:nowhere": "there is no folder",
+        "folder:": "there is no folder",
+        "folder:empty": "holds no pictures in folders",
+        "folder:one": "one class",
+        "folder:flat": "expected one folder for each class",
+        "folder:strange": "beside train only val and test",
+        "folder:new-class": "no training picture of class 'zebra'",
+        "npz:nowhere.npz": "no such file",
+        "npz:text.npz": "cannot be read as npz",
+        "npz:strange.npz": "holds apples; expected x_train",
+        "npz:short.npz": "x_train has 8 images, y_train 7 labels",
+        "npz:odd.npz": "certainly of",
+        "npz:axes.npz": "not certain which axis",
+        "npz:objects.npz": "cannot be read as npz",
+        "npz:fractions.npz": "expected whole numbers or names",
+        "npz:equal.npz": "all training pixels of a channel are equal",
+        "npz:few.npz": "no test part, and too few pictures",
+        "npz:one.npy": "cannot be read as npz",
+        "npz:array.npy": "no archive of arrays",
+        "csv:nowhere.csv": "No such file",
+        "csv:flat": "cannot be read as CSV",
+        "csv:gone.csv": "none of 8 pictures .* No such file",
+        "csv:columns.csv": "columns apple, pear; expected one of image",
+        "csv:label.csv": "a picture without a label",
+        "csv:part.csv": "the part 'monday'; expected train, val or test",
+        "csv:weight.csv": "weights must be finite numbers of at least 0",
+        "csv:ragged.csv": "cannot be read as CSV",
+        "csv:latin.csv": "cannot be read as CSV",
+        "parquet:nowhere": "there is no Parquet file",
+        "parquet:text.parquet": "cannot be read as Parquet",
+        "parquet:empty": "there is no Parquet file",
+    }.items():
+        with pytest.raises(SettingsError, match=f"^--dataset: .*{said}") as caught:
+            load(name, "train")
+        assert "\n" not in str(caught.value), name
+
+
+def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        SettingsError, match=r"--dataset: hf:x needs .* pip install 'mnist_ray\[hf\]'"
+    ):
+        load("hf:x", "train")
+
+
+# ---- the cache
+
+
+def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_folders(tmp_path / "d", {"": coloured(40)})
+    name = f"folder:{tmp_path / 'd'}"
+    first = load(name, "train")
+    assert not first.images.flags.writeable
+    decoded: list[str] = []
+    original = decoding._decode
+
+    def counted(listing: Any, *rest: Any) -> Any:
+        decoded.append(listing.source)
+        return original(listing, *rest)
+
+    monkeypatch.setattr(decoding, "_decode", counted)
+    assert load(name, "train").sha256 == first.sha256
+    assert load(name, "test").images.shape[0] + len(first.labels) == 40
+    assert not decoded
+    # A change that keeps size and time is seen by --verify-data, another one always.
+    file = next((tmp_path / "d").rglob("*.png"))
+    status = file.stat()
+    Image.fromarray(coloured(1, seed=9)[0]).save(tmp_path / "other.png")
+    changed = (tmp_path / "other.png").read_bytes()
+    file.write_bytes(changed)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    load(name, "train")
+    assert len(decoded) == 1
+    load(name, "train", reading=Reading(verify_data=True))
+    load(name, "test", reading=Reading(verify_data=True))
+    assert len(decoded) == 2
+    cached = next((tmp_path / "cache").rglob("*.images"))
+    for damaged in (b"", cached.read_bytes()[:-40], b"x" * 4000):
+        for each in (tmp_path / "cache").rglob("*.images"):
+            each.write_bytes(damaged)
+        load(name, "train")
+    assert len(decoded) == 5
+
+
+def test_without_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_folders(tmp_path / "d", {"": coloured(20)})
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(load(f"folder:{tmp_path / 'd'}", "train").labels) == 16
+
+
+def test_the_cache_keeps_the_last_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "KEPT", 2)
+    in_folders(tmp_path / "d", {"": coloured(20)})
+    for size in (4, 5, 6, 7):
+        load(f"folder:{tmp_path / 'd'}", "train", reading=Reading(image_size=size))
+    assert len(list((tmp_path / "cache").rglob("*.images"))) == 2
+    assert not list((tmp_path / "cache").rglob(".new-*"))
