@@ -7,13 +7,16 @@ import optuna
 import pytest
 import torch
 from nbclient import NotebookClient
+from optuna.study import StudyDirection
 
 from mnist_ray import data, models
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from tests.support import ROOT
 
-STAGES = "stages: [{epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.1, weight_decay: 0, seed: 1}]"
+STAGES = (
+    "stages: [{epochs: 1, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 1}]"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +54,10 @@ def test_the_data_set_is_as_it_says() -> None:
     assert not {image.tobytes() for image in test.images} & {i.tobytes() for i in train.images}
 
 
-@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
-def test_the_pruner_stops_a_trial_far_behind(direction: str, sign: int) -> None:
+@pytest.mark.parametrize(
+    ("direction", "sign"), [(StudyDirection.MAXIMIZE, 1), (StudyDirection.MINIMIZE, -1)]
+)
+def test_the_pruner_stops_a_trial_far_behind(direction: StudyDirection, sign: int) -> None:
     from examples.behind_best import BehindBest
 
     study = optuna.create_study(direction=direction, pruner=BehindBest(margin=0.2))
@@ -65,6 +70,7 @@ def test_the_pruner_stops_a_trial_far_behind(direction: str, sign: int) -> None:
     assert stopped == [False, False, True, False]  # the first two are needed for a comparison
 
 
+@pytest.mark.slow  # a whole search with its second job; .ci/run calls it
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)

@@ -97,6 +97,7 @@ def connected(verbose: bool) -> Iterator[Cluster]:
         elif running():
             _check_address()
         else:  # a folder of its own, so that all of it can be removed
+            print("starting Ray on this machine", flush=True)
             folder = stack.enter_context(temporary_folder("mray-", longest=SOCKET_ROOM))
             stack.enter_context(_token(folder / "auth_token"))
         from mnist_ray.cluster import joined  # noqa: PLC0415 (Ray's environment)

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import queue
+import re
 import shlex
 import sys
 import sysconfig
@@ -13,9 +15,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from ray.job_submission import JobStatus, JobSubmissionClient
+from tqdm import tqdm
 
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import WorkError, first_line
@@ -25,6 +28,9 @@ T = TypeVar("T")
 
 AGENT_SECONDS = 120.0  # for a node's agent, which starts jobs and is started after Ray has answered
 AWAY_SECONDS = 15.0  # for which a job server may fail to answer
+SILENT_SECONDS = 55.0  # without a line, after which a log says that the job still runs
+# Lines of a job's log that are about Ray: how the job was started, and where.
+PLUMBING = re.compile(r"[\d-]+ [\d:,]+\s+INFO job_manager\.py|Running entrypoint for|ray: joined ")
 LOOK_SECONDS = 0.5  # without new lines after which the job's state is asked for
 
 
@@ -50,11 +56,12 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
             "start Ray with ray[default]"
         )
     client = _client(cluster, cluster.dashboard)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     job = f"{command}-{uuid.uuid4().hex[:12]}"
     _submit(client, cluster, job, _entrypoint(cluster, [command, *arguments]))
     status = None
     try:
-        status = _follow(client, cluster, job)
+        status = _follow(client, cluster, job, _Log(command, "--verbose" in arguments))
     finally:
         if status is None:
             with contextlib.suppress(Exception):  # where the job server is gone, the job is too
@@ -119,12 +126,51 @@ def _submit(client: JobSubmissionClient, cluster: Cluster, job: str, entrypoint:
         time.sleep(1)
 
 
-def _follow(client: JobSubmissionClient, cluster: Cluster, job: str) -> JobStatus:
+class _Log:
+    """Prints a job's log, whole lines, and shows that a silent job still runs.
+
+    In a terminal a clock runs below the lines. In a log a line comes about once a minute.
+
+    Args:
+        command: the job's, for the clock.
+        plumbing: whether Ray's own lines are printed too.
+    """
+
+    def __init__(self, command: str, plumbing: bool = False) -> None:
+        self.command, self.plumbing = command, plumbing
+        self.clock: tqdm[NoReturn] = tqdm(
+            desc=command, bar_format="{desc} {elapsed}", disable=None, leave=False
+        )
+        self.length, self._rest = 0, ""  # characters taken; the beginning of a line
+        self._began = self._last = time.monotonic()
+
+    def take(self, text: str, end: bool = False) -> None:
+        """Prints the lines that are complete; at the job's end all."""
+        self.length += len(text)
+        lines = (self._rest + text).splitlines(keepends=True)
+        whole = end or not lines or lines[-1].endswith("\n")
+        self._rest = "" if whole else lines.pop()
+        for line in lines:
+            if self.plumbing or not PLUMBING.match(line):
+                self.clock.write(line, end="")
+                self._last = time.monotonic()
+        sys.stdout.flush()
+
+    def wait(self) -> None:
+        """Shows the time, if nothing else was shown for long enough."""
+        now = time.monotonic()
+        if not self.clock.disable:
+            self.clock.refresh()
+        elif now - self._last > SILENT_SECONDS:
+            print(f"{self.command}: runs for {now - self._began:.0f} s", flush=True)
+            self._last = now
+
+
+def _follow(client: JobSubmissionClient, cluster: Cluster, job: str, log: _Log) -> JobStatus:
     """Prints the job's log until its end."""
     lines: queue.Queue[str] = queue.Queue()
     over = threading.Event()
     threading.Thread(target=_tail, args=(client, job, lines, over), daemon=True).start()
-    printed = 0
     try:
         while True:
             try:
@@ -133,12 +179,13 @@ def _follow(client: JobSubmissionClient, cluster: Cluster, job: str) -> JobStatu
                 status = _ask(cluster, lambda: client.get_job_status(job))
                 if status.is_terminal():
                     break
+                log.wait()
                 continue
-            _print(text)
-            printed += len(text)
+            log.take(text)
     finally:
         over.set()
-    _print(_ask(cluster, lambda: client.get_job_logs(job))[printed:])
+        log.clock.close()
+    log.take(_ask(cluster, lambda: client.get_job_logs(job))[log.length :], end=True)
     return status
 
 
@@ -163,11 +210,6 @@ def _tail(
     while not over.wait(LOOK_SECONDS):
         with contextlib.suppress(Exception):  # the job's state, asked for elsewhere, tells
             asyncio.run(follow())
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _ask(cluster: Cluster, question: Callable[[], T]) -> T:

@@ -170,6 +170,10 @@ class Records:
         ):
             self.best = (record.number, row)
 
+    def running(self) -> list[Record]:
+        """The trials that have not ended, by number."""
+        return [self.trials[number] for number in sorted(self._running)]
+
     def settled(self) -> int:
         """How many of the run's trials have ended, without those that are tried again."""
         return len(self.trials) - len(self._running) - self.tried_again

@@ -4,26 +4,25 @@ import contextlib
 import functools
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
-from tqdm import tqdm
 
 from mnist_ray import cluster, spaces, trackers
 from mnist_ray.errors import WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
-from mnist_ray.run.records import Records, value_of
+from mnist_ray.run.records import Records
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
+from mnist_ray.search_job.progress import Progress
 from mnist_ray.study import storages, studies, trials
 from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
@@ -133,23 +132,18 @@ def train(
     """
     records, s = restored.records, plan.settings
     remaining = s.trials - records.settled()
-    bar = _bar(records.settled(), s.trials)
+    progress = Progress(records, s.max_epochs)
 
     def settled(number: int) -> None:
-        bar.write(records.line(number))
-        sys.stdout.flush()
-        bar.set_postfix_str(
-            f"best {value_of(records.best[1], s.metric):.4f}" if records.best else ""
-        )
-        bar.update()
+        progress.settled(number)
         keeper.settled(number)
 
     # A search that has ended is still made known to a tracker that is new to it.
-    with bar, trackers.following(watchers, records):
+    with progress.bar, trackers.following(watchers, records):
         if remaining > 0:
             searcher = _searcher(plan, study, restored, settled)
             with patches.patched_tune(searcher.worker_lost):
-                _tuner(plan, searcher, restored, remaining, folder, lost).fit()
+                _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
             searcher.close()
             _check_end(plan, searcher)
     keeper.save()
@@ -160,13 +154,6 @@ def train(
     if records.best is None:
         reasons = sorted({r.reason for r in records.trials.values()})
         raise WorkError(f"no trial of {len(records.trials)} succeeded: {'; '.join(reasons)[:400]}")
-
-
-def _bar(settled: int, total: int) -> "tqdm[NoReturn]":
-    """A progress bar of trials in a terminal, nothing in a job's log."""
-    return tqdm(
-        total=total, initial=settled, unit="trial", disable=None, dynamic_ncols=True, leave=False
-    )
 
 
 def _check_end(plan: Plan, searcher: StudySearch) -> None:
@@ -255,6 +242,7 @@ def _tuner(
     remaining: int,
     folder: Path,
     lost: Callable[[], bool],
+    progress: Progress,
 ) -> tune.Tuner:
     s, placed, split = plan.settings, plan.placed, plan.split
     population = _is_population(plan)
@@ -270,7 +258,8 @@ def _tuner(
     )
     # The searcher alone decides how many trials are handed out.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)
-    callbacks = [watch.Watch(searcher, plan.trial_timeout, s.trial_timeout), SummaryWarnings()]
+    watcher = watch.Watch(searcher, plan.trial_timeout, s.trial_timeout)
+    callbacks = [watcher, SummaryWarnings(), progress]
     return tune.Tuner(
         tune.with_resources(with_data, {"cpu": s.cpus_per_trial, "gpu": placed.gpus}),
         tune_config=tune.TuneConfig(

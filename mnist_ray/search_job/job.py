@@ -68,6 +68,7 @@ def _on_cluster(
 
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
     plan = placement.complete(plan)
+    print(placement.found(plan, cluster.nodes()), flush=True)
     about = claim(plan)
     with _outcome(about, held):
         with (
@@ -91,6 +92,7 @@ def _on_cluster(
             print(summary.text(records, study), flush=True)
         if plan.finetune:
             print(report.write_or_warn(plan.storage), flush=True)
+            print("fine-tuning the best network in a second job", flush=True)
             cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, records))
             return
     about.ended("searched")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -32,6 +33,22 @@ def complete(plan: Plan) -> Plan:
     # What depends on the machine must not depend on the next one.
     precision = "fp32" if s.deterministic and s.precision == "auto" else s.precision
     return dataclasses.replace(plan, placement=Placement(gpus, slots, precision, maximum))
+
+
+def found(plan: Plan, each: Sequence[Mapping[str, float]]) -> str:
+    """A line about the nodes' CPUs and GPUs, and how much of them the search uses."""
+    cpus, gpus = (int(sum(node.get(key, 0) for node in each)) for key in ("CPU", "GPU"))
+    share = plan.placed.gpus
+    unused = ", not used: --gpus-per-trial 1 uses it" if gpus and not share else ""
+    text = f"found: {_count(cpus, 'CPU')}, {_count(gpus, 'GPU')}{unused}"
+    if len(each) > 1:
+        text += f", on {len(each)} nodes"
+    part = f" and {share:g} GPU" if share else ""
+    return f"{text}; a trial takes {_count(plan.settings.cpus_per_trial, 'CPU')}{part}"
+
+
+def _count(n: float, name: str) -> str:
+    return f"{n:g} {name}{'' if n == 1 else 's'}" if n else f"no {name}"
 
 
 def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:

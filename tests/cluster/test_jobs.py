@@ -51,8 +51,39 @@ def test_every_line_is_printed_once_whatever_the_connection_does(
 ) -> None:
     monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.05)
     pieces = [f"line {number}\n" for number in range(7)]
-    assert jobs._follow(Client(pieces), joined(), "job") is JobStatus.SUCCEEDED
+    log = jobs._Log("finetune")
+    assert jobs._follow(Client(pieces), joined(), "job", log) is JobStatus.SUCCEEDED
     assert capsys.readouterr().out == "".join(pieces)
+
+
+@pytest.mark.parametrize("plumbing", [False, True])
+def test_lines_about_ray_are_not_printed(
+    plumbing: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However the log is cut into pieces."""
+    of_ray = (
+        "2026-11-26 02:16:15,984\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job finetune-2cef992b3dc3: cd /here && exec python\n"
+        "ray: joined 192.0.2.2:35081, 2 of 2 CPUs are free\n"
+    )
+    own = "fine-tuning runs/a\nstage 1 epoch 1/1\nits last line"
+    log = jobs._Log("finetune", plumbing)
+    for at in range(0, len(of_ray + own), 5):
+        log.take((of_ray + own)[at : at + 5])
+    log.take("", end=True)
+    assert capsys.readouterr().out == (of_ray if plumbing else "") + own
+    assert log.length == len(of_ray + own)
+
+
+def test_a_silent_job_shows_that_it_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = jobs._Log("finetune")
+    log.wait()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(jobs, "SILENT_SECONDS", -1)
+    log.wait()
+    assert capsys.readouterr().out == "finetune: runs for 0 s\n"
 
 
 def test_a_job_server_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +97,7 @@ def test_a_job_server_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(client, "get_job_status", gone)
     began = time.monotonic()
     with pytest.raises(WorkError, match=r"8265 has gone: Failed to connect to Ray$"):
-        jobs._follow(client, joined(), "job")
+        jobs._follow(client, joined(), "job", jobs._Log("finetune"))
     assert time.monotonic() - began < 10
 
 
