@@ -26,6 +26,8 @@ class WorkError(MnistRayError):
 class CorruptFileError(WorkError):
     """A file of ours does not hold what was written: truncated, altered, or of another format."""
 
+    exit_code = 2
+
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type's name where it says nothing."""

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL.Image import Image, fromarray
 
 from mnist_ray import data
-from mnist_ray.errors import CorruptFileError, SettingsError, WorkError, first_line
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.read import read_model
 from mnist_ray.export.session import Evaluation, Session, probabilities
-from mnist_ray.processes import temporary_folder
-from mnist_ray.run import layout
+from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.records import rank
 from mnist_ray.settings import is_stored, trust
@@ -134,6 +132,7 @@ class Run:
         """
         import optuna  # noqa: PLC0415 (seconds at start)
 
+        from mnist_ray.study.journal import read  # noqa: PLC0415 (seconds at start)
         from mnist_ray.study.storages import opened  # noqa: PLC0415 (seconds at start)
 
         settings = self._about.settings
@@ -145,16 +144,17 @@ class Run:
                     f"study: that of the run at {self.uri} is kept at {settings['study']}; "
                     "name it: open_run(uri, study=…)"
                 )
+            source = place or self._storage.join(layout.JOURNAL)
+            kept: optuna.storages.BaseStorage
             if place is None:
-                copy = stack.enter_context(temporary_folder("mray-study-")) / layout.JOURNAL
-                copy.write_bytes(self._storage.read_bytes(layout.JOURNAL))
-                place = str(copy)
-            kept = stack.enter_context(opened(place, "study"))
+                kept = read(self._storage, layout.JOURNAL)
+            else:
+                kept = stack.enter_context(opened(place, "study"))
             memory = optuna.storages.InMemoryStorage()
             try:
                 optuna.copy_study(from_study_name=name, from_storage=kept, to_storage=memory)
             except KeyError as error:
-                raise SettingsError(f"study: there is no study {name!r} at {place}") from error
+                raise SettingsError(f"study: there is no study {name!r} at {source}") from error
         return optuna.load_study(study_name=name, storage=memory)
 
     @property
@@ -175,13 +175,9 @@ class Run:
 
     def _table(self, name: str) -> pa.Table:
         try:
-            return pq.read_table(pa.BufferReader(self._storage.read_bytes(name)))
+            return tables.read(self._storage, name)
         except FileNotFoundError as error:
             raise WorkError(f"the run at {self.uri} has no {name} yet") from error
-        except pa.ArrowException as error:
-            raise CorruptFileError(
-                f"{self._storage.join(name)} is damaged: {first_line(error)}"
-            ) from error
 
 
 class _Pair(NamedTuple):
@@ -377,5 +373,6 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     folder = os.path.dirname(plain) or "." if plain.endswith(".onnx") else plain
     storage = RunStorage(folder + mark + query)
     manifest = storage.read_json(layout.MANIFEST) if storage.exists(layout.MANIFEST) else {}
-    described = manifest.get("sha256") == hashlib.sha256(content).hexdigest()
+    sha256 = hashlib.sha256(content).hexdigest()
+    described = isinstance(manifest, dict) and manifest.get("sha256") == sha256
     return Model(content, where, manifest if described else {})

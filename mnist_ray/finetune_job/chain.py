@@ -5,7 +5,6 @@ It needs no Ray. The test set is looked at once, after the last stage, through t
 
 import dataclasses
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -25,7 +23,7 @@ from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
-from mnist_ray.run import checkpoint, layout, predictions
+from mnist_ray.run import checkpoint, layout, predictions, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.settings import trust
 from mnist_ray.storage import RunStorage
@@ -76,7 +74,7 @@ class Judged:
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
     """Runs the chain and publishes its model: yields log lines and, last, its manifest."""
     use_threads(task.cpus)
-    storage = RunStorage(task.uri)
+    storage = RunStorage.existing(task.uri)
     start = begin(task, storage)
     hp = start.hyperparameters[0]
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
@@ -246,6 +244,5 @@ def _stage_network(
 def _curve(storage: RunStorage, number: int, member: int = 1) -> dict[str, list[Any]]:
     """A stage's columns, one value an epoch (see run.tables.HISTORY)."""
     name = f"{layout.stage_folder(number, member)}/{layout.STAGE_CURVE}"
-    columns: dict[str, list[Any]]
-    columns = pq.read_table(io.BytesIO(storage.read_bytes(name))).to_pydict()
+    columns: dict[str, list[Any]] = tables.read(storage, name).to_pydict()
     return columns

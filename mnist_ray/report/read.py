@@ -1,21 +1,15 @@
 """A run's directory as plain values, for the report: nothing is trained or drawn here."""
 
 import contextlib
-import dataclasses
-import io
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import optuna
-import pyarrow as pa
-import pyarrow.parquet as pq
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -23,29 +17,20 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.errors import CorruptFileError, SettingsError, first_line
-from mnist_ray.run import layout
+from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import Manifest, read_verified
 from mnist_ray.run.records import rank
-from mnist_ray.run.tables import HISTORY
 from mnist_ray.settings import SearchSettings, objectives, resolved
 from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
-from mnist_ray.study import importance
+from mnist_ray.study import importance, journal
 from mnist_ray.study.objectives import single
 
 Row = dict[str, Any]  # of a table, by column
-# The columns that every trials.parquet has; parameters and objectives have one each besides.
-TRIALS: Mapping[str, pa.DataType] = {
-    "number": pa.int64(), "state": pa.string(), "value": pa.float64(), "n_parameters": pa.int64(),
-    "epochs": pa.int64(), "seconds": pa.float64(), "node": pa.string(), "reason": pa.string(),
-}  # fmt: skip
-COUNTS = ("n_parameters", "test_images", "test_errors")  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -113,7 +98,11 @@ class RunData:
         return [
             (t.datetime_start, t.datetime_complete)
             for t in self.frozen
-            if self.timed and t.datetime_start and t.datetime_complete
+            if self.timed
+            and t.datetime_start
+            and t.datetime_complete
+            # After a clock that was set back nobody knows how long it took.
+            and t.datetime_start <= t.datetime_complete
         ]
 
     def study(self, trials: Sequence[FrozenTrial], name: str = "") -> optuna.Study:
@@ -187,56 +176,36 @@ def read_run(storage: RunStorage) -> RunData:
         end = datetime.fromisoformat(about.end) if about.end else None
     except ValueError as error:
         raise CorruptFileError(f"{storage.join(layout.RUN)} is damaged: {error}") from error
-    trials = _table(storage, layout.TRIALS, TRIALS)
-    history = _table(storage, layout.HISTORY, {"number": pa.int64(), **HISTORY})
+    trials, history = _table(storage, layout.TRIALS), _table(storage, layout.HISTORY)
     several, metric = objectives.names(settings["objectives"]), settings["metric"]
     elsewhere = settings["study"]
-    journal = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
-    journal = [single(trial, several, metric) for trial in journal]
-    frozen = journal or _frozen(trials, history, metric)
+    kept = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
+    try:
+        kept = [single(trial, several, metric) for trial in kept]
+        frozen = kept or _frozen(trials, history, metric)
+    except (ValueError, TypeError) as error:
+        raise CorruptFileError(
+            f"{storage.join(layout.TRIALS)} or the study of the run is damaged: {error}"
+        ) from error
     manifest: Manifest | None = None
     onnx = b""
     if storage.exists(layout.MANIFEST):
         described, onnx = read_verified(storage)
-        manifest = _manifest(storage, described)
+        manifest = Manifest.of(storage, described)
     stages = _stages(storage, manifest)
     return RunData(
-        storage, about, settings, start, end, trials, history, frozen, bool(journal), stages,
+        storage, about, settings, start, end, trials, history, frozen, bool(kept), stages,
         manifest, onnx,
     )  # fmt: skip
 
 
-def _manifest(storage: RunStorage, described: Mapping[str, Any]) -> Manifest:
+def _table(storage: RunStorage, name: str) -> list[Row]:
+    """A table's rows; none where the file is not there yet."""
     try:
-        values = {each.name: described[each.name] for each in dataclasses.fields(Manifest)}
-        values |= {name: int(values[name]) for name in COUNTS}
-        values |= {name: float(values[name]) for name in ("test_accuracy", "latency_ms")}
-        values["test_accuracy_interval"] = tuple(map(float, values["test_accuracy_interval"]))
-        return Manifest(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(
-            f"{storage.join(layout.MANIFEST)} is damaged: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _table(storage: RunStorage, name: str, columns: Mapping[str, pa.DataType]) -> list[Row]:
-    """A Parquet file's rows; none where the file is not there yet.
-
-    Columns are converted to the types that they should have, so that no text stands for a number.
-    """
-    try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(name)))
-        for column, kind in columns.items():
-            place = table.schema.get_field_index(column)
-            table = table.set_column(place, column, table[column].cast(kind))
-        rows: list[Row] = table.to_pylist()
-        return rows
+        rows: list[Row] = tables.read(storage, name).to_pylist()
     except FileNotFoundError:
         return []
-    except (pa.ArrowException, KeyError) as error:
-        raise CorruptFileError(
-            f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
-        ) from error
+    return rows
 
 
 def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, list[Row]]]:
@@ -248,7 +217,7 @@ def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, l
         steps = {entry["step"] for entry in manifest.lineage}
         numbers = [number for number in numbers if f"stage-{number}" in steps]
     curves = {n: f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}" for n in numbers}
-    return [(number, _table(storage, name, HISTORY)) for number, name in curves.items()]
+    return [(number, _table(storage, name)) for number, name in curves.items()]
 
 
 # ---- trials as Optuna has them
@@ -256,18 +225,11 @@ def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, l
 
 def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
     """The trials of `study.journal`; none where it is missing or damaged: the tables have most."""
-    if not storage.exists(layout.JOURNAL):
+    try:
+        kept = journal.read(storage, layout.JOURNAL)
+        trials = kept.get_all_trials(kept.get_study_id_from_name(study_name), deepcopy=False)
+    except (CorruptFileError, KeyError):
         return []
-    with tempfile.TemporaryDirectory(prefix="mray-report-") as folder:
-        # A copy: the backend would put its lock beside the original.
-        path = Path(folder, layout.JOURNAL)
-        path.write_bytes(storage.read_bytes(layout.JOURNAL))
-        try:
-            journal = JournalStorage(JournalFileBackend(str(path)))
-            study = journal.get_study_id_from_name(study_name)
-            trials = journal.get_all_trials(study, deepcopy=False)
-        except (KeyError, IndexError, ValueError, TypeError, AssertionError):  # the backend's
-            return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.storage import RunStorage
 
@@ -121,8 +121,17 @@ class About:
         return about
 
     def patch(self, **fields: Any) -> "About":
-        """Changes these fields of the file, as it is now, and no others."""
-        raw = {**self.storage.read_json(layout.RUN), **fields}
+        """Changes these fields of the file, as it is now, and no others.
+
+        Raises:
+            WorkError: The run was deleted or moved meanwhile.
+        """
+        try:
+            raw = {**self.storage.read_json(layout.RUN), **fields}
+        except FileNotFoundError as error:
+            raise WorkError(
+                f"the run at {self.storage.uri} is gone: it was deleted or moved"
+            ) from error
         self.storage.write_json(layout.RUN, raw)
         return self.of(self.storage, raw)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import layout
+from mnist_ray.run.records import checked
 from mnist_ray.storage import RunStorage
 
 READ_AGAIN = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between looks at a model that is being replaced
@@ -45,6 +46,53 @@ class Manifest:
     """`all` images or the `train` part."""
     lineage: tuple[dict[str, Any], ...]
     """A JSON object for each step of the chain: its settings and its test accuracy."""
+
+    @classmethod
+    def of(cls, storage: RunStorage, described: Mapping[str, Any]) -> "Manifest":
+        """The manifest that `model.json` holds.
+
+        Raises:
+            CorruptFileError: A value is missing, of another type, or contradicts another.
+        """
+        try:
+            values = {each.name: described[each.name] for each in dataclasses.fields(cls)}
+            for name in ("n_parameters", "test_images", "test_errors", "verified_on_images"):
+                checked(values[name], int, name)
+            for name in ("test_accuracy", "latency_ms", "max_difference_from_torch"):
+                checked(values[name], (int, float), name)
+            for name in ("dataset", "run", "recipe", "train_on"):
+                checked(values[name], str, name)
+            checked(values["val_accuracy"], (int, float, type(None)), "val_accuracy")
+            low, high = checked(values["test_accuracy_interval"], list, "test_accuracy_interval")
+            values["test_accuracy_interval"] = (float(low), float(high))
+            values["classes"] = tuple(checked(values["classes"], list, "classes"))
+            values["lineage"] = tuple(checked(values["lineage"], list, "lineage"))
+            found = cls(**values)
+            found._check()
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CorruptFileError(
+                f"{storage.join(layout.MANIFEST)} is damaged: {type(error).__name__}: {error}"
+            ) from error
+        return found
+
+    def _check(self) -> None:
+        """Raises ValueError where values contradict each other."""
+        n, errors = self.test_images, self.test_errors
+        if not (n > 0 and 0 <= errors <= n and self.n_parameters >= 0):
+            raise ValueError(f"test_errors is {errors} of {n} images")
+        if abs(self.test_accuracy - (n - errors) / n) > 1e-9:
+            raise ValueError(
+                f"test_accuracy is {self.test_accuracy}, but {errors} of {n} are wrong"
+            )
+        low, high = self.test_accuracy_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"test_accuracy_interval is {low} to {high}")
+        for name in self.classes:
+            checked(name, str, "a class")
+        for entry in self.lineage:
+            checked(checked(entry, dict, "an entry of the lineage").get("step"), str, "step")
+        if not self.lineage:
+            raise ValueError("the lineage is empty")
 
     def to_json(self) -> dict[str, Any]:
         """The object that `model.json` holds."""

@@ -7,9 +7,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 from mnist_ray.settings.objectives import DIRECTIONS
+
+T = TypeVar("T")
+MOST = 10_000_000  # trials of a run, and epochs of a trial: more is damage
 
 # The reason of a trial that a killed run left without a checkpoint. It is closed as FAIL, and its
 # values are tried again under another number.
@@ -116,8 +119,31 @@ class Record:
 
 
 def rows_from(summary: Mapping[str, Any]) -> dict[int, EpochRow]:
-    """The rows that `Record.summary` kept, by epoch; values that were not finite are NaN again."""
-    return {row["epoch"]: epoch_row(row) for row in summary.get("rows", [])}
+    """The rows that `Record.summary` kept, by epoch; values that were not finite are NaN again.
+
+    Raises:
+        ValueError: they are not what was kept.
+    """
+    rows = [checked_row(row) for row in checked(summary.get("rows", []), list, "rows")]
+    return {row["epoch"]: row for row in rows}
+
+
+def checked_row(values: Any) -> EpochRow:
+    """The row within a stored one. Raises ValueError where it is none."""
+    row = epoch_row(checked(values, dict, "a row"))
+    epoch = checked(row["epoch"], int, "epoch")
+    if not 1 <= epoch <= MOST:
+        raise ValueError(f"epoch is {epoch}")
+    for name, value in row.items():
+        checked(value, (int, float), name)
+    return row
+
+
+def checked(value: Any, kind: type[T] | tuple[type[T], ...], name: str) -> T:
+    """The value, which is of that type. Raises ValueError; no bool is a number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {value!r:.60}")
+    return value
 
 
 class Records:

@@ -8,13 +8,70 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray.run.records import EpochRow, Records, value_of
+from mnist_ray.errors import CorruptFileError, first_line
+from mnist_ray.run import layout
+from mnist_ray.run.records import MOST, EpochRow, Records, value_of
+from mnist_ray.storage import RunStorage
+
+STATES = {"COMPLETE", "PRUNED", "FAIL"}  # of a settled trial
 
 HISTORY: dict[str, pa.DataType] = {
     name: pa.int64() if kind is int else pa.float64()
     for name, kind in EpochRow.__annotations__.items()
 }
+# The columns that every trials.parquet has; parameters and objectives have one each besides.
+TRIALS: dict[str, pa.DataType] = {
+    "number": pa.int64(), "state": pa.string(), "value": pa.float64(), "n_parameters": pa.int64(),
+    "epochs": pa.int64(), "seconds": pa.float64(), "node": pa.string(), "reason": pa.string(),
+}  # fmt: skip
+COLUMNS = {layout.TRIALS: TRIALS, layout.HISTORY: {"number": pa.int64(), **HISTORY}}
 FORMATS = {"accuracy": ".4f", "loss": ".4f", "parameters": ".0f", "latency": ".3f"}
+
+
+def read(storage: RunStorage, name: str) -> pa.Table:
+    """A table of a run: trials.parquet, history.parquet, or a stage's curve.
+
+    Columns are converted to the types that they should have, so that no text stands for a number.
+
+    Raises:
+        FileNotFoundError: It is not there yet.
+        CorruptFileError: It is damaged.
+    """
+    content = storage.read_bytes(name)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        for column, kind in COLUMNS.get(name, HISTORY).items():
+            place = table.schema.get_field_index(column)
+            table = table.set_column(place, column, table[column].cast(kind))
+        table.validate(full=True)
+        _check(table)
+    except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
+        raise CorruptFileError(
+            f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
+        ) from error
+    return table
+
+
+def _check(table: pa.Table) -> None:
+    """Raises ValueError where a row cannot be one of ours."""
+    for column, least in (("number", 0), ("epoch", 1), ("epochs", 0), ("n_parameters", 0)):
+        if column not in table.column_names:
+            continue
+        values = table[column].to_pylist()
+        may_lack = column == "n_parameters"
+        if any(not may_lack if v is None else not least <= v <= 2**40 for v in values):
+            raise ValueError(f"a value of the column {column} cannot be")
+        if column != "n_parameters" and any(v > MOST for v in values):
+            raise ValueError(f"a value of the column {column} is more than {MOST}")
+    if "state" in table.column_names and set(table["state"].to_pylist()) - STATES:
+        raise ValueError(f"a state is none of {', '.join(sorted(STATES))}")
+    for field in table.schema:
+        plain = pa.types.is_string(field.type) or pa.types.is_boolean(field.type)
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        if field.name.startswith(("params_", "values_")) and not (
+            plain or number or pa.types.is_null(field.type)
+        ):
+            raise ValueError(f"the column {field.name} is of the type {field.type}")
 
 
 def trials_table(run: Records) -> pa.Table:

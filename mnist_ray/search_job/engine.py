@@ -24,6 +24,7 @@ from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
 from mnist_ray.study import storages, studies, trials
+from mnist_ray.study.journal import journal_file
 from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
 from mnist_ray.tune.deterministic import OrderedSearch
@@ -65,7 +66,7 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
             path.write_bytes(storage.read_bytes(layout.JOURNAL))
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
         yield (
-            studies.open_study(storages.journal_file(path), *common),
+            studies.open_study(journal_file(path), *common),
             path if local is None else None,
         )
 
@@ -139,9 +140,9 @@ def train(
         keeper.settled(number)
 
     # A search that has ended is still made known to a tracker that is new to it.
-    with progress.bar, trackers.following(watchers, records):
+    with progress.bar, trackers.following(watchers, records), _kept_at_interrupt(keeper):
         if remaining > 0:
-            searcher = _searcher(plan, study, restored, settled)
+            searcher = _searcher(plan, study, restored, settled, keeper.keep_journal)
             with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
             searcher.close()
@@ -154,6 +155,17 @@ def train(
     if records.best is None:
         reasons = sorted({r.reason for r in records.trials.values()})
         raise WorkError(f"no trial of {len(records.trials)} succeeded: {'; '.join(reasons)[:400]}")
+
+
+@contextlib.contextmanager
+def _kept_at_interrupt(keeper: Keeper) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        # The storage may be away, or the run another's.
+        with contextlib.suppress(WorkError, OSError):
+            keeper.keep_journal(at_once=True)
+        raise
 
 
 def _check_end(plan: Plan, searcher: StudySearch) -> None:
@@ -183,7 +195,11 @@ def _trainable(plan: Plan) -> Any:
 
 
 def _searcher(
-    plan: Plan, study: optuna.Study, restored: Restored, settled: Callable[[int], None]
+    plan: Plan,
+    study: optuna.Study,
+    restored: Restored,
+    settled: Callable[[int], None],
+    keep: Callable[[], None],
 ) -> StudySearch:
     """The searcher, which suggests from the study and tells it how trials end."""
     s, placed = plan.settings, plan.placed
@@ -191,6 +207,7 @@ def _searcher(
         "run": plan.name,
         "max_epochs": s.max_epochs,
         "on_settled": settled,
+        "keep": keep,
         "keep_error": lambda number, text: plan.storage.write_bytes(
             layout.error_file(number), text.encode()
         ),

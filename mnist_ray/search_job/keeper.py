@@ -18,6 +18,7 @@ from mnist_ray.settings import masked_command
 from mnist_ray.storage import RunStorage
 
 SAVE_EVERY = 5.0  # seconds between writings of the tables; the study itself is always up to date
+QUICK, SHARE = 1.0, 10  # see Keeper.keep_journal
 PACKAGES = ("mnist_ray", "ray", "optuna", "torch", "onnx", "onnxruntime", "pyarrow", "numpy")
 
 
@@ -117,6 +118,8 @@ class Keeper:
         # Settled trials whose checkpoints are still there.
         self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
         self._saved_at = -SAVE_EVERY
+        self._uploaded: tuple[int, int] | None = None  # the journal's file and its size, last time
+        self._upload_ended, self._upload_took = 0.0, 0.0
         self._kept: tuple[int, int] | None = None  # trial and epoch in best/
 
     def settled(self, number: int) -> None:
@@ -128,6 +131,7 @@ class Keeper:
     def save(self) -> None:
         """Writes best/, the tables and the journal, and removes losers' checkpoints."""
         self.check()
+        self.keep_journal(at_once=True)  # first: the tables must not know more than it does
         self._keep_best()
         holder = self.records.best[0] if self.records.best else None
         for number in list(self._unswept):
@@ -136,9 +140,33 @@ class Keeper:
                 self._unswept.discard(number)
         self.storage.write_bytes(layout.TRIALS, tables.parquet(tables.trials_table(self.records)))
         self.storage.write_bytes(layout.HISTORY, tables.parquet(tables.history_table(self.records)))
-        if self.journal is not None:
-            self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
         self._saved_at = time.monotonic()
+
+    def keep_journal(self, at_once: bool = False) -> None:
+        """Brings the study's journal to an object store; on a disk it lies where it is written.
+
+        Called before a trial is handed out: a host that is lost then costs no trial, only the epoch
+        that was being trained.
+
+        Args:
+            at_once: Also where uploads are slow. Otherwise one that took more than QUICK seconds is
+                followed by the next after SHARE times as long: a long journal on a slow line must
+                not hold up the search.
+        """
+        if self.journal is None:
+            return
+        since = time.monotonic() - self._upload_ended
+        if not at_once and self._upload_took > QUICK and since < SHARE * self._upload_took:
+            return
+        about = self.journal.stat()
+        state = (about.st_ino, about.st_size)  # it only grows
+        if state == self._uploaded:
+            return
+        self.check()
+        begun = time.monotonic()
+        self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
+        self._upload_ended = time.monotonic()
+        self._uploaded, self._upload_took = state, self._upload_ended - begun
 
     def _keep_best(self) -> None:
         """Copies the best epoch's files from its trial's folder to best/."""

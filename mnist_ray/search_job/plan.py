@@ -195,8 +195,7 @@ def prepare(settings: SearchSettings) -> Plan:
     if plan.finetune:
         _check_second_job(plan)
     if not settings.dry_run:
-        if settings.study:
-            _check_study(plan)
+        _check_study(plan)
         _check_place(plan)
     return plan
 
@@ -370,9 +369,14 @@ def _with_older_knowledge(plan: Plan) -> Plan:
 
 
 def _check_study(plan: Plan) -> None:
-    """SettingsError where --study is another search's, or is gone."""
+    """SettingsError where the study is another search's, or is gone or damaged."""
     s = plan.settings
-    assert s.study is not None
+    if not s.study:
+        if plan.resumed:
+            own = studies.of_run(plan.storage, plan.study_name, plan.name, s.metric)
+            if own:
+                studies.check_study(own, s.metric, plan.purpose, plan.space, plan.objective_names)
+        return
     if plan.resumed and s.study == "memory":
         raise SettingsError("--resume: the run's study was in memory and has ended with it")
     with storages.opened(s.study) as storage:

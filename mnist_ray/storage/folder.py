@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._swept: set[Path] = set()
+        self.is_made = False
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or directory."""
@@ -46,9 +46,20 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file, replacing one of that name."""
         path = self.root / name
+        self._refuse_where_gone()
         with self._temporary(path, data) as temporary:
             os.replace(temporary, path)
         _sync(path.parent)
+
+    def _refuse_where_gone(self) -> None:
+        """Raises FileNotFoundError where the directory was there, and was deleted or moved.
+
+        A writing process must not make it again: the run's name would be taken by a part of it.
+        """
+        if self.root.is_dir():
+            self.is_made = True
+        elif self.is_made:
+            raise FileNotFoundError(errno.ENOENT, "its folder was deleted or moved")
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of this name."""
@@ -118,8 +129,9 @@ class Folder:
         existing = self.root
         while not os.path.lexists(existing):
             existing = existing.parent
-        folder = Path(tempfile.mkdtemp(prefix=".mnist_ray-", dir=existing))
+        folder = existing / f".mnist_ray-{secrets.token_hex(8)}"
         try:
+            folder.mkdir(mode=0o700)
             Folder(folder).write("probe", b"probe")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -128,6 +140,7 @@ class Folder:
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
         """A file beside `path` that holds the data, on the disk; gone at the end."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.is_made = True
         if path.parent not in self._swept:
             self._swept.add(path.parent)
             _sweep(path.parent)

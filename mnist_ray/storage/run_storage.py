@@ -67,6 +67,14 @@ class RunStorage:
     def _place(self) -> Folder | Bucket:
         return Folder(Path(self._address.path)) if self.is_local else Bucket(self._address)
 
+    @classmethod
+    def existing(cls, uri: str) -> "RunStorage":
+        """A directory that another process has made: where it is gone, no write makes it again."""
+        storage = cls(uri)
+        if isinstance(storage._place, Folder):
+            storage._place.is_made = True
+        return storage
+
     @property
     def is_local(self) -> bool:
         """Whether it is a directory of a mounted file system."""

@@ -14,6 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.run.records import checked
 from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction
 
 # User attribute of a trial: {epoch: value of the metric}, in place of intermediate values.
@@ -66,9 +67,13 @@ def check_parts(
 
 
 def curve(trial: FrozenTrial) -> dict[int, float]:
-    """Epoch -> the run's metric, from wherever the study keeps it."""
-    values = trial.user_attrs.get(CURVE, trial.intermediate_values)
-    return {int(epoch): value for epoch, value in values.items()}
+    """Epoch -> the run's metric, from wherever the study keeps it.
+
+    Raises:
+        ValueError: it is no curve.
+    """
+    values = checked(trial.user_attrs.get(CURVE, trial.intermediate_values), dict, CURVE)
+    return {int(epoch): checked(value, (int, float), CURVE) for epoch, value in values.items()}
 
 
 def single(trial: FrozenTrial, objectives: Sequence[str], metric: str) -> FrozenTrial:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 # attributes. Only a trial that waits can be enqueued, and `started` makes one that runs.
 FIXED = "fixed_params"
 
-# Lines of a journal that need not be on the disk at once (see storages.FileLog). Optuna names its
+# Lines of a journal that need not be on the disk at once (see journal.FileLog). Optuna names its
 # operations in a private enumeration, and writes their numbers.
 LATER = (
     JournalOperation.CREATE_TRIAL,
@@ -26,6 +26,30 @@ LATER = (
     JournalOperation.SET_TRIAL_USER_ATTR,
     JournalOperation.SET_TRIAL_SYSTEM_ATTR,
 )
+
+_STUDY: dict[str, tuple[type, ...]] = {"study_id": (int,)}
+_TRIAL: dict[str, tuple[type, ...]] = {"trial_id": (int,)}
+_ATTRIBUTE = (dict,)
+# The fields that each operation's line must have, and their types. (CREATE_TRIAL may have more.)
+FIELDS: dict[int, dict[str, tuple[type, ...]]] = {
+    JournalOperation.CREATE_STUDY: {"study_name": (str,), "directions": (list,)},
+    JournalOperation.DELETE_STUDY: _STUDY,
+    JournalOperation.SET_STUDY_USER_ATTR: {**_STUDY, "user_attr": _ATTRIBUTE},
+    JournalOperation.SET_STUDY_SYSTEM_ATTR: {**_STUDY, "system_attr": _ATTRIBUTE},
+    JournalOperation.CREATE_TRIAL: {**_STUDY, "datetime_start": (str, type(None))},
+    JournalOperation.SET_TRIAL_PARAM: {
+        **_TRIAL, "param_name": (str,), "param_value_internal": (int, float),
+        "distribution": (str,),
+    },
+    JournalOperation.SET_TRIAL_STATE_VALUES: {
+        **_TRIAL, "state": (int,), "values": (list, type(None)),
+    },
+    JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE: {
+        **_TRIAL, "step": (int,), "intermediate_value": (int, float),
+    },
+    JournalOperation.SET_TRIAL_USER_ATTR: {**_TRIAL, "user_attr": _ATTRIBUTE},
+    JournalOperation.SET_TRIAL_SYSTEM_ATTR: {**_TRIAL, "system_attr": _ATTRIBUTE},
+}  # fmt: skip
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:

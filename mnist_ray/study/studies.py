@@ -12,10 +12,13 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.run import layout, tables
+from mnist_ray.storage import RunStorage
+from mnist_ray.study import journal
 from mnist_ray.study.objectives import directions
 from mnist_ray.study.suggestions import Space, check_space
-from mnist_ray.study.trials import RUN, SOURCE
+from mnist_ray.study.trials import RUN, SOURCE, read_trials
 
 # User attribute of the study: what makes the values of its trials comparable.
 PURPOSE = "mnist_ray:purpose"
@@ -77,6 +80,31 @@ def existing(storage: BaseStorage, name: str) -> optuna.Study | None:
         )
     except KeyError:
         return None
+
+
+def of_run(storage: RunStorage, name: str, run: str, metric: str) -> optuna.Study | None:
+    """The study in a run's study.journal, to be read only; None of a run without any trial.
+
+    It alone says which trials there are: without it all would be trained again.
+
+    Raises:
+        SettingsError: it is damaged, or lacks what the run has done.
+    """
+    try:
+        study = existing(journal.read(storage, layout.JOURNAL), name)
+        known = bool(study and read_trials(study, run, metric))
+        done = 0
+        if not known and storage.exists(layout.TRIALS):
+            done = tables.read(storage, layout.TRIALS).num_rows
+    except CorruptFileError as error:
+        raise SettingsError(f"--resume: {error}") from error
+    if done:
+        found = "has no trial of this run" if storage.exists(layout.JOURNAL) else "is missing"
+        raise SettingsError(
+            f"--resume: {storage.join(layout.JOURNAL)} {found}, though {layout.TRIALS} has {done}: "
+            "put back a copy of it, or begin anew with another --name or --overwrite"
+        )
+    return study
 
 
 def check_study(

@@ -6,7 +6,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.run.records import INTERRUPTED, Record, epoch_row, rows_from
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.run.records import INTERRUPTED, Record, checked, checked_row, rows_from
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.optuna_private import FIXED, reopened
 
@@ -16,6 +17,7 @@ SUMMARY = "mnist_ray:summary"  # of every settled trial: Record.summary()
 POINT = "mnist_ray:point"  # of one from --points: the run that named the point, its place there
 AGAIN = "mnist_ray:again"  # of one that tries another's values again: the other's number
 SOURCE = "mnist_ray:source"  # of one that --warm-start took over: its study and number there
+ATTRIBUTES: Mapping[str, type] = {SUMMARY: dict, POINT: list, AGAIN: int, SOURCE: list}
 
 
 def read_trials(
@@ -27,32 +29,47 @@ def read_trials(
         study: the run's.
         run: the run's name.
         metric: the run's metric; a study with one objective tells it itself.
+
+    Raises:
+        CorruptFileError: what the study says of a trial is not what was written.
     """
+    if metric is None:
+        minimize = len(study.directions) == 1 and study.direction.name == "MINIMIZE"
+        metric = "val_loss" if minimize else "val_accuracy"
     pairs = []
     for frozen in study.get_trials(deepcopy=False):
-        if frozen.user_attrs.get(RUN) != run:
-            continue
-        summary: Mapping[str, Any] = frozen.user_attrs.get(SUMMARY, {})
-        record = Record(
-            frozen.number,
-            dict(frozen.params),
-            state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
-            reason=summary.get("reason", ""),
-            n_parameters=summary.get("n_parameters"),
-            latency_ms=summary.get("latency_ms"),
-            exploits=summary.get("exploits", []),
-            node=summary.get("node", ""),
-            rows=rows_from(summary),
-        )
-        if not summary:  # cut off: of its epochs the study has the metric alone
-            if metric is None:
-                metric = "val_loss" if study.direction.name == "MINIMIZE" else "val_accuracy"
-            record.rows = {
-                epoch: epoch_row({"epoch": epoch, metric: value})
-                for epoch, value in curve(frozen).items()
-            }
-        pairs.append((frozen, record))
+        if frozen.user_attrs.get(RUN) == run:
+            try:
+                pairs.append((frozen, _record(frozen, metric)))
+            except ValueError as error:
+                raise CorruptFileError(
+                    f"study {study.study_name!r} is damaged: trial {frozen.number}: {error}"
+                ) from error
     return pairs
+
+
+def _record(frozen: FrozenTrial, metric: str) -> Record:
+    """A trial of this package's. Raises ValueError where its attributes are not as written."""
+    attributes: Mapping[str, Any] = frozen.user_attrs
+    for name, kind in ATTRIBUTES.items():
+        checked(attributes.get(name, kind()), kind, name)
+    summary: Mapping[str, Any] = attributes.get(SUMMARY, {})
+    numbers, known = (int, float, type(None)), curve(frozen)
+    record = Record(
+        frozen.number,
+        dict(frozen.params),
+        state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
+        reason=checked(summary.get("reason", ""), str, "reason"),
+        n_parameters=checked(summary.get("n_parameters"), (int, type(None)), "n_parameters"),
+        latency_ms=checked(summary.get("latency_ms"), numbers, "latency_ms"),
+        exploits=checked(summary.get("exploits", []), list, "exploits"),
+        node=checked(summary.get("node", ""), str, "node"),
+        rows=rows_from(summary),
+    )
+    if not summary:  # cut off: of its epochs the study has the metric alone
+        rows = [checked_row({"epoch": epoch, metric: value}) for epoch, value in known.items()]
+        record.rows = {row["epoch"]: row for row in rows}
+    return record
 
 
 def close_interrupted(study: optuna.Study, frozen: FrozenTrial, record: Record) -> None:

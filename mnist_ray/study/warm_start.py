@@ -9,12 +9,13 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.errors import SettingsError
-from mnist_ray.processes import temporary_folder
+from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.run import layout
+from mnist_ray.run.about import About
 from mnist_ray.settings import masked
 from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
+from mnist_ray.study import journal
 from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
 from mnist_ray.study.studies import PURPOSE, check_study, existing
 from mnist_ray.study.suggestions import Space
@@ -85,18 +86,18 @@ def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
             f"{FLAG}: {masked(place)!r} is neither a run's directory nor a study's place "
             f"({ALLOWED})"
         )
-    settings = run.read_json(layout.RUN).get("settings", {})
+    about = About.read(run, FLAG)
+    settings = about.settings
     if settings.get("study"):
         raise SettingsError(
             f"{FLAG}: the run's study is at {masked(str(settings['study']))}: "
             "give that, with #STUDY_NAME behind it"
         )
-    with temporary_folder("mray-study-") as folder:
-        copy = folder / layout.JOURNAL  # of a local one too: nothing is written beside an old run
-        copy.write_bytes(run.read_bytes(layout.JOURNAL))
-        with opened(str(copy), FLAG) as storage:
-            name = name or settings.get("study_name") or settings.get("name", "")
-            yield _named(storage, name, place)
+    try:
+        kept = journal.read(run, layout.JOURNAL)
+    except CorruptFileError as error:
+        raise SettingsError(f"{FLAG}: {error}") from error
+    yield _named(kept, name or settings.get("study_name") or about.name, place)
 
 
 def _named(storage: BaseStorage, name: str, shown: str) -> optuna.Study:

@@ -46,7 +46,7 @@ class LightGBMTrial(EpochTrial):
         assert context is not None
         assert images is not None
         assert labels is not None
-        self.context, self.storage = context, RunStorage(context.run)
+        self.context, self.storage = context, RunStorage.existing(context.run)
         self.parts = [
             (images[part].reshape(len(part), -1), labels[part])
             for part in (train, val)

@@ -36,7 +36,7 @@ class StudySearch(OptunaSearch):
     to be continued by --resume: the search must end.
 
     Args:
-        study, space, records, run, continued, retried, points: as Suggestions takes them.
+        study, space, records, run, continued, retried, points, keep: as Suggestions takes them.
         max_epochs, on_settled, keep_error: as Outcomes takes them.
         slots: how many trials may run at this moment; no more are handed out.
     """
@@ -55,11 +55,12 @@ class StudySearch(OptunaSearch):
         continued: Sequence[FrozenTrial] = (),
         retried: Sequence[Numbered] = (),
         points: Sequence[Numbered] = (),
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
         mode = "min" if records.metric == "val_loss" else "max"
         super().__init__(metric=records.metric, mode=mode)
         self.study, self.records, self.max_epochs, self.slots = study, records, max_epochs, slots
-        self.suggestions = Suggestions(study, space, records, run, continued, retried, points)
+        self.suggestions = Suggestions(study, space, records, run, continued, retried, points, keep)
         self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
         known = {trial.number: set(curve(trial)) for trial in continued}
         self.outcomes = Outcomes(study, records, max_epochs, on_settled, keep_error, known)

@@ -1,7 +1,7 @@
 """The next trials of a run: those that go on, those to try again, points, the sampler's."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from mnist_ray.run.records import Record, Records
+from mnist_ray.study.journal import on_disk
 from mnist_ray.study.optuna_private import reopened, started
 from mnist_ray.study.samplers import exhausted
-from mnist_ray.study.storages import on_disk
 from mnist_ray.study.suggestions import Refusal, Space, suggested
 from mnist_ray.study.trials import AGAIN, POINT, RUN
 
@@ -42,9 +42,10 @@ class Suggestions:
         retried: numbers and values of trials that were cut off before their first checkpoint:
             tried again next, under new numbers.
         points: known good configurations, with their places in the list that names them.
+        keep: called when the study has a new trial: brings it to where the run is kept.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (made once)
         self,
         study: optuna.Study,
         space: Space,
@@ -53,7 +54,9 @@ class Suggestions:
         continued: Sequence[FrozenTrial] = (),
         retried: Sequence[Numbered] = (),
         points: Sequence[Numbered] = (),
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
+        self.keep = keep
         self.study, self.space, self.records, self.run = study, space, records, run
         self.continued, self.retried, self.points = list(continued), list(retried), list(points)
         self.ahead: list[Suggestion] = []  # not handed out yet
@@ -82,7 +85,9 @@ class Suggestions:
         if trial is None:
             return None
         hp = suggested(self.space, trial)
-        on_disk(self.study)  # before a worker writes the trial's checkpoints
+        # Before a worker writes the trial's checkpoints.
+        on_disk(self.study)
+        self.keep()
         if trial.number not in self.records.trials:
             self.records.add(Record(trial.number, dict(trial.params)))
         self._seconds = time.perf_counter() - start

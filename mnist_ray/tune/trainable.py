@@ -112,7 +112,7 @@ class TrainTrial(EpochTrial):
         from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (named trainable)
 
         assert context is not None
-        self.context, self.storage = context, RunStorage(context.run)
+        self.context, self.storage = context, RunStorage.existing(context.run)
         arrays = (images, labels, train, val)
         self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
         self.begin_config(config)

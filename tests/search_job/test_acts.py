@@ -1,6 +1,7 @@
 """The acts of a search, called in this process without Ray: plan, keeper, summary."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Placement, describe, prepare
 from mnist_ray.settings import SearchSettings
+from mnist_ray.storage import RunStorage
+from mnist_ray.study import journal, studies, trials
+from mnist_ray.study.journal import journal_file
+from mnist_ray.study.optuna_private import started
+from mnist_ray.tune.suggestions import Suggestions
 
 
 def settings(folder: Path, **options: Any) -> SearchSettings:
@@ -208,3 +214,133 @@ def test_packaged_recipes_are_known_by_name_and_by_their_old_path(tmp_path: Path
         name = stages.rpartition("/")[2].removesuffix(".yaml")
         claim(prepare(settings(tmp_path, stages=stages, name=name)))
         assert prepare(SearchSettings(storage=str(tmp_path), name=name, resume=True)).finetune
+
+
+def finished(folder: Path, metric: str = "val_accuracy", **options: Any) -> Path:
+    """A run with one trial that has ended, as the keeper leaves it."""
+    plan = prepare(settings(folder, trials=3, max_epochs=1, **options))
+    claim(plan)
+    study = studies.open_study(
+        journal_file(folder / "a" / layout.JOURNAL),
+        plan.study_name,
+        metric,
+        plan.sampler(0),
+        purpose=plan.purpose,
+    )
+    records = Records(metric, 3)
+    trial = started(study, {trials.RUN: "a"}, {})
+    plan.space(trial)
+    record = records.add(Record(trial.number, dict(trial.params)))
+    records.report(trial.number, row(1, 0.5))  # type: ignore[arg-type]
+    records.end(trial.number, "COMPLETE")
+    trial.set_user_attr(trials.SUMMARY, record.summary())
+    study.tell(trial, 0.5)
+    Keeper(plan.storage, records, {"best.bin": "model.bin"}, None, resumed=True).save()
+    return folder / "a"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_run_goes_on_with_the_trials_of_its_journal(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    before = content(folder)
+    plan = prepare(SearchSettings(storage=str(tmp_path), name="a", resume=True))
+    assert plan.resumed is not None
+    assert content(folder) == before
+    (folder / layout.TRIALS).write_bytes(b"damaged")  # it is made from the journal
+    prepare(SearchSettings(storage=str(tmp_path), name="a", resume=True))
+
+
+def overwrite_one_byte(journal: bytes) -> bytes:
+    lines = journal.splitlines(keepends=True)
+    return b"".join([*lines[:3], b"x" + lines[3][1:], *lines[4:]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda journal: None, r"study\.journal is missing, though trials\.parquet has 1: put ba"),
+        (lambda journal: b"", r"study\.journal has no trial of this run, though trials\.parquet"),
+        (lambda journal: journal.splitlines(keepends=True)[0], "has no trial of this run"),
+        (lambda journal: journal + b"garbage\n", r"study\.journal is damaged in line \d+: "),
+        (overwrite_one_byte, r"study\.journal is damaged in line 4: "),
+        (
+            lambda journal: journal.replace(b'"val_loss"', b'"epoch"'),
+            r"study 'a' is damaged: trial 0: epoch is 0.5",
+        ),
+    ],
+)
+def test_a_run_without_what_it_has_done_is_refused_and_left_as_it_is(
+    tmp_path: Path, change: Callable[[bytes], bytes | None], message: str
+) -> None:
+    folder = finished(tmp_path)
+    changed = change((folder / layout.JOURNAL).read_bytes())
+    (folder / layout.JOURNAL).unlink()
+    if changed is not None:
+        (folder / layout.JOURNAL).write_bytes(changed)
+    before = content(folder)
+    with pytest.raises(SettingsError, match=f"^--resume: .*{message}") as caught:
+        prepare(SearchSettings(storage=str(tmp_path), name="a", resume=True))
+    assert "\n" not in str(caught.value)
+    assert content(folder) == before
+
+
+def test_a_run_that_was_cut_off_before_its_first_trial_goes_on(tmp_path: Path) -> None:
+    claim(prepare(settings(tmp_path)))
+    assert prepare(SearchSettings(storage=str(tmp_path), name="a", resume=True)).resumed
+
+
+def test_a_trial_is_handed_out_when_the_stored_journal_knows_it(tmp_path: Path) -> None:
+    """In an object store the journal is a copy of the local file."""
+    bucket = RunStorage(str(tmp_path / "bucket"))
+    bucket.create_exclusive("run.json", b"{}")
+    local = tmp_path / "study.journal"
+    study = optuna.create_study(storage=journal_file(local), study_name="s")
+    keeper = Keeper(bucket, Records("val_accuracy", 9), {}, local)
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        return {"x": trial.suggest_float("x", 0, 1)}
+
+    asked = Suggestions(study, space, Records("val_accuracy", 9), "a", keep=keeper.keep_journal)
+    for number in range(3):
+        found = asked.next()
+        assert found is not None
+        kept = journal.read(bucket, layout.JOURNAL).get_all_trials(0)
+        assert [trial.params for trial in kept][-1] == found.trial.params
+        assert len(kept) == number + 1
+
+
+def test_a_slow_line_does_not_hold_up_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, uploads = [1000.0], 0
+
+    def slow(name: str, data: bytes) -> None:
+        nonlocal uploads
+        uploads += 1
+        now[0] += 3.0
+
+    storage, local = RunStorage(str(tmp_path)), tmp_path / "local"
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    monkeypatch.setattr("mnist_ray.search_job.keeper.time.monotonic", lambda: now[0])
+    keeper = Keeper(storage, Records("val_accuracy", 9), {}, local)
+    for second in range(300):
+        with local.open("a") as file:
+            file.write("x")
+        keeper.keep_journal()
+        now[0] += 1.0
+        if second == 200:
+            before = uploads
+            keeper.keep_journal(at_once=True)
+            assert uploads == before + 1
+    assert 8 < uploads < 13  # a tenth of the time
+    before = uploads
+    keeper.keep_journal(at_once=True)
+    keeper.keep_journal(at_once=True)
+    assert uploads <= before + 1  # what has not grown is there already

@@ -111,3 +111,19 @@ def test_a_file_that_another_replaces_at_this_moment_is_waited_for(
         with pytest.raises(WorkError, match=r"cannot write .*lease: "):
             run.replace_exclusive("lease", b"old", b"new")
     assert run.replace_exclusive("lease", b"old", b"new")
+
+
+def test_a_folder_that_is_deleted_is_not_made_again(tmp_path: Path) -> None:
+    """A search whose run is deleted would take its name by a part of a run."""
+    folder = tmp_path / "run"
+    run = RunStorage(str(folder))
+    run.write_bytes("a/b", b"1")
+    elsewhere = RunStorage.existing(str(folder))
+    folder.rename(tmp_path / "moved")
+    for storage in (run, elsewhere):
+        with pytest.raises(WorkError, match=r"cannot write .*/run/a/c: its folder was deleted or"):
+            storage.write_bytes("a/c", b"2")
+        assert not storage.replace_exclusive("a/b", b"1", b"2")
+    assert not folder.exists()
+    assert run.create_exclusive("run.json", b"{}")  # a new run of the name
+    run.write_bytes("a/c", b"2")

@@ -22,8 +22,8 @@ from optuna.storages.journal._base import BaseJournalSnapshot
 from optuna.trial import TrialState
 
 from mnist_ray.study import optuna_private as private
+from mnist_ray.study.journal import journal_file
 from mnist_ray.study.samplers import TPE_OPTIONS
-from mnist_ray.study.storages import journal_file
 
 
 def a_study(storage: Any = None, **options: Any) -> optuna.Study:

@@ -20,6 +20,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings, masked_command, parse, resolved
 from mnist_ray.study import servers as study_servers
 from mnist_ray.study import storages, studies
+from mnist_ray.study.journal import journal_file, on_disk
 from mnist_ray.study.optuna_private import started
 from mnist_ray.study.trials import RUN, SUMMARY
 from tests.support import ROOT
@@ -235,7 +236,7 @@ def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
     (tmp_path / "x.journal").write_text("1\n2\n")
     with pytest.raises(SettingsError) as caught, storages.opened(str(tmp_path / "x.journal")):
         pass
-    assert "no journal" in one_line(caught)
+    assert "x.journal is damaged in line 1: expected a JSON object" in one_line(caught)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,9 +269,7 @@ def test_a_suggestion_waits_for_the_disk_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[int] = []
-    study = optuna.create_study(
-        storage=storages.journal_file(tmp_path / "study.journal"), study_name="s"
-    )
+    study = optuna.create_study(storage=journal_file(tmp_path / "study.journal"), study_name="s")
     fsync = os.fsync
 
     def waited(file: int) -> None:
@@ -281,15 +280,13 @@ def test_a_suggestion_waits_for_the_disk_once(
     trial = started(study, {"mine": 1}, {})
     drawn = [trial.suggest_float(f"x{i}", 0, 1) for i in range(8)]
     assert waits == []
-    storages.on_disk(study)
+    on_disk(study)
     assert len(waits) == 1
     # Another process sees it all, before and after.
-    other = optuna.load_study(
-        study_name="s", storage=storages.journal_file(tmp_path / "study.journal")
-    )
+    other = optuna.load_study(study_name="s", storage=journal_file(tmp_path / "study.journal"))
     assert list(other.trials[0].params.values()) == drawn
     trial.report(0.5, 1)
     assert len(waits) == 2
     study.tell(trial, 0.5)
     assert len(waits) == 3
-    storages.on_disk(optuna.create_study())  # in memory: nothing to wait for
+    on_disk(optuna.create_study())  # in memory: nothing to wait for

@@ -1,0 +1,129 @@
+"""A study's journal: what is cut off, what is named, and that a lost file is not begun again."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from mnist_ray.errors import CorruptFileError, WorkError
+from mnist_ray.storage import RunStorage
+from mnist_ray.study import journal
+from mnist_ray.study.journal import journal_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A journal with two trials, the second of them running."""
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(storage=journal_file(path), study_name="s")
+    for value in (0.25, None):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.report(0.5, 1)
+        if value:
+            study.tell(trial, value)
+    return path
+
+
+def trials(path: Path) -> list[optuna.trial.FrozenTrial]:
+    kept = journal.read(RunStorage(str(path.parent)), path.name)
+    return kept.get_all_trials(kept.get_study_id_from_name("s"))
+
+
+UNFINISHED = {
+    "a cut line": lambda last: last[: len(last) // 2],
+    "a cut line and its end": lambda last: last[:-9] + b"\n",
+    "one byte": lambda last: last[:1],
+    "zeros": lambda last: b"\0" * 300,
+    "zeros and an end": lambda last: b"\0" * 300 + b"\n",
+    "a cut line and zeros": lambda last: last[:-9] + b"\0" * 40,
+    "a line without its end": lambda last: last[:-1],
+    "an empty line": lambda last: b"\n",
+}
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_a_record_that_was_being_written_is_cut_off(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    last = content.splitlines(keepends=True)[-1]
+    path.write_bytes(content + UNFINISHED[kind](last))
+    damaged = path.read_bytes()
+    assert [t.state.name for t in trials(path)] == ["COMPLETE", "RUNNING"]
+    assert path.read_bytes() == damaged  # whoever only reads writes nothing
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    assert path.read_bytes() == content
+    study.tell(1, 0.75)
+    assert [t.value for t in trials(path)] == [0.25, 0.75]
+
+
+DAMAGE = {
+    "garbage at the end": lambda lines: [*lines, b"garbage\n"],
+    "garbage in the middle": lambda lines: [*lines[:2], b"\xff\xfe\n", *lines[2:]],
+    "another record glued to a cut one": lambda lines: [*lines[:2], lines[2][:9] + lines[3]],
+    "a list": lambda lines: [*lines, b"[]\n"],
+    "an unknown operation": lambda lines: [*lines, b'{"op_code": 99, "worker_id": "w"}\n'],
+    "an operation that is text": lambda lines: [*lines, b'{"op_code": "4", "worker_id": "w"}\n'],
+    "a missing field": lambda lines: [*lines, b'{"op_code": 7, "worker_id": "w"}\n'],
+    "deep nesting": lambda lines: [*lines, b"[" * 100_000 + b"\n"],
+    "a value that is text": lambda lines: [
+        *lines,
+        b'{"op_code":7,"worker_id":"w","trial_id":1,"step":2,"intermediate_value":"high"}\n',
+    ],
+    "a distribution that is none": lambda lines: [
+        *lines,
+        b'{"op_code":5,"worker_id":"w","trial_id":1,"param_name":"y","param_value_internal":1,'
+        b'"distribution":"{}"}\n',
+    ],
+    "an end without a value": lambda lines: [
+        *lines,
+        b'{"op_code":6,"worker_id":"w","trial_id":1,"state":1,"values":null,'
+        b'"datetime_complete":"2026-01-01T00:00:00"}\n',
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_other_damage_is_named_with_its_line_and_left_as_it_is(path: Path, kind: str) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(DAMAGE[kind](lines)))
+    damaged = path.read_bytes()
+    line = 3 if "middle" in kind or "glued" in kind else len(lines) + 1
+    for read in (lambda: trials(path), lambda: journal_file(path)):
+        with pytest.raises(CorruptFileError, match=rf"study.journal is damaged in line {line}: "):
+            read()
+        assert path.read_bytes() == damaged
+    assert sorted(each.name for each in path.parent.iterdir()) == ["study.journal"]
+
+
+def test_what_another_process_is_writing_is_not_read_yet(path: Path) -> None:
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    record = {"op_code": 2, "worker_id": "w", "study_id": 0, "user_attr": {"a": 1}}
+    line = json.dumps(record).encode() + b"\n"
+    with path.open("ab") as file:
+        file.write(line[:10])
+        file.flush()
+        assert study.user_attrs == {}
+        file.write(line[10:])
+    assert study.user_attrs == {"a": 1}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_journal_that_is_gone_is_not_begun_again(tmp_path: Path, moved: bool) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = folder / "study.journal"
+    study = optuna.create_study(storage=journal_file(path), study_name="s")
+    trial = study.ask()
+    if moved:
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+    with pytest.raises(WorkError, match=r"study\.journal is gone: it was deleted or moved"):
+        trial.report(0.5, 1)
+    assert not path.exists()
+
+
+def test_a_missing_journal_has_no_study(tmp_path: Path) -> None:
+    assert journal.read(RunStorage(str(tmp_path)), "study.journal").get_all_studies() == []
+    assert list(tmp_path.iterdir()) == []
