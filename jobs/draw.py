@@ -7,7 +7,7 @@ python jobs/draw.py model.onnx --export site   # the page as a folder, to be hos
 npm is needed the first time: it fetches onnxruntime-web into ~/.cache/mnist_ray.
 """
 
-from mnist_ray.cli import job
+from mnist_ray.__main__ import job
 
 if __name__ == "__main__":
     job("draw")

@@ -5,7 +5,7 @@ python jobs/evaluate.py s3://bucket/runs/first   # a run's model, on its own dat
 python jobs/evaluate.py model.onnx --part train
 """
 
-from mnist_ray.cli import job
+from mnist_ray.__main__ import job
 
 if __name__ == "__main__":
     job("evaluate")

@@ -6,7 +6,7 @@ python jobs/predict.py s3://bucket/runs/first digit.png
 Prints one line a file: its name, the class and its probability.
 """
 
-from mnist_ray.cli import job
+from mnist_ray.__main__ import job
 
 if __name__ == "__main__":
     job("predict")

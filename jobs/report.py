@@ -5,7 +5,7 @@ python jobs/report.py s3://bucket/runs/first --png figures     # and the main fi
 python jobs/report.py DIR/first DIR/second --out both.html
 """
 
-from mnist_ray.cli import job
+from mnist_ray.__main__ import job
 
 if __name__ == "__main__":
     job("report")

@@ -6,7 +6,7 @@ python jobs/search.py --storage DIR --name first --resume    # go on where it st
 ray job submit --working-dir . -- python jobs/search.py --dataset mnist --data-dir DIR --storage s3://bucket/runs
 """
 
-from mnist_ray.cli import job
+from mnist_ray.__main__ import job
 
 if __name__ == "__main__":
     job("search")

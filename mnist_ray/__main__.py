@@ -1,6 +1,31 @@
-"""`python -m mnist_ray COMMAND …` is `mnist-ray COMMAND …`."""
+"""The doors: `mnist-ray COMMAND …`, `python -m mnist_ray COMMAND …`, `python jobs/COMMAND.py …`.
 
-from mnist_ray.cli import console
+An interrupt ends a command in order from its first import on, so that signals come first.
+"""
+
+from typing import Any, NoReturn
+
+from mnist_ray import signals
+
+
+def _cli() -> Any:
+    signals.exit_at_once()
+    from mnist_ray import cli  # noqa: PLC0415 (seconds at start)
+
+    return cli
+
+
+def console() -> NoReturn:
+    """Does what `mnist-ray` is called for, and exits."""
+    _cli().console()
+    raise AssertionError
+
+
+def job(name: str) -> NoReturn:
+    """Does what `jobs/NAME.py` is called for, and exits."""
+    _cli().job(name)
+    raise AssertionError
+
 
 if __name__ == "__main__":
     console()

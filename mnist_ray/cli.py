@@ -1,4 +1,4 @@
-"""The commands: `mnist-ray COMMAND …`, `python -m mnist_ray COMMAND …`, `python jobs/COMMAND.py …`.
+"""The commands, as `mnist-ray COMMAND …` and `python jobs/COMMAND.py …` run them.
 
 Nothing heavy is imported before the settings are right: `--help` and a wrong flag answer at once.
 """

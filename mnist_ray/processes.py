@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import secrets
 import shutil
 import stat
 import tempfile
@@ -100,15 +101,17 @@ def temporary_folder(prefix: str, longest: int | None = None) -> Iterator[Path]:
     if longest is not None and len(parent) + 1 + len(prefix) + 8 > longest:
         parent = "/tmp"
     _remove_leftovers(Path(parent), prefix)
+    # Named before it is made, so that an interrupt at any moment leaves none.
+    folder = Path(parent, f"{prefix}{secrets.token_hex(4)}")
     try:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        (folder / OWNER).write_text(json.dumps(this_process()))
-    except OSError as error:
-        raise WorkError(
-            f"no temporary folder can be made in {parent} (TMPDIR={tempfile.gettempdir()}): "
-            f"{error.strerror}"
-        ) from error
-    try:
+        try:
+            folder.mkdir(mode=0o700)
+            (folder / OWNER).write_text(json.dumps(this_process()))
+        except OSError as error:
+            raise WorkError(
+                f"no temporary folder can be made in {parent} (TMPDIR={tempfile.gettempdir()}): "
+                f"{error.strerror}"
+            ) from error
         yield folder
     finally:
         # The helpers of Ray's dashboard outlive it by a moment, and could still write there.

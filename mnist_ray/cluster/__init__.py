@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cluster.connection import connected, quiet_ray, running
 from mnist_ray.cluster.resources import Cluster, capacity, check_fits, cpu_count, machine_resources
-from mnist_ray.cluster.signals import interruptible
 
 if TYPE_CHECKING:
     from mnist_ray.cluster.jobs import submit_and_follow
@@ -23,7 +22,6 @@ __all__ = [
     "check_shared_storage",
     "connected",
     "cpu_count",
-    "interruptible",
     "machine_resources",
     "nodes",
     "quiet_ray",

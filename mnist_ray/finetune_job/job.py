@@ -4,24 +4,26 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from mnist_ray import cluster, data, report
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.finetune_job.recipe import ChainTask, read_stages
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished, now
 from mnist_ray.run.publication import Manifest
 from mnist_ray.settings import (
-    INTERRUPTED,
     FinetuneSettings,
     SearchSettings,
+    check_lasting,
+    check_storage,
     command,
     default_data_dir,
     resolved,
     trust,
 )
+from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
@@ -44,18 +46,21 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
     """
     cluster.quiet_ray()
     if settings.run is None:
+        check_storage(settings.storage)
         about = _new_run(settings)
     else:
+        check_lasting("--run", settings.run)
         about = About.read(RunStorage(settings.run), "--run")
     task, split, test = _prepare(settings, about)
     in_main = threading.current_thread() is threading.main_thread()
-    signals = cluster.interruptible if handle_signals and in_main else contextlib.nullcontext
+    signals = interruptible if handle_signals and in_main else contextlib.nullcontext
     storage = about.storage
     try:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with (
             signals(),
-            lease.held(storage, "fine-tuning", "--run"),
+            lease.held(storage, "fine-tuning", "--run") as held,
+            _outcome(about, held),
             cluster.connected(settings.verbose),
             signals(),
         ):
@@ -67,7 +72,6 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
             raise
         print(f"interrupted; to go on: {resume_command(settings, about)}", flush=True)
         return Finished(INTERRUPTED, storage.uri)
-    about.ended("done")
     print(report.write_or_warn(storage, test=test), flush=True)
     print(summary(manifest, storage.join(layout.MODEL), _data_flags(about)), flush=True)
     return Finished(0, storage.uri)
@@ -86,6 +90,24 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
         words += ["--onnx", settings.onnx]
     own = trust.flags(about.settings, [key for key in ("dataset", "stages") if not given[key]])
     return command("finetune", "--run", about.storage.uri, *words, *own)
+
+
+@contextlib.contextmanager
+def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
+    """Notes in run.json that the run is at work, and how that ends; not where it is another's."""
+    about.patch(state="finetuning")
+    state = "failed"
+    try:
+        yield
+        state = "done"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        # The storage may be what failed: the first error is the one to tell.
+        with contextlib.suppress(*(() if state == "done" else (MnistRayError,))):
+            held.check()
+            about.ended(state)
 
 
 def _data_flags(about: About) -> list[str]:

@@ -38,7 +38,7 @@ class Lease:
         self.lost = threading.Event()
         self._storage, self._work, self._file = storage, work, lease_file(work)
         self._token, self._beat = uuid.uuid4().hex, 0
-        self._written = b""
+        self._written = self._attempted = b""
         self._written_at = 0.0
         self._lock = threading.Lock()
 
@@ -79,14 +79,17 @@ class Lease:
     def give_back(self) -> None:
         """Removes the file, and the run's directory where nothing was written into it."""
         with self._lock, contextlib.suppress(WorkError, OSError):
-            self._storage.replace_exclusive(self._file, self._written, None)
-            if self._storage.local_path is not None:
-                self._storage.local_path.rmdir()
+            # An interrupt may have fallen between a write and its answer.
+            for content in {self._written, self._attempted} - {b""}:
+                removed = self._storage.replace_exclusive(self._file, content, None)
+                if removed and self._storage.local_path is not None:
+                    self._storage.local_path.rmdir()
 
     def _next(self) -> bytes:
         process = processes.this_process()
         beat = {"token": self._token, "process": process, "beat": self._beat}
-        return json.dumps(beat).encode()
+        self._attempted = json.dumps(beat).encode()
+        return self._attempted
 
     def _wrote(self, content: bytes) -> None:
         self._written, self._written_at = content, time.monotonic()
@@ -104,7 +107,7 @@ def held(
         work: "search" or "fine-tuning".
         flag: the option that named the run, for the message.
         handle_signals: interrupts the main thread by SIGTERM when the lease is lost, which ends a
-            wait too; it needs cluster.interruptible(). Otherwise, and in other threads, the block
+            wait too; it needs signals.interruptible(). Otherwise, and in other threads, the block
             looks at `lost` or calls `check()` itself.
 
     Raises:
@@ -112,13 +115,13 @@ def held(
         WorkError: another process has taken it over meanwhile.
     """
     lease = Lease(storage, work)
-    lease.take(flag)
     main = threading.main_thread()
     target = main.ident if handle_signals and threading.current_thread() is main else None
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(lease, over, target), daemon=True)
-    heart.start()
     try:
+        lease.take(flag)
+        heart.start()
         yield lease
         if lease.lost.is_set():
             lease.check()
@@ -128,7 +131,12 @@ def held(
         raise
     finally:
         over.set()
-        heart.join(5)  # where the storage does not answer, the file stays: its process ends soon
+        if heart.ident is None:
+            lease.give_back()
+        else:
+            heart.join(
+                5
+            )  # where the storage does not answer, the file stays: its process ends soon
 
 
 def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:

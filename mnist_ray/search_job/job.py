@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 
 from mnist_ray import cluster, report, trackers
-from mnist_ray.errors import WorkError
+from mnist_ray.errors import MnistRayError
 from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout, lease
@@ -16,7 +16,8 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, describe, prepare
-from mnist_ray.settings import INTERRUPTED, SearchSettings, command, masked, trust
+from mnist_ray.settings import SearchSettings, command, masked, trust
+from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import take_over
 
@@ -38,7 +39,7 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
         print(describe(plan), flush=True)
         return Finished(0, plan.storage.uri)
     watchers = trackers.opened(plan.settings)
-    signals = cluster.interruptible if handle_signals else contextlib.nullcontext
+    signals = interruptible if handle_signals else contextlib.nullcontext
     try:
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with (
@@ -69,8 +70,8 @@ def _on_cluster(
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
     plan = placement.complete(plan)
     print(placement.found(plan, cluster.nodes()), flush=True)
-    about = claim(plan)
-    with _outcome(about, held):
+    with _outcome(plan.storage, held):
+        about = claim(plan)
         with (
             temporary_folder("mray-tune-") as folder,
             engine.opened_study(plan) as (study, journal),
@@ -103,14 +104,15 @@ def _on_cluster(
 
 
 @contextlib.contextmanager
-def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
+def _outcome(storage: RunStorage, held: lease.Lease) -> Iterator[None]:
     """Notes in run.json when the block is interrupted or fails; not where the run is another's."""
 
     def note(state: str) -> None:
         # The storage may be what failed: the first error is the one to tell.
-        with contextlib.suppress(WorkError):
+        with contextlib.suppress(MnistRayError):
             held.check()
-            about.ended(state)
+            if storage.exists(layout.RUN):
+                About.read(storage, "--name").ended(state)
 
     try:
         yield

@@ -1,6 +1,6 @@
 """The options of all commands, their checks and their text forms. Imports nothing heavy."""
 
-from mnist_ray.settings.checks import check_search, check_storage
+from mnist_ray.settings.checks import check_lasting, check_search, check_storage
 from mnist_ray.settings.options import (
     DataOptions,
     DrawSettings,
@@ -13,7 +13,7 @@ from mnist_ray.settings.options import (
     default_storage,
     resolved,
 )
-from mnist_ray.settings.parse import INTERRUPTED, main, parse, search_settings
+from mnist_ray.settings.parse import main, parse, search_settings
 from mnist_ray.settings.secrets import masked, masked_command, scrubbed
 from mnist_ray.settings.text import (
     RECIPES,
@@ -29,7 +29,6 @@ from mnist_ray.settings.text import (
 )
 
 __all__ = [
-    "INTERRUPTED",
     "RECIPES",
     "DataOptions",
     "DrawSettings",
@@ -39,6 +38,7 @@ __all__ = [
     "ReportSettings",
     "SearchSettings",
     "arguments",
+    "check_lasting",
     "check_search",
     "check_storage",
     "command",

@@ -1,6 +1,7 @@
 """The checks of settings that need no data, no storage and no Ray."""
 
 import itertools
+import os
 from collections.abc import Iterator
 
 from mnist_ray.errors import SettingsError
@@ -8,6 +9,7 @@ from mnist_ray.settings import objectives
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.text import duration, is_stored, key_values
 
+COPY = "/runtime_resources/working_dir_files/"  # in the path of a submitted job's directory
 LEAST = {
     "trials": 1,
     "max_epochs": 1,
@@ -42,13 +44,35 @@ def check_search(s: SearchSettings) -> None:
     key_values(s.sampler_args, "--sampler-args")
     key_values(s.scheduler_args, "--scheduler-args")
     check_storage(s.storage)
+    if s.study and s.study != "memory":
+        check_lasting("--study", s.study)
+    if s.mlflow:
+        check_lasting("--mlflow", s.mlflow)
 
 
 def check_storage(storage: str) -> None:
-    """Raises SettingsError where the folder is below a home folder that is not known."""
+    """Raises SettingsError where a folder is below an unknown home folder, or would not last."""
+    check_lasting("--storage", storage)
     if storage.startswith("~"):
         raise SettingsError(
             f"--storage: {storage}: this user has no home folder; name a folder, or set HOME"
+        )
+
+
+def check_lasting(flag: str, place: str) -> None:
+    """Raises SettingsError for a relative path in a job of `ray job submit`.
+
+    Ray runs such a job in a temporary copy of the working directory, which it removes.
+    """
+    scheme, mark, rest = place.partition("://")
+    path = rest.removeprefix("/") if scheme in ("sqlite", "file") else scheme
+    is_path = not mark or scheme == "sqlite"
+    if not is_path or path.startswith(("/", "~", "$")) or not path:
+        return
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and COPY in f"{os.getcwd()}/":
+        raise SettingsError(
+            f"{flag}: {place} is relative to Ray's temporary copy of the working directory, and "
+            f"would be lost with it; give an absolute path that every node has, or s3://…"
         )
 
 

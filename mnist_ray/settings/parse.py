@@ -17,9 +17,9 @@ from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.secrets import scrubbed
 from mnist_ray.settings.text import one_line, packaged, read_yaml
+from mnist_ray.signals import INTERRUPTED, ends_with, interruptible
 
 T = TypeVar("T")
-INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
 NOT_IN_A_FILE = {"config", "resume", "overwrite", "dry_run", "given"}
 
 
@@ -60,14 +60,18 @@ def main(
         if isinstance(stream, io.TextIOWrapper):  # no output fails for a character
             stream.reconfigure(errors="backslashreplace")
     _print_the_log()
+    name = program or Path(sys.argv[0]).name
     try:
-        code = run(parse(cls, argv, program)) or 0
+        with interruptible():
+            code = run(parse(cls, argv, program)) or 0
+            sys.stdout.flush()
     except MnistRayError as error:
-        print(f"{program or Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
         code = INTERRUPTED
-    sys.stdout.flush()
+    ends_with(code)
     sys.exit(code)
 
 

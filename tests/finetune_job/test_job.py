@@ -149,7 +149,7 @@ def test_an_interrupt_is_an_exit_code_or_the_callers(
     in_task(by_caller)
     with pytest.raises(KeyboardInterrupt):
         job.finetune(settings, handle_signals=False)
-    assert About.read(run, "--run").state == "searched"
+    assert About.read(run, "--run").state == "interrupted"
     assert not run.exists(layout.lease_file("fine-tuning"))
 
 

@@ -3,9 +3,9 @@
 import sys
 import time
 
-from mnist_ray.cluster import interruptible
 from mnist_ray.errors import MnistRayError
 from mnist_ray.run import lease
+from mnist_ray.signals import interruptible
 from mnist_ray.storage import RunStorage
 
 lease.BEAT, lease.SILENT = 0.2, 2.0

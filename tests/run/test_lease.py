@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from mnist_ray import processes
-from mnist_ray.cluster import interruptible
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import lease
+from mnist_ray.signals import interruptible
 from mnist_ray.storage import RunStorage
 
 HOLD = str(Path(__file__).parents[1] / "programs" / "hold_lease.py")
@@ -164,8 +164,8 @@ def test_a_deleted_run_stops_its_search(tmp_path: Path) -> None:
 
 
 def test_a_file_that_says_nothing_is_no_lease(tmp_path: Path) -> None:
-    run = RunStorage(str(tmp_path / "run"))
     for text in (b"", b"[]", json.dumps({"token": 1}).encode()):
+        run = RunStorage(str(tmp_path / "run"))  # anew: the folder goes with the lease
         run.write_bytes("search.lease", text)
         with lease.held(run, "search"):
             pass

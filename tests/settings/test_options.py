@@ -125,3 +125,49 @@ def test_the_help_has_a_title_for_each_group(capsys: pytest.CaptureFixture[str])
         title = group.__name__.removesuffix("Options").lower()
         assert f"\n{title} options:\n" in out
         assert (group.__doc__ or "-") in out
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"storage": "runs"}, "--storage"),
+        ({"storage": "./runs"}, "--storage"),
+        ({"study": "sqlite:///study.db"}, "--study"),
+        ({"study": "mine.journal"}, "--study"),
+        ({"mlflow": "sqlite:///mlflow.db"}, "--mlflow"),
+    ],
+)
+def test_what_a_submitted_job_would_lose_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], flag: str
+) -> None:
+    folder = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    settings = SearchSettings(**{"storage": str(tmp_path), **options})
+    check_search(settings)  # not in a job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    check_search(settings)  # a job without a working directory of its own
+    monkeypatch.chdir(folder)
+    with pytest.raises(SettingsError, match=rf"^{flag}: .* is relative to Ray's temporary copy"):
+        check_search(settings)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"storage": "s3://bucket/runs"},
+        {"storage": "file:///shared/runs"},
+        {"study": "sqlite:////shared/study.db"},
+        {"study": "postgresql://me@host/db"},
+        {"study": "/shared/mine.journal"},
+        {"study": "memory"},
+        {"mlflow": "http://host:5000"},
+    ],
+)
+def test_what_a_submitted_job_keeps_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    check_search(SearchSettings(**{"storage": str(tmp_path), **options}))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import cluster
-from mnist_ray.cluster import signals
+from mnist_ray import signals
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -20,7 +19,7 @@ def test_an_interrupt_waits_for_the_end_of_an_import(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = [signal.getsignal(each) for each in NUMBERS]
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
         signal.raise_signal(number)
     monkeypatch.syspath_prepend(str(tmp_path))
     within = f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(%s)\n"
@@ -32,12 +31,12 @@ def test_an_interrupt_waits_for_the_end_of_an_import(
         importlib.import_module(name)
         time.sleep(30)
 
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
         import_and_go_on(names[0])
     assert names[0] in sys.modules  # as only what ended well is
     monkeypatch.setattr(signals, "IMPORT_SECONDS", 0.3)
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), cluster.interruptible():
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
         import_and_go_on(names[1])
     assert 0.3 < time.monotonic() - started < 20
     assert names[1] not in sys.modules
@@ -48,7 +47,7 @@ def test_in_a_thread_nothing_is_changed() -> None:
     found: list[object] = []
 
     def work() -> None:
-        with cluster.interruptible():
+        with signals.interruptible():
             found.extend(signal.getsignal(number) for number in NUMBERS)
 
     thread = threading.Thread(target=work)
@@ -60,7 +59,7 @@ def test_in_a_thread_nothing_is_changed() -> None:
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with cluster.interruptible():
+        with signals.interruptible():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,95 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command in the same way, from its first import to its last line.
+
+A command has three parts. Until its settings are read, nothing has been started: an interrupt ends
+it at once (`exit_at_once`). While it works, an interrupt is a KeyboardInterrupt, and everything is
+put in order (`interruptible`). After its last line it ends with the exit code that it has by then
+(`ends_with`).
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+INTERRUPTED = 130  # exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it
+IMPORT_SECONDS = 5.0  # that an interrupt waits for an import
+
+Handler = Callable[[int, FrameType | None], None]
+_code: list[int] = []  # the exit code of a command after its last line
+
+
+def exit_at_once() -> None:
+    """Has an interrupt end the process with a line and exit code 130."""
+    _install(_exit)
+
+
+def ends_with(code: int) -> None:
+    """Has an interrupt end a command, which has done all its work, with this exit code."""
+    _code.append(code)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    if not _code:
+        _leave_terminal(number)
+        name = os.path.basename(sys.argv[0]) if sys.argv else "mnist-ray"
+        with contextlib.suppress(OSError):
+            os.write(2, f"{name}: interrupted\n".encode())
+    os._exit(_code[-1] if _code else INTERRUPTED)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM (`ray job stop`) and SIGHUP (a closed terminal) raise KeyboardInterrupt as Ctrl-C.
+
+    Each waits for the end of an import that it falls into (IMPORT_SECONDS at most): extension
+    modules turn it into an ImportError. Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[float] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _leave_terminal(number)
+        came.append(time.monotonic())
+        while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+            frame = frame.f_back
+        if frame is None or came[-1] - came[0] > IMPORT_SECONDS:
+            raise KeyboardInterrupt
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), number))
+        again.daemon = True
+        again.start()
+
+    previous = _install(interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _install(handler: Handler) -> dict[signal.Signals, Handler | int | None]:
+    """Sets the handler of the three signals; returns those before."""
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, handler)}
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell or nohup has it
+            previous[number] = signal.signal(number, handler)
+    return previous
+
+
+def _leave_terminal(number: int) -> None:
+    """Sends output nowhere where its terminal is gone: what cannot be printed is no error."""
+    if number != signal.SIGHUP:
+        return
+    for file in (1, 2):
+        try:
+            termios.tcgetattr(file)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
