@@ -8,15 +8,8 @@ import pytest
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
-from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
-
-
-def facts() -> dict[str, Any]:
-    data = {"name": "digits", "sha256": "0" * 64, "train": 3, "val": 2, "classes": ["0", "1"]}
-    settings = resolved(SearchSettings(dataset="digits", storage="runs", data_dir="data"))
-    start = "2026-11-25T00:00:00+00:00"
-    return {"name": "a", "state": "searching", "settings": settings, "data": data, "start": start}
+from tests.support.about import facts
 
 
 def test_one_of_two_claims_the_name(tmp_path: Path) -> None:

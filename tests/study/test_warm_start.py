@@ -11,6 +11,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.study import storages, studies
 from mnist_ray.study.trials import RUN, SOURCE, read_trials, take_over
 from mnist_ray.study.warm_start import older_trials
+from tests.support.about import facts
 from tests.support.servers import SECRET, Server
 from tests.support.studies import new_study, one_line, space
 
@@ -74,15 +75,11 @@ def test_a_run_s_directory_is_a_warm_start_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     Path(place).rename(run / "study.journal")
-    (run / "run.json").write_text(
-        json.dumps({"settings": {"name": "its-name", "study_name": None, "study": None}})
-    )
+    (run / "run.json").write_text(json.dumps({**facts(name="its-name"), "name": "its-name"}))
     before = sorted(path.name for path in run.iterdir())
     assert len(older_trials(str(run), "val_accuracy", PURPOSE, space)) == 2
     assert sorted(path.name for path in run.iterdir()) == before
-    (run / "run.json").write_text(
-        json.dumps({"settings": {"name": "its-name", "study": "redis://:***@h/0"}})
-    )
+    (run / "run.json").write_text(json.dumps(facts(study="redis://:***@h/0")))
     with pytest.raises(SettingsError) as caught:
         older_trials(str(run), "val_accuracy", PURPOSE, space)
     assert "#STUDY_NAME" in one_line(caught)
