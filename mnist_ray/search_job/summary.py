@@ -1,14 +1,17 @@
-"""Third act of a search: what it found, as text."""
+"""Third act of a search: what it found, as text. Also what it means to do."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
+import yaml
 from optuna.trial import TrialState
 
 from mnist_ray.run import tables
 from mnist_ray.run.records import Records
+from mnist_ray.search_job.plan import Plan
 from mnist_ray.settings import objectives
 from mnist_ray.study import importance
 from mnist_ray.study.objectives import single
@@ -85,3 +88,15 @@ def short(params: Mapping[str, Any]) -> str:
         return f"{value:.6g}" if rounded == "1" else rounded  # 0.9996 and 0.9999 differ as beta2
 
     return " ".join(f"{name}={text(value)}" for name, value in params.items())
+
+
+def describe(plan: Plan) -> str:
+    """What --dry-run prints: the settings as YAML and the first suggestions, points first."""
+    study = optuna.create_study(sampler=plan.sampler(plan.settings.seed))
+    for point in plan.points:
+        study.enqueue_trial(point)
+    suggestions = [
+        f"suggestion {i}: {json.dumps(plan.space(study.ask()))}"
+        for i in range(min(3, plan.settings.trials))
+    ]
+    return yaml.safe_dump(plan.recorded_settings(), sort_keys=False) + "\n".join(suggestions)

@@ -14,7 +14,8 @@ from mnist_ray.run.about import About
 from mnist_ray.run.records import Record, Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
-from mnist_ray.search_job.plan import Placement, describe, prepare
+from mnist_ray.search_job.plan import Placement, prepare
+from mnist_ray.search_job.summary import describe
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal, studies, trials

@@ -12,7 +12,8 @@ from mnist_ray import trackers
 from mnist_ray.errors import MnistRayError
 from mnist_ray.export.read import read_model
 from mnist_ray.search_job.keeper import claim
-from mnist_ray.search_job.plan import describe, prepare
+from mnist_ray.search_job.plan import prepare
+from mnist_ray.search_job.summary import describe
 from mnist_ray.settings import (
     SearchSettings,
     masked,
