@@ -24,6 +24,7 @@ from mnist_ray.results import Best, Prediction  # noqa: E402
 from mnist_ray.settings import help  # noqa: E402
 from mnist_ray.settings.text import one_line  # noqa: E402
 from mnist_ray.spaces import SPACES, find  # noqa: E402
+from mnist_ray.study.part_options import part_options  # noqa: E402
 from mnist_ray.study.pruners import NAMES, factory  # noqa: E402
 from mnist_ray.study.samplers import SAMPLERS  # noqa: E402
 
@@ -34,7 +35,7 @@ def pages() -> dict[str, str]:
     """Name of each page and its text."""
     made = {
         "options.md": options,
-        "part-options.md": part_options,
+        "part-options.md": own_options,
         "hyperparameters.md": hyperparameter_contract,
         "api.md": api,
     }
@@ -90,7 +91,7 @@ def option_row(option: help.Option) -> tuple[str, ...]:
     return code(name), value, option.default, option.meaning + "."
 
 
-def part_options() -> list[str]:
+def own_options() -> list[str]:
     lines = [
         "# Options of spaces, samplers and schedulers",
         "",
@@ -115,7 +116,7 @@ def part_options() -> list[str]:
     for part, name, _ in named:
         lines += [f"## {part.capitalize()}s", ""] if part != last else []
         last = part
-        found = cli.part_options(part, name)
+        found = part_options(part, name)
         lines += [f"### `{name}`", ""]
         rows = ((code(o.name), code(o.value), o.default, o.meaning + ".") for o in found)
         lines += table(OPTION, rows) if found else ["It has no options of its own.", ""]

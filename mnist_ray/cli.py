@@ -41,17 +41,16 @@ def finetune(settings: FinetuneSettings) -> int:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate an ONNX model on a data set."""
-    from mnist_ray.export import session  # noqa: PLC0415 (seconds at start)
     from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
 
     model = load_model(settings.model)
     part = model.images(settings.dataset, settings.part, settings.data_dir)
     result = model.session.evaluate(part.images, part.labels)
-    low, high = session.confidence_interval(result.right, result.n)
+    low, high = result.interval
     print(f"accuracy  {result.accuracy:.4%} of {result.n} images of {part.name} {part.part}")
     print(f"errors    {result.n - result.right}")
     print(f"interval  {low:.4%} to {high:.4%} (95 %, Wilson)")
-    single = session.Session(model.content, settings.model, threads=1)
+    single = type(model.session)(model.content, settings.model, threads=1)
     latency = single.latency_ms(part.images[0])
     print(f"latency   {latency:.3f} ms an image (one at a time, 1 thread, median of 100)")
     for label, accuracy in zip(part.classes, result.per_class, strict=False):
@@ -107,13 +106,13 @@ COMMANDS: dict[str, Command] = {
 
 
 def job(name: str) -> NoReturn:
-    """Does what `jobs/NAME.py` is called for, with the flags of this process, and exits."""
+    """Runs the command of `jobs/NAME.py` with the flags of this process, and exits."""
     _list_part(name, sys.argv[1:])
     main(*COMMANDS[name])
 
 
 def console(argv: Sequence[str] | None = None) -> NoReturn:
-    """Does what `mnist-ray` is called for, by `argv` or the words of this process, and exits."""
+    """Runs `mnist-ray` with `argv` or the words of this process, and exits."""
     name, *flags = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
         _list_part(name, flags)
@@ -130,33 +129,14 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(SettingsError.exit_code)
 
 
-def part_options(part: str, name: str) -> tuple[help.Option, ...]:
-    """The options of a space, a sampler or a scheduler.
-
-    Args:
-        part: One of help.PARTS.
-        name: As --space, --sampler and --scheduler take it.
-
-    Raises:
-        SettingsError: There is none of that name.
-    """
-    if part == "space":
-        from mnist_ray import spaces  # noqa: PLC0415 (seconds at start)
-
-        return help.part_options(spaces.find(name), {})
-    from mnist_ray.study import pruners, samplers  # noqa: PLC0415 (seconds at start)
-
-    if part == "sampler":
-        return help.part_options(*samplers.found(name))
-    return help.part_options(pruners.factory(name), {})
-
-
 def _list_part(command: str, flags: Sequence[str]) -> None:
     """Answers `search --help-space NAME` and its like, and exits."""
     known = {f"--help-{part}": part for part in help.PARTS}
     flag, _, name = " ".join(flags[:2]).replace("=", " ", 1).partition(" ")
     if command != "search" or flag not in known:
         return
+    from mnist_ray.study.part_options import part_options  # noqa: PLC0415 (seconds at start)
+
     part = known[flag]
     try:
         print(help.part_text(part, name, part_options(part, name)))

@@ -14,7 +14,7 @@ class MnistRayError(Exception):
 
 
 class SettingsError(MnistRayError):
-    """A flag, file or input is wrong: names it, what was found and what is allowed. Exit code 2."""
+    """A flag, file or input is wrong: names it, the value found and those allowed. Exit code 2."""
 
     exit_code = 2
 
@@ -24,20 +24,20 @@ class WorkError(MnistRayError):
 
 
 class CorruptFileError(WorkError):
-    """A file of ours does not hold what was written: truncated, altered, or of another format."""
+    """A file of ours is not as it was written: truncated, altered, or of another format."""
 
     exit_code = 2
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type's name where it says nothing."""
+    """An error's message in one line; its type's name if it has none."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )
 
 
 def described(error: BaseException) -> str:
-    """An error of a person's own code in one line: its file and line, its type and what it says."""
+    """An error of a person's own code in one line: its file and line, its type and its message."""
     own = _own_frames(error)
     return f"{own[-1][0]}:{own[-1][1]}: {_what(error)}" if own else _what(error)
 

@@ -1,7 +1,7 @@
 """The flat dict of hyperparameters: every key that training and this package's networks read.
 
 A search space returns such a dict. It travels with the weights and rebuilds network and training
-anywhere, so it holds only what JSON can hold. Names, defaults and limits stand here alone.
+anywhere, so it holds only values that JSON can hold. Names, defaults and limits stand here alone.
 A network of one's own (``module:function``) may read further keys: unknown keys are allowed.
 """
 
@@ -31,7 +31,7 @@ class Hyperparameter:
         name: The key.
         kind: Type of its value, or of each value of a list: int, float, bool or str.
         meaning: One line for people.
-        default: Its value where the dict lacks it; REQUIRED where it must be given.
+        default: Its value if the dict lacks it; REQUIRED if it must be given.
         allowed: The names that a str may have; () allows every str.
         low: The least number allowed.
         high: All numbers allowed are less than this.
@@ -69,7 +69,7 @@ class Hyperparameter:
         """The value, NumPy's converted to Python's.
 
         Raises:
-            SettingsError: It is not allowed. The message begins with `where` and the key.
+            SettingsError: It is not allowed.
         """
         value = plain(value, f"{where} {self.name}")
         if self.many and isinstance(value, list):
@@ -81,7 +81,7 @@ class Hyperparameter:
         return found if self.many else found[0]
 
     def _converted(self, value: Any) -> Any:
-        """None where it is not allowed."""
+        """None if it is not allowed."""
         if self.kind is str:
             return value if isinstance(value, str) and value in (self.allowed or (value,)) else None
         if self.kind is bool:
@@ -99,7 +99,7 @@ def plain(value: Any, where: str) -> Any:
     """A value as JSON holds it: NumPy's scalars and arrays as Python's numbers and lists.
 
     Raises:
-        SettingsError: JSON cannot hold it. The message begins with `where`.
+        SettingsError: JSON cannot hold it.
     """
     if hasattr(value, "tolist"):  # of NumPy and torch; neither is imported here
         value = value.tolist()
@@ -119,7 +119,7 @@ _P = Hyperparameter
 TRAINING_KEYS = (
     _P("batch_size", int, "images a step", low=1),
     _P("optimizer", str, "algorithm", allowed=OPTIMIZERS),
-    _P("lr", float, "learning rate, its largest where a schedule changes it"),
+    _P("lr", float, "learning rate; its largest value if a schedule changes it"),
     _P("schedule", str, "how the learning rate changes", "constant", SCHEDULES),
     _P("weight_decay", float, "L2 regularisation, as the optimiser has it", 0.0),
     _P("label_smoothing", float, "share of the label spread over all classes", 0.0, high=1),
@@ -130,7 +130,7 @@ TRAINING_KEYS = (
     _P("beta2", float, "decay of the mean squared gradient", 0.999, high=1, of=ADAMS),
     _P("eps", float, "added to the denominator", 1e-8, of=ADAMS),
     _P("momentum", float, "of SGD", 0.9, high=1, of=("sgd",)),
-    _P("nesterov", bool, "Nesterov's momentum; None: where momentum is above 0", None, of=("sgd",)),
+    _P("nesterov", bool, "Nesterov's momentum; None: if momentum is above 0", None, of=("sgd",)),
 )
 DATA_KEYS = (
     _P("in_channels", int, "channels of an image", low=1),
@@ -181,7 +181,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
     "foreign": (_P("graph", str, "an ONNX file without its large weights, as base64"),),
 }
 BY_NAME = {key.name: key for keys in (*NETWORK_KEYS.values(), TRAINING_KEYS) for key in keys}
-TRAINING = tuple(key.name for key in TRAINING_KEYS)  # all other keys say what the network is
+TRAINING = tuple(key.name for key in TRAINING_KEYS)  # all other keys describe the network
 OF_ONE_OPTIMIZER = tuple(key.name for key in TRAINING_KEYS if key.of)
 LIGHTGBM = "lightgbm"  # no network: its dict has keys of its own
 
@@ -190,7 +190,7 @@ def validate(hp: Mapping[str, Any]) -> dict[str, Any]:
     """The whole dict, checked, with the defaults of training and network filled in.
 
     Args:
-        hp: What a search space returned or a checkpoint carries; `model` names the family.
+        hp: As a search space returned it or a checkpoint carries it; `model` names the family.
 
     Raises:
         SettingsError: A key is missing or its value is not allowed: names the key, the value

@@ -27,7 +27,7 @@ OWNER_BYTES = 10_000  # a longer owner.json is not ours
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from every other, as JSON can hold it."""
+    """The identity of this process, as JSON can hold it."""
     return {
         "machine": machine(),
         "node": platform.node(),
@@ -39,7 +39,7 @@ def this_process() -> dict[str, Any]:
 def has_ended(process: Mapping[str, Any]) -> bool | None:
     """Whether a process that this_process() described has ended.
 
-    None where that cannot be known: it ran on another machine or in another container, is hidden
+    None if that cannot be known: it ran on another machine or in another container, is hidden
     from this user (`/proc` mounted with `hidepid`), or was described by an earlier version.
     """
     pid, started = process.get("pid"), process.get("started")
@@ -88,11 +88,11 @@ def machine() -> str:
 def temporary_folder(prefix: str, longest: int | None = None) -> Iterator[Path]:
     """A folder that is removed at the end, with the processes whose TMPDIR it still is.
 
-    Where this process is killed, the next one that asks for such a folder removes it.
+    If this process is killed, the next one that asks for such a folder removes it.
 
     Args:
         prefix: how the folder's name begins; eight characters follow.
-        longest: how many characters the path may have; where TMPDIR is too long, it lies in /tmp.
+        longest: how many characters the path may have; if TMPDIR is too long, it lies in /tmp.
 
     Raises:
         WorkError: none can be made; the message names TMPDIR.
@@ -130,7 +130,7 @@ def _remove_if_left(folder: Path) -> None:
     """Removes a folder of this user whose process has ended.
 
     Others share the place, and may put links and pipes in our way: no link is followed, and only a
-    regular file is read. owner.json goes last: where something cannot be removed, the next process
+    regular file is read. owner.json goes last: if something cannot be removed, the next process
     tries again.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -164,7 +164,7 @@ def _read_owner(folder: int) -> Any:
 
 
 def _end_all_within(folder: Path) -> None:
-    """Ends what still has this TMPDIR: Ray's agents need a minute to see that their Ray is gone."""
+    """Ends all processes with this TMPDIR: Ray's agents take a minute to see that it is gone."""
     for process in psutil.process_iter():
         # Another user's, or gone; a Mac shows only one's own.
         with contextlib.suppress(psutil.Error, OSError):

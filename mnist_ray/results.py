@@ -1,4 +1,4 @@
-"""What a person gets: a run, read from its directory, and a published model."""
+"""The results of a search: a run, read from its directory, and a published model."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class Best:
         number: The trial's number.
         epoch: The epoch, from 1.
         value: The run's metric after it: an accuracy in [0, 1], or a loss.
-        params: What the sampler suggested for the trial.
+        params: The sampler's suggestions for the trial.
     """
 
     number: int
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def report_path(self) -> Path | None:
-        """The page of the run, where it lies on this machine."""
+        """The page of the run; None if it does not lie on this machine."""
         folder = self._storage.local_path
         path = None if folder is None else folder / layout.REPORT
         return path if path is not None and path.is_file() else None
@@ -185,12 +185,12 @@ class _Pair(NamedTuple):
 
 
 class Prediction(_Pair):
-    """What a picture shows. It unpacks to its label and probability.
+    """The class of a picture. It unpacks to its label and probability.
 
     Attributes:
-        label: The class's name; "" where nothing is drawn.
+        label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
-        known: Whether the picture is one of the classes at all; False where nothing is drawn.
+        known: Whether the picture is one of the classes at all; False if nothing is drawn.
     """
 
     known: bool
@@ -339,7 +339,7 @@ def open_run(uri: str | os.PathLike[str], study: str | None = None) -> Run:
 
     Args:
         uri: Its directory: a folder or s3://bucket/path/name.
-        study: The place of its study, where that was kept elsewhere by --study.
+        study: The place of its study, if --study kept it elsewhere.
 
     Raises:
         SettingsError: There is no run.

@@ -1,6 +1,6 @@
-"""The Ray cluster that a job runs on: joined or started, what it can hold, and jobs within it.
+"""The Ray cluster that a job runs on: joined or started, its resources, and jobs within it.
 
-What needs Ray itself (`joined`, `jobs`) is imported when it is used: Ray's environment comes first.
+`joined` and `jobs`, which need Ray itself, are imported when used: its environment comes first.
 """
 
 import importlib

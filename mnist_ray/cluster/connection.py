@@ -29,7 +29,7 @@ def quiet_ray() -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         # Everything is on storage at every moment: an interrupt can end at once.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are not what --resume reads
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # --resume does not read Tune's own snapshots
         "TUNE_WARN_THRESHOLD_S": "10",
     }.items():
         os.environ.setdefault(name, value)
@@ -49,7 +49,7 @@ def running() -> bool:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing listens, ValueError where it is not HOST:PORT."""
+    """Raises OSError if nothing listens, ValueError if it is not HOST:PORT."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
 
@@ -79,7 +79,7 @@ def _check_address() -> None:
 
 @contextlib.contextmanager
 def connected(verbose: bool) -> Iterator[Cluster]:
-    """Joins the cluster at RAY_ADDRESS or on this machine; where there is none, starts one.
+    """Joins the cluster at RAY_ADDRESS or on this machine; if there is none, starts one.
 
     One that is started has its job server on loopback; at the end it is stopped and its session
     folder removed.
@@ -113,7 +113,7 @@ def _is_connected() -> bool:
 
 @contextlib.contextmanager
 def _token(file: Path) -> Iterator[None]:
-    """Has Ray ask for a token, unless this person's environment says what it asks for."""
+    """Has Ray ask for a token, unless this person's environment sets its mode."""
     if "RAY_AUTH_MODE" in os.environ:
         yield
         return

@@ -29,7 +29,7 @@ T = TypeVar("T")
 AGENT_SECONDS = 120.0  # for a node's agent, which starts jobs and is started after Ray has answered
 AWAY_SECONDS = 15.0  # for which a job server may fail to answer
 SILENT_SECONDS = 55.0  # without a line, after which a log says that the job still runs
-# Lines of a job's log that are about Ray: how the job was started, and where.
+# Lines of a job's log that are about Ray: how the job was started.
 PLUMBING = re.compile(r"[\d-]+ [\d:,]+\s+INFO job_manager\.py|Running entrypoint for|ray: joined ")
 LOOK_SECONDS = 0.5  # without new lines after which the job's state is asked for
 
@@ -40,7 +40,7 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
     It runs in the runtime environment of this job. When this process is interrupted, it is stopped.
 
     Args:
-        cluster: where this process is connected.
+        cluster: the one that this process is connected to.
         command: as "finetune" of `python -m mnist_ray finetune`.
         arguments: the command's flags.
 
@@ -64,7 +64,7 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
         status = _follow(client, cluster, job, _Log(command, "--verbose" in arguments))
     finally:
         if status is None:
-            with contextlib.suppress(Exception):  # where the job server is gone, the job is too
+            with contextlib.suppress(Exception):  # if the job server is gone, the job is too
                 client.stop_job(job)
     if status != JobStatus.SUCCEEDED:
         message = _ask(cluster, lambda: client.get_job_info(job).message) or "see its log"
@@ -102,7 +102,7 @@ def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     if cluster.started_here:
         # Ray tells a job the address of any Ray among this machine's processes.
         names["RAY_ADDRESS"] = cluster.address
-    # It starts where this process was called: relative paths and a person's own modules mean the
+    # It starts in this process's folder: relative paths and a person's own modules mean the
     # same. -P: a folder that is called mnist_ray there is not taken for the package.
     environment = [f"{name}={value}" for name, value in names.items()]
     line = shlex.join(["env", *environment, sys.executable, "-P", *module])
@@ -192,7 +192,7 @@ def _follow(client: JobSubmissionClient, cluster: Cluster, job: str, log: _Log) 
 def _tail(
     client: JobSubmissionClient, job: str, lines: queue.Queue[str], over: threading.Event
 ) -> None:
-    """Passes the log on as it grows; begins again where the connection breaks."""
+    """Passes the log on as it grows; begins again if the connection breaks."""
     passed = 0
 
     async def follow() -> None:
@@ -213,7 +213,7 @@ def _tail(
 
 
 def _ask(cluster: Cluster, question: Callable[[], T]) -> T:
-    """An answer of the job server. Raises WorkError where none comes for AWAY_SECONDS."""
+    """An answer of the job server. Raises WorkError if none comes for AWAY_SECONDS."""
     deadline = time.monotonic() + AWAY_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What needs Ray itself, whose environment must be set before it is imported."""
+"""The part that needs Ray itself, whose environment must be set before it is imported."""
 
 import contextlib
 import math
@@ -49,10 +49,10 @@ def start(options: dict[str, Any], folder: Path) -> Iterator[Cluster]:
     options |= {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder)}
     try:
         try:
-            # What torch leaves behind in the workers' TMPDIR is removed with the rest.
+            # Files that torch leaves in the workers' TMPDIR are removed with the rest.
             with any_agent_port(), same_sigterm(), environment(TMPDIR=str(folder)):
                 context = ray.init(**options)
-        except Exception as error:  # Ray raises bare ones too, where its dashboard does not start
+        except Exception as error:  # Ray raises bare ones too, if its dashboard does not start
             free = shutil.disk_usage(folder).free // 2**20
             hint = f" (only {free} MB are free there)" if free < 500 else ""
             why = first_line(error)
@@ -74,7 +74,7 @@ def nodes() -> list[dict[str, float]]:
 
 
 def autoscaler_maximum() -> dict[str, float]:
-    """The most that an autoscaler may bring; empty where there is none."""
+    """The most that an autoscaler may bring; empty if there is none."""
     return state.get_max_resources_from_cluster_config() or {}
 
 
@@ -102,11 +102,11 @@ class Slots:
 
 
 def check_shared_storage(storage: RunStorage) -> None:
-    """Raises SettingsError where a node does not see the files that this process writes."""
+    """Raises SettingsError if a node does not see the files that this process writes."""
     alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if len(alive) < 2:
         return
-    # Beside the run, not in it: nothing may be left behind where the storage is refused.
+    # Beside the run, not in it: nothing may be left behind if the storage is refused.
     name, token = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
     storage.write_bytes(name, token)
 

@@ -15,7 +15,7 @@ from ray._private import parameter
 def any_agent_port() -> Iterator[None]:
     """Lets ray.init give the agent that starts jobs any free port.
 
-    Reason: with the default port (52365) the agent ends where another Ray of this machine has it,
+    Reason: with the default port (52365) the agent ends if another Ray of this machine has it,
     and jobs are then refused with "No available agent"; ray.init has no argument for it.
     Upstream: no issue known; `ray start` has `--dashboard-agent-listen-port`.
     Seen on: Ray 2.60.0.

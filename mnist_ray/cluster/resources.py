@@ -1,4 +1,4 @@
-"""What a Ray cluster is, and what its nodes can hold."""
+"""A Ray cluster, and the trials that its nodes can hold."""
 
 import contextlib
 import math
@@ -58,7 +58,7 @@ def machine_resources(gpus: bool) -> dict[str, float]:
 
 
 def check_fits(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resources) -> None:
-    """Raises SettingsError where no node, nor what an autoscaler may bring, holds one trial."""
+    """Raises SettingsError if no node, present or of an autoscaler, holds one trial."""
     for flag, key, wanted in (("--cpus-per-trial", "CPU", cpus), ("--gpus-per-trial", "GPU", gpus)):
         most = max([node.get(key, 0) for node in each] + [maximum.get(key, 0)])
         if wanted > most:

@@ -105,7 +105,7 @@ def first_layer(proto: onnx.ModelProto) -> tuple[bytes, int] | None:
     """The network's beginning as an ONNX file of its own, and its number of channels.
 
     Its output `maps`, float32 [batch, channels, h, w], is that of the first convolution, or of the
-    activation that follows it. None where there is no convolution.
+    activation that follows it. None if there is no convolution.
     """
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     shapes = [

@@ -8,7 +8,7 @@ from mnist_ray.draw.build import page
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.read import read_model
 
-# The worker and the runtime's module are blobs, made of what lies in files.js.
+# The worker and the runtime's module are blobs, made of the texts in files.js.
 POLICY = (
     "default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'; worker-src blob:; "
     "style-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        """A file, or 404; 403 where the request names another host."""
+        """A file, or 404; 403 if the request names another host."""
         files = self.server.files
         name = self.path.partition("?")[0].removeprefix("/") or "index.html"
         if self.headers.get("Host", "").lower() not in self.server.hosts:
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(files[name])
 
     def end_headers(self) -> None:
-        """Adds to every answer, errors included, what a browser must not do with it."""
+        """Adds to every answer, errors included, the browser's restrictions."""
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Content-Security-Policy", POLICY)
         super().end_headers()

@@ -67,7 +67,7 @@ def resized(image: FLOAT, size: INT64) -> FLOAT:
 
 @script()
 def at_most(image: FLOAT, longest: INT64) -> FLOAT:
-    """The image, made smaller where a side is longer than `longest`."""
+    """The image, made smaller if a side is longer than `longest`."""
     size = op.Shape(image, start=2)
     return resized(image, op.Where(op.ReduceMax(size) > longest, fitted_size(image, longest), size))
 
@@ -83,14 +83,14 @@ def channels_of(picture: UINT8) -> FLOAT:
 
 @script(default_opset=op)
 def over_white(rgba: FLOAT) -> FLOAT:
-    """[1, 4, h, w] -> [1, 3, h, w], where it is transparent white."""
+    """[1, 4, h, w] -> [1, 3, h, w]; transparent parts become white."""
     alpha = rgba[:, 3:4, :, :]
     return rgba[:, 0:3, :, :] * alpha + (1.0 - alpha)
 
 
 @script()
 def luminance(rgba: FLOAT) -> FLOAT:
-    """[1, 4, h, w] -> [1, 1, h, w]; where only the transparency draws something, 1 - alpha."""
+    """[1, 4, h, w] -> [1, 1, h, w]; 1 - alpha if only the transparency draws something."""
     weights = op.Constant(
         value_floats=[0.299, 0.587, 0.114]
     )  # ITU-R BT.601, as Pillow converts to "L"
@@ -173,7 +173,7 @@ def cropped(image: FLOAT, box: INT64) -> FLOAT:
 
 @script()
 def bright_digit(grey: FLOAT) -> FLOAT:
-    """The picture turned, where needed, so that its ink is brighter than its background.
+    """The picture turned, if needed, so that its ink is brighter than its background.
 
     The background is the mean of the border's median, which is sure if the digit fills the picture,
     and the local mean, which is sure if the light falls off. The ninth power lets few strong

@@ -29,7 +29,7 @@ class Evaluation:
     Args:
         right: How many of them are right.
         n: The number of images.
-        per_class: float64 [classes], accuracy among the images of each class; NaN where there are
+        per_class: float64 [classes], accuracy among the images of each class; NaN if there are
             none.
         predictions: int64 [n].
         logits: float32 [n, classes].
@@ -45,6 +45,11 @@ class Evaluation:
     def accuracy(self) -> float:
         """The share of right answers."""
         return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy; see `confidence_interval`."""
+        return confidence_interval(self.right, self.n)
 
 
 class Session:

@@ -89,7 +89,7 @@ def _traced(network: nn.Module, example: Tensor) -> onnx.ModelProto:
             optimize=False,
             verbose=False,
         )
-    assert program is not None  # it is None only where the exporter writes the file itself
+    assert program is not None  # it is None only if the exporter writes the file itself
     return program.model_proto
 
 
@@ -121,7 +121,7 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
     """Compares onnxruntime's logits with torch's, in fp32 on the CPU.
 
     The whole batch and a single image both go through the file: a batch size that the exporter has
-    frozen is found. Within TOLERANCE a prediction can differ only where the two best logits are
+    frozen is found. Within TOLERANCE a prediction can differ only if the two best logits are
     closer than twice the difference: a tie as far as fp32 can tell.
 
     Args:

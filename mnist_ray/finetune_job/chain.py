@@ -46,7 +46,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Judged:
-    """A step's exported file, and what it answered."""
+    """A step's exported file, and its answers."""
 
     step: Step
     file: bytes
@@ -98,7 +98,7 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     files = {
         layout.MODEL: judged[-1].file,
         layout.CARD: model_card(described, hp).encode(),
-        # For the report: what this one look at the test set gave, so that nobody looks again.
+        # For the report: the answers on the test set, so that nobody looks again.
         layout.PREDICTIONS: predictions.pack(test.labels, logits, described.sha256),
     }
     publish(storage, files, described.to_json())
@@ -156,7 +156,7 @@ def trained(task: ChainTask, start: Step, storage: RunStorage) -> list[Step]:
         facts = {
             "step": f"stage-{number}",
             **dataclasses.asdict(stage),
-            "lr": hp["lr"],  # lower, where the stage had diverged
+            "lr": hp["lr"],  # lower, if the stage had diverged
             "seconds": round(sum(curve["seconds"]), 1),
         }
         if task.recipe.train_on == "train":
@@ -189,7 +189,7 @@ def _other_members(task: ChainTask, storage: RunStorage) -> Iterator[Step]:
 def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Images) -> Judged:
     """Exports a step, compares the file with torch on the sample, and evaluates it on the test set.
 
-    sample: images uint8 [n, C, H, W]. Raises WorkError where the file differs from the network.
+    sample: images uint8 [n, C, H, W]. Raises WorkError if the file differs from the network.
     """
     hp = step.hyperparameters
     file = export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
@@ -225,7 +225,7 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
 
 
 def _val_accuracy(steps: Iterable[Step]) -> float | None:
-    """The last that was measured: the start's, where the stages trained on all images."""
+    """The last that was measured: the start's, if the stages trained on all images."""
     measured: list[float | None]
     measured = [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts]
     return measured[-1]

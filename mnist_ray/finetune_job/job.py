@@ -28,7 +28,7 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
 SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by")
-# Options that the command to go on repeats where they were given.
+# Options that the command to go on repeats if they were given.
 REPEATED = ("dataset", "network", "stages", "committee", "data_dir", "cpus", "gpus")
 
 
@@ -37,7 +37,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
 
     Args:
         settings: of the job.
-        handle_signals: SIGTERM and Ctrl-C end the job with exit code 130, where this is the main
+        handle_signals: SIGTERM and Ctrl-C end the job with exit code 130, if this is the main
             thread. Otherwise the caller's handlers stay, and a KeyboardInterrupt is raised to it.
 
     Raises:
@@ -133,7 +133,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     """The chain's task, the training part as the search had split it, and the test part.
 
     Raises:
-        SettingsError: the run, a recipe or the images are not what they must be.
+        SettingsError: the run, a recipe or the images cannot be used.
     """
     searched = about.settings
     given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
@@ -180,13 +180,13 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
 
 
 def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
-    """The ONNX file that the chain begins with; None where that is the search's best checkpoint."""
+    """The ONNX file that the chain begins with; None for the search's best checkpoint."""
     storage = about.storage
     if settings.onnx is not None:
         from mnist_ray.export.read import read_model  # noqa: PLC0415 (seconds at start)
 
         return read_model(settings.onnx, "--onnx")
-    # A search with --onnx has such a file too: it is where the search began, not where it ended.
+    # A search with --onnx has such a file too: the search began with it, and ended elsewhere.
     if storage.exists(layout.START) and not about.settings.get("onnx"):
         return storage.read_bytes(layout.START)
     if storage.exists(layout.BEST_TREES):
@@ -202,7 +202,7 @@ def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
 
 
 def _with_resources(task: ChainTask, settings: FinetuneSettings) -> ChainTask:
-    """With the CPUs and GPUs of the cluster's largest node, where the settings do not say.
+    """With the CPUs and GPUs of the cluster's largest node, unless the settings say.
 
     Raises:
         SettingsError: no node has as many.

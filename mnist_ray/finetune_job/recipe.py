@@ -41,7 +41,7 @@ class Stage:
     def hyperparameters(self, hp: Mapping[str, Any]) -> dict[str, Any]:
         """The network's hyperparameters with this stage's training.
 
-        Those of one optimiser (betas, momentum) are left out where the stage has another.
+        Those of one optimiser (betas, momentum) are left out if the stage has another.
         """
         own = {
             key: value
@@ -87,7 +87,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ChainTask:
-    """What a worker is told besides the images."""
+    """A worker's task, without the images."""
 
     uri: str
     """The run's directory."""

@@ -16,7 +16,7 @@ from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 
 SLOWER = 3  # a stage that diverges is begun again with the learning rate divided by this
-SLOWEST = 100  # and given up where that were more than this altogether
+SLOWEST = 100  # and given up if that were more than this altogether
 
 Weights = Mapping[str, Tensor]
 
@@ -32,7 +32,7 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a stage's result depends on: its checkpoint's metadata. Another's is not resumed."""
+    """All that a stage's result depends on: its checkpoint's metadata. Another's is not resumed."""
 
     stage: Stage
     train_on: str
@@ -92,7 +92,7 @@ class _StageTraining:
 
     number: int
     identity: Identity
-    hp: dict[str, Any]  # lr is lowered where the stage diverges
+    hp: dict[str, Any]  # lr is lowered if the stage diverges
     weights: Weights | None  # that it begins with
     storage: RunStorage
     folder: str
@@ -153,7 +153,7 @@ class _StageTraining:
         return trainer
 
     def _slower(self, slowest: float) -> Trainer:
-        """The stage's beginning with a lower learning rate. WorkError where it would be too low."""
+        """The stage's beginning with a lower learning rate. WorkError if it would be too low."""
         if self.hp["lr"] / SLOWER < slowest:
             raise WorkError(
                 f"--stages: stage {self.number} diverges, "
@@ -163,7 +163,7 @@ class _StageTraining:
         return self._trainer()
 
     def _read(self, file: str) -> bytes | None:
-        """A checkpoint of this stage; None where there is none, or another stage's."""
+        """A checkpoint of this stage; None if there is none, or another stage's."""
         name = f"{self.folder}/{file}"
         if not self.storage.exists(name):
             return None

@@ -1,4 +1,4 @@
-"""The chain in a Ray task: on a node that has the resources, begun again where its worker dies."""
+"""The chain in a Ray task: on a node that has the resources, begun again if its worker dies."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +11,8 @@ from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.run.publication import Manifest
 
-RESTARTS = 3  # where the worker or its node dies; the chain goes on from its last epoch
-PATIENCE = 30.0  # seconds before it is said what the task waits for; each time twice as long
+RESTARTS = 3  # if the worker or its node dies; the chain goes on from its last epoch
+PATIENCE = 30.0  # seconds before the missing resources are named; each time twice as long
 
 
 def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
@@ -21,7 +21,7 @@ def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
     Raises:
         WorkError: the chain failed, or its worker died too often.
     """
-    images = ray.put(split), ray.put(test)  # once, whatever is begun again
+    images = ray.put(split), ray.put(test)  # once, whichever part is begun again
     remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=0)(_chain)
     for restart in range(RESTARTS + 1):
         try:
@@ -61,7 +61,7 @@ def _printed(lines: Any, task: ChainTask) -> Manifest:
 
 
 def wait_for_first(lines: Any, cpus: float, gpus: float) -> None:
-    """Waits for a task to begin, and says now and then what it waits for: perhaps for hours."""
+    """Waits for a task to begin, perhaps for hours, and names the missing resources at times."""
     patience = PATIENCE
     while not ray.wait([lines], timeout=patience, fetch_local=False)[0]:
         patience *= 2

@@ -65,7 +65,7 @@ def check_known(hp: Hyperparameters, source: str, own: str | None = None) -> Non
     A dotted path calls the function that it names: a file from elsewhere must not choose it.
 
     Args:
-        hp: What the file carries.
+        hp: The file's hyperparameters.
         source: The file's name in errors.
         own: A dotted path that the user has named, which the file may name too.
 

@@ -23,11 +23,11 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     """Blocks of "same" convolutions, each block ending in a pooling; then linear layers.
 
     The width doubles from block to block. Of the first block's convolutions the kernel size can be
-    chosen; after it, where 5 costs most and brings least, it is 3. With `pool_position` "conv" the
+    chosen. After it 5 costs most and brings least, so it is 3. With `pool_position` "conv" the
     pooling comes straight after the block's last convolution: the rest of that layer then costs a
     quarter.
     """
-    # BatchNorm has its own shift, so the convolution needs a bias only where the activation comes
+    # BatchNorm has its own shift, so the convolution needs a bias only if the activation comes
     # between them.
     norm_first, pool_at_end = (
         hp["activation_position"] == "after_norm",

@@ -99,7 +99,7 @@ def converted(proto: onnx.ModelProto) -> nn.Module:
         if t.data_type == onnx.TensorProto.INT64
     }
     for i, node in enumerate(proto.graph.node):
-        # Names become Python code on the way: a file must not choose what that is.
+        # Names become Python code on the way: a file must not choose that code.
         node.name = f"node{i}"
         shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
         if shape is not None and shape.shape == (2,) and shape[0] == -1:

@@ -1,7 +1,7 @@
 """A run as one page, `report.html`: it stands alone and is readable without JavaScript.
 
 The search writes it, the fine-tuning completes it, `mnist-ray report` makes it again. Nothing here
-trains. The test images are read only where `model.json` exists: the chain has then ended, and its
+trains. The test images are read only if `model.json` exists: the chain has then ended, and its
 accuracy on them is public.
 """
 
@@ -47,7 +47,7 @@ def build(
     Args:
         runs: The runs' directories.
         data_dir: The folder of the test images; None: the runs' own.
-        test: The test images, where the caller has them already.
+        test: The test images, if the caller has them already.
         out: The local folder of the page, for links to the models; None: the run's own directory.
 
     Raises:

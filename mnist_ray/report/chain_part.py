@@ -43,13 +43,13 @@ class Step:
         return self.offset + (len(self.rows) + 1) / 2
 
     def label(self, steps: int) -> str:
-        """Its name, short where there is no room among so many steps."""
+        """Its name, short if there is no room among so many steps."""
         short = steps > 2 and len(self.rows) < 3
         return self.name.replace("stage ", "S") if short else self.name
 
 
 def chain(run: RunData) -> list[Step]:
-    """The winning trial, where the chain comes from one, and the stages."""
+    """The winning trial, if the chain comes from one, and the stages."""
     steps = []
     if run.manifest:
         number = run.manifest.lineage[0].get("trial")

@@ -1,4 +1,4 @@
-"""The cost of a run: what the scheduler saved, how fast the training was, where the time went."""
+"""The cost of a run: epochs saved by the scheduler, training speed, the use of the time."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -54,7 +54,7 @@ class TimeShares:
 
 
 def time_shares(run: RunData) -> TimeShares | None:
-    """Where the search's time went; None where the trials' times are not known."""
+    """The use of the search's time; None if the trials' times are not known."""
     spans = run.spans
     if not spans:
         return None

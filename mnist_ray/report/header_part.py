@@ -1,4 +1,4 @@
-"""The head of a run's page: its result, its model, when and where it ran, and its command."""
+"""The head of a run's page: its result, its model, time and machine, and its command."""
 
 from markupsafe import Markup
 

@@ -36,7 +36,7 @@ Answers = tuple[np.ndarray, np.ndarray]
 
 @dataclass
 class Tested:
-    """The test images of a run, where they are at hand, else why not, and the model's answers."""
+    """The test images of a run, or why they are not at hand, and the model's answers."""
 
     images: data.Images | None
     why_not: str
@@ -49,7 +49,7 @@ def load_tested(run: RunData, data_dir: str | None, images: data.Images | None) 
     Args:
         run: It has a model.
         data_dir: The folder of the test images; None: the run's own.
-        images: The test images, where the caller has them already.
+        images: The test images, if the caller has them already.
     """
     assert run.manifest is not None
     why_not = ""
@@ -72,7 +72,7 @@ def _load(run: RunData, data_dir: str | None) -> tuple[data.Images | None, str]:
     name = run.about.data.name
     stored = trust.is_data(name)
     if name not in data.DATASETS and not stored:
-        # run.json may come from elsewhere: it must not choose what code runs here.
+        # run.json may come from elsewhere: it must not choose the code that runs here.
         return None, f"the data set {name} is not one of this package’s"
     folder, reading = data_dir or run.settings["data_dir"], data.Reading.of(run.settings)
     try:

@@ -1,4 +1,4 @@
-"""The published network: its layers and hyperparameters, and what its first layer sees."""
+"""The published network: its layers and hyperparameters, and its first layer's filters."""
 
 import re
 from collections.abc import Iterator

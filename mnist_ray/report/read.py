@@ -72,7 +72,7 @@ class RunData:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The names in --objectives; () where the metric is the only objective."""
+        """The names in --objectives; () if the metric is the only objective."""
         return objectives.names(self.settings["objectives"])
 
     @cached_property
@@ -94,7 +94,7 @@ class RunData:
 
     @property
     def spans(self) -> list[tuple[datetime, datetime]]:
-        """When the ended trials began and ended; empty where that is not known."""
+        """When the ended trials began and ended; empty if that is not known."""
         return [
             (t.datetime_start, t.datetime_complete)
             for t in self.frozen
@@ -125,7 +125,7 @@ def known(value: float | None) -> bool:
 
 
 def value_of(trial: FrozenTrial) -> float:
-    """A trial's value; of a stopped one its last intermediate value; NaN where it has none."""
+    """A trial's value; of a stopped one its last intermediate value; NaN if it has none."""
     if trial.value is not None:
         return trial.value
     return trial.intermediate_values.get(trial.last_step or 0, math.nan)
@@ -209,7 +209,7 @@ def _table(storage: RunStorage, name: str) -> list[Row]:
 
 
 def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, list[Row]]]:
-    """The curves of the published model's stages, or of all stages where none is published."""
+    """The curves of the published model's stages, or of all stages if none is published."""
     files = [name for name in storage.list(layout.FINETUNE) if name.endswith(layout.STAGE_CURVE)]
     stages = [layout.stage_of(name) for name in files]
     numbers = sorted(stage[0] for stage in stages if stage is not None and stage[1] == 1)
@@ -224,7 +224,7 @@ def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, l
 
 
 def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
-    """The trials of `study.journal`; none where it is missing or damaged: the tables have most."""
+    """The trials of `study.journal`; none if it is missing or damaged: the tables have most."""
     try:
         kept = journal.read(storage, layout.JOURNAL)
         trials = kept.get_all_trials(kept.get_study_id_from_name(study_name), deepcopy=False)
@@ -281,7 +281,7 @@ def varied(trials: Sequence[FrozenTrial]) -> list[str]:
 def thinned(trials: list[FrozenTrial], most: int, maximize: bool) -> list[FrozenTrial]:
     """At most `most` of the trials, in their order: the best, for a quarter, and others evenly.
 
-    A trial counts by its value or, where it was stopped, by its last intermediate value.
+    A trial counts by its value or, if it was stopped, by its last intermediate value.
     """
     if len(trials) <= most:
         return trials

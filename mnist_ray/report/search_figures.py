@@ -297,7 +297,7 @@ def _tick_log_axes(figure: go.Figure) -> None:
 
 
 def _thinning(chosen: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> str:
-    """The end of a caption where not every trial is drawn."""
+    """The end of a caption if not every trial is drawn."""
     if len(chosen) == len(trials):
         return ""
     return (

@@ -23,7 +23,7 @@ def build(
     with quiet_optuna():
         found = [read_run(storage) for storage in storages]
         runs = dict(zip(_names(found), found, strict=True))
-        # The only way to the test images: it ends where model.json is missing.
+        # The only way to the test images: it ends if model.json is missing.
         tests = {n: load_tested(r, data_dir, images) for n, r in runs.items() if r.manifest}
         if len(found) == 1:
             parts = [_run(found[0], found[0].name, tests.get(found[0].name), "", 1, out)]
@@ -36,7 +36,7 @@ def build(
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
-    """The runs' names; where two are the same, each with its place among them."""
+    """The runs' names; if two are the same, each with its place among them."""
     names = [run.name for run in runs]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"

@@ -47,7 +47,7 @@ class Restored:
 
 @contextlib.contextmanager
 def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
-    """The run's study, and its journal's local file where that must be uploaded."""
+    """The run's study, and its journal's local file if that must be uploaded."""
     s, storage = plan.settings, plan.storage
     sampler = plan.sampler(s.seed + _seed_offset(plan))
     pruner = plan.scheduler.pruner()
@@ -117,7 +117,7 @@ def train(
     folder: Path,
     lost: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains what is left of the run's trials.
+    """Trains the run's remaining trials.
 
     Args:
         plan: A complete plan.
@@ -125,7 +125,7 @@ def train(
         restored: See `restore`.
         keeper: Told of every trial that ends.
         watchers: Trackers to keep up to date.
-        folder: A local folder for what Tune itself writes.
+        folder: A local folder for Tune's own files.
         lost: Whether another process has taken over the run: the search ends.
 
     Raises:
@@ -169,7 +169,7 @@ def _kept_at_interrupt(keeper: Keeper) -> Iterator[None]:
 
 
 def _check_end(plan: Plan, searcher: StudySearch) -> None:
-    """WorkError where the search had to end: the run is another's, or the storage failed."""
+    """WorkError if the search had to end: the run is another's, or the storage failed."""
     if searcher.taken_over:
         raise WorkError(
             f"the search at {plan.storage.uri} ends: another process has taken over its run"
@@ -223,7 +223,7 @@ def _searcher(
         )
     if _is_population(plan):
         return StudySearch(*parts, **options)
-    # Not more than the cluster holds, whatever --max-concurrent says: what waits for a slot would
+    # Not more than the cluster holds, also if --max-concurrent allows more: a waiting trial would
     # have been suggested knowing less.
     held = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)
     most = math.inf if s.max_concurrent is None else s.max_concurrent
@@ -291,7 +291,7 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name=layout.TUNE,
-            # Of what Tune keeps only a population's states are read again, by any node.
+            # Of Tune's files only a population's states are read again, by any node.
             storage_path=plan.storage.uri if population else str(folder),
             stop=schedulers.Ending(searcher, plan.time_budget, lost),
             failure_config=tune.FailureConfig(max_failures=watch.DEATHS),

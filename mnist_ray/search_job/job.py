@@ -26,12 +26,12 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
     """Searches, then fine-tunes the best as a second job.
 
     Args:
-        settings: What to search, and where.
+        settings: All options.
         handle_signals: Whether SIGTERM interrupts as Ctrl-C does, and either ends in exit code 130.
             Without it the caller's handlers stay, and KeyboardInterrupt is raised.
 
     Raises:
-        MnistRayError: A person or the surroundings caused it: one line says what.
+        MnistRayError: A person or the surroundings caused it: one line names the cause.
     """
     cluster.quiet_ray()
     plan = prepare(settings)
@@ -105,10 +105,10 @@ def _on_cluster(
 
 @contextlib.contextmanager
 def _outcome(storage: RunStorage, held: lease.Lease) -> Iterator[None]:
-    """Notes in run.json when the block is interrupted or fails; not where the run is another's."""
+    """Notes in run.json when the block is interrupted or fails; not if the run is another's."""
 
     def note(state: str) -> None:
-        # The storage may be what failed: the first error is the one to tell.
+        # The storage itself may have failed: the first error is the one to tell.
         with contextlib.suppress(MnistRayError):
             held.check()
             if storage.exists(layout.RUN):

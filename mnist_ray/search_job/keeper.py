@@ -1,4 +1,4 @@
-"""What a search keeps in the run's directory: run.json, best/, the tables, the study's journal."""
+"""The files that a search keeps: run.json, best/, the tables, the study's journal."""
 
 import os
 import platform
@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+    """The commit of this checkout, with "+" if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         out = subprocess.run(
@@ -98,9 +98,9 @@ class Keeper:
         storage: The run's directory.
         records: The trials; the search adds to them.
         best_files: Names of the best epoch's files in a trial's folder, and their names in best/.
-        journal: The study's local file, where it must be uploaded; else None.
+        journal: The study's local file, if it must be uploaded; else None.
         resumed: Whether best/ may hold the best epoch already.
-        check: Raises where the run is another process's by now; called before every writing.
+        check: Raises if the run is another process's by now; called before every writing.
     """
 
     def __init__(

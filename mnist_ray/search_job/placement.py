@@ -30,7 +30,7 @@ def complete(plan: Plan) -> Plan:
     slots = cluster.capacity(s.cpus_per_trial, gpus, each, maximum)
     if s.max_concurrent:
         slots = s.max_concurrent if s.deterministic else min(slots, s.max_concurrent)
-    # What depends on the machine must not depend on the next one.
+    # A resume on another machine must have the same precision.
     precision = "fp32" if s.deterministic and s.precision == "auto" else s.precision
     return dataclasses.replace(plan, placement=Placement(gpus, slots, precision, maximum))
 
@@ -52,7 +52,7 @@ def _count(n: float, name: str) -> str:
 
 
 def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:
-    """A trial's share of a GPU, measured by a task on one of them; 0 where no node has any."""
+    """A trial's share of a GPU, measured by a task on one of them; 0 if no node has any."""
     with_gpu = [node for node in each if node.get("GPU")]
     if not with_gpu:
         return 0

@@ -1,4 +1,4 @@
-"""First act of a search: `prepare` parses every setting once and refuses what cannot work.
+"""First act of a search: `prepare` parses every setting once and refuses wrong ones.
 
 Nothing is started and, but for a probe of the storage, nothing is written.
 """
@@ -44,7 +44,7 @@ from mnist_ray.study.warm_start import older_trials
 ONE_TIME = {
     "config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data",
 }  # fmt: skip
-# What --resume may change: how much is trained and where, not what.
+# --resume may change how much is trained and on which machines, not the task.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
     "finetune", "stages", "data_dir", "trial_timeout", "committee", "tensorboard", "activations",
@@ -53,7 +53,7 @@ CHANGEABLE = {
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
-# What a resume uses of run.json and a file may not choose. (The points and the ONNX file of a run
+# A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
 RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages")
 SUGGESTIONS = 10  # that are checked before anything starts
@@ -63,7 +63,7 @@ Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
 
 @dataclass(frozen=True)
 class Placement:
-    """What only the cluster knows: the GPUs of one trial, trials at a time, the precision."""
+    """The facts that only the cluster knows: GPUs of a trial, trials at a time, precision."""
 
     gpus: float
     slots: int
@@ -73,7 +73,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """A search, every text parsed. `placement.complete` adds what only the cluster knows."""
+    """A search, every text parsed. `placement.complete` adds the cluster's facts."""
 
     settings: SearchSettings  # with --resume: the run's, with the changes that are allowed
     name: str
@@ -82,7 +82,7 @@ class Plan:
     split: data.Split
     space: Space  # with its options and the data set bound to it
     networks: bool  # whether its trials are networks, which can be exported
-    objective_names: tuple[str, ...]  # () where the metric is the only objective
+    objective_names: tuple[str, ...]  # () if the metric is the only objective
     sampling: Sampler
     scheduler: Scheduler
     time_budget: float | None  # seconds
@@ -119,7 +119,7 @@ class Plan:
         return self.sampling.make(seed)
 
     def recorded_settings(self) -> dict[str, Any]:
-        """The settings as run.json holds them: with what was found out, so that a resume agrees."""
+        """The settings as run.json holds them: with the values found, so that a resume agrees."""
         s = self.settings
         found: dict[str, Any] = {
             "name": self.name,
@@ -167,8 +167,7 @@ def prepare(settings: SearchSettings) -> Plan:
             f"--data-dir: the images are not those that the run at {storage.uri} began with "
             "(SHA-256 differs)"
         )
-    start = read_start(settings, found, storage, resumed)
-    if start:
+    if start := read_start(settings, found, storage, resumed):
         options["start"] = start.hyperparameters
     plan = Plan(
         settings=settings,
@@ -187,7 +186,6 @@ def prepare(settings: SearchSettings) -> Plan:
         start=start,
         purpose=_purpose(settings, split, start),
     )
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     _check_parts(plan)
     plan = _with_older_knowledge(plan)
     if plan.finetune:
@@ -205,7 +203,7 @@ def _sampling(settings: SearchSettings) -> Sampler:
 
 
 def data_shape(images: data.Images) -> spaces.DataShape:
-    """What a space is told of a data set."""
+    """A data set's shape, for a space."""
     channels, height, width = images.shape
     return spaces.DataShape(channels, (height, width), len(images.classes), images.mean, images.std)
 
@@ -214,7 +212,7 @@ def data_shape(images: data.Images) -> spaces.DataShape:
 
 
 def _check_trust(now: SearchSettings, resumed: About) -> None:
-    """SettingsError where run.json chooses code, a host or a path that is about to be used."""
+    """SettingsError if run.json chooses code, a host or a path that is about to be used."""
     before = resumed.settings
     used = {*RESUMED_TRUST}
     if not (now.finetune if "finetune" in now.given else before.get("finetune")):
@@ -263,7 +261,7 @@ def _same_place(one: str | None, other: str | None) -> bool:
 
 
 def _check_trainable(settings: SearchSettings, networks: bool) -> None:
-    """SettingsError where an option needs networks, and the space's trials are none."""
+    """SettingsError if an option needs networks, and the space's trials are none."""
     if networks:
         if settings.scheduler == "pbt":
             check_population(settings, networks)
@@ -287,7 +285,7 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
 
 
 def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -> dict[str, Any]:
-    """What searches that share a study must agree in, or their values could not be compared."""
+    """The facts in which searches with one study must agree, or values cannot be compared."""
     return {
         "dataset": settings.dataset,
         "train_images": len(split.train),
@@ -307,7 +305,8 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
 
 
 def _check_parts(plan: Plan) -> None:
-    """SettingsError where sampler, scheduler or space cannot do what is asked of them."""
+    """SettingsError if sampler, scheduler or space cannot do as requested."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     s = plan.settings
     check_parts(
         plan.objective_names,
@@ -381,7 +380,7 @@ def _check_study(plan: Plan) -> None:
 
 
 def _check_place(plan: Plan) -> None:
-    """SettingsError where the storage, the name or this machine cannot take the run."""
+    """SettingsError if the storage, the name or this machine cannot take the run."""
     s = plan.settings
     check_writable(s.storage)
     if not (s.resume or s.overwrite) and plan.storage.exists(layout.RUN):

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a line a trial, and how far the running trials are.
+"""The output of a running search: a line a trial, and the epochs of running trials.
 
 In a terminal that is a bar, refreshed each second. In a log it is a line a minute, unless a trial
 has ended meanwhile.
@@ -41,7 +41,7 @@ class Progress(tune.Callback):
         self.last = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def settled(self, number: int) -> None:
         """Prints the line of a trial that has ended."""

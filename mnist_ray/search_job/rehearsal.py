@@ -1,4 +1,4 @@
-"""What the second job will need is tried before the first begins, with one untrained network.
+"""The needs of the second job are tried before the first begins, with one untrained network.
 
 A network that cannot be trained or exported, or that is random at inference, is found in seconds
 and not after the search. The built-in networks are tried in the same way by the tests.
@@ -54,7 +54,7 @@ def _named(hp: Mapping[str, Any], what: str, step: Any) -> Any:
     """The step's result, or its error as one line that names the network."""
     try:
         return step()
-    except Exception as error:  # whatever a person's network raises
+    except Exception as error:  # any error of a person's network
         if isinstance(error, MnistRayError):
             found = first_line(error)
         elif any(mark in _all_messages(error).lower() for mark in BRANCHES):

@@ -73,8 +73,8 @@ class Option:
         name: Its name in Python and in a YAML file.
         flags: Its flags; empty for an argument without a flag.
         value: How its value is written, as `N`, `FILE` or `a|b`; empty for a switch.
-        default: Its value where nothing is given; empty where it must be given.
-        meaning: What it does, without a full stop.
+        default: Its value if nothing is given; empty if it must be given.
+        meaning: Its effect, without a full stop.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Group:
-    """Options of one purpose; `title` is empty where a command has one group only."""
+    """Options of one purpose; `title` is empty if a command has one group only."""
 
     title: str
     purpose: str

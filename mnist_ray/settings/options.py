@@ -35,7 +35,7 @@ StudyPlace = Annotated[str, "URL|FILE"]
 
 
 def default_storage() -> str:
-    """Where runs are kept; it begins with ~ where this user has no home folder."""
+    """The folder of all runs; it begins with ~ if this user has no home folder."""
     return os.path.expanduser("~/mnist_ray")
 
 
@@ -46,7 +46,7 @@ def default_data_dir() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What all settings have in common: values from Python become those of the command line."""
+    """The base of all settings: values from Python become those of the command line."""
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
@@ -88,7 +88,7 @@ class DataOptions(Options):
     image_size: int | None = None
     """Height and width of your own images (default: the median of the pictures, at most 64)."""
     channels: Literal["grey", "colour"] | None = None
-    """Read your own images in grey or in colour (default: grey where all pictures are)."""
+    """Read your own images in grey or in colour (default: grey if all pictures are)."""
     padding: Literal["black", "white", "edge", "stretch"] = "black"
     """What lies beside a picture of another shape than the images'; stretch: nothing, it is
     stretched."""
@@ -97,12 +97,12 @@ class DataOptions(Options):
     verify_data: bool = False
     """Read all pictures again: a changed one is otherwise known by its size and time."""
     train_images: int | None = None
-    """How many images to train on (default: all but the validation images)."""
+    """Number of images to train on (default: all but the validation images)."""
     val_images: int | None = None
-    """How many images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
+    """Number of images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
     val_by: Literal["class", "group", "own"] | None = None
     """Draw validation images by class alone, or by group: no writer is in both parts; own: those
-    that the data set brings (default: own where it has some, group where the data set knows its
+    that the data set brings (default: own if it has some, group if the data set knows its
     groups, as mnist does with QMNIST's labels in the data folder)."""
     augment: Augmentation = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation,
@@ -128,43 +128,43 @@ class SpaceOptions(Options):
 
 @dataclass(frozen=True)
 class GoalOptions(Options):
-    """What is best, and how long to look for it."""
+    """The goal of the search, and its limits."""
 
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """What is maximised or minimised; equal accuracies are told apart by the loss."""
+    """The value to maximise or minimise; equal accuracies are ranked by the loss."""
     objectives: Annotated[str, "NAME,NAME,..."] | None = None
     """Several objectives at once, two or more of accuracy, loss, parameters and latency
     (milliseconds of one image in onnxruntime, on one thread of the trial's machine), as
     accuracy,parameters: the result is a Pareto front. --metric still stops trials, chooses each
-    trial's epoch, and decides what is fine-tuned."""
+    trial's epoch and the network to fine-tune."""
     trials: int = 50
-    """How many trials this run has in all."""
+    """Number of trials of this run in all."""
     max_epochs: int = 10
     """The most epochs a trial trains."""
     time_budget: Duration | None = None
-    """Stop the search after so long, as 90s, 30m or 2h."""
+    """Stop the search after this time, as 90s, 30m or 2h."""
     trial_timeout: Duration | None = None
-    """Give a trial up that reports no epoch for so long, as 10m (default: never)."""
+    """Give up a trial that reports no epoch for this time, as 10m (default: never)."""
 
 
 @dataclass(frozen=True)
 class MethodOptions(Options):
-    """What suggests networks, and what stops them early."""
+    """The sampler that suggests networks, and the scheduler that stops them early."""
 
     sampler: Class = "tpe"
     """Optuna's sampler: tpe, cmaes, gp, qmc, random, grid, nsga2, or module:Class for your own."""
     sampler_args: KeyValues = ()
     """The sampler's own options, as KEY=VALUE."""
     scheduler: Class = "asha"
-    """What stops the hopeless early: asha, hyperband, median, percentile, successive-halving,
+    """Stops weak trials early: asha, hyperband, median, percentile, successive-halving,
     threshold, patient, none, or module:Class for an optuna.pruners.BasePruner of your own; pbt:
-    the worst go on with the weights of the best instead."""
+    the worst trials continue with the weights of the best."""
     scheduler_args: KeyValues = ()
     """The scheduler's own options, as KEY=VALUE."""
     grace_period: int = 1
     """Epochs before a trial can be stopped."""
     reduction_factor: float = 3
-    """One in so many goes on at each rung of asha, hyperband and successive-halving."""
+    """At each rung one trial in so many continues, for asha, hyperband and successive-halving."""
     warm_start: Annotated[str, "RUN|STUDY"] | None = None
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""
@@ -175,35 +175,35 @@ class MethodOptions(Options):
 
 @dataclass(frozen=True)
 class ResourceOptions(Options):
-    """What a trial takes of the machine or the cluster."""
+    """The share of the machine or the cluster that a trial takes."""
 
     cpus_per_trial: float = 1
     """CPUs, and with them threads, of one trial."""
     gpus_per_trial: float | Literal["auto"] = 0
     """GPU or fraction of one for each trial; auto: by the memory of the space's largest networks
-    and by what is measured on the GPU with 1, 2, 4, 8 and 16 trials at a time (0 where the cluster
+    and by a measurement on the GPU with 1, 2, 4, 8 and 16 trials at a time (0 if the cluster
     has none)."""
     max_concurrent: int | None = None
-    """Most trials at a time (default: what the cluster's resources hold, also when nodes join)."""
+    """Most trials at a time (default: as many as the cluster holds, also when nodes join)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the training; auto is bf16 where the machine has instructions for it."""
+    """Arithmetic of the training; auto is bf16 if the machine has instructions for it."""
 
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """Where the run and its study are kept."""
+    """The place of the run and its study."""
 
     storage: Folder = field(default_factory=default_storage)
-    """Where runs are kept: a folder or s3://bucket/path that every node sees (default:
+    """Place of all runs: a folder or s3://bucket/path that every node sees (default:
     ~/mnist_ray)."""
     name: Name | None = None
     """The run's name (default: space and time)."""
     resume: bool = False
-    """Go on with the run of this name where it stopped."""
+    """Continue the run of this name."""
     overwrite: bool = False
     """Delete a run of this name first."""
     study: StudyPlace | None = None
-    """Where the study is kept instead of the run's directory: sqlite:///FILE, postgresql://…,
+    """Place of the study instead of the run's directory: sqlite:///FILE, postgresql://…,
     mysql://…, redis://…, FILE.journal or memory; ${VAR} stands for an environment variable, as
     postgresql://me:${PGPASSWORD}@host/db. Several searches may share it."""
     study_name: Name | None = None
@@ -225,13 +225,13 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class TrackerOptions(Options):
-    """Where else the trials can be watched."""
+    """Other programs that show the trials."""
 
     tensorboard: bool = False
     """Write curves, histograms of the weights and the graph of every trial into the run's folder
     tensorboard/."""
     activations: bool = False
-    """With --tensorboard: histograms of what every layer returns for some validation images."""
+    """With --tensorboard: histograms of every layer's output for some validation images."""
     mlflow: Annotated[str, "URL"] | None = None
     """Track trials and search in MLflow: sqlite:///FILE, postgresql://…, mysql://… or http(s)://…;
     ${VAR} as in --study."""
@@ -272,7 +272,7 @@ class SearchSettings(  # the fields of the last base come first
 
     @classmethod
     def of(cls, **options: Any) -> Self:
-        """As Options.of; options that are given count as given, whatever their value."""
+        """As Options.of; every option that is given counts as given, also with its default."""
         return dataclasses.replace(super().of(**options), given=frozenset(options))
 
     def __post_init__(self) -> None:
@@ -295,15 +295,15 @@ class FinetuneSettings(Options):
     onnx: File | None = None
     """Start from this ONNX file of ours instead of the run's best checkpoint."""
     storage: Folder = field(default_factory=default_storage)
-    """Where a new run is kept (default: ~/mnist_ray)."""
+    """Place of a new run (default: ~/mnist_ray)."""
     name: Name | None = None
     """A new run's name (default: finetune and the time)."""
     dataset: Data | None = None
     """A new run's data set (default: the one that the ONNX file names); or the module:function of
-    your own that the run was searched on: a file alone must not choose what code runs."""
+    your own that the run was searched on: a file alone must not choose the code that runs."""
     network: Annotated[str, "module:function"] | None = None
-    """module:function of your own network, where the run's is one: a checkpoint alone must not
-    choose what code runs."""
+    """module:function of your own network, if the run has one: a checkpoint alone must not
+    choose the code that runs."""
     stages: Recipe | None = None
     """The stages: a recipe's name, as default or small, or a YAML file (default: that of the
     search)."""
@@ -315,7 +315,7 @@ class FinetuneSettings(Options):
     cpus: float | None = None
     """CPUs of the job (default: those of the largest node)."""
     gpus: float | None = None
-    """GPUs of the job (default: 1 where the cluster has one)."""
+    """GPUs of the job (default: 1 if the cluster has one)."""
     verbose: bool = False
     """Ray's own messages too."""
 

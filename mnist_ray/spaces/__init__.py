@@ -56,7 +56,7 @@ SPACES = {
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a network must know of its data set.
+    """The shape of a data set, as a network needs it.
 
     Args:
         in_channels: Channels of an image.

@@ -75,7 +75,7 @@ def optunanet_depth(
 
 
 def scaled(width: int, width_scale: float) -> int:
-    """A width times the factor, at least 8; SettingsError where the factor is not positive."""
+    """A width times the factor, at least 8; SettingsError if the factor is not positive."""
     if not 0 < width_scale < math.inf:
         raise SettingsError(
             f"--space-args: width_scale={width_scale} is not allowed; expected more than 0"

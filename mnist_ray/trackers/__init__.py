@@ -1,7 +1,7 @@
-"""Where a search can be watched: TensorBoard, MLflow, Weights & Biases.
+"""Programs that show a search: TensorBoard, MLflow, Weights & Biases.
 
 A thread per tracker brings MLflow and W&B up to date from the run's records. A slow or missing
-server therefore delays nothing; it gets what it missed at the next try. (Ray's own callbacks know
+server therefore delays nothing; it gets the missed values later. (Ray's own callbacks know
 no PRUNED trials, begin a new run for a resumed trial, and call the server within Tune's loop.)
 TensorBoard's files are written by each trial, see summaries.py. Only requested ones are imported.
 """
@@ -141,7 +141,7 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """Prints a line, above the progress bar where there is one."""
+    """Prints a line, above the progress bar if there is one."""
     tqdm.write(line)
     sys.stdout.flush()
 

@@ -72,7 +72,7 @@ class MLflow:
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None
     ) -> str:
-        """See Tracker. Where the `earlier` search is gone, a new one begins."""
+        """See Tracker. If the `earlier` search is gone, a new one begins."""
         tags = {
             "objective": settings["metric"],
             "n_trials": str(settings["trials"]),
@@ -143,7 +143,7 @@ class MLflow:
             self._params(self.runs[number], record.params)
             self.logged[number] = set()
         run = self.runs[number]
-        # Taken out, and put back at the end: after a failure MLflow is asked what has arrived.
+        # Taken out, and put back at the end: after a failure MLflow is asked for its values.
         logged = self.logged.pop(number, None)
         if logged is None:
             logged = {metric.step for metric in self.client.get_metric_history(run, "lr")}
@@ -183,7 +183,7 @@ class MLflow:
 
 
 def _network_error(error: BaseException | None) -> OSError | None:
-    """The innermost one, which says in a few words what happened."""
+    """The innermost one, which names the cause in a few words."""
     found: OSError | None = None
     while error is not None:
         found = error if isinstance(error, OSError) else found

@@ -37,7 +37,7 @@ def write(
 ) -> None:
     """Writes one epoch of a trial, in place of an earlier file of that epoch.
 
-    It holds the row's numbers and histograms of the judged weights (averaged ones, where there is
+    It holds the row's numbers and histograms of the judged weights (averaged ones, if there is
     an average). The first epoch also has the network's graph and the hyperparameters as text. The
     training is not changed.
 

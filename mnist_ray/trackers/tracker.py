@@ -1,4 +1,4 @@
-"""What a tracker is, and the commands that show a search while it runs."""
+"""The interface of a tracker, and the commands that show a search while it runs."""
 
 import importlib.metadata
 import re
@@ -62,8 +62,8 @@ def commands(
     Args:
         settings: The search's settings.
         storage: The run's directory.
-        journal: The study's own file, shown where `settings.study` names no other place.
-        dashboard: The address of Ray's dashboard; None where there is none.
+        journal: The study's own file, shown if `settings.study` names no other place.
+        dashboard: The address of Ray's dashboard; None if there is none.
         trackers: They have begun.
     """
     shown = []

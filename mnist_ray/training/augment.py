@@ -23,7 +23,7 @@ PADDING = 4  # of crop_flip, in pixels
 
 
 def _moved(images: Tensor, most: int, flip: bool) -> Tensor:
-    """Moves each image by up to `most` whole pixels; mirrors half of them where `flip` is set."""
+    """Moves each image by up to `most` whole pixels; mirrors half of them if `flip` is set."""
     n, _, height, width = images.shape
     device = images.device
     offsets = torch.randint(0, 2 * most + 1, (2, n, 1), device=device)

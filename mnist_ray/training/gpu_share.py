@@ -33,7 +33,7 @@ START_SECONDS = 300.0  # for the processes to import torch
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured.
+    """The measurement.
 
     Args:
         memory: Bytes of one process with the network that needs most; 0 on a CPU.
@@ -65,7 +65,7 @@ def fewest(images_per_second: Mapping[int, float]) -> int:
 
 
 def numbers(memory: float, total: float, slots: float) -> list[int]:
-    """The numbers at a time to try: what the device's memory and `slots` allow, at least one."""
+    """The numbers at a time to try: those that memory and `slots` allow, at least one."""
     most = max(1.0, min(slots, total / (MARGIN * memory) if memory else math.inf))
     return [number for number in AT_A_TIME if number <= most]
 

@@ -58,9 +58,9 @@ def use_threads(cpus: float) -> None:
 
 
 def best_precision(device: torch.device) -> str:
-    """Returns "bf16" where the device has instructions for bfloat16, else "fp32".
+    """Returns "bf16" if the device has instructions for bfloat16, else "fp32".
 
-    The device is asked, not timed: other work on the machine must not change what a seed gives. A
+    The device is asked, not timed: other work on the machine must not change a seed's result. A
     CPU without such instructions emulates bfloat16 and is slower with it; with them it multiplies
     matrices about twice as fast.
     """

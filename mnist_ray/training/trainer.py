@@ -189,7 +189,7 @@ class Trainer:
         return checkpoint.pack(tensors, {**metadata, "hyperparameters": self.hp, **own})
 
     def load_state(self, data: bytes, source: str) -> dict[str, Any]:
-        """Takes up what `state_bytes` of an equal Trainer gave; returns the file's metadata."""
+        """Takes up the state of an equal Trainer's `state_bytes`; returns the file's metadata."""
         tensors, metadata = checkpoint.unpack(data, source)
         self.model.load_state_dict(_part(tensors, "model"))
         if self.average is not None:

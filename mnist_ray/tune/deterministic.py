@@ -1,9 +1,9 @@
 """--deterministic: the same seed gives the same search, also in parallel and after a resume.
 
-What a search suggests and stops depends on what it knows at that moment, which in parallel depends
+A search's suggestions and stops depend on the results known at that moment. In parallel they depend
 on which trial happens to be faster. Here it depends on numbers alone. With c trials at a time,
 trial k is suggested when exactly the trials up to k - c are known, and its epochs are judged
-against exactly those; whatever else has ended by then is kept back. The price: a worker that is
+against exactly those; all other ended trials are kept back. The price: a worker that is
 done early waits.
 """
 
@@ -135,7 +135,7 @@ class OrderedSearch(StudySearch):
         self._tell_in_order()
 
     def _tell_in_order(self) -> None:
-        """Makes known what the next suggestion may know; after the last one, everything."""
+        """Makes known the results for the next suggestion; after the last one, everything."""
         asked = len(self.records.trials)
         last = asked >= self.records.total or exhausted(self.study)
         while (
@@ -157,7 +157,7 @@ class OrderedSearch(StudySearch):
 class AsOf:
     """A storage as it was when only trials up to number `known` had ended.
 
-    What is noted about the trial in question stays with it.
+    Notes about the trial in question stay with it.
     """
 
     def __init__(self, storage: BaseStorage, known: int, frozen: FrozenTrial) -> None:

@@ -153,7 +153,7 @@ def pack(rows: list[EpochRow], text: str) -> bytes:
 
 
 def unpack(data: bytes, source: str) -> tuple[list[EpochRow], str]:
-    """What `pack` was given. Raises CorruptFileError naming `source` where a byte differs."""
+    """The arguments of `pack`. Raises CorruptFileError naming `source` if a byte differs."""
     try:
         head, _, text = data.decode().partition("\n")
         header = json.loads(head)

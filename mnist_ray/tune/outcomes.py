@@ -1,4 +1,4 @@
-"""What a trial has reached, made known to the study and to the records that a person reads."""
+"""A trial's results, made known to the study and to the records that a person reads."""
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +42,7 @@ class Outcomes:
         self._seconds, self._trials = 0.0, 0  # of all trials that have ended here
 
     def mean_seconds(self) -> float:
-        """Seconds of training of a trial that has ended here; 0 where none has."""
+        """Seconds of training of a trial that has ended here; 0 if none has."""
         return self._seconds / max(1, self._trials)
 
     def take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:

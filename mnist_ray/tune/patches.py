@@ -2,8 +2,8 @@
 
 Seen to work with Ray 2.60. To lift `ray<2.61` in pyproject.toml: install the new version and run
 tests/tune/test_patches.py and tests/faults/test_workers.py. Each patch has a test that shows the
-fault on the stock version. Where such a test fails, Ray has mended the fault, and the patch goes;
-where another test here fails, Ray has moved what the patch relies on. Nothing outside this module
+fault on the stock version. If such a test fails, Ray has mended the fault, and the patch goes;
+if another test fails, Ray has moved the patched code. Nothing outside this module
 touches a private name of Ray's.
 """
 
@@ -144,7 +144,7 @@ def end_worker(trial: Trial) -> None:
 class OpenASHA(ASHAScheduler):
     """Ray's ASHA with rungs that can be filled from outside.
 
-    Ray's scheduler has empty rungs after a restart, and lets through what would have been stopped
+    Ray's scheduler has empty rungs after a restart, and stops too few trials
     (Ray issue 30838). It has one bracket here.
     """
 
@@ -174,7 +174,7 @@ class OpenPBT(PopulationBasedTraining):
 
     Ray refuses a searcher here, since it would learn from results of configurations that it did
     not suggest. Ours suggests at random and learns nothing. And Ray compares the trials when the
-    last of them reports: where that one fails instead, all others wait for ever (Ray issue 12122).
+    last of them reports: if that one fails instead, all others wait for ever (Ray issue 12122).
     """
 
     def explored(self, trial: Trial, donor: Trial) -> dict[str, Any]:

@@ -6,7 +6,7 @@ with the weights, the optimiser and the network of one of the best, and with its
 weight decay and label smoothing changed a little. All wait for each other there (Ray's `synch`):
 so a trial's epochs are counted as everywhere else, and its curve has no gaps.
 
-Study and tables hold the parameters that a trial began with; its `mnist_ray:exploits` say what
+Study and tables hold the parameters that a trial began with; its `mnist_ray:exploits` say which
 became of them.
 """
 
@@ -23,7 +23,7 @@ from mnist_ray.tune.trial import NUMBER
 if TYPE_CHECKING:
     from mnist_ray.tune.searcher import StudySearch
 
-# All others, dropout too, are the network's, or would change what was learnt.
+# All others, dropout too, are the network's, or would spoil the learnt weights.
 PERTURBED = ("lr", "weight_decay", "label_smoothing")
 FACTORS = (0.8, 1.2)
 MOST_SMOOTHING = 0.5
@@ -39,7 +39,7 @@ class StudyPBT(OpenPBT):
         self.search_alg, self.random = search_alg, random.Random(seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def explored(self, trial: Trial, donor: Trial) -> dict[str, Any]:
         """The donor's configuration, perturbed, under the trial's own number."""

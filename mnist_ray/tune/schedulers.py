@@ -1,4 +1,4 @@
-"""What stops trials early: Ray's ASHA, made to survive a resume, and any of Optuna's pruners."""
+"""Schedulers stop trials early: Ray's ASHA, which survives a resume, and Optuna's pruners."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class FirstInFirstOut(FIFOScheduler):
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first trial that waits; one that was paused only where none is new."""
+        """The first trial that waits; one that was paused only if none is new."""
         live = tune_controller.get_live_trials()
         for status in (Trial.PENDING, Trial.PAUSED):
             waiting = [trial for trial in live if trial.status == status]
@@ -73,14 +73,14 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
 
 
 class PrunerScheduler(FirstInFirstOut):
-    """Asks the study's pruner after every epoch. What pruners know they read from the study."""
+    """Asks the study's pruner after every epoch. Pruners read everything from the study."""
 
     def __init__(self, search_alg: "StudySearch") -> None:
         super().__init__()
         self.search_alg = search_alg
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
@@ -99,7 +99,7 @@ def make_scheduler(
     search_alg: "StudySearch",
     seed: int = 0,
 ) -> TrialScheduler:
-    """Tune's scheduler. Where `scheduler` is a pruner, the study has it.
+    """Tune's scheduler. If `scheduler` is a pruner, the study has it.
 
     Args:
         scheduler: read from the settings.
@@ -140,7 +140,7 @@ class Ending(Stopper):
         self.start = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial ends alone."""

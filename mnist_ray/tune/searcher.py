@@ -31,7 +31,7 @@ REFUSED_AT_ONCE = 20  # trials that the space may refuse before Tune has its tur
 class StudySearch(OptunaSearch):
     """Suggests from a study and reports to it how each trial ended; keeps `records` for the reader.
 
-    Where the study's storage fails (`storage_error` says how) or another process has taken over
+    If the study's storage fails (`storage_error` says how) or another process has taken over
     the run (`taken_over`), nothing more is suggested or written. Trials stay RUNNING in the study,
     to be continued by --resume: the search must end.
 
@@ -107,7 +107,7 @@ class StudySearch(OptunaSearch):
         with self._storage_errors():
             if len(self.trials) < self.slots():
                 return self._next(trial_id)
-            if not self._starting:  # what was suggested already comes first
+            if not self._starting:  # earlier suggestions come first
                 self.suggestions.ask_ahead(self.slots(), self.outcomes.mean_seconds())
         return None
 
@@ -149,7 +149,7 @@ class StudySearch(OptunaSearch):
             self._take(self.trials[trial_id], self._rows(trial_id, result))
 
     def _rows(self, trial_id: str, result: dict[str, Any]) -> list[EpochRow]:
-        """The epochs of a result (see trial.Result); none where trial or storage failed."""
+        """The epochs of a result (see trial.Result); none if trial or storage failed."""
         record = self._record(trial_id)
         self.storage_error = result.get("storage_error", self.storage_error)
         record.reason = result.get("reason", record.reason)

@@ -63,17 +63,17 @@ class Suggestions:
         self._seconds = 0.0  # that the last suggestion took
 
     def next(self) -> Suggestion | None:
-        """The next trial, perhaps a refused one; None where none is to come."""
+        """The next trial, perhaps a refused one; None if none is to come."""
         return self.ahead.pop(0) if self.ahead else self._ask()
 
     def ask_ahead(self, slots: float, mean_seconds: float) -> None:
-        """Makes one suggestion for each slot in advance, where trials are that short.
+        """Makes one suggestion for each slot in advance, if trials are that short.
 
-        Not where suggestions could not keep up with the trials anyway.
+        Not if suggestions could not keep up with the trials anyway.
 
         Args:
             slots: trials at a time.
-            mean_seconds: of a trial; 0 where it is not known.
+            mean_seconds: of a trial; 0 if it is not known.
         """
         if ASK_AHEAD_FROM * mean_seconds < self._seconds < mean_seconds / slots:
             while len(self.ahead) < slots and (found := self._ask()):

@@ -1,7 +1,7 @@
 """Tune's trainables: one step is one epoch. Light: the driver only names these classes.
 
 A trial keeps its checkpoints itself, in its folder of the run: `latest…` to go on from, and the
-files of its best epoch. Whoever starts it again, Tune after a worker's death or `--resume` after
+files of its best epoch. A restart, by Tune after a worker's death or `--resume` after
 the driver's, passes the same number and finds them there: one way back for all of them. (Tune's
 own restore unpickles, and cannot continue a trial in a new experiment.)
 """
@@ -60,13 +60,13 @@ class EpochTrial(tune.Trainable):
         return True
 
     def step(self) -> Result:
-        """One epoch's result. Its row is NaN where the trial cannot go on."""
+        """One epoch's result. Its row is NaN if the trial cannot go on."""
         try:
             return self.epoch()
         except (WorkError, OSError) as error:
             # The whole search must stop: no trial's checkpoint could be kept.
             return ended(storage_error=str(error) or repr(error))
-        except Exception as error:  # whatever a network or its values raise is the trial's result
+        except Exception as error:  # any error of a network or its values is the trial's result
             try:
                 text = traceback.format_exc().encode()
                 self.storage.write_bytes(layout.error_file(self.number), text)
@@ -100,7 +100,7 @@ class TrainTrial(EpochTrial):
 
         Args:
             config: hyperparameters and the trial's number.
-            context: what all trials share.
+            context: common to all trials.
             images: uint8 [n, C, H, W].
             labels: int64 [n].
             train: int64, indices into them.

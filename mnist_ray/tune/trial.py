@@ -1,4 +1,4 @@
-"""What a trial is given and what it reports: known to the driver and to the worker."""
+"""A trial's input and its reports: known to the driver and to the worker."""
 
 import math
 import platform
@@ -8,13 +8,13 @@ from typing import cast
 from mnist_ray.run.records import EpochRow
 
 STATE = "state.safetensors"  # a checkpoint of Tune's
-LATEST = "latest.safetensors"  # of a network, in the trial's folder: what it goes on from
+LATEST = "latest.safetensors"  # of a network, in the trial's folder: the state that it goes on from
 NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a run share, besides the data.
+    """The values common to all trials of a run, without the data.
 
     Attributes:
         run: the URI of the run's directory.
@@ -44,10 +44,10 @@ class TrialContext:
 
 
 class Result(EpochRow, total=False):
-    """What a trial reports after an epoch, beside the epoch's row.
+    """A trial's report after an epoch, with the epoch's row.
 
     `rows` are all epochs so far, after a restart: their reports may have been lost. A trial that
-    cannot go on has `reason`, or `storage_error` where the fault is the storage's.
+    cannot go on has `reason`, or `storage_error` if the fault is the storage's.
     """
 
     rows: list[EpochRow]

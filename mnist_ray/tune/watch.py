@@ -34,7 +34,7 @@ class Watch(tune.Callback):
         self.last = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, where nothing reads it
+        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

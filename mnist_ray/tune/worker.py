@@ -26,7 +26,7 @@ class Worker:
     """Trains the networks of one trial after the other.
 
     Args:
-        context: what all trials share.
+        context: common to all trials.
         storage: the run's directory.
         arrays: images uint8 [n, C, H, W], labels int64 [n], and train and val, int64 indices.
         start: weights by their names in the state dict, for every trial; None: random ones.

@@ -8,6 +8,7 @@ import pytest
 from mnist_ray import cli
 from mnist_ray.settings import SearchSettings, help, parse
 from mnist_ray.spaces import SPACES
+from mnist_ray.study.part_options import part_options
 from mnist_ray.study.pruners import NAMES
 from mnist_ray.study.samplers import SAMPLERS
 
@@ -47,7 +48,7 @@ def test_its_examples_are_right(name: str) -> None:
 
 @pytest.mark.parametrize(("part", "name"), EVERY_PART)
 def test_the_options_of_each_part_fit_and_have_a_meaning(part: str, name: str) -> None:
-    options = cli.part_options(part, name)
+    options = part_options(part, name)
     text = help.part_text(part, name, options)
     assert max(map(len, text.splitlines())) <= 80
     assert [option.name for option in options if not option.meaning] == []
@@ -79,7 +80,7 @@ def test_the_options_of_a_part_are_listed(
 
 def test_defaults_are_those_of_this_program() -> None:
     """Optuna's own TPE treats each parameter alone."""
-    defaults = {option.name: option.default for option in cli.part_options("sampler", "tpe")}
+    defaults = {option.name: option.default for option in part_options("sampler", "tpe")}
     assert defaults["multivariate"] == "yes"
     shown = {o.name: o.default for group in help.groups(SearchSettings) for o in group.options}
     assert (shown["trials"], shown["max_epochs"], shown["val_by"][:3]) == ("50", "10", "own")
