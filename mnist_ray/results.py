@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-from PIL.Image import Image, fromarray
+from PIL.Image import Image
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError, WorkError
@@ -19,6 +19,7 @@ from mnist_ray.export.read import read_model
 from mnist_ray.export.session import Evaluation, Session, probabilities
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
+from mnist_ray.run.publication import read_picture
 from mnist_ray.run.records import rank
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.storage import RunStorage
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas
 
-    from mnist_ray.export.pictures import Preprocessor
+    from mnist_ray.export.picture_model import PictureSession
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ class Prediction(_Pair):
 class Model:
     """A published model, run by onnxruntime on the CPU. Made by `mnist_ray.load_model`.
 
+    Pictures go through `picture.onnx`, as on the page: the run's, or one made of the model's file.
+
     Attributes:
         path: The file, or the run's directory that holds it.
         manifest: `model.json` as a dict: test accuracy, lineage and more; empty for a file alone.
@@ -214,9 +217,11 @@ class Model:
         >>> label, probability = model.predict("seven.png")
     """
 
-    def __init__(self, content: bytes, path: str, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, content: bytes, path: str, manifest: dict[str, Any], picture: bytes | None = None
+    ) -> None:
         self.path, self.manifest = path, manifest
-        self.content = content
+        self.content, self._picture = content, picture
         self.session = Session(content, path)
 
     def __repr__(self) -> str:
@@ -239,18 +244,23 @@ class Model:
         Raises:
             SettingsError: The file cannot be read, or the array is no picture.
         """
-        channels = self.session.image_shape[0]
-        pixels = self._pixels(picture)
-        if channels == 1 and self._padding is None and not pixels.any():
+        from mnist_ray.export.pictures import as_rgba  # noqa: PLC0415 (seconds at start)
+
+        if isinstance(picture, np.ndarray) and picture.shape == self.session.image_shape:
+            if picture.dtype != np.uint8:
+                raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
+            each = self.probabilities(picture[None])[0]
+            number, probability, known = int(each.argmax()), float(each.max()), True
+        else:
+            number, probability, known = self._pictures(as_rgba(picture, self.session.image_shape))
+        if not probability:
             return Prediction("", 0.0, known=False)
-        each = probabilities(self.session.run(pixels))[0]
-        best = int(each.argmax())
-        label = self.classes[best] if self.classes else str(best)
-        return Prediction(label, float(each[best]))
+        label = self.classes[number] if self.classes else str(number)
+        return Prediction(label, probability, known)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Float32 [n, classes] for images of a data set, uint8 [n, C, H, W]."""
-        return probabilities(self.session.logits(images))
+        return probabilities(self.session.logits(images) / np.float32(self._temperature))
 
     def evaluate(
         self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
@@ -303,35 +313,22 @@ class Model:
         return data.load(name, part, reading=reading)
 
     @cached_property
-    def _preprocess(self) -> "Preprocessor":
-        from mnist_ray.export.pictures import Preprocessor  # noqa: PLC0415 (seconds at start)
+    def _temperature(self) -> float:
+        from mnist_ray.export.picture_model import temperature_of  # noqa: PLC0415 (seconds at start)
 
-        channels, height, width = self.session.image_shape
-        return Preprocessor((height, width), channels, self._padding)
+        return temperature_of(self.session.metadata, self.path)
+
+    @cached_property
+    def _pictures(self) -> "PictureSession":
+        from mnist_ray.export import picture_model  # noqa: PLC0415 (seconds at start)
+
+        made = self._picture or picture_model.picture_file(self.content, self.path)
+        return picture_model.PictureSession(made, layout.PICTURE)
 
     @property
     def _padding(self) -> str | None:
         """How a picture becomes an image: see `data.Images.padding`."""
         return self.session.padding
-
-    def _pixels(self, picture: str | os.PathLike[str] | np.ndarray | Image) -> np.ndarray:
-        """Float32 [1, C, H, W] in [0, 1], as the network takes it."""
-        if isinstance(picture, str | os.PathLike):
-            return self._preprocess(data.read_picture(picture))
-        if not isinstance(picture, Image):
-            if picture.dtype != np.uint8:
-                raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
-            if picture.shape == self.session.image_shape:
-                return picture[None].astype(np.float32) / np.float32(255)
-            shape = picture.shape
-            try:
-                picture = fromarray(picture)
-            except (TypeError, ValueError) as error:
-                raise SettingsError(
-                    f"picture: an array of shape {shape}; expected [height, width], "
-                    f"[height, width, 3 or 4] or {list(self.session.image_shape)}"
-                ) from error
-        return self._preprocess(np.array(picture.convert("RGBA")))
 
 
 def open_run(uri: str | os.PathLike[str], study: str | None = None) -> Run:
@@ -373,5 +370,6 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     storage = RunStorage(folder + mark + query)
     manifest = storage.read_json(layout.MANIFEST) if storage.exists(layout.MANIFEST) else {}
     sha256 = hashlib.sha256(content).hexdigest()
-    described = isinstance(manifest, dict) and manifest.get("sha256") == sha256
-    return Model(content, where, manifest if described else {})
+    if not isinstance(manifest, dict) or manifest.get("sha256") != sha256:
+        return Model(content, where, {})
+    return Model(content, where, manifest, read_picture(storage, manifest))

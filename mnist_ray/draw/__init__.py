@@ -1,4 +1,4 @@
-"""A page to draw on: the published model and its preprocessing, run in the browser.
+"""A page to draw on: a model's picture.onnx, run in the browser.
 
 The browser gives the answers of `predict`, by onnxruntime-web. Everything that runs lies gzipped in
 one script, files.js: a page opened from disk can read nothing else. So one folder works from any

@@ -1,4 +1,4 @@
-"""The page's files: the model, its first layer, the preprocessing, the browser's runtime."""
+"""The page's files: the pictures' model, its first layer, the browser's runtime."""
 
 import base64
 import gzip
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from mnist_ray.data import MAX_PIXELS
 from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.pictures import preprocessing_graph
+from mnist_ray.export.picture_model import picture_file, with_inner_values
 from mnist_ray.export.read import load_verified, read_model
 from mnist_ray.export.session import Session
 
@@ -55,8 +55,7 @@ def export(where: str, folder: str) -> None:
 def page(model: bytes, source: str) -> dict[str, bytes]:
     """The page's files, name -> content.
 
-    model.onnx (as it was published) and preprocess.onnx are for people; the page runs their copies
-    in files.js.
+    model.onnx and picture.onnx are for people; the page runs a copy of the latter in files.js.
 
     Args:
         model: The ONNX file.
@@ -64,14 +63,13 @@ def page(model: bytes, source: str) -> dict[str, bytes]:
     """
     session = Session(model, source)
     channels, height, width = session.image_shape
-    preprocess = preprocessing_graph((height, width), channels, session.padding)
+    picture = picture_file(model, source)
     first = first_layer(load_verified(model, source))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {
         **runtime(),
         "worker.js": (folder / "worker.js").read_bytes(),
-        "model.onnx": model,
-        "preprocess.onnx": preprocess,
+        "picture.onnx": with_inner_values(picture),
     }
     facts: dict[str, Any] = {
         "classes": json.loads(session.metadata.get("classes", "null")),
@@ -97,7 +95,7 @@ def page(model: bytes, source: str) -> dict[str, bytes]:
         **{name: (folder / name).read_bytes() for name in PAGE},
         "files.js": script.encode(),
         "model.onnx": model,
-        "preprocess.onnx": preprocess,
+        "picture.onnx": picture,
     }
 
 

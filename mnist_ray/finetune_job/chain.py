@@ -17,6 +17,7 @@ from torch import nn
 
 from mnist_ray import models
 from mnist_ray.data import Images, Split
+from mnist_ray.export.picture_model import picture_file, verify_pictures
 from mnist_ray.export.session import Evaluation, Session, confidence_interval
 from mnist_ray.export.write import export, rebuild, verify
 from mnist_ray.finetune_job.card import model_card
@@ -31,6 +32,7 @@ from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import load_network
 
 VERIFIED_ON = 1000  # real images on which a file is compared with torch
+PICTURES = 200  # pictures on which picture.onnx is compared with its parts
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,16 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
         **_of_own_images(task, split.images),
     }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
+    images = split.images.images[sample[:VERIFIED_ON]]
     judged = []
     for step in steps:
-        judged.append(judge(step, metadata, split.images.images[sample[:VERIFIED_ON]], test))
+        judged.append(judge(step, metadata, images, test))
         yield judged[-1].line()
-    described = manifest(task, judged, test)
+    pictures, about_pictures = pictured(judged[-1].file, images)
+    described = manifest(task, judged, test, about_pictures)
     logits = judged[-1].evaluation.logits
     files = {
+        **pictures,
         layout.MODEL: judged[-1].file,
         layout.CARD: model_card(described, hp).encode(),
         # For the report: the answers on the test set, so that nobody looks again.
@@ -198,7 +203,29 @@ def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Ima
     return Judged(step, file, difference, len(sample), session.evaluate(test.images, test.labels))
 
 
-def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifest:
+def pictured(model: bytes, images: np.ndarray) -> tuple[dict[str, bytes], dict[str, Any] | None]:
+    """The pictures' file by its name, verified, and what the manifest says of it.
+
+    Args:
+        model: The network's file.
+        images: Training images uint8 [n, C, H, W], of which pictures are made.
+    """
+    if images.shape[1] not in (1, 3):
+        return {}, None
+    data = picture_file(model, layout.MODEL)
+    difference = verify_pictures(data, model, images[:PICTURES])
+    about = {
+        "file": layout.PICTURE,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "max_difference": difference,
+        "verified_on_pictures": len(images[:PICTURES]) + 1,
+    }
+    return {layout.PICTURE: data}, about
+
+
+def manifest(
+    task: ChainTask, judged: Sequence[Judged], test: Images, picture: dict[str, Any] | None
+) -> Manifest:
     """Describes the last of the judged steps, which is published."""
     last = judged[-1]
     right, n = last.evaluation.right, last.evaluation.n
@@ -220,6 +247,7 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
         run=task.run,
         recipe=task.recipe.name,
         train_on=task.recipe.train_on,
+        picture=picture,
         lineage=tuple(each.facts for each in judged),
     )
 

@@ -9,6 +9,7 @@ HISTORY = "history.parquet"  # one row a trial and epoch
 REPORT = "report.html"
 START = "start.onnx"  # a copy of the file that --onnx named, from which a resume reads
 MODEL = "model.onnx"
+PICTURE = "picture.onnx"  # from a picture as people have it to its class
 MANIFEST = "model.json"  # names the model's file and its SHA-256; written last
 PREDICTIONS = "predictions.parquet"  # the published model's logits on the test images
 CARD = "README.md"

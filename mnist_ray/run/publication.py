@@ -46,6 +46,9 @@ class Manifest:
     """`all` images or the `train` part."""
     lineage: tuple[dict[str, Any], ...]
     """A JSON object for each step of the chain: its settings and its test accuracy."""
+    picture: dict[str, Any] | None = None
+    """`picture.onnx`: its `file`, `sha256` and how far its probabilities are from those of
+    `model.onnx`. None where the network takes neither 1 nor 3 channels, and in older runs."""
 
     @classmethod
     def of(cls, storage: RunStorage, described: Mapping[str, Any]) -> "Manifest":
@@ -55,7 +58,11 @@ class Manifest:
             CorruptFileError: A value is missing, of another type, or contradicts another.
         """
         try:
-            values = {each.name: described[each.name] for each in dataclasses.fields(cls)}
+            later = {"picture": None}  # not in older runs
+            fields = dataclasses.fields(cls)
+            values = {each.name: {**later, **described}[each.name] for each in fields}
+            for name in later:
+                checked(values[name], (dict, type(None)), name)
             for name in ("n_parameters", "test_images", "test_errors", "verified_on_images"):
                 checked(values[name], int, name)
             for name in ("test_accuracy", "latency_ms", "max_difference_from_torch"):
@@ -118,7 +125,8 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
     if storage.exists(layout.MANIFEST):  # until the name that both models have holds the new one
         aside = f"{sha256[:16]}-{name}"
         storage.write_bytes(aside, files[name])
-        storage.write_json(layout.MANIFEST, {**final, "file": aside})
+        # Of the pictures' file nothing is said meanwhile: readers make it of the model.
+        storage.write_json(layout.MANIFEST, {**final, "file": aside, "picture": None})
     for file, data in files.items():
         storage.write_bytes(file, data)
     storage.write_json(layout.MANIFEST, final)
@@ -162,3 +170,23 @@ def read_verified(
         )
         time.sleep(pause)
     raise CorruptFileError(problem)
+
+
+def read_picture(storage: RunStorage, described: Mapping[str, Any]) -> bytes | None:
+    """The pictures' file that a model's manifest names, checked; None where it names none.
+
+    Raises:
+        CorruptFileError: it is missing, or is not the file that the manifest describes.
+    """
+    about = described.get("picture")
+    if about is None:
+        return None
+    expected = about.get("sha256") if isinstance(about, dict) else None
+    data = storage.read_bytes(layout.PICTURE) if storage.exists(layout.PICTURE) else b""
+    found = hashlib.sha256(data).hexdigest() if data else "missing"
+    if found != expected:
+        raise CorruptFileError(
+            f"{storage.join(layout.PICTURE)} is not the file that {layout.MANIFEST} describes: "
+            f"SHA-256 {found}, expected {expected}"
+        )
+    return data

@@ -160,7 +160,7 @@ def test_export_writes_and_writes_again(model: Path, tmp_path: Path) -> None:
         "page.js",
         "files.js",
         "model.onnx",
-        "preprocess.onnx",
+        "picture.onnx",
         "CNAME",
     }
     assert {file.name for file in site.iterdir()} == names

@@ -1,12 +1,24 @@
 """The model card: its figures, and that names of others stay text in it."""
 
 import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from mnist_ray import data
+from mnist_ray.data import read_picture
+from mnist_ray.export.picture_model import PictureSession, picture_file
+from mnist_ray.export.write import export
 from mnist_ray.finetune_job.card import as_text, model_card
 from mnist_ray.run.publication import Manifest
+from tests.support.networks import HP as NETWORK
+from tests.support.networks import network
 
 MANIFEST = Manifest(
     file="model.onnx",
@@ -92,3 +104,27 @@ def test_class_names_are_text() -> None:
         r"\[31mred, x\|y."
     ) in card
     assert as_text("T-shirt/top") == "T-shirt/top"
+
+
+def test_its_lines_of_python_classify_a_picture(tmp_path: Path) -> None:
+    about = {
+        "file": "picture.onnx", "sha256": "0" * 64, "max_difference": 1e-7,
+        "verified_on_pictures": 201,
+    }  # fmt: skip
+    card = model_card(dataclasses.replace(MANIFEST, picture=about), HP)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    model = export(network(NETWORK), NETWORK, {})
+    (tmp_path / "picture.onnx").write_bytes(picture_file(model, "model"))
+    image = data.load("digits", "test").images[0, 0]
+    deep = Image.fromarray(image.astype(np.uint16) * 257)
+    deep.resize((90, 90), Image.Resampling.NEAREST).save(tmp_path / "picture.png")
+    (tmp_path / "card.py").write_text(code + "print(label, probability, known)\n")
+    done = subprocess.run(
+        [sys.executable, "card.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = PictureSession(picture_file(model, "model"), "picture.onnx")(
+        read_picture(str(tmp_path / "picture.png"))
+    )
+    label, probability, known = done.stdout.split()
+    assert (int(label), known) == (found.label, "True")
+    assert float(probability) == pytest.approx(found.probability, abs=1e-6)

@@ -16,7 +16,7 @@ from mnist_ray.export.write import rebuild
 from mnist_ray.finetune_job import chain
 from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
 from mnist_ray.run import checkpoint, layout
-from mnist_ray.run.publication import Manifest, read_verified
+from mnist_ray.run.publication import Manifest, read_picture, read_verified
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 from tests.support.networks import EPOCH as ROW
@@ -147,7 +147,7 @@ def test_a_committee_carries_the_hyperparameters_of_each_member(
     assert {each["dropout"] for each in found[3]} == {0.25}
     weights = [step.facts["weights_sha256"] for step in steps[1:3]]
     assert weights[0] != weights[1]
-    described = chain.manifest(task, judged, parts[1])
+    described = chain.manifest(task, judged, parts[1], None)
     assert described.n_parameters == 2 * sum(each.numel() for each in start.network.parameters())
     assert described.lineage[3]["networks"] == 2
 
@@ -177,7 +177,12 @@ def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list])
         "recipe",
         "train_on",
         "lineage",
+        "picture",
     ]
+    storage = RunStorage(task.uri)
+    assert described["picture"]["verified_on_pictures"] == 201
+    assert described["picture"]["max_difference"] < 1e-4
+    assert read_picture(storage, described)
     search, *stages = described["lineage"]
     assert search.pop("test_accuracy") >= 0
     assert search == {"step": "search", "trial": 7, **ROW}

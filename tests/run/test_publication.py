@@ -9,7 +9,7 @@ import pytest
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import publication
-from mnist_ray.run.publication import publish, read_verified
+from mnist_ray.run.publication import publish, read_picture, read_verified
 from mnist_ray.storage import RunStorage, open_run
 
 
@@ -86,3 +86,21 @@ def test_a_manifest_that_is_none_is_refused(run: RunStorage, text: bytes) -> Non
     run.write_bytes("model.json", text)
     with pytest.raises(CorruptFileError, match=r"model\.json"):
         read_verified(run)
+
+
+def test_the_pictures_file_is_the_one_that_the_manifest_names(run: RunStorage) -> None:
+    about = {"file": "picture.onnx", "sha256": hashlib.sha256(b"graph").hexdigest()}
+    publish(
+        run,
+        {"model.onnx": b"weights", "picture.onnx": b"graph"},
+        {"file": "model.onnx", "picture": about},
+    )
+    described = read_verified(run)[0]
+    assert read_picture(run, described) == b"graph"
+    assert read_picture(run, {**described, "picture": None}) is None
+    run.write_bytes("picture.onnx", b"another")
+    with pytest.raises(CorruptFileError, match=r"picture\.onnx is not the file that model\.json"):
+        read_picture(run, described)
+    run.delete("picture.onnx")
+    with pytest.raises(CorruptFileError, match="SHA-256 missing, expected"):
+        read_picture(run, described)

@@ -71,32 +71,24 @@ const percent = p => `${(100 * p).toFixed(1)} %`;
 let bars = [];
 let later = 0;
 
-function softmax(logits) {
-  const most = Math.max(...logits);
-  const exp = Array.from(logits, x => Math.exp(x - most));
-  const sum = exp.reduce((a, b) => a + b);
-  return exp.map(x => x / sum);
-}
-
-function present({ image, logits, maps }, source) {
+function present({ image, p, maps }, source) { // p: a probability a class, null where nothing is drawn
   paint($("seen"), image, GREY ? 1 : 3, 0, 1);
-  const p = logits ? softmax(logits) : [];
-  const best = p.indexOf(Math.max(...p));
-  makeBars(logits ? p.length : FACTS.classes?.length ?? 0);
+  const best = p ? p.indexOf(Math.max(...p)) : -1;
+  makeBars(p ? p.length : FACTS.classes?.length ?? 0);
   bars.forEach(({ row, fill, value }, i) => {
     row.className = i === best ? "best" : "";
-    fill.style.width = `${100 * (p[i] ?? 0)}%`;
-    value.value = p[i] ?? "";
-    value.textContent = logits ? percent(p[i]) : "";
+    fill.style.width = `${100 * (p?.[i] ?? 0)}%`;
+    value.value = p?.[i] ?? "";
+    value.textContent = p ? percent(p[i]) : "";
   });
-  const word = logits ? className(best) : "Nothing drawn";
+  const word = p ? className(best) : "Nothing drawn";
   $("best").textContent = word;
-  $("best").className = !logits ? "none" : word.length > 3 ? "long" : "";
-  $("sure").textContent = logits ? percent(p[best]) : "";
+  $("best").className = !p ? "none" : word.length > 3 ? "long" : "";
+  $("sure").textContent = p ? percent(p[best]) : "";
   presentMaps(maps);
   $("source").textContent = source;
   clearTimeout(later); // a reader of screens hears where the drawing ended, not each stroke
-  later = setTimeout(() => { $("status").textContent = logits ? `${word}, ${percent(p[best])}` : word; }, 700);
+  later = setTimeout(() => { $("status").textContent = p ? `${word}, ${percent(p[best])}` : word; }, 700);
 }
 
 function makeBars(n) {

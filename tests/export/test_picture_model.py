@@ -1,0 +1,112 @@
+"""picture.onnx: the answers of its parts, by onnxruntime and Pillow alone."""
+
+import io
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from mnist_ray import data, load_model
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.export.picture_model import (
+    PictureSession,
+    guises,
+    picture_file,
+    verify_pictures,
+    with_inner_values,
+)
+from mnist_ray.export.session import Session, probabilities
+from mnist_ray.export.write import export
+from tests.support.networks import HP, network
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> bytes:
+    """A file whose metadata has a temperature."""
+    facts = {"dataset": "digits", "temperature": "0.5", "classes": json.dumps(list("abcdefghij"))}
+    return export(network(HP), HP, facts)
+
+
+def test_equal_files_give_equal_bytes(exported: bytes) -> None:
+    assert picture_file(exported, "model") == picture_file(exported, "model")
+
+
+def test_three_lines_of_onnxruntime_give_what_predict_gives(
+    calibrated: bytes, digits: data.Images, tmp_path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(calibrated)
+    (tmp_path / "picture.onnx").write_bytes(picture_file(calibrated, "model"))
+    session = onnxruntime.InferenceSession(tmp_path / "picture.onnx")
+    model = load_model(tmp_path / "model.onnx")
+    for picture in guises(digits.images[:24]):
+        label, probability, known = session.run(None, {"picture": picture})
+        assert (label.shape, label.dtype, probability.dtype, known.dtype) == (
+            (), np.int64, np.float32, np.bool_,
+        )  # fmt: skip
+        found = model.predict(picture)
+        assert (found.label, found.known) == ("abcdefghij"[label], known)
+        assert found.probability == pytest.approx(float(probability), abs=1e-6)
+
+
+def test_its_probability_is_that_of_the_parts_at_the_temperature(
+    exported: bytes, calibrated: bytes, digits: data.Images
+) -> None:
+    plain, sharper = (picture_file(model, "model") for model in (exported, calibrated))
+    assert verify_pictures(plain, exported, digits.images[:12]) < 1e-5
+    assert verify_pictures(sharper, calibrated, digits.images[:12]) < 1e-5
+    with pytest.raises(WorkError, match=r"^picture\.onnx differs from its parts: "):
+        verify_pictures(sharper, export(network(HP, seed=5), HP, {}), digits.images[:12])
+
+
+def test_nothing_drawn_is_not_known(exported: bytes) -> None:
+    session = PictureSession(picture_file(exported, "model"), "picture.onnx")
+    for picture in (np.full((50, 60, 4), 255, np.uint8), np.zeros((9, 9, 4), np.uint8)):
+        answer = session(picture)
+        assert (answer.probability, answer.known) == (0.0, False)
+
+
+def test_standard_operators_only(exported: bytes) -> None:
+    proto = onnx.load_model_from_string(picture_file(exported, "model"))
+    onnx.checker.check_model(proto, full_check=True)
+    assert [opset.domain for opset in proto.opset_import] == [""]
+    assert not proto.functions
+    assert [each.name for each in proto.graph.output] == ["label", "probability", "known"]
+
+
+def test_the_page_sees_the_image_and_every_probability(
+    exported: bytes, digits: data.Images
+) -> None:
+    session = onnxruntime.InferenceSession(with_inner_values(picture_file(exported, "model")))
+    picture = np.array(Image.fromarray(digits.images[3, 0]).resize((90, 90)).convert("RGBA"))
+    image, each, probability = session.run(
+        ["image", "probabilities", "probability"], {"picture": picture}
+    )
+    expected = probabilities(Session(exported, "model").run(image))
+    assert np.abs(each - expected).max() < 1e-6
+    assert each.max() == probability
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "warm"])
+def test_a_temperature_that_is_none_is_named(text: str) -> None:
+    model = export(network(HP), HP, {"temperature": text})
+    with pytest.raises(SettingsError, match=f"^model has the temperature '{text}'; expected"):
+        picture_file(model, "model")
+
+
+def test_other_channels_are_refused() -> None:
+    hp = {**HP, "in_channels": 2, "mean": (0.1, 0.1), "std": (0.3, 0.3)}
+    with pytest.raises(SettingsError, match=r"^pictures: a model of 2 channels"):
+        picture_file(export(network(hp), hp, {}), "model")
+
+
+def test_a_photo_is_read_from_a_file_as_people_have_it(
+    exported: bytes, digits: data.Images
+) -> None:
+    """EXIF rotation is the caller's: the graph sees pixels."""
+    file = io.BytesIO()
+    Image.fromarray(255 - digits.images[0, 0]).resize((300, 300)).save(file, "JPEG")
+    picture = np.array(Image.open(file).convert("RGBA"))
+    assert PictureSession(picture_file(exported, "model"), "picture.onnx")(picture).known
