@@ -21,6 +21,8 @@ CANNOT_RUN = (
     runtime_errors.RuntimeException,
 )
 
+BINS = 15  # of equal width, as in Guo et al. 2017
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -168,3 +170,39 @@ def confidence_interval(right: int, n: int) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The answers with a probability from `low` to `high`."""
+
+    low: float
+    high: float
+    n: int
+    right: int
+    mean: float  # probability
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return self.right / self.n
+
+
+def reliability(labels: np.ndarray, given: np.ndarray) -> tuple[list[Bin], float]:
+    """The bins that hold an answer, and the expected calibration error.
+
+    The error is the mean distance of probability and accuracy over the bins, weighted by their
+    images (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    Args:
+        labels: int64 [n].
+        given: Probabilities, float64 [n, classes].
+    """
+    sure, right = given.max(1), given.argmax(1) == labels
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    bins = []
+    for b in np.unique(place).tolist():
+        inside = place == b
+        counts = int(inside.sum()), int(right[inside].sum())
+        bins.append(Bin(b / BINS, (b + 1) / BINS, *counts, float(sure[inside].mean())))
+    return bins, sum(bin.n / len(labels) * abs(bin.accuracy - bin.mean) for bin in bins)

@@ -6,8 +6,9 @@ It needs no Ray. The test set is looked at once, after the last stage, through t
 import dataclasses
 import hashlib
 import json
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,17 @@ from torch import nn
 
 from mnist_ray import models
 from mnist_ray.data import Images, Split
-from mnist_ray.export.picture_model import picture_file, verify_pictures
-from mnist_ray.export.session import Evaluation, Session, confidence_interval
+from mnist_ray.export.picture_model import TEMPERATURE, picture_file, verify_pictures
+from mnist_ray.export.session import (
+    Evaluation,
+    Session,
+    confidence_interval,
+    probabilities,
+    reliability,
+)
 from mnist_ray.export.write import export, rebuild, verify
+from mnist_ray.finetune_job.calibration import NONE, Calibration, fitted
+from mnist_ray.finetune_job.calibration import rule as calibration_rule
 from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
@@ -81,14 +90,16 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     hp = start.hyperparameters[0]
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
     yield from train(task, start, storage, split)
-    # Training has ended: only now the test set is looked at.
     steps = trained(task, start, storage)
+    calibration = yield from calibrated(task, start, storage, split)
+    # Training has ended: only now the test set is looked at.
     metadata = {
         "dataset": task.dataset,
         "run": task.run,
         "val_accuracy": json.dumps(_val_accuracy(steps)),
         "classes": json.dumps(list(test.classes)),
         **_of_own_images(task, split.images),
+        **({} if calibration is NONE else {TEMPERATURE: repr(calibration.temperature)}),
     }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
     images = split.images.images[sample[:VERIFIED_ON]]
@@ -97,8 +108,12 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
         judged.append(judge(step, metadata, images, test))
         yield judged[-1].line()
     pictures, about_pictures = pictured(judged[-1].file, images)
-    described = manifest(task, judged, test, about_pictures)
     logits = judged[-1].evaluation.logits
+    described = dataclasses.replace(
+        manifest(task, judged, test),
+        calibration=_with_errors(calibration, logits, test.labels),
+        picture=about_pictures,
+    )
     files = {
         **pictures,
         layout.MODEL: judged[-1].file,
@@ -129,6 +144,32 @@ def begin(task: ChainTask, storage: RunStorage) -> Step:
     row = {key: metadata["row"][key] for key in ("epoch", "val_loss", "val_accuracy")}
     facts = {"step": "search", "trial": metadata["number"], **row}
     return Step(facts, network, (metadata["hyperparameters"],))
+
+
+def calibrated(
+    task: ChainTask, start: Step, storage: RunStorage, split: Split
+) -> Generator[str, None, Calibration]:
+    """Yields log lines, of a twin's training too; returns the temperature and how it was found."""
+    recipe = task.recipe
+    by = calibration_rule(task.calibrate, recipe.train_on, len(split.images.labels))
+    if by == "none":
+        return NONE
+    began, twin = time.monotonic(), by == "twin"
+    if twin:
+        yield "calibration: a twin is trained without the validation images"
+        recipe = dataclasses.replace(recipe, train_on="train", twin=True)
+        task = dataclasses.replace(task, recipe=recipe)
+        yield from train(task, start, storage, split)
+    last = recipe.numbered()[-1][0]
+    networks = [
+        _stage_network(task, storage, last, member)[0] for member in range(1, task.committee + 1)
+    ]
+    found = fitted(by, networks, split, began)
+    yield (
+        f"calibration: temperature {found.temperature:g}, by {found.images:,} validation images "
+        f"of the {'twin' if twin else 'network'}"
+    )
+    return found
 
 
 def train(task: ChainTask, start: Step, storage: RunStorage, split: Split) -> Iterator[str]:
@@ -223,9 +264,19 @@ def pictured(model: bytes, images: np.ndarray) -> tuple[dict[str, bytes], dict[s
     return {layout.PICTURE: data}, about
 
 
-def manifest(
-    task: ChainTask, judged: Sequence[Judged], test: Images, picture: dict[str, Any] | None
-) -> Manifest:
+def _with_errors(
+    calibration: Calibration, logits: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """For the manifest, with the expected calibration errors on the test images."""
+    after = logits / np.float32(calibration.temperature)
+    return {
+        **dataclasses.asdict(calibration),
+        "ece_before": reliability(labels, probabilities(logits))[1],
+        "ece_after": reliability(labels, probabilities(after))[1],
+    }
+
+
+def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifest:
     """Describes the last of the judged steps, which is published."""
     last = judged[-1]
     right, n = last.evaluation.right, last.evaluation.n
@@ -247,7 +298,6 @@ def manifest(
         run=task.run,
         recipe=task.recipe.name,
         train_on=task.recipe.train_on,
-        picture=picture,
         lineage=tuple(each.facts for each in judged),
     )
 
@@ -263,7 +313,7 @@ def _stage_network(
     task: ChainTask, storage: RunStorage, number: int, member: int = 1
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A stage's network and the hyperparameters that it was trained with."""
-    name = f"{layout.stage_folder(number, member)}/{layout.STAGE_NETWORK}"
+    name = f"{layout.stage_folder(number, member, twin=task.recipe.twin)}/{layout.STAGE_NETWORK}"
     data, source = storage.read_bytes(name), storage.join(name)
     network, metadata = load_network(data, source, task.network)
     return network, metadata["hyperparameters"]

@@ -173,6 +173,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         network=settings.network,
         precision=searched["precision"],
         reading=reading,
+        calibrate=settings.calibrate or searched.get("calibrate", "none"),
     )
     test = data.load(searched["dataset"], "test", data_dir, reading=reading)
     data.check_test_part(split.images, test)

@@ -70,6 +70,8 @@ class Recipe:
     train_on: str
     """`all` images, or the `train` part, which keeps validation images."""
     stages: tuple[Stage, ...]
+    twin: bool = False
+    """Whether this trains a twin, to calibrate: see calibration.py."""
 
     def resolved(self, hp: Mapping[str, Any]) -> "Recipe":
         """See Stage.resolved."""
@@ -102,6 +104,8 @@ class ChainTask:
     network: str | None
     """`module:function` of a network of the user's own that a checkpoint may name."""
     precision: str
+    calibrate: str = "none"
+    """`auto`, `twin` or `none`."""
     cpus: float = 1.0
     gpus: float = 0.0
     reading: Reading | None = None

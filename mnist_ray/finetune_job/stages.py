@@ -79,7 +79,7 @@ def train_stages(
             stage.hyperparameters(hp),
             weights,
             storage,
-            layout.stage_folder(number, member),
+            layout.stage_folder(number, member, twin=recipe.twin),
             data,
             precision,
         )

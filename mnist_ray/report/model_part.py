@@ -9,7 +9,14 @@ from plotly.subplots import make_subplots
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.session import Session, confidence_interval, probabilities
+from mnist_ray.export.session import (
+    BINS,
+    Bin,
+    Session,
+    confidence_interval,
+    probabilities,
+    reliability,
+)
 from mnist_ray.report.network_part import as_pixels, network_part
 from mnist_ray.report.page import (
     BLUE,
@@ -27,7 +34,6 @@ from mnist_ray.report.read import RunData
 from mnist_ray.run import layout, predictions
 from mnist_ray.settings import trust
 
-BINS = 15  # of equal width, as in Guo et al. 2017
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy and tell no more
 
 # Labels int64 [n], and the model's probabilities float64 [n, classes].
@@ -62,10 +68,11 @@ def load_tested(run: RunData, data_dir: str | None, images: data.Images | None) 
     if kept is None:
         return Tested(None, why_not, None)
     labels, logits = kept
+    temperature = (run.manifest.calibration or {}).get("temperature", 1.0)
     if images is not None and not np.array_equal(labels, images.labels):
         images = None
         why_not = "the test images at hand are not those that the model was measured on"
-    return Tested(images, why_not, (labels, probabilities(logits.astype(np.float64))))
+    return Tested(images, why_not, (labels, probabilities(logits.astype(np.float64) / temperature)))
 
 
 def _load(run: RunData, data_dir: str | None) -> tuple[data.Images | None, str]:
@@ -162,44 +169,8 @@ def _wrong(
 # ---- calibration
 
 
-@dataclass
-class Bin:
-    """The answers with a probability from `low` to `high`."""
-
-    low: float
-    high: float
-    n: int
-    right: int
-    mean: float  # probability
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return self.right / self.n
-
-
-def calibration(labels: np.ndarray, given: np.ndarray) -> tuple[list[Bin], float]:
-    """The bins that hold an answer, and the expected calibration error.
-
-    The error is the mean distance of probability and accuracy over the bins, weighted by their
-    images (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-
-    Args:
-        labels: int64 [n].
-        given: Probabilities, float64 [n, classes].
-    """
-    sure, right = given.max(1), given.argmax(1) == labels
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    bins = []
-    for b in np.unique(place).tolist():
-        inside = place == b
-        counts = int(inside.sum()), int(right[inside].sum())
-        bins.append(Bin(b / BINS, (b + 1) / BINS, *counts, float(sure[inside].mean())))
-    return bins, sum(bin.n / len(labels) * abs(bin.accuracy - bin.mean) for bin in bins)
-
-
 def _calibration(labels: np.ndarray, given: np.ndarray) -> Figure:
-    bins, error = calibration(labels, given)
+    bins, error = reliability(labels, given)
     rows = [
         (
             f"{bin.low:.0%} to {bin.high:.0%}", count(bin.n), percent(bin.mean),

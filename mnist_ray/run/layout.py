@@ -51,10 +51,16 @@ def trial_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def stage_folder(number: int, member: int = 1) -> str:
-    """A stage's folder. member: the place of the network in a committee, from 1."""
-    own = f"{FINETUNE}/stage-{number}"
-    return own if member == 1 else f"{FINETUNE}/member-{member}/stage-{number}"
+def stage_folder(number: int, member: int = 1, *, twin: bool = False) -> str:
+    """A stage's folder.
+
+    Args:
+        number: The stage's.
+        member: The place of the network in a committee, from 1.
+        twin: Of its twin, which is trained to calibrate it.
+    """
+    parts = [FINETUNE, *(["twin"] if twin else []), *([f"member-{member}"] if member > 1 else [])]
+    return "/".join([*parts, f"stage-{number}"])
 
 
 def stage_of(name: str) -> tuple[int, int] | None:

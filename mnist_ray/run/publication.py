@@ -46,6 +46,9 @@ class Manifest:
     """`all` images or the `train` part."""
     lineage: tuple[dict[str, Any], ...]
     """A JSON object for each step of the chain: its settings and its test accuracy."""
+    calibration: dict[str, Any] | None = None
+    """`by` (validation, twin, none), `temperature`, `images` it was fitted on, `seconds` it took,
+    and the expected calibration error on the test images before and after. None in older runs."""
     picture: dict[str, Any] | None = None
     """`picture.onnx`: its `file`, `sha256` and how far its probabilities are from those of
     `model.onnx`. None where the network takes neither 1 nor 3 channels, and in older runs."""
@@ -58,7 +61,7 @@ class Manifest:
             CorruptFileError: A value is missing, of another type, or contradicts another.
         """
         try:
-            later = {"picture": None}  # not in older runs
+            later = {"calibration": None, "picture": None}  # not in older runs
             fields = dataclasses.fields(cls)
             values = {each.name: {**later, **described}[each.name] for each in fields}
             for name in later:

@@ -47,8 +47,8 @@ ONE_TIME = {
 # --resume may change how much is trained and on which machines, not the task.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
-    "finetune", "stages", "data_dir", "trial_timeout", "committee", "tensorboard", "activations",
-    "mlflow", "wandb",
+    "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate",
+    "tensorboard", "activations", "mlflow", "wandb",
 }  # fmt: skip
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}

@@ -221,6 +221,10 @@ class ModelOptions(Options):
     committee: int = 1
     """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file
     gives."""
+    calibrate: Literal["auto", "twin", "none"] = "auto"
+    """How the probabilities become honest: by the validation images where the stages leave them
+    out; else by a twin that is trained without them, which doubles the time. auto: a twin for at
+    most 10,000 training images."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +314,8 @@ class FinetuneSettings(Options):
     committee: int | None = None
     """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: that of the
     search)."""
+    calibrate: Literal["auto", "twin", "none"] | None = None
+    """How the probabilities become honest (default: as in the search)."""
     data_dir: Folder | None = None
     """torchvision's root (default: that of the search)."""
     cpus: float | None = None

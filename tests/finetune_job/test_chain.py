@@ -147,7 +147,7 @@ def test_a_committee_carries_the_hyperparameters_of_each_member(
     assert {each["dropout"] for each in found[3]} == {0.25}
     weights = [step.facts["weights_sha256"] for step in steps[1:3]]
     assert weights[0] != weights[1]
-    described = chain.manifest(task, judged, parts[1], None)
+    described = chain.manifest(task, judged, parts[1])
     assert described.n_parameters == 2 * sum(each.numel() for each in start.network.parameters())
     assert described.lineage[3]["networks"] == 2
 
@@ -177,6 +177,7 @@ def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list])
         "recipe",
         "train_on",
         "lineage",
+        "calibration",
         "picture",
     ]
     storage = RunStorage(task.uri)
@@ -268,3 +269,49 @@ def test_a_chain_begins_with_a_published_file(
     assert start["sha256"] == before["sha256"]
     assert start["test_accuracy"] == before["test_accuracy"]
     assert manifest.val_accuracy is None  # nothing measured it
+
+
+def test_a_twin_calibrates_where_all_images_are_trained_on(
+    begun: bytes, parts: tuple[data.Split, data.Images], tmp_path: Path
+) -> None:
+    """The network itself is the same with and without; only its probabilities differ."""
+    recipe = Recipe("one", "best", "all", STAGES[:1])
+    published = []
+    for name, calibrate in (("plain", "none"), ("twin", "auto"), ("again", "twin")):
+        task = task_of(tmp_path / name, begun, recipe=recipe, calibrate=calibrate)
+        *lines, manifest = chain.run_chain(task, *parts)
+        assert isinstance(manifest, Manifest)
+        published.append((lines, manifest))
+    (plain, without), (lines, with_twin), (_, again) = published
+    assert without.calibration is not None
+    assert without.calibration["by"] == "none"
+    assert without.calibration["temperature"] == 1.0
+    assert not any("calibration" in line for line in plain)
+    assert "calibration: a twin is trained without the validation images" in lines
+    assert with_twin.calibration is not None
+    assert with_twin.calibration["by"] == "twin"
+    assert with_twin.calibration["images"] == 100
+    assert with_twin.calibration["ece_after"] < with_twin.calibration["ece_before"]
+    assert with_twin.calibration["temperature"] == again.calibration["temperature"]
+    assert with_twin.lineage[-1]["weights_sha256"] == without.lineage[-1]["weights_sha256"]
+    assert with_twin.test_errors == without.test_errors
+    stages = RunStorage(str(tmp_path / "twin"))
+    assert stages.exists(f"{layout.stage_folder(1, twin=True)}/{layout.STAGE_NETWORK}")
+    lines = list(chain.run_chain(task, *parts))
+    assert lines.count("stage 1: done already") == 2
+
+
+def test_validation_images_calibrate_where_they_are_left_out(
+    begun: bytes, parts: tuple[data.Split, data.Images], tmp_path: Path
+) -> None:
+    task = task_of(tmp_path, begun, committee=2, calibrate="auto")
+    *lines, manifest = chain.run_chain(task, *parts)
+    assert isinstance(manifest, Manifest)
+    assert manifest.calibration is not None
+    assert (manifest.calibration["by"], manifest.calibration["seconds"]) == ("validation", 0.0)
+    assert any(line.startswith("calibration: temperature ") for line in lines)
+    _, file = read_verified(RunStorage(task.uri))
+    assert (
+        float(Session(file, "model").metadata["temperature"])
+        == (manifest.calibration["temperature"])
+    )

@@ -22,6 +22,7 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
 from mnist_ray import data, models, report
 from mnist_ray.errors import CorruptFileError
+from mnist_ray.export import session
 from mnist_ray.export.write import export
 from mnist_ray.models import Committee
 from mnist_ray.report import cost_part, model_part, network_part, search_figures, search_part
@@ -82,12 +83,12 @@ def test_calibration_of_known_answers() -> None:
     labels = np.zeros(10, np.int64)
     # Eight answers at 0.95, of which six are right; two at 0.55, both wrong.
     given = np.array([[0.95, 0.05]] * 6 + [[0.05, 0.95]] * 2 + [[0.45, 0.55]] * 2)
-    bins, error = model_part.calibration(labels, given)
+    bins, error = session.reliability(labels, given)
     assert [(bin.n, bin.right) for bin in bins] == [(2, 0), (8, 6)]
     assert error == pytest.approx(0.8 * abs(0.75 - 0.95) + 0.2 * 0.55)
     # One is inside the last bin, not in one of its own.
-    assert model_part.calibration(labels[:1], np.array([[1.0, 0.0]]))[0] == [
-        model_part.Bin(14 / 15, 1.0, 1, 1, 1.0)
+    assert session.reliability(labels[:1], np.array([[1.0, 0.0]]))[0] == [
+        session.Bin(14 / 15, 1.0, 1, 1, 1.0)
     ]
 
 
