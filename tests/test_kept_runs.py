@@ -15,7 +15,7 @@ from mnist_ray import data
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT
 from tests.support.processes import own_ray
-from tests.support.runs import check_run, ended, finetune, finish, flags, load_study, search
+from tests.support.runs import check_run, ended, finetune, finish, flags, load_study, quick, search
 
 KEPT = Path(__file__).parent / "kept_runs"
 
@@ -85,7 +85,7 @@ def test_the_finished_one_gets_more_trials(ray_head: dict[str, str], runs: Path)
 
 
 def test_the_interrupted_one_goes_on_and_is_fine_tuned(
-    ray_head: dict[str, str], runs: Path
+    ray_head: dict[str, str], runs: Path, tmp_path: Path
 ) -> None:
     """Its two running trials continue from their checkpoints; the third is not trained again."""
     folder = runs / "interrupted"
@@ -97,7 +97,7 @@ def test_the_interrupted_one_goes_on_and_is_fine_tuned(
     check_run(str(folder), 4)
     study = load_study(folder)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
-    code, output = finish(finetune(ray_head, *flags(run=folder)))
+    code, output = finish(finetune(ray_head, *flags(run=folder), *quick(tmp_path)))
     assert code == 0, output
     published = json.loads((folder / "model.json").read_text())
     assert [step["step"] for step in published["lineage"]][-1] == "stage-3"
@@ -115,6 +115,7 @@ def on_s3(s3_server: str) -> str:
     return f"{base}/kept?{query}"
 
 
+@pytest.mark.slow  # a search on S3 to a model: tests/search_job
 def test_the_one_on_s3_goes_on(on_s3: str) -> None:
     arguments = flags(storage=on_s3, name="on-s3", resume=True)
     code, output = finish(search(own_ray(), *arguments))

@@ -103,13 +103,13 @@ def test_the_wheel_works_in_an_empty_folder(python: Path, tmp_path: Path) -> Non
         return done.stdout
 
     assert run(command, "--version").startswith("mnist-ray ")
+    (folder / "one-stage.yaml").write_text(STAGE)
     search = "search --dataset digits --trials 2 --max-epochs 1 --storage runs --name w"
-    out = run(command, *search.split())
+    out = run(command, *search.split(), "--stages", "one-stage.yaml", "--calibrate", "none")
     assert re.search(r"^test accuracy \d+/360 = ", out, re.M), out
     found = run(command, "predict", "runs/w", "a.png")
     assert re.fullmatch(r"a\.png  \d  [01]\.\d{4}\n", found)
 
-    (folder / "one-stage.yaml").write_text(STAGE)
     lines = run(str(PROGRAM)).splitlines()
     package = Path(lines[0].removeprefix("package: "))
     assert package.is_relative_to(python.parent.parent)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.cli import console
 from mnist_ray.errors import SettingsError
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from mnist_ray.storage import RunStorage
 from tests.support import PROGRAMS, ROOT
+from tests.support.processes import outside
 from tests.support.runs import (
     SMALL,
     check_published,
@@ -24,6 +26,7 @@ from tests.support.runs import (
     check_two_jobs,
     finish,
     load_study,
+    quick,
     search,
     tables,
     wait_for,
@@ -138,6 +141,7 @@ def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: P
 def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_path: Path) -> None:
     arguments = [
         *SMALL,
+        *quick(tmp_path),
         "--trials",
         "3",
         "--max-epochs",
@@ -182,6 +186,7 @@ def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> 
         "2",
         "--max-epochs",
         "2",
+        *quick(tmp_path),
         "--storage",
         f"{base}/runs?{query}",
         "--name",
@@ -222,33 +227,48 @@ def test_a_name_is_never_overwritten(ray_head: dict[str, str], tmp_path: Path) -
     ("arguments", "named"),
     [
         (["--gpus-per-trial", "3"], "--gpus-per-trial"),
-        (["--cpus-per-trial", "1000"], "--cpus-per-trial"),
-        (["--space", "nowhere"], "--space"),
         (["--space-args", "nothing=1"], "--space-args"),
-        (["--storage", "/proc/nothing"], "--storage"),
-        (["--storage", "s3://key:secret@bucket/runs"], "--storage"),
-        (["--name", "../up"], "--name"),
-        (["--stages", "nowhere"], "--stages"),
-        (["--dataset", "nothing"], "--dataset"),
-        (["--dataset", "mnist", "--data-dir", "/does/not/exist"], "--data-dir"),
-        (["--sampler", "nothing"], "--sampler"),
-        (["--resume", "--name", "nothing"], "--resume"),
-        (["--val-images", "5"], "--val-images"),
     ],
 )
 def test_wrong_settings_leave_nothing_behind(
     tmp_path: Path, arguments: list[str], named: str
 ) -> None:
+    """As whole processes; the cluster knows the first, the settings the second."""
     storage = tmp_path / "runs"
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
     code, output = finish(
-        search(env, "--dataset", "digits", "--storage", str(storage), *arguments), 60
+        search(outside(), "--dataset", "digits", "--storage", str(storage), *arguments), 60
     )
     assert code == 2, output
     assert output.count("\n") == 1
     assert named in output
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--space", "nowhere"],
+        ["--storage", "/proc/nothing"],
+        ["--storage", "s3://key:secret@bucket/runs"],
+        ["--name", "../up"],
+        ["--stages", "nowhere"],
+        ["--dataset", "nothing"],
+        ["--data-dir", "/does/not/exist", "--dataset", "mnist"],
+        ["--sampler", "nothing"],
+        ["--resume", "--name", "nothing"],
+        ["--val-images", "5"],
+    ],
+)
+def test_wrong_settings_are_one_line(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended:
+        console(["search", "--dataset", "digits", "--storage", str(storage), *arguments])
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert arguments[0] in error
     assert not storage.exists()
 
 

@@ -35,7 +35,23 @@ def flags(**options: object) -> list[str]:
 
 
 SPACE = ["min_width=8", "max_width=16"]
-SMALL = flags(dataset="digits", space_args=SPACE, train_images=400, val_images=200)
+SMALL = flags(
+    dataset="digits", space_args=SPACE, train_images=400, val_images=200, calibrate="none"
+)
+
+
+QUICK_STAGES = """stages:
+  - {epochs: 2, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 5.0e-4, seed: 1}
+  - {epochs: 1, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 2}
+  - {epochs: 1, batch_size: 128, optimizer: sgd, lr: 0.001, weight_decay: 0, seed: 3}
+"""
+
+
+def quick(folder: Path) -> list[str]:
+    """Options for three stages of seconds, without a twin: for tests of all but the training."""
+    file = folder / "quick.yaml"
+    file.write_text(QUICK_STAGES)
+    return flags(stages=file, calibrate="none")
 
 
 def start(script: str, env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
