@@ -8,7 +8,7 @@ temperature, the largest probability, and whether anything is drawn at all. `pre
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -107,22 +107,23 @@ def _joined(prepare: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelPro
 def _decide(graph: onnx.GraphProto, temperature: float, *, drawn: bool) -> None:
     """Appends the decision: `logits` [1, classes] and IMAGE to the three outputs."""
 
-    def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, name))
+    def constant(name: str, value: float | list[int]) -> str:
+        kind = np.int64 if isinstance(value, list) else np.float32
+        graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
         return name
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: int) -> str:
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    divided = node("Div", ["logits", constant("t", np.float32(temperature))], "divided")
+    divided = node("Div", ["logits", constant("t", temperature)], "divided")
     node("Softmax", [divided], PROBABILITIES, axis=1)
-    flat = node("Reshape", [PROBABILITIES, constant("flat", np.array([-1]))], "each")
+    flat = node("Reshape", [PROBABILITIES, constant("flat", [-1])], "each")
     largest = node("ReduceMax", [flat], "largest", keepdims=0)
     node("ArgMax", [flat], "label", axis=0, keepdims=0)
     # Any other picture is taken as it is: whether anything is on it is not asked.
-    ink = node("ReduceMax", [IMAGE], "ink", keepdims=0) if drawn else constant("ink", np.float32(1))
-    node("Greater", [ink, constant("nothing", np.float32(0))], "known")
+    ink = node("ReduceMax", [IMAGE], "ink", keepdims=0) if drawn else constant("ink", 1.0)
+    node("Greater", [ink, constant("nothing", 0.0)], "known")
     node("Where", ["known", largest, "nothing"], "probability")
     del graph.output[:]
     kinds = {

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from optuna.visualization.matplotlib import plot_contour as optuna_contour
 
+from mnist_ray.export.session import reliability
 from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range, chain
 from mnist_ray.report.model_part import (
     Answers,
     Tested,
-    calibration,
     confusion,
     load_tested,
     reach,
@@ -161,7 +161,7 @@ def _confusion(answers: Answers, classes: list[str]) -> Figure:
 
 
 def _calibration(answers: Answers) -> Figure:
-    bins, error = calibration(*answers)
+    bins, error = reliability(*answers)
     figure, axes = plt.subplots(figsize=(4.2, 4.2))
     axes.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
     mean, accuracy = [bin.mean for bin in bins], [bin.accuracy for bin in bins]

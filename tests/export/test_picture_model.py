@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ def test_equal_files_give_equal_bytes(exported: bytes) -> None:
 
 
 def test_three_lines_of_onnxruntime_give_what_predict_gives(
-    calibrated: bytes, digits: data.Images, tmp_path
+    calibrated: bytes, digits: data.Images, tmp_path: Path
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(calibrated)
     (tmp_path / "picture.onnx").write_bytes(picture_file(calibrated, "model"))
