@@ -6,11 +6,12 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from mnist_ray import __version__
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, printable
 from mnist_ray.settings import (
     DrawSettings,
     EvaluateSettings,
@@ -23,6 +24,7 @@ from mnist_ray.settings import (
 )
 
 PROGRAM = "mnist-ray"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def search(settings: SearchSettings) -> int:
@@ -57,17 +59,40 @@ def evaluate(settings: EvaluateSettings) -> None:
         print(f"class     {label}  {accuracy:.4%}")
 
 
-def predict(settings: PredictSettings) -> None:
+def predict(settings: PredictSettings) -> int:
     """Classify pictures with a published model."""
     from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
 
     if not settings.pictures:
         raise SettingsError("name at least one picture after the model")
-    model = load_model(settings.model)
-    for path in settings.pictures:
-        found = model.predict(path)
+    model, code = load_model(settings.model), 0
+    files = list(_files(settings.pictures))
+    for path in files:
+        try:
+            found = model.predict(path)
+        except SettingsError as error:  # the other pictures are answered all the same
+            if len(files) == 1:
+                raise
+            print(printable(str(error)), file=sys.stderr, flush=True)
+            code = SettingsError.exit_code
+            continue
         shown = f"{found.label}  {found.probability:.4f}" if found.label else "-  nothing drawn"
-        print(f"{path}  {shown}")
+        print(f"{printable(path)}  {shown}", flush=True)
+    return code
+
+
+def _files(pictures: Sequence[str]) -> Iterator[str]:
+    """The picture files; of a folder those within it, by name."""
+    for path in map(Path, pictures):
+        if not path.is_dir():
+            yield str(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        if not inside:
+            raise SettingsError(
+                f"{path}: the folder holds no picture; expected {'/'.join(PICTURES)}"
+            )
+        yield from map(str, inside)
 
 
 def report(settings: ReportSettings) -> int:

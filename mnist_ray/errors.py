@@ -29,6 +29,11 @@ class CorruptFileError(WorkError):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey; it may come from a file of somebody else's."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """An error's message in one line; its type's name if it has none."""
     return next(

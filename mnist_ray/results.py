@@ -203,6 +203,10 @@ class Prediction(_Pair):
         return self
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
 class Model:
     """A published model, run by onnxruntime on the CPU. Made by `mnist_ray.load_model`.
 
@@ -230,8 +234,23 @@ class Model:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes."""
-        names = json.loads(self.session.metadata.get("classes", "null"))
-        return tuple(map(str, names)) if names else ()
+        text = self.session.metadata.get("classes")
+        if text is None:
+            return ()
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError):
+            names = None
+        n = self.session.n_classes
+        if (
+            not isinstance(names, list)
+            or not all(map(_is_name, names))
+            or len(names) != (n or len(names))
+        ):
+            raise SettingsError(
+                f"{self.path}: its metadata's classes are no list of {n or 'printable'} names"
+            )
+        return tuple(names)
 
     def predict(self, picture: str | os.PathLike[str] | np.ndarray | Image) -> Prediction:
         """The class of a picture.

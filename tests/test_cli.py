@@ -15,9 +15,11 @@ from PIL import Image
 
 from mnist_ray import cli, data, models
 from mnist_ray.data import read_picture
+from mnist_ray.errors import SettingsError
 from mnist_ray.export.pictures import Preprocessor
 from mnist_ray.export.session import Session, confidence_interval, probabilities
 from mnist_ray.export.write import export
+from mnist_ray.settings import PredictSettings
 from tests.support.published import HEAVY, HP, published
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -110,6 +112,51 @@ def test_predict(run: Path, tmp_path: Path) -> None:
         assert line == f"{file}  {names[found.argmax()]}  {found.max():.4f}"
         right += found.argmax() == label
     assert right >= 9
+
+
+def test_one_bad_picture_among_many_and_a_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are answered; the exit code tells of the bad one. No name orders a terminal."""
+    digit = data.load("digits", "test").images[0, 0]
+    for name in ("a.png", "b.jpg", "c\x1b[2J.png"):
+        Image.fromarray(digit).resize((90, 90)).save(tmp_path / name)
+    (tmp_path / "b2.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture either")
+    Image.fromarray(np.ones((50, 50), np.float32)).save(tmp_path / "d.tiff")
+    Image.fromarray(np.full((50, 50), 9, np.int32)).save(tmp_path / "e.tiff")
+    code = cli.predict(PredictSettings(str(run), (str(tmp_path),)))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert [line.split("  ")[0].rpartition("/")[2] for line in out.splitlines()] == [
+        "a.png",
+        "b.jpg",
+        "c\\x1b[2J.png",
+    ]
+    assert [line.partition(" ")[0].rpartition("/")[2] for line in err.splitlines()] == [
+        "b2.png",
+        "d.tiff",
+        "e.tiff",
+    ]
+    assert err.count("whose range is not known") == 2
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SettingsError, match="the folder holds no picture; expected .png"):
+        cli.predict(PredictSettings(str(run), (str(tmp_path / "none"),)))
+
+
+@pytest.mark.parametrize(("size", "read"), [((9000, 6000), (1125, 750)), ((60, 40), (60, 40))])
+def test_a_large_photo_is_read_at_a_fraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], read: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("mnist_ray.data.pictures.FRACTION_OF", 700)
+    Image.new("L", size, 200).save(tmp_path / "a.jpg")
+    assert data.read_picture(tmp_path / "a.jpg").shape == (*reversed(read), 4)
+
+
+def test_a_picture_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (66_000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(SettingsError, match="66000 x 1 pixels; at most .* 65,500 a side"):
+        data.read_picture(tmp_path / "a.png")
 
 
 def test_predict_says_that_nothing_is_drawn(run: Path, tmp_path: Path) -> None:

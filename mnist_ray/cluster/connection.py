@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.cluster.resources import Cluster, environment
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError, printable
 from mnist_ray.processes import temporary_folder
 from mnist_ray.settings import masked
 
@@ -40,12 +40,33 @@ def running() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         return address != "local"
-    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
     try:
-        _reach(note.read_text().strip())
+        _reach(_note().read_text().strip())
     except (OSError, ValueError):
         return False
     return True
+
+
+def _note() -> Path:
+    """Ray's note of the address of this machine's Ray; all users share the place."""
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+
+
+def _check_owner() -> None:
+    """Refuses the Ray that another user runs here, unless RAY_ADDRESS names it: it runs our code.
+
+    Raises:
+        SettingsError: says how to join it and how to start one's own.
+    """
+    if os.environ.get("RAY_ADDRESS", "auto") != "auto":
+        return
+    owner = _note().stat().st_uid
+    if owner != os.getuid():
+        address = printable(_note().read_text().strip())
+        raise SettingsError(
+            f"RAY_ADDRESS: the Ray at {address} is of user {owner}, not yours; "
+            f"RAY_ADDRESS=local starts one of your own, RAY_ADDRESS={address} joins that one"
+        )
 
 
 def _reach(address: str) -> None:
@@ -72,7 +93,7 @@ def _check_address() -> None:
         ) from error
     except OSError as error:
         raise WorkError(
-            f"Ray cannot be joined: nothing answers at RAY_ADDRESS={address} "
+            f"Ray cannot be joined: nothing answers at RAY_ADDRESS={masked(address)} "
             f"({error.strerror or error}); unset it, or RAY_ADDRESS=local starts a Ray here"
         ) from error
 
@@ -95,6 +116,7 @@ def connected(verbose: bool) -> Iterator[Cluster]:
         if _is_connected():
             pass  # a notebook's: it is used, and left as it is
         elif running():
+            _check_owner()
             _check_address()
         else:  # a folder of its own, so that all of it can be removed
             print("starting Ray on this machine", flush=True)

@@ -31,7 +31,9 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
             with same_sigterm():
                 context = ray.init(address="auto", ignore_reinit_error=True, **options)
         except Exception as error:
-            raise WorkError(f"Ray cannot be joined: {first_line(error)}") from error
+            raise WorkError(
+                f"Ray cannot be joined: {first_line(error)}{_about_token(error)}"
+            ) from error
         has, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
         busy = "" if free >= 1 or not has else "; its CPUs are taken: trials wait for them"
         joined = _cluster(context, ray.get_runtime_context(), started_here=False)
@@ -40,6 +42,16 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
     finally:
         if not keep:
             ray.shutdown()
+
+
+def _about_token(error: Exception) -> str:
+    """What to do where the tokens of this process and of the cluster do not agree."""
+    if not any(word in str(error).lower() for word in ("token", "unauthenticated", "auth")):
+        return ""
+    return (
+        " (RAY_AUTH_MODE and the token must be the cluster's: see RAY_AUTH_TOKEN, "
+        "RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token)"
+    )
 
 
 @contextlib.contextmanager

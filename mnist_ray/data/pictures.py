@@ -14,7 +14,11 @@ from mnist_ray.errors import SettingsError
 T = TypeVar("T")
 Padding = Literal["black", "white", "edge", "stretch"]
 PADDINGS: tuple[str, ...] = get_args(Padding)
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000  # of a picture as it is unpacked; a larger JPEG is read at a fraction
+MAX_SIDE = 65_500  # pixels; JPEG has no longer ones
+FRACTION_OF = (
+    2048  # pixels that the shorter side keeps at least, where a JPEG is read at a fraction
+)
 FORMATS = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",
 )  # fmt: skip
@@ -46,7 +50,7 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     name = name or (picture if isinstance(picture, str) else "a picture")
-    return _guarded(picture, name, lambda image: _in_8_bits(ImageOps.exif_transpose(image)))
+    return _guarded(picture, name, _in_8_bits)
 
 
 def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
@@ -69,12 +73,7 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
         file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         image = Image.open(file, formats=FORMATS)
         with image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise SettingsError(
-                    f"{name}: the picture has {width} x {height} pixels; "
-                    f"at most {MAX_PIXELS:,} are allowed"
-                )
+            _check_size(image, name)
             return finish(image)
     except UnidentifiedImageError as error:
         raise SettingsError(
@@ -90,10 +89,29 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
         ) from error
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
+def _check_size(image: Image.Image, name: str) -> None:
+    """Has a JPEG of too many pixels read at a half, a quarter or an eighth of its sides.
+
+    Raises:
+        SettingsError: It is still too large, or is of another format.
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS and image.format == "JPEG":
+        image.draft(image.mode, (FRACTION_OF, FRACTION_OF))
+    if image.width * image.height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise SettingsError(
+            f"{name}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} in all "
+            f"and {MAX_SIDE:,} a side are allowed"
+        )
+
+
+def _in_8_bits(file: Image.Image) -> Image.Image:
+    image: Image.Image = ImageOps.exif_transpose(file)
     image.load()
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
+    if image.mode == "I" and file.format == "TIFF":
+        raise ValueError("its pixels are numbers of 32 bits, whose range is not known")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -92,6 +93,28 @@ class Session:
                 "expected fixed channels, height and width"
             )
 
+        self._check_batches(inputs[0].shape[0])
+        self.n_classes = self._classes()
+
+    def _check_batches(self, batch: Any) -> None:
+        if isinstance(batch, int):
+            raise SettingsError(
+                f"{self.source} takes {batch} image(s) at a time; expected any number (a batch "
+                "dimension without a size)"
+            )
+
+    def _classes(self) -> int | None:
+        """The length of the answer to an image; None where the file leaves it open."""
+        output = self._session.get_outputs()[0]
+        shape = list(output.shape or [])
+        other = len(shape) != 2 or (isinstance(shape[1], int) and shape[1] < 2)
+        if output.type != "tensor(float)" or other:
+            raise SettingsError(
+                f"{self.source} gives {output.type} {shape}; "
+                "expected float32 logits [batch, classes] of at least two classes"
+            )
+        return shape[1] if isinstance(shape[1], int) else None
+
     @property
     def padding(self) -> str | None:
         """How a picture of any size becomes an image (see `data.Images.padding`)."""
@@ -118,7 +141,15 @@ class Session:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, classes] for pixels float32 [n, C, H, W] in [0, 1], in one batch."""
-        output: np.ndarray = self._session.run(None, {self._input.name: pixels})[0]
+        try:
+            output: np.ndarray = self._session.run(None, {self._input.name: pixels})[0]
+        except CANNOT_RUN as error:
+            raise SettingsError(f"{self.source} cannot be run: {first_line(error)}") from error
+        if output.ndim != 2 or len(output) != len(pixels):
+            raise SettingsError(
+                f"{self.source} gives {list(output.shape)} for {len(pixels)} images; "
+                "expected logits [batch, classes]"
+            )
         return output
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Evaluation:

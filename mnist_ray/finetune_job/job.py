@@ -147,8 +147,8 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     committee = settings.committee
     if committee is None:
         committee = searched.get("committee", 1)
-    if committee < 1:
-        raise SettingsError(f"--committee: {committee} is not allowed; expected at least 1")
+    if not isinstance(committee, int) or committee < 1:
+        raise SettingsError(f"--committee: {committee!r} is not allowed; expected at least 1")
     if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
         raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
     if settings.cpus is not None and not 0 < settings.cpus < math.inf:

@@ -5,7 +5,7 @@ Every network takes float images [batch, C, H, W] with pixels in [0, 1] and retu
 The dict names the family in `model`; `hyperparameters.NETWORK_KEYS` lists the keys of each family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -72,7 +72,7 @@ def check_known(hp: Hyperparameters, source: str, own: str | None = None) -> Non
     Raises:
         SettingsError: The dict names neither a family nor `own`.
     """
-    name = hp.get("model")
+    name = hp.get("model") if isinstance(hp, Mapping) else None
     if name not in (*FAMILIES, own):
         raise SettingsError(
             f"{source} names the network {name!r}; to run code of your own, name it too: "

@@ -62,7 +62,8 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
     with temporary_folder("mray-study-") as folder:
         local = storage.local_path
         path = (local or folder) / layout.JOURNAL
-        if local is None and storage.exists(layout.JOURNAL):
+        # Looked for on a disk too: a link that leads out of the run is refused.
+        if storage.exists(layout.JOURNAL) and local is None:
             path.write_bytes(storage.read_bytes(layout.JOURNAL))
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
         yield (

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
-from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.errors import MnistRayError, SettingsError, printable
 from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.secrets import scrubbed
@@ -66,7 +66,7 @@ def main(
             code = run(parse(cls, argv, program)) or 0
             sys.stdout.flush()
     except MnistRayError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -37,15 +37,38 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or directory."""
-        return _exists(self.root / name)
+        return _exists(self._within(name))
 
     def read(self, name: str) -> bytes:
         """The whole content."""
-        return (self.root / name).read_bytes()
+        return self._within(name).read_bytes()
+
+    def _within(self, name: str, *, of: str | None = None) -> Path:
+        """The path of a name.
+
+        A run may come from elsewhere, and hold links: what lies outside is not reached by one.
+
+        Args:
+            name: A file or directory below this one.
+            of: What is looked at instead, where a link of that name is itself removed or replaced.
+
+        Raises:
+            OSError: A link leads out of this directory.
+        """
+        root, found = (
+            os.path.realpath(self.root / part) for part in ("", name if of is None else of)
+        )
+        if found != root and not found.startswith(root.rstrip(os.sep) + os.sep):
+            raise OSError(errno.ELOOP, "a link leads out of the directory")
+        return self.root / name
+
+    def _own(self, name: str) -> Path:
+        """The path of a name whose link, if it is one, is meant itself."""
+        return self._within(name, of=os.path.dirname(name))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, replacing one of that name."""
-        path = self.root / name
+        path = self._own(name)
         self._refuse_where_gone()
         with self._temporary(path, data) as temporary:
             os.replace(temporary, path)
@@ -63,7 +86,7 @@ class Folder:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of this name."""
-        path = self.root / name
+        path = self._own(name)
         if os.path.lexists(path):
             return False
         with self._temporary(path, data) as temporary:
@@ -86,7 +109,7 @@ class Folder:
 
         Whoever replaces a file so has locked it, and looked that it still has its name.
         """
-        path = self.root / name
+        path = self._within(name)
         while True:
             try:
                 descriptor = _open_to_lock(path)
@@ -108,14 +131,14 @@ class Folder:
         """All files below, relative to this directory."""
         return [
             os.path.relpath(os.path.join(parent, file), self.root)
-            for parent, _, files in os.walk(self.root / name, onerror=_unless_missing)
+            for parent, _, files in os.walk(self._within(name), onerror=_unless_missing)
             for file in files
             if not file.startswith(TEMPORARY)
         ]
 
     def delete(self, name: str) -> None:
         """Remove a file, or a directory with all that is in it."""
-        path = self.root / name
+        path = self._own(name)
         with suppress(FileNotFoundError, NotADirectoryError):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

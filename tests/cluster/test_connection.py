@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import cluster
+from mnist_ray.cluster import connection
 from mnist_ray.errors import SettingsError, WorkError
 from tests.support import PROGRAMS
 from tests.support.runs import SMALL, finish, search
@@ -40,6 +42,24 @@ def test_an_address_of_another_kind_is_refused(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(SettingsError, match=f"RAY_ADDRESS={address}: expected HOST:PORT"):
         join()
+
+
+def test_another_users_ray_is_joined_only_where_its_address_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        note.write_text(address)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        connection._check_owner()
+        monkeypatch.setattr("os.getuid", lambda: note.stat().st_uid + 1)
+        with pytest.raises(SettingsError, match=f"the Ray at {address} is of user .*=local starts"):
+            join()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        connection._check_owner()
 
 
 def test_a_request_without_the_token_is_refused(ray_head: dict[str, str]) -> None:

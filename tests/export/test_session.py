@@ -51,6 +51,36 @@ def test_session_refuses_other_images_and_other_inputs(exported: bytes) -> None:
         Session(proto.SerializeToString(), "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("batch", "output", "message"),
+    [
+        (1, ["n", 4], r"takes 1 image\(s\) at a time; expected any number"),
+        ("n", [], r"gives tensor\(float\) \[\]; expected float32 logits"),
+        ("n", ["n"], r"gives tensor\(float\) \['n'\]; expected float32 logits"),
+        ("n", ["n", 1], r"gives tensor\(float\) \['n', 1\]; .* of at least two classes"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused(
+    batch: int | str, output: list[int | str], message: str
+) -> None:
+    shape = helper.make_tensor_value_info("x", 1, [batch, 1, 2, 2])
+    axes = {0: [0, 1, 2, 3], 1: [1, 2, 3], 2: [2, 3]}[len(output)]
+    nodes = [helper.make_node("Flatten", ["x"], ["f"])]
+    if len(output) == 2 and output[1] != 4:
+        nodes.append(helper.make_node("ReduceSum", ["f", "axes"], ["y"], keepdims=1))
+        axes = [1]
+    elif len(output) == 2:
+        nodes.append(helper.make_node("Identity", ["f"], ["y"]))
+    else:
+        nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)]
+    constant = helper.make_tensor("axes", onnx.TensorProto.INT64, [len(axes)], axes)
+    answer = helper.make_tensor_value_info("y", 1, output)
+    graph = helper.make_graph(nodes, "g", [shape], [answer], [constant])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(SettingsError, match=rf"^m\.onnx {message}"):
+        Session(proto.SerializeToString(), "m.onnx")
+
+
 def test_evaluate(exported: bytes, digits: data.Images) -> None:
     with torch.inference_mode():
         expected = network(HP)(torch.from_numpy(digits.images / np.float32(255))).argmax(1).numpy()

@@ -225,3 +225,30 @@ def test_an_onnx_file_begins_a_run_of_its_own(
     with pytest.raises(SettingsError, match="--name: a run is there already"):
         job.finetune(settings)
     assert job.finetune(FinetuneSettings(run=str(tmp_path / "again"), stages=stages)).exit_code == 0
+
+
+def test_the_command_to_go_on_repeats_what_was_given(run: RunStorage) -> None:
+    about = About.read(run, "--run")
+    assert job.resume_command(FinetuneSettings(run=run.uri), about).endswith(
+        f" finetune --run {run.uri}"
+    )
+    given = FinetuneSettings(
+        run=run.uri, stages="my stages.yaml", committee=2, network="mine:net", gpus=0.5
+    )
+    assert job.resume_command(given, about).endswith(
+        f" finetune --run {run.uri} --network mine:net --stages 'my stages.yaml' --committee 2 "
+        "--gpus 0.5"
+    )
+    new = FinetuneSettings(onnx="a.onnx", storage="x", name="run")  # it keeps a copy of the file
+    assert "--onnx" not in job.resume_command(new, about)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [({"gpus": 2.0}, "--gpus"), ({"gpus": -1.0}, "--gpus"), ({"cpus": 0.0}, "--cpus")],
+)
+def test_resources_that_would_not_be_used_are_refused(
+    run: RunStorage, options: dict[str, float], flag: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{flag}: .* is not allowed; expected "):
+        job.finetune(FinetuneSettings(run=run.uri, **options))  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
 """Text forms of values."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import duration, key_values, load
+from mnist_ray.settings import command, duration, key_values, load
 
 
 def test_durations_and_pairs() -> None:
@@ -38,3 +40,33 @@ def test_a_module_of_one_s_own_that_cannot_be_imported_is_one_line(
         load(f"{name}:f", "--space", ["convnet"])
     expected = message.replace("FILE", str(file)).replace("NAME", name)
     assert str(caught.value) == f"--space: '{name}:f' cannot be imported: {expected}"
+
+
+@pytest.mark.parametrize("folder", ["a b", "."])
+def test_a_printed_command_works_where_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """In a shell that has not activated the environment, in any folder."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    line = command("--version")
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("mnist-ray "), done.stderr
+    assert command("predict", "a b.onnx").endswith("-m mnist_ray predict 'a b.onnx'")
+
+
+def test_a_printed_command_is_short_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert command("draw") == "bin/python -m mnist_ray draw"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mnist-ray").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert command("draw") == "mnist-ray draw"
+    sent = tmp_path / "working_dir_files" / "x"
+    sent.mkdir(parents=True)
+    monkeypatch.chdir(sent)
+    assert command("draw") == "python -m mnist_ray draw"
