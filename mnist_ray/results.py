@@ -16,7 +16,7 @@ from PIL.Image import Image
 from mnist_ray import data
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.read import read_model
-from mnist_ray.export.session import Evaluation, Session, probabilities
+from mnist_ray.export.session import Evaluation, Session, probabilities, temperature_of
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import read_picture
@@ -263,15 +263,13 @@ class Model:
         Raises:
             SettingsError: The file cannot be read, or the array is no picture.
         """
-        from mnist_ray.export.pictures import as_rgba  # noqa: PLC0415 (seconds at start)
-
         if isinstance(picture, np.ndarray) and picture.shape == self.session.image_shape:
             if picture.dtype != np.uint8:
                 raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
             each = self.probabilities(picture[None])[0]
             number, probability, known = int(each.argmax()), float(each.max()), True
         else:
-            number, probability, known = self._pictures(as_rgba(picture, self.session.image_shape))
+            number, probability, known = self._pictures.of(picture, self.session.image_shape)
         if not probability:
             return Prediction("", 0.0, known=False)
         label = self.classes[number] if self.classes else str(number)
@@ -333,8 +331,6 @@ class Model:
 
     @cached_property
     def _temperature(self) -> float:
-        from mnist_ray.export.picture_model import temperature_of  # noqa: PLC0415 (seconds at start)
-
         return temperature_of(self.session.metadata, self.path)
 
     @cached_property

@@ -6,8 +6,8 @@ temperature, the largest probability, and whether anything is drawn at all. `pre
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +16,13 @@ import onnxruntime
 from onnx import TensorProto, compose, helper, numpy_helper
 from PIL import Image, ImageOps
 
+from mnist_ray.data import read_picture
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
 from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, metadata_of
-from mnist_ray.export.session import CANNOT_RUN, Session, probabilities
+from mnist_ray.export.session import CANNOT_RUN, Session, probabilities, temperature_of
 
 IMAGE, PROBABILITIES = "image", "probabilities"  # inner values that the page shows as well
-TEMPERATURE = "temperature"  # in the metadata
 TOLERANCE = 1e-4  # largest difference of a probability from that of the two files apart
 
 
@@ -71,22 +71,6 @@ def picture_file(model: bytes, source: str) -> bytes:
     onnx.checker.check_model(joined)
     data: bytes = joined.SerializeToString(deterministic=True)
     return data
-
-
-def temperature_of(facts: Mapping[str, str], source: str) -> float:
-    """The temperature in a file's metadata, 1 where there is none.
-
-    Raises:
-        SettingsError: It is no number above 0.
-    """
-    text = facts.get(TEMPERATURE, "1")
-    try:
-        temperature = float(text)
-    except ValueError:
-        temperature = math.nan
-    if not 0 < temperature < math.inf:
-        raise SettingsError(f"{source} has the temperature {text!r}; expected a number above 0")
-    return temperature
 
 
 def _joined(prepare: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
@@ -241,8 +225,43 @@ class PictureSession:
         except CANNOT_RUN as error:
             raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
 
+    def of(
+        self,
+        picture: str | os.PathLike[str] | np.ndarray | Image.Image,
+        image_shape: tuple[int, int, int],
+    ) -> Answer:
+        """The answer to a picture in any form that `as_rgba` takes."""
+        return self(as_rgba(picture, image_shape))
+
     def __call__(self, picture: np.ndarray) -> Answer:
         """The answer to a picture, uint8 [h, w, 4]."""
         names = ["label", "probability", "known"]
         label, probability, known = self._session.run(names, {"picture": picture})
         return Answer(int(label), float(probability), bool(known))
+
+
+def as_rgba(
+    picture: str | os.PathLike[str] | np.ndarray | Image.Image, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """A picture in any of the forms that people have, as uint8 [h, w, 4].
+
+    Args:
+        picture: A file, a picture of Pillow's, or uint8 [h, w] or [h, w, 3 or 4].
+        image_shape: The network's own, named in errors.
+
+    Raises:
+        SettingsError: The file cannot be read, or the array is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_picture(picture)
+    if isinstance(picture, Image.Image):
+        return np.array(picture.convert("RGBA"))
+    if picture.dtype != np.uint8:
+        raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
+    try:
+        return np.array(Image.fromarray(picture).convert("RGBA"))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"picture: an array of shape {picture.shape}; expected [height, width], "
+            f"[height, width, 3 or 4] or {list(image_shape)}"
+        ) from error

@@ -7,7 +7,6 @@ The definition is one ONNX graph, so that a web page (onnxruntime-web) and `pred
 pixels. onnxscript translates the text of the functions below into that graph.
 """
 
-import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,9 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnx.inliner import inline_local_functions
 from onnxscript import opset20, script
-from PIL import Image
 
-from mnist_ray.data import read_picture
 from mnist_ray.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -392,30 +389,3 @@ class Preprocessor:
         """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
         image: np.ndarray = self._session.run(None, {"picture": picture})[0]
         return image
-
-
-def as_rgba(
-    picture: str | os.PathLike[str] | np.ndarray | Image.Image, image_shape: tuple[int, int, int]
-) -> np.ndarray:
-    """A picture in any of the forms that people have, as uint8 [h, w, 4].
-
-    Args:
-        picture: A file, a picture of Pillow's, or uint8 [h, w] or [h, w, 3 or 4].
-        image_shape: The network's own, named in errors.
-
-    Raises:
-        SettingsError: The file cannot be read, or the array is no picture.
-    """
-    if isinstance(picture, str | os.PathLike):
-        return read_picture(picture)
-    if isinstance(picture, Image.Image):
-        return np.array(picture.convert("RGBA"))
-    if picture.dtype != np.uint8:
-        raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
-    try:
-        return np.array(Image.fromarray(picture).convert("RGBA"))
-    except (TypeError, ValueError) as error:
-        raise SettingsError(
-            f"picture: an array of shape {picture.shape}; expected [height, width], "
-            f"[height, width, 3 or 4] or {list(image_shape)}"
-        ) from error

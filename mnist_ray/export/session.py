@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ CANNOT_RUN = (
     runtime_errors.RuntimeException,
 )
 
+TEMPERATURE = "temperature"  # in the metadata
 BINS = 15  # of equal width, as in Guo et al. 2017
 
 
@@ -237,3 +239,19 @@ def reliability(labels: np.ndarray, given: np.ndarray) -> tuple[list[Bin], float
         counts = int(inside.sum()), int(right[inside].sum())
         bins.append(Bin(b / BINS, (b + 1) / BINS, *counts, float(sure[inside].mean())))
     return bins, sum(bin.n / len(labels) * abs(bin.accuracy - bin.mean) for bin in bins)
+
+
+def temperature_of(facts: Mapping[str, str], source: str) -> float:
+    """The temperature in a file's metadata, 1 where there is none.
+
+    Raises:
+        SettingsError: It is no number above 0.
+    """
+    text = facts.get(TEMPERATURE, "1")
+    try:
+        temperature = float(text)
+    except ValueError:
+        temperature = math.nan
+    if not 0 < temperature < math.inf:
+        raise SettingsError(f"{source} has the temperature {text!r}; expected a number above 0")
+    return temperature

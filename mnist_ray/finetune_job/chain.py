@@ -18,8 +18,9 @@ from torch import nn
 
 from mnist_ray import models
 from mnist_ray.data import Images, Split
-from mnist_ray.export.picture_model import TEMPERATURE, picture_file, verify_pictures
+from mnist_ray.export.picture_model import picture_file, verify_pictures
 from mnist_ray.export.session import (
+    TEMPERATURE,
     Evaluation,
     Session,
     confidence_interval,
