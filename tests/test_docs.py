@@ -1,8 +1,11 @@
 """README and docs against the code, both ways: options, commands, code and links."""
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,8 +96,29 @@ def test_every_command_parses(page: str, call: str, monkeypatch: pytest.MonkeyPa
     assert parse(COMMANDS[command].settings, flags) is not None
 
 
+DRY = [call for call in CALLS if "--dry-run" in call[1] and "mine:" not in call[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "call"), DRY)
+def test_a_dry_run_on_a_page_runs(page: str, call: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_ray", *(ours(call) or [])],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "suggestion 0" in done.stdout
+    assert not (tmp_path / "mnist_ray").exists()
+
+
 def test_commands_are_found() -> None:
     assert len(CALLS) > 40
+    assert len(DRY) > 5
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
