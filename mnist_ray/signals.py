@@ -84,7 +84,7 @@ def _install(handler: Handler) -> dict[signal.Signals, Handler | int | None]:
 
 
 def _leave_terminal(number: int) -> None:
-    """Sends output nowhere where its terminal is gone: what cannot be printed is no error."""
+    """Sends output nowhere if its terminal is gone: a line that cannot be printed is no error."""
     if number != signal.SIGHUP:
         return
     for file in (1, 2):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Channels = Literal["grey", "colour"]
 FORMAT = 1  # of the decoded file: a change makes older ones unread
-LARGEST = 64  # pixels: the longer side where --image-size is not given
+LARGEST = 64  # pixels: the longer side if --image-size is not given
 CHUNK = 256  # pictures that a thread decodes at a time
 KEPT = 8  # decoded files in the cache, those that were used last
 NAMED = 20  # broken pictures that are named, a line each
@@ -43,9 +43,9 @@ class Reading:
     Attributes:
         image_size: Height and width; one number for squares; None: found out.
         channels: None: found out.
-        padding: What is beside a picture of another shape; "stretch": nothing, it is stretched.
+        padding: The sides of a picture of another shape; "stretch": nothing, it is stretched.
         skip_broken: Whether pictures that cannot be read are left out.
-        verify_data: Whether all is read again, whatever is in the cache.
+        verify_data: Whether all is read again, also with a full cache.
     """
 
     image_size: int | tuple[int, int] | None = None
@@ -66,7 +66,7 @@ class Reading:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "Reading":
-        """What `to_json` gave. Raises SettingsError, naming `source`, where it is no such text."""
+        """The inverse of `to_json`. Raises SettingsError, naming `source`, for any other text."""
         try:
             return cls.of(resolved(SearchSettings.of(**json.loads(text))))
         except (ValueError, TypeError, SettingsError) as error:
@@ -80,7 +80,7 @@ class Decoded:
     Attributes:
         images: uint8 [n, C, H, W], read-only.
         kept: int64 [n], places in the listing: without the broken ones.
-        notes: What was found out, for the log.
+        notes: Findings for the log.
     """
 
     images: np.ndarray
@@ -89,7 +89,7 @@ class Decoded:
 
 
 def decoded(listing: Listing, reading: Reading, order: np.ndarray) -> Decoded:
-    """The listing's pictures, from the cache where it has them.
+    """The listing's pictures, from the cache if it has them.
 
     Args:
         listing: The pictures.
@@ -117,7 +117,7 @@ def decoded(listing: Listing, reading: Reading, order: np.ndarray) -> Decoded:
                 if path:
                     os.replace(name, path)
             finally:
-                Path(name).unlink(missing_ok=True)  # what is mapped stays
+                Path(name).unlink(missing_ok=True)  # a mapped file stays
     except OSError as error:
         raise SettingsError(
             f"--dataset: the decoded images of {listing.source} cannot be kept in "
@@ -133,7 +133,7 @@ def decoded(listing: Listing, reading: Reading, order: np.ndarray) -> Decoded:
 
 
 def cache_folder() -> Path | None:
-    """Where decoded images are kept; None where this user cannot write there."""
+    """The folder of decoded images; None if this user cannot write there."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(root, "mnist_ray", "images")
     try:
@@ -144,7 +144,7 @@ def cache_folder() -> Path | None:
 
 
 def _kept(path: Path) -> Decoded | None:
-    """What the cache has; None where it has nothing, or a file that is damaged."""
+    """The cache's images; None if it has none, or a file that is damaged."""
     try:
         result = _read(path)
         os.utime(path)  # it was used last
@@ -165,7 +165,7 @@ def _read(path: Path) -> Decoded:
 
 
 def _tidy(folder: Path) -> None:
-    """Leaves the files that were used last; what is mapped by a process stays for it."""
+    """Leaves the files that were used last; a file that a process has mapped stays for it."""
     with suppress(OSError):
         files = sorted(folder.glob("*.images"), key=lambda file: file.stat().st_mtime)
         for file in files[:-KEPT]:
@@ -177,7 +177,7 @@ def _tidy(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the pictures are decoded to: raw images of `shape`, in the listing's order."""
+    """The decoded pictures: raw images of `shape`, in the listing's order."""
 
     shape: tuple[int, int, int]
     grey: bool  # whether no picture has a colour
@@ -260,7 +260,7 @@ def _image(
 def _each_chunk(
     listing: Listing, work: Callable[[Picture, str], T]
 ) -> Iterator[tuple[list[T | None], list[str]]]:
-    """What `work` makes of each picture, None where it is broken, and the errors; in order.
+    """The results of `work` on each picture, None if it is broken, and the errors; in order.
 
     Threads share the work: Pillow decodes without Python's lock.
     """
@@ -289,7 +289,7 @@ def _each_chunk(
 
 
 def _refuse(listing: Listing, broken: list[str], reading: Reading, *, any_left: bool) -> None:
-    """Names the broken pictures, a line each; SettingsError where they may not be left out."""
+    """Names the broken pictures, a line each; SettingsError if they may not be left out."""
     if not broken:
         return
     for each in broken[:NAMED]:

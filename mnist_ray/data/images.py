@@ -139,14 +139,14 @@ def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:
 def from_function(
     function: Callable[[str, str | None], Any], name: str, part: str, data_dir: str | None
 ) -> Images:
-    """Call a person's own function, and check and convert what it returns.
+    """Call a person's own function, and check and convert its result.
 
     Integer labels of any width, lists, torch tensors and NumPy scalars are converted. So are images
     without a channel axis, images with the channels last where the length of `mean` says so, and
     numbers that are certainly of [0, 1] or [0, 255]; the log tells of these three.
 
     Raises:
-        SettingsError: names `--dataset`, the function and what is wrong, in one line.
+        SettingsError: names `--dataset`, the function and the fault, in one line.
     """
     try:
         found = function(part, data_dir)
@@ -165,7 +165,7 @@ def from_function(
 
 
 def _checked(data: Images) -> Images:
-    """The same with the documented types; ValueError or TypeError where that is impossible."""
+    """The same with the documented types; ValueError or TypeError if that is impossible."""
     classes = tuple(str(each) for each in data.classes)
     if not classes or not all(each.isprintable() for each in classes):
         raise ValueError("classes must be printable names, at least one")

@@ -1,4 +1,4 @@
-"""What a source of one's own holds: labelled pictures that are not decoded yet."""
+"""The content of a source of one's own: labelled pictures that are not decoded yet."""
 
 import hashlib
 import os
@@ -30,11 +30,11 @@ class Listing:
         pictures: Gives the pictures, from the first on, each time that it is called.
         labels: int64 [n], places in `classes`.
         classes: The labels' names.
-        parts: train, val or test for each picture; None where the source does not say.
+        parts: train, val or test for each picture; None if the source does not say.
         groups: int64 [n], or None.
         weights: float64 [n], or None.
-        fingerprint: Differs where the source has changed.
-        notes: What was found out, for the log.
+        fingerprint: Differs if the source has changed.
+        notes: Findings for the log.
     """
 
     source: str
@@ -51,7 +51,7 @@ class Listing:
 
 @dataclass
 class Columns:
-    """What a source says of its pictures, one value each, as it says it."""
+    """A source's statements on its pictures, one value each, as it says them."""
 
     names: Sequence[str]
     labels: Sequence[Any] | np.ndarray
@@ -100,7 +100,7 @@ def listing(
 def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
     """Places in the classes, and the classes: as given, else the labels in their order.
 
-    Whole numbers are in the order of their values, also where they are written as text.
+    Whole numbers are in the order of their values, also if they are written as text.
     """
     if columns.classes is not None:
         classes = tuple(str(each) for each in columns.classes)

@@ -18,7 +18,7 @@ Rule = Literal["class", "group", "own"]
 log = logging.getLogger(__name__)
 
 DRAWS = 50  # draws of groups, of which the one with the most usual class shares is taken
-SURPLUS = (1, 1.25, 2, 4)  # drawn groups have so many times the images: more only where need be
+SURPLUS = (1, 1.25, 2, 4)  # drawn groups have so many times the images: more only if need be
 SHARES_WITHIN = 0.01  # a larger deviation of a class's share from that of all images is logged
 PAIRED = 400  # groups among which the last two of a draw are looked for
 

@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[str, str], Listing]] = {
     "parquet": tables.read_parquet,
     "hf": tables.read_hf,
 }
-TEST_FOLDS = 5  # one of so many is the test part where the source has none
+TEST_FOLDS = 5  # one of so many is the test part if the source has none
 FEW = 3  # a class with fewer images has none in such a test part
 _noted: set[str] = set()  # notes of this process, which are logged once
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
@@ -31,10 +31,10 @@ def read(name: str, part: str, reading: Reading) -> Images:
     """One part of a source; the training part holds its own validation images last.
 
     A source without a test part gives a fifth of its images for it, the same ones for every seed:
-    by groups where it knows them, else in the classes' proportions.
+    by groups if it knows them, else in the classes' proportions.
 
     Raises:
-        SettingsError: names the source and what is wrong.
+        SettingsError: names the source and the fault.
     """
     kind, _, where = name.partition(":")
     listing = READERS[kind](name, where)
@@ -108,7 +108,7 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _parts(listing: Listing) -> tuple[np.ndarray, list[str]]:
-    """train, val or test for each picture, and notes; a test part is split off where none is."""
+    """train, val or test for each picture, and notes; a test part is split off if there is none."""
     parts = listing.parts
     parts = np.full(len(listing.names), "train") if parts is None else parts.copy()
     if not (parts == "train").any():
@@ -134,7 +134,7 @@ def _parts(listing: Listing) -> tuple[np.ndarray, list[str]]:
 
 
 def _stratified(labels: np.ndarray) -> np.ndarray:
-    """A fifth of each class's places, at least one where it has `FEW`; always the same."""
+    """A fifth of each class's places, at least one if it has `FEW`; always the same."""
     generator = np.random.default_rng(0)
     chosen = [np.zeros(0, np.int64)]
     for label in np.unique(labels):

@@ -97,7 +97,7 @@ def read_parquet(source: str, path: str) -> Listing:
 
 
 def _part_of(file: str) -> str:
-    """The part that a file's name begins with; train where it begins otherwise."""
+    """The part that a file's name begins with; train if it begins otherwise."""
     word = re.match(r"[a-z]*", os.path.basename(file).lower())
     return PART_NAMES.get(word[0] if word else "", "train")
 
@@ -196,7 +196,7 @@ def read_hf(source: str, name: str) -> Listing:
 
 
 def _found(source: str, names: Sequence[str], *, need_image: bool) -> dict[str, str]:
-    """What a column holds -> its name, for those that are there."""
+    """A column's content -> its name, for those that are there."""
     lower = {name.strip().lower(): name for name in reversed(names)}
     found = {
         kind: next((lower[each] for each in known if each in lower), None)

@@ -87,7 +87,7 @@ _CIFAR_BATCH = 10_000  # images in each published file
 
 
 def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Images:
-    """One part of one of `SOURCES`, its files checked and, where missing, downloaded.
+    """One part of one of `SOURCES`, its files checked and, if missing, downloaded.
 
     Raises:
         SettingsError: files are missing and out of reach, truncated or altered.
@@ -142,7 +142,7 @@ def _missing(name: str, root: Path, part: str) -> list[str]:
 
 
 def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> None:
-    """Download what is missing, or say in one line what is missing and how to give it."""
+    """Download missing files, or name them in one line and how to give them."""
     # A directory that was named but is not there is more likely a slip than a wish for a download.
     named = bool(data_dir or os.environ.get("MNIST_RAY_DATA"))
     if named and not os.path.isdir(root):
@@ -189,7 +189,7 @@ def _download(name: str, root: Path) -> None:
 
 @contextmanager
 def _made(root: Path) -> Iterator[None]:
-    """The directory, made if need be; what was made goes again when the block fails."""
+    """The directory, made if need be; if the block fails, it is removed again."""
     new = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Reads pickled arrays, numbers, text and containers; any other thing is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Only what NumPy needs to rebuild an array, under its old and its new module names."""
+        """Only the names that NumPy needs to rebuild an array, of old and new modules."""
         if module.startswith("numpy") and name in ("ndarray", "dtype"):
             return getattr(np, name)
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":

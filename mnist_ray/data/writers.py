@@ -33,7 +33,7 @@ class Writers(NamedTuple):
 
 
 def read(root: Path, labels: np.ndarray) -> Writers | None:
-    """The writers, or None where the file is not in the data folder.
+    """The writers, or None if the file is not in the data folder.
 
     Args:
         root: the data folder.

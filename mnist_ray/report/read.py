@@ -200,7 +200,7 @@ def read_run(storage: RunStorage) -> RunData:
 
 
 def _table(storage: RunStorage, name: str) -> list[Row]:
-    """A table's rows; none where the file is not there yet."""
+    """A table's rows; none if the file is not there yet."""
     try:
         rows: list[Row] = tables.read(storage, name).to_pylist()
     except FileNotFoundError:

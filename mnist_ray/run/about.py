@@ -1,4 +1,4 @@
-"""run.json: what a run is. Claimed, read and validated here, and changed field by field.
+"""run.json: the facts of a run. Claimed, read and validated here, and changed field by field.
 
 Two jobs write it, the search and the fine-tuning. Each changes its own fields only: the file is
 read again before every change.
@@ -50,7 +50,8 @@ class About:
     points: tuple[dict[str, Any], ...] = ()
     onnx_sha256: str | None = None  # of the file that --onnx named
     warm_started: bool = False
-    trackers: Mapping[str, str] = field(default_factory=dict)  # flag -> what finds the run again
+    # flag -> the value that finds the run again
+    trackers: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the whole file
 
     @classmethod
@@ -69,7 +70,7 @@ class About:
 
     @classmethod
     def of(cls, storage: RunStorage, raw: Any) -> "About":
-        """A run.json's value. Raises CorruptFileError where a field is missing or no such type."""
+        """A run.json's value. Raises CorruptFileError if a field is missing or of another type."""
 
         def get(value: Any, key: str, *kinds: type, default: Any = ...) -> Any:
             found = value.get(key, default) if isinstance(value, dict) else ...
@@ -113,7 +114,7 @@ class About:
         """Writes a new run.json. Of two that claim a name at one moment, one gets it.
 
         Raises:
-            SettingsError: `message`, where a run is there already.
+            SettingsError: `message`, if a run is there already.
         """
         about = cls.of(storage, dict(raw))
         if not storage.create_exclusive(layout.RUN, json.dumps(raw, indent=1).encode()):

@@ -1,7 +1,7 @@
 """Only one process at a time works on a run: a small file with a heartbeat says which.
 
-Whoever finds the file asks first whether its process has ended, which is known at once on the same
-machine. Of a process elsewhere it watches whether the heart still beats. The file is made and
+A process that finds the file asks first whether the owner has ended, which is known at once on the
+same machine. Of a process elsewhere it watches whether the heart still beats. The file is made and
 replaced on conditions that the disk or the object store holds, so that two never hold it. A process
 that was suspended finds at its next beat that another has taken its place, and stops.
 """
@@ -43,7 +43,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def take(self, flag: str) -> None:
-        """Takes the run. Raises SettingsError naming the flag where another process holds it."""
+        """Takes the run. Raises SettingsError naming the flag if another process holds it."""
         storage, name, content = self._storage, self._file, self._next()
         found = _read(storage, name)
         if found is not None and _has_ended(storage, name, found):
@@ -55,7 +55,7 @@ class Lease:
         raise _refusal(storage, self._work, flag)
 
     def check(self) -> None:
-        """Raises WorkError where the run is another's: to be called before it is written.
+        """Raises WorkError if the run is another's: to be called before it is written.
 
         After a time without beats, as of a suspended process, the file is looked at first.
         """
@@ -68,7 +68,7 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Writes the next beat, or sets `lost`. Raises WorkError where the storage fails."""
+        """Writes the next beat, or sets `lost`. Raises WorkError if the storage fails."""
         with self._lock:
             content = self._next()
             if self._storage.replace_exclusive(self._file, self._written, content):
@@ -77,7 +77,7 @@ class Lease:
                 self.lost.set()
 
     def give_back(self) -> None:
-        """Removes the file, and the run's directory where nothing was written into it."""
+        """Removes the file, and the run's directory if nothing was written into it."""
         with self._lock, contextlib.suppress(WorkError, OSError):
             # An interrupt may have fallen between a write and its answer.
             for content in {self._written, self._attempted} - {b""}:
@@ -134,13 +134,11 @@ def held(
         if heart.ident is None:
             lease.give_back()
         else:
-            heart.join(
-                5
-            )  # where the storage does not answer, the file stays: its process ends soon
+            heart.join(5)  # if the storage does not answer, the file stays: its process ends soon
 
 
 def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:
-    """Raises SettingsError naming the flag where another process holds the run for this work."""
+    """Raises SettingsError naming the flag if another process holds the run for this work."""
     name = lease_file(work)
     found = _read(storage, name)
     if found is not None and not _has_ended(storage, name, found):
@@ -197,7 +195,7 @@ def _read(storage: RunStorage, name: str) -> bytes | None:
 
 
 def _process(content: bytes) -> dict[str, Any]:
-    """The process that a lease names; empty where the file is none of ours."""
+    """The process that a lease names; empty if the file is none of ours."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):

@@ -32,7 +32,7 @@ def pack(labels: np.ndarray, logits: np.ndarray, model_sha256: str) -> bytes:
 
 
 def read(storage: RunStorage, model_sha256: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labels and logits as `pack` was given them; None where there are none of this model.
+    """Labels and logits as `pack` was given them; None if there are none of this model.
 
     Raises:
         CorruptFileError: The file is damaged.

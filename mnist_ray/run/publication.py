@@ -1,6 +1,6 @@
 """A published model: `model.json`, and the file that it names with its SHA-256.
 
-Wherever a publication is cut off, a reader finds the old model or the new one, never a mixture.
+If a publication is cut off, a reader finds the old model or the new one, never a mixture.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ READ_AGAIN = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between looks at a model that 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `model.json` says of a model; accuracies are fractions."""
+    """The content of `model.json`; accuracies are fractions."""
 
     file: str
     sha256: str
@@ -86,7 +86,7 @@ class Manifest:
         return found
 
     def _check(self) -> None:
-        """Raises ValueError where values contradict each other."""
+        """Raises ValueError if values contradict each other."""
         n, errors = self.test_images, self.test_errors
         if not (n > 0 and 0 <= errors <= n and self.n_parameters >= 0):
             raise ValueError(f"test_errors is {errors} of {n} images")
@@ -133,7 +133,7 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
     for file, data in files.items():
         storage.write_bytes(file, data)
     storage.write_json(layout.MANIFEST, final)
-    for file in storage.list():  # also what publications that were cut off have left
+    for file in storage.list():  # also the files of publications that were cut off
         if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
             storage.delete(file)
 
@@ -176,7 +176,7 @@ def read_verified(
 
 
 def read_picture(storage: RunStorage, described: Mapping[str, Any]) -> bytes | None:
-    """The pictures' file that a model's manifest names, checked; None where it names none.
+    """The pictures' file that a model's manifest names, checked; None if it names none.
 
     Raises:
         CorruptFileError: it is missing, or is not the file that the manifest describes.

@@ -1,6 +1,6 @@
-"""What is known of a run's trials, as plain data: epochs, the best of them, the log lines.
+"""A run's trials as plain data: epochs, the best of them, the log lines.
 
-Nothing here knows Ray, Optuna or torch: a person reads the same of a run, whoever ran it.
+Nothing here knows Ray, Optuna or torch: a person reads the same of every run.
 """
 
 import math
@@ -20,9 +20,9 @@ INTERRUPTED = "interrupted before its first checkpoint; tried again"
 
 
 class EpochRow(TypedDict):
-    """What is known of one epoch: the columns of `history.parquet` and of a stage's curve.
+    """One epoch: the columns of `history.parquet` and of a stage's curve.
 
-    Losses and accuracies (shares of 1) of the validation are NaN where there is none. `seconds` is
+    Losses and accuracies (shares of 1) of the validation are NaN if there is none. `seconds` is
     of training and validation, `images_per_second` of the training alone, `lr` of the last step.
     """
 
@@ -68,7 +68,7 @@ class Record:
         n_parameters: Trainable numbers of the network of its best epoch.
         node: The machine's name.
         rows: One row an epoch, by epoch.
-        latency_ms: Of one image in onnxruntime, where it is an objective.
+        latency_ms: Of one image in onnxruntime, if it is an objective.
         exploits: With `--scheduler pbt`, each time that it went on with another's weights: after
             which epoch, from which trial, and its new values.
     """
@@ -84,12 +84,12 @@ class Record:
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     def best(self, metric: str) -> EpochRow | None:
-        """The best of its epochs; None where no epoch ended with a finite loss."""
+        """The best of its epochs; None if no epoch ended with a finite loss."""
         finite = [row for row in self.rows.values() if math.isfinite(row["val_loss"])]
         return max(finite, key=lambda row: rank(row, metric), default=None)
 
     def values(self, objectives: Sequence[str], metric: str) -> list[float] | None:
-        """The values of objectives at its best epoch by the metric; None where it lacks one."""
+        """The values of objectives at its best epoch by the metric; None if it lacks one."""
         row = self.best(metric)
         if row is None or self.n_parameters is None:
             return None
@@ -122,14 +122,14 @@ def rows_from(summary: Mapping[str, Any]) -> dict[int, EpochRow]:
     """The rows that `Record.summary` kept, by epoch; values that were not finite are NaN again.
 
     Raises:
-        ValueError: they are not what was kept.
+        ValueError: they are not as they were kept.
     """
     rows = [checked_row(row) for row in checked(summary.get("rows", []), list, "rows")]
     return {row["epoch"]: row for row in rows}
 
 
 def checked_row(values: Any) -> EpochRow:
-    """The row within a stored one. Raises ValueError where it is none."""
+    """The row within a stored one. Raises ValueError if it is none."""
     row = epoch_row(checked(values, dict, "a row"))
     epoch = checked(row["epoch"], int, "epoch")
     if not 1 <= epoch <= MOST:
@@ -152,7 +152,7 @@ class Records:
     Args:
         metric: val_accuracy or val_loss.
         total: How many trials the run has in all.
-        objectives: Names of `settings.objectives`; none where the metric is the only one.
+        objectives: Names of `settings.objectives`; none if the metric is the only one.
     """
 
     def __init__(self, metric: str, total: int, objectives: Sequence[str] = ()) -> None:

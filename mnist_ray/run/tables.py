@@ -53,7 +53,7 @@ def read(storage: RunStorage, name: str) -> pa.Table:
 
 
 def _check(table: pa.Table) -> None:
-    """Raises ValueError where a row cannot be one of ours."""
+    """Raises ValueError if a row cannot be one of ours."""
     for column, least in (("number", 0), ("epoch", 1), ("epochs", 0), ("n_parameters", 0)):
         if column not in table.column_names:
             continue

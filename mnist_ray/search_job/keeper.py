@@ -143,13 +143,13 @@ class Keeper:
         self._saved_at = time.monotonic()
 
     def keep_journal(self, at_once: bool = False) -> None:
-        """Brings the study's journal to an object store; on a disk it lies where it is written.
+        """Brings the study's journal to an object store; on a disk it is in place already.
 
         Called before a trial is handed out: a host that is lost then costs no trial, only the epoch
         that was being trained.
 
         Args:
-            at_once: Also where uploads are slow. Otherwise one that took more than QUICK seconds is
+            at_once: Also if uploads are slow. Otherwise one that took more than QUICK seconds is
                 followed by the next after SHARE times as long: a long journal on a slow line must
                 not hold up the search.
         """

@@ -332,7 +332,7 @@ def _check_parts(plan: Plan) -> None:
 
 
 def _check_second_job(plan: Plan) -> None:
-    """SettingsError where the best network could not be fine-tuned, exported or judged."""
+    """SettingsError if the best network could not be fine-tuned, exported or judged."""
     s = plan.settings
     reading = data.Reading.of(resolved(s))
     test = data.load(s.dataset, "test", s.data_dir, reading=reading)
@@ -354,7 +354,7 @@ def _with_older_knowledge(plan: Plan) -> Plan:
 
 
 def _check_study(plan: Plan) -> None:
-    """SettingsError where the study is another search's, or is gone or damaged."""
+    """SettingsError if the study is another search's, or is gone or damaged."""
     s = plan.settings
     this = (s.metric, plan.purpose, plan.space, plan.objective_names)
     if not s.study:

@@ -1,4 +1,4 @@
-"""Third act of a search: what it found, as text. Also what it means to do."""
+"""Third act of a search: its results as text; before it, its plan."""
 
 import json
 from collections import Counter
@@ -91,7 +91,7 @@ def short(params: Mapping[str, Any]) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """What --dry-run prints: the settings as YAML and the first suggestions, points first."""
+    """The output of --dry-run: the settings as YAML and the first suggestions, points first."""
     study = optuna.create_study(sampler=plan.sampler(plan.settings.seed))
     for point in plan.points:
         study.enqueue_trial(point)

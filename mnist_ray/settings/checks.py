@@ -51,7 +51,7 @@ def check_search(s: SearchSettings) -> None:
 
 
 def check_storage(storage: str) -> None:
-    """Raises SettingsError where a folder is below an unknown home folder, or would not last."""
+    """Raises SettingsError if a folder is below an unknown home folder, or would not last."""
     check_lasting("--storage", storage)
     if storage.startswith("~"):
         raise SettingsError(
@@ -85,7 +85,7 @@ def _at_least(name: str, value: float | None, least: float) -> None:
 
 
 def _numbers(s: SearchSettings) -> Iterator[str]:
-    """What is wrong with numbers, beyond LEAST."""
+    """The faults of numbers, beyond LEAST."""
     if not isinstance(s.gpus_per_trial, str):
         _at_least("gpus_per_trial", s.gpus_per_trial, 0)
         if s.gpus_per_trial > 1:

@@ -1,4 +1,4 @@
-"""--objectives: the names, their directions, and what the settings alone can refuse."""
+"""--objectives: the names, their directions, and the refusals that need the settings alone."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -19,12 +19,12 @@ OF_METRIC = {"val_accuracy": "accuracy", "val_loss": "loss"}
 
 
 def names(text: str | None) -> tuple[str, ...]:
-    """The names in --objectives, in order; () where it is not given: then there is --metric."""
+    """The names in --objectives, in order; () if it is not given: then there is --metric."""
     return tuple(part.strip() for part in text.split(",")) if text is not None else ()
 
 
 def check(settings: "SearchSettings") -> None:
-    """Raises SettingsError, naming --objectives, where the settings alone contradict it."""
+    """Raises SettingsError, naming --objectives, if the settings alone contradict it."""
     s, requested = settings, names(settings.objectives)
     if not requested:
         return

@@ -48,11 +48,11 @@ def main(
 ) -> NoReturn:
     """Parses the command line, calls `run` and exits.
 
-    The exit code is what `run` returns (None is 0), that of its error, or 130 when interrupted.
+    The exit code is the result of `run` (None is 0), that of its error, or 130 when interrupted.
 
     Args:
         cls: The type of the settings.
-        run: What the command does.
+        run: The command's function.
         argv: The words of the command line (default: those of this process).
         program: The command's name in its help and errors (default: the script's name).
     """

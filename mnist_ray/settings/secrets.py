@@ -1,4 +1,4 @@
-"""Secrets in URLs: a URL is taken apart, and what may be a secret is replaced by ***.
+"""Secrets in URLs: a URL is taken apart, and each part that may be a secret becomes ***.
 
 Everything that shows or writes down a URL of a person's goes through `masked`; the messages of
 others, as a database's driver, go through `scrubbed`.
@@ -70,7 +70,7 @@ def masked(text: str) -> str:
         text: A URL, a word of a command such as --study=URL, or any other text.
     """
     parts = _apart(text)
-    if parts is None:  # postgresql:me:password@host, where the slashes were forgotten
+    if parts is None:  # postgresql:me:password@host, without the slashes
         return re.sub(r":(?!\$\{\w+\}@)[^:@]*:?[^@]*@", f":{HIDDEN}@", text)
     if parts.ambiguous:
         return parts.before + HIDDEN
@@ -99,7 +99,7 @@ def _masked_user(parts: _Parts) -> str:
 
 
 def _masked_host(parts: _Parts) -> str:
-    """me:password where the @ and the host were forgotten; HOST:PORT stays."""
+    """me:password if the @ and the host were forgotten; HOST:PORT stays."""
     host, colon, port = parts.host.partition(":")
     plain = not colon or port.isdecimal() or host.startswith("[") or _VARIABLES.fullmatch(port)
     return parts.host if plain else f"{host}:{HIDDEN}"
@@ -152,7 +152,7 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def check_unambiguous(url: str, flag: str) -> None:
-    """Raises SettingsError where it cannot be told at which @ the password ends.
+    """Raises SettingsError if the @ at the password's end is not certain.
 
     Each driver would guess, and show a part of the password as the host's name.
     """

@@ -36,7 +36,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
     A path becomes text, a dict KEY=VALUE texts, a list a tuple, a NumPy number a plain one.
 
     Args:
-        value: What a person gave.
+        value: As a person gave it.
         kind: The option's annotation.
         name: The option's name, for the error.
 
@@ -109,11 +109,11 @@ def duration(text: str | None, flag: str) -> float | None:
 
 
 def command(*words: str) -> str:
-    """The shell's line for `mnist-ray WORDS`, which works where it is printed.
+    """The shell's line for `mnist-ray WORDS`, which works in the shell that shows it.
 
-    That is `mnist-ray` where this shell finds the one of this environment, else the interpreter
+    That is `mnist-ray` if this shell finds the one of this environment, else the interpreter
     that runs here: it may be in no PATH. In a job whose working directory was sent to a cluster it
-    is the `python` of whoever reads the line.
+    is the `python` of the reader's shell.
     """
     if SHIPPED in Path.cwd().parts:
         return shlex.join(["python", "-m", "mnist_ray", *words])
@@ -125,7 +125,7 @@ def command(*words: str) -> str:
     return shlex.join([str(python), "-m", "mnist_ray", *words])
 
 
-# ---- what a text names
+# ---- objects that a text names
 
 STORED = ("folder", "npz", "csv", "parquet", "hf")
 """Kinds of data sets that are files: --dataset KIND:PATH."""
@@ -151,7 +151,7 @@ def load(path: str, flag: str, known: Iterable[str]) -> Any:
     """The object that "module:attribute" names; a module in the working directory is found too.
 
     Args:
-        path: What a person gave.
+        path: As a person gave it.
         flag: Its option, for the error.
         known: The names that could have been given instead, for the error.
 
@@ -221,7 +221,7 @@ def keywords(
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:
-    """The annotation's type ("int | None" is int), else the default's; None where not plain."""
+    """The annotation's type ("int | None" is int), else the default's; None if not plain."""
     annotation = parameter.annotation
     name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kind = KINDS.get(name.split(" | ")[0])
@@ -252,10 +252,10 @@ def packaged(path: str, prefix: str = "") -> str:
 
 
 def load_yaml(path: str, where: str) -> Any:
-    """What a YAML file without Python tags holds.
+    """The content of a YAML file without Python tags.
 
     Raises:
-        SettingsError: It cannot be read or parsed; the message begins with `where`.
+        SettingsError: It cannot be read or parsed.
     """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -272,7 +272,7 @@ def load_yaml(path: str, where: str) -> Any:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """What a YAML file holds, which must be a mapping; else raises SettingsError."""
+    """The content of a YAML file, which must be a mapping; else raises SettingsError."""
     values = load_yaml(path, path)
     if values is None:
         return {}

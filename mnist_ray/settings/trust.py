@@ -1,6 +1,6 @@
-"""What a stored file may choose: built-in names. All else is a person's choice.
+"""A stored file may choose built-in names. All else is a person's choice.
 
-A run.json, the metadata of an ONNX file or a study may come from elsewhere. What it says is data:
+A run.json, the metadata of an ONNX file or a study may come from elsewhere. Its content is data:
 names of this package are believed; all else must be given again on the command line. Images of
 one's own that lie in files may be read as data, where their SHA-256 is the one that the file says.
 """
@@ -60,7 +60,7 @@ def check(
     source: str,
     keys: Collection[str] = (*CODE, *PLACES),
 ) -> None:
-    """Refuses what a stored file chooses, and a person did not give.
+    """Refuses choices of a stored file that a person did not give.
 
     Args:
         settings: As the file has them.

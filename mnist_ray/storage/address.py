@@ -1,4 +1,4 @@
-"""Where a run lies, read from the text after --storage; what a URI may not hold is refused."""
+"""The place of a run, read from the text after --storage; wrong URIs are refused."""
 
 import os
 import re
@@ -130,7 +130,7 @@ def _parts(uri: str) -> SplitResult:
 
 
 def check_run_name(name: str) -> None:
-    """Raises SettingsError where a run cannot have this name."""
+    """Raises SettingsError if a run cannot have this name."""
     if not _RUN_NAME.fullmatch(name) or ".." in name:
         raise SettingsError(
             f"--name {name!r}: allowed are up to 200 of the characters A-Z a-z 0-9 . _ - , "

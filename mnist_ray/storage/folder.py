@@ -75,7 +75,7 @@ class Folder:
         _sync(path.parent)
 
     def _refuse_where_gone(self) -> None:
-        """Raises FileNotFoundError where the directory was there, and was deleted or moved.
+        """Raises FileNotFoundError if the directory was there, and was deleted or moved.
 
         A writing process must not make it again: the run's name would be taken by a part of it.
         """
@@ -107,7 +107,7 @@ class Folder:
     def replace(self, name: str, expected: bytes, data: bytes | None) -> bool:
         """Replace a file, or remove it (None), only while it holds `expected`.
 
-        Whoever replaces a file so has locked it, and looked that it still has its name.
+        A process that replaces a file so has locked it, and looked that it still has its name.
         """
         path = self._within(name)
         while True:
@@ -216,7 +216,7 @@ def _open_to_lock(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> None:
-    """Raises BlockingIOError, which passes by itself, where another holds the lock for long."""
+    """Raises BlockingIOError, which passes by itself, if another holds the lock for long."""
     for pause in (*LOCK_PAUSES, None):
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -198,7 +198,7 @@ def _region(bucket: str) -> str | None:
 
 
 def _aws_keys() -> dict[str, Any]:
-    """Options that say where S3's keys are; none where obstore finds them itself.
+    """Options that name the place of S3's keys; none if obstore finds them itself.
 
     It knows the environment, web identity, containers and a machine's role, not AWS's files.
     """
@@ -239,7 +239,7 @@ def _profile() -> Callable[[], Any] | None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """What obstore raises, as OSError; its messages hold whole answers and Rust's debug output."""
+    """Errors of obstore as OSError; its messages hold whole answers and Rust's debug output."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A run's directory, wherever it lies: names are checked, and failures are tried again."""
+"""A run's directory, local or not: names are checked, and failures are tried again."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ RETRY_SECONDS = 60.0  # MNIST_RAY_STORAGE_RETRY_SECONDS overrides it
 CHECK_SECONDS = 10.0  # a mistyped address must not cost a minute
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
-# What passes by itself on a network file system.
+# Errors that pass by themselves on a network file system.
 _TRANSIENT = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY,
     errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN,
@@ -69,7 +69,7 @@ class RunStorage:
 
     @classmethod
     def existing(cls, uri: str) -> "RunStorage":
-        """A directory that another process has made: where it is gone, no write makes it again."""
+        """A directory that another process has made: if it is gone, no write makes it again."""
         storage = cls(uri)
         if isinstance(storage._place, Folder):
             storage._place.is_made = True
@@ -103,7 +103,7 @@ class RunStorage:
         return self._retry("read", name, lambda: self._place.read(name), missing_raises=True)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole; whoever reads meanwhile gets the old or the new one."""
+        """Write a file whole; a reader meanwhile gets the old or the new one."""
         self._retry("write", name, lambda: self._place.write(name, data))
 
     def read_json(self, name: str) -> Any:
@@ -196,7 +196,7 @@ def check_writable(storage: str) -> None:
     """Write and delete a small file there; leaves nothing behind, no new directory either.
 
     Raises:
-        SettingsError: names `--storage` and what the system answered.
+        SettingsError: names `--storage` and the system's answer.
     """
     run = RunStorage(storage)
     try:

@@ -1,1 +1,1 @@
-"""Optuna: where a study lives, a run's trials in it, samplers, pruners, importance. No Ray."""
+"""Optuna: a study's storage, a run's trials in it, samplers, pruners, importance. No Ray."""

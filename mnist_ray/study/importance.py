@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from mnist_ray.run.tables import table_text
 from mnist_ray.settings.objectives import Direction
 
-FEWEST = 8  # complete trials; what fewer of them say is chance
+FEWEST = 8  # complete trials; fewer of them show chance
 # Complete trials that the forests are grown on: fANOVA takes 3 s for 300 of 8 parameters, and 18 s
 # for 1,000.
 MOST = 300
@@ -50,7 +50,7 @@ def evaluators() -> dict[str, BaseImportanceEvaluator]:
 def importances(trials: Sequence[FrozenTrial], direction: Direction) -> dict[str, dict[str, float]]:
     """Measure -> parameter -> share; each measure's shares add up to 1.
 
-    Empty where there are fewer than FEWEST trials, or all have one value. Of more than MOST the
+    Empty if there are fewer than FEWEST trials, or all have one value. Of more than MOST the
     forests see a random draw.
 
     Args:
@@ -74,7 +74,7 @@ def importances(trials: Sequence[FrozenTrial], direction: Direction) -> dict[str
 
 
 def rows(found: dict[str, dict[str, float]]) -> list[tuple[str, list[float | None]]]:
-    """Parameter and its share by each measure, None where that does not know it; largest first."""
+    """Parameter and its share by each measure, None if that does not know it; largest first."""
     parameters = list(dict.fromkeys(name for shares in found.values() for name in shares))
     table = [(name, [shares.get(name) for shares in found.values()]) for name in parameters]
     return sorted(table, key=lambda row: (-sum(share or 0.0 for share in row[1]), row[0]))

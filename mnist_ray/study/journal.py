@@ -53,7 +53,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """A line's record. Raises ValueError where it is none of Optuna's."""
+    """A line's record. Raises ValueError if it is none of Optuna's."""
     try:
         found = json.loads(line)
     except RecursionError as error:
@@ -91,7 +91,7 @@ class _Bytes(BaseJournalBackend):
 
 
 def read(storage: RunStorage, name: str) -> JournalStorage:
-    """The studies of a journal, in memory and to be read only; none where the file is missing.
+    """The studies of a journal, in memory and to be read only; none if the file is missing.
 
     Raises:
         CorruptFileError: names the line that is damaged.
@@ -108,12 +108,12 @@ def read(storage: RunStorage, name: str) -> JournalStorage:
 
 @contextlib.contextmanager
 def _named_line(log: Any, source: str) -> Iterator[None]:
-    """What a damaged record raises, and be it within Optuna, as CorruptFileError."""
+    """Any error of a damaged record, also within Optuna, as CorruptFileError."""
     try:
         yield
     except MnistRayError:
         raise
-    except Exception as error:  # Optuna's replay raises whatever its types do
+    except Exception as error:  # Optuna's replay raises any error of its types
         why = f"{type(error).__name__}: {first_line(error)}"
         why = first_line(error) if type(error) is ValueError else why
         raise CorruptFileError(
@@ -122,7 +122,7 @@ def _named_line(log: Any, source: str) -> Iterator[None]:
 
 
 def _check_trials(storage: JournalStorage) -> None:
-    """Raises ValueError where a complete trial has no such values as its study's directions."""
+    """Raises ValueError if a complete trial has no such values as its study's directions."""
     for study in storage.get_all_studies():
         key = storage.get_study_id_from_name(study.study_name)
         for trial in storage.get_all_trials(key, deepcopy=False):
@@ -158,7 +158,7 @@ def journal_file(path: Path) -> "Journal":
 class FileLog(BaseJournalBackend):
     """Optuna's JournalFileBackend, but strict, and waiting for the disk less often.
 
-    Optuna's passes over a damaged last line, appends behind it, and makes a new file where the old
+    Optuna's passes over a damaged last line, appends behind it, and makes a new file if the old
     one is gone. It waits for the disk (fsync) after each parameter: a dozen times a trial, 2 ms
     each and more. Here all of a trial is on the disk before it is handed out (`on_disk`), after
     each epoch, and when it has ended. A killed process loses nothing: the operating system has what
@@ -185,7 +185,7 @@ class FileLog(BaseJournalBackend):
                 yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends a line for each; waits for the disk where one of them is not of LATER."""
+        """Appends a line for each; waits for the disk if one of them is not of LATER."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._named_errors(), self.locked(), self._opened() as file:
             file.write(lines.encode())

@@ -1,7 +1,7 @@
-"""Optuna's half of several objectives: directions, a trial's curve, what sampler and pruner can do.
+"""Optuna's half of several objectives: directions, a trial's curve, limits of sampler and pruner.
 
 With several objectives Optuna's studies take no intermediate values. A trial's curve is then kept
-as one of its user attributes, so that the study alone says what has been done.
+as one of its user attributes, so that the study alone has all results.
 """
 
 import copy
@@ -22,7 +22,7 @@ CURVE = "mnist_ray:curve"
 
 
 def directions(objectives: Sequence[str], metric: str = "val_accuracy") -> list[Direction]:
-    """As optuna.create_study takes them; of the metric alone where there are no objectives."""
+    """As optuna.create_study takes them; of the metric alone if there are no objectives."""
     return [DIRECTIONS[name] for name in objectives or [OF_METRIC[metric]]]
 
 
@@ -67,7 +67,7 @@ def check_parts(
 
 
 def curve(trial: FrozenTrial) -> dict[int, float]:
-    """Epoch -> the run's metric, from wherever the study keeps it.
+    """Epoch -> the run's metric, from the study's place for it.
 
     Raises:
         ValueError: it is no curve.

@@ -1,6 +1,6 @@
 """Every private part of Optuna that this package touches, each with its reason, in one place.
 
-Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails where a new version
+Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails if a new version
 has changed one of them, or no longer needs it.
 """
 
@@ -68,7 +68,7 @@ def started(
     """`Study.ask` for a trial that has attributes and fixed values from its first moment on.
 
     Optuna's own way is to enqueue the values and then to ask. In a shared study the next process
-    that asks takes them, whoever enqueued them (optuna issues 2925, 4621).
+    that asks takes them, no matter who enqueued them (optuna issues 2925, 4621).
     """
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING,
@@ -90,7 +90,7 @@ def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
 
 
 def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> None:
-    """Writes a system attribute, where pruners keep notes (Trial.set_system_attr is deprecated)."""
+    """Writes a system attribute, a pruner's note (Trial.set_system_attr is deprecated)."""
     storage_of(study).set_trial_system_attr(trial_id_of(trial), key, value)
 
 

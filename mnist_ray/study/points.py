@@ -42,7 +42,7 @@ def _checked(where: str, point: dict[Any, Any], space: Space) -> dict[str, Any]:
     result: dict[str, Any] = {}
     met: set[str] = set()
     refusal, succeeded = None, False
-    for _ in range(50):  # what is left out may decide which parameters there are
+    for _ in range(50):  # a value left out may decide which parameters there are
         study.enqueue_trial({str(k): v for k, v in point.items()})
         trial = study.ask()
         with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def _checked(where: str, point: dict[Any, Any], space: Space) -> dict[str, Any]:
 
 
 def _value(where: str, value: Any, distribution: BaseDistribution) -> Any:
-    """The value in the parameter's type; SettingsError where the parameter cannot have it."""
+    """The value in the parameter's type; SettingsError if the parameter cannot have it."""
     number = isinstance(distribution, FloatDistribution | IntDistribution)
     try:
         if number and isinstance(value, bool):

@@ -2,7 +2,7 @@
 
 A pruner decides from the study alone whether a trial goes on, and so survives a resume.
 `hyperband` and `median` are Optuna's and not Ray's: Ray's HyperBandScheduler pauses trials instead
-of stopping them, and its MedianStoppingRule forgets at a resume what it has seen. Epochs count
+of stopping them, and its MedianStoppingRule forgets at a resume all it has seen. Epochs count
 from 1.
 """
 
@@ -24,7 +24,7 @@ FLAG = "--scheduler-args"
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What stops trials early.
+    """A rule that stops trials early.
 
     Attributes:
         name: one of NAMES, or "module:Class" for a person's own optuna.pruners.BasePruner.
@@ -71,7 +71,7 @@ class Scheduler:
 
     @property
     def whole_factor(self) -> int:
-        """The reduction factor as Optuna's halving takes it; SettingsError where it is none."""
+        """The reduction factor as Optuna's halving takes it; SettingsError if it is none."""
         if not float(self.reduction_factor).is_integer():
             raise SettingsError(
                 f"--reduction-factor: {self.reduction_factor} is not allowed here; "
@@ -80,7 +80,7 @@ class Scheduler:
         return int(self.reduction_factor)
 
 
-# ---- the pruners; what follows the first parameter are the options of --scheduler-args
+# ---- the pruners; parameters after the first are the options of --scheduler-args
 
 
 def hyperband(s: Scheduler, bootstrap_count: int = 0) -> BasePruner:
@@ -222,12 +222,12 @@ def factory(name: str) -> Callable[..., Any]:
 
 
 def read_scheduler(settings: SearchSettings) -> Scheduler:
-    """What --scheduler and its options say, read and tried once.
+    """--scheduler and its options, read and tried once.
 
     `patient` lets another one decide only after some epochs without an improvement (wraps=NAME,
-    else median; wraps=none stops whatever no longer improves); its other options are those of the
-    wrapped one. --deterministic turns asha into successive-halving: the same idea, which can be
-    asked what it would say of a given set of trials.
+    else median; wraps=none stops any trial that no longer improves). Its other options are the
+    wrapped one's. --deterministic turns asha into successive-halving: the same idea, which can be
+    asked for its decision on a given set of trials.
 
     Raises:
         SettingsError: naming the flag.
@@ -273,7 +273,7 @@ def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
 
 
 def check_population(settings: SearchSettings, networks: bool) -> None:
-    """Refuses what pbt does not go together with. networks: whether the space's trials are any.
+    """Refuses settings that contradict pbt. networks: whether the space's trials are any.
 
     Raises:
         SettingsError: naming the flag.

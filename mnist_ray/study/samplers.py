@@ -221,7 +221,7 @@ class Sampler:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, seed: int) -> BaseSampler:
-        """A new sampler, with the seed where it takes one.
+        """A new sampler, with the seed if it takes one.
 
         Raises:
             SettingsError: the options contradict each other, or it is no sampler.

@@ -54,7 +54,7 @@ def opened(url: str, shown: str, refuse: Refuse) -> Iterator[BaseStorage]:
 class _RedisLog(JournalRedisBackend):
     """The journal alone. Optuna's snapshots are pickles (optuna pull request 4102).
 
-    Whoever writes to the server could run code here.
+    Anyone who writes to the server could run code here.
     """
 
     def load_snapshot(self) -> None:

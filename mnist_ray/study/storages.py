@@ -1,4 +1,4 @@
-"""Where a study lives: a file, a database, Redis or memory.
+"""The storage of a study: a file, a database, Redis or memory.
 
 A server may be away for a while, and a password is shown and kept nowhere.
 """

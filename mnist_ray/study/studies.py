@@ -1,6 +1,6 @@
-"""A search's study: opened, made if there is none, and refused where it is another's.
+"""A search's study: opened, made if there is none, and refused if it is another's.
 
-Several searches may share a study. What tells their trials apart is kept in Optuna's own
+Several searches may share a study. The run of each trial is kept in Optuna's own
 attributes, so that every tool of Optuna's reads the study as it is.
 """
 
@@ -20,7 +20,7 @@ from mnist_ray.study.objectives import directions
 from mnist_ray.study.suggestions import Space, check_space
 from mnist_ray.study.trials import RUN, SOURCE, read_trials
 
-# User attribute of the study: what makes the values of its trials comparable.
+# User attribute of the study: the facts that make its trials' values comparable.
 PURPOSE = "mnist_ray:purpose"
 
 
@@ -42,9 +42,9 @@ def open_study(  # noqa: PLR0913
         metric: val_accuracy or val_loss.
         sampler: asked for each trial's values.
         pruner: asked after each epoch; None stops nothing.
-        purpose: what makes values comparable (data set, space, metric, …): noted in a new study
-            and compared with an old one's.
-        objectives: their names where the study has several; () for the metric alone.
+        purpose: the facts that make values comparable (data set, space, metric, …): noted in a new
+            study and compared with an old one's.
+        objectives: their names if the study has several; () for the metric alone.
         space: compared with the trials that are there.
 
     Raises:
@@ -145,7 +145,7 @@ def check_study(
 
 
 def check_run(study: optuna.Study, run: str) -> None:
-    """SettingsError where a run of that name, not the one that begins now, has trials in it."""
+    """SettingsError if a run of that name, not the one that begins now, has trials in it."""
     if any(trial.user_attrs.get(RUN) == run for trial in study.get_trials(deepcopy=False)):
         raise SettingsError(
             f"--name: a run {run!r} has trials in study {study.study_name!r} already; "
@@ -154,7 +154,7 @@ def check_run(study: optuna.Study, run: str) -> None:
 
 
 def check_alone(study: optuna.Study, run: str) -> None:
-    """SettingsError where other searches have trials in the study."""
+    """SettingsError if other searches have trials in the study."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if SOURCE not in trial.user_attrs]
     others = sorted({trial.user_attrs.get(RUN, "unknown") for trial in trials} - {run})
     if others:

@@ -1,4 +1,4 @@
-"""Asking a search space: what it suggests, what it refuses, and which ranges it has.
+"""Asking a search space: its suggestions, its refusals and its ranges.
 
 A space is a person's function. It may raise optuna.TrialPruned for an impossible combination, and
 it may have a slip in one branch: both end one trial and not the search.
@@ -51,10 +51,10 @@ def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any] | Refusal:
 
 
 def check_suggests(space: Space, name: str, samples: int = 10) -> None:
-    """Tries so many random suggestions, and more where none of them succeeds.
+    """Tries so many random suggestions, and more if none of them succeeds.
 
     Raises:
-        SettingsError: naming the last reason, where none succeeds; and where the space raises it.
+        SettingsError: naming the last reason, if none succeeds; or the space raises it.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     succeeded, reason = False, ""

@@ -23,7 +23,7 @@ ATTRIBUTES: Mapping[str, type] = {SUMMARY: dict, POINT: list, AGAIN: int, SOURCE
 def read_trials(
     study: optuna.Study, run: str, metric: str | None = None
 ) -> list[tuple[FrozenTrial, Record]]:
-    """The run's trials in a study, with what the study knows of them.
+    """The run's trials in a study, with all that the study knows of them.
 
     Args:
         study: the run's.
@@ -49,7 +49,7 @@ def read_trials(
 
 
 def _record(frozen: FrozenTrial, metric: str) -> Record:
-    """A trial of this package's. Raises ValueError where its attributes are not as written."""
+    """A trial of this package's. Raises ValueError if its attributes are not as written."""
     attributes: Mapping[str, Any] = frozen.user_attrs
     for name, kind in ATTRIBUTES.items():
         checked(attributes.get(name, kind()), kind, name)

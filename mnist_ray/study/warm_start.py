@@ -29,11 +29,11 @@ def older_trials(
 ) -> list[FrozenTrial]:
     """The finished trials of an older run or study, each with SOURCE as its only attribute.
 
-    Where the older search differs in its images or epochs, its curves must not be compared with
+    If the older search differs in its images or epochs, its curves must not be compared with
     this one's: then only complete trials are returned, without intermediate values.
 
     Args:
-        text: what --warm-start names.
+        text: the value of --warm-start.
         metric: this search's.
         purpose: this search's, as in studies.open_study.
         space: this search's.

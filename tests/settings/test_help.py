@@ -26,6 +26,12 @@ def test_help_fits_80_columns_and_has_every_flag(name: str) -> None:
         assert f"\n  --{flag}" in text or f"\n  {field.upper()}".rstrip("S") in text, field
 
 
+def test_the_overview_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.console([])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_an_option_has_one_default_and_a_meaning(name: str) -> None:
     options = [option for group in help.groups(SETTINGS[name]) for option in group.options]
