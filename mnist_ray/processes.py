@@ -12,12 +12,14 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
+from tqdm import tqdm
 
 from mnist_ray.errors import WorkError
 
@@ -170,3 +172,28 @@ def _end_all_within(folder: Path) -> None:
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get("TMPDIR") == str(folder) and process.pid != os.getpid():
                 process.kill()
+
+
+# ---- waiting
+
+
+@contextlib.contextmanager
+def clock(text: str) -> Iterator[None]:
+    """Shows a text and the seconds since then in a terminal, while the block runs."""
+    shown: tqdm[NoReturn] = tqdm(
+        desc=text, bar_format="{desc} {elapsed}", disable=None, leave=False
+    )
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(1):
+            shown.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        shown.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 from mnist_ray.cluster.resources import Cluster, environment
 from mnist_ray.errors import SettingsError, WorkError, printable
-from mnist_ray.processes import temporary_folder
+from mnist_ray.processes import clock, temporary_folder
 from mnist_ray.settings import masked
 
 ANSWER_SECONDS = 5.0  # in which a Ray that is joined must answer
@@ -122,10 +122,12 @@ def connected(verbose: bool) -> Iterator[Cluster]:
             print("starting Ray on this machine", flush=True)
             folder = stack.enter_context(temporary_folder("mray-", longest=SOCKET_ROOM))
             stack.enter_context(_token(folder / "auth_token"))
-        from mnist_ray.cluster import joined  # noqa: PLC0415 (Ray's environment)
+        with clock("starting Ray") if folder else contextlib.nullcontext():
+            from mnist_ray.cluster import joined  # noqa: PLC0415 (Ray's environment)
 
-        connection = joined.start(options, folder) if folder else joined.join(options)
-        yield stack.enter_context(connection)
+            connection = joined.start(options, folder) if folder else joined.join(options)
+            found = stack.enter_context(connection)
+        yield found
 
 
 def _is_connected() -> bool:

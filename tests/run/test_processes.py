@@ -1,11 +1,13 @@
 """Which processes have ended, and the folders that they left."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -152,3 +154,13 @@ def test_what_still_runs_within_the_folder_is_ended_with_it() -> None:
     with processes.temporary_folder("mray-t-") as folder:
         left, _ = start("-c", SLEEP, TMPDIR=str(folder))
     assert left.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_clock_runs_in_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", shown)
+    with processes.clock("starting Ray"):
+        time.sleep(1.3)
+    assert ("starting Ray 00:01" in shown.getvalue()) == terminal
