@@ -5,6 +5,7 @@ python docs/generate.py
 The pages are committed, so that a code host shows them. A test compares them with the code.
 """
 
+import html
 import inspect
 import re
 import sys
@@ -28,7 +29,7 @@ from mnist_ray.study.part_options import part_options  # noqa: E402
 from mnist_ray.study.pruners import NAMES, factory  # noqa: E402
 from mnist_ray.study.samplers import SAMPLERS  # noqa: E402
 
-NOTE = "<!-- Made by `python docs/generate.py`: change the code, then run it again. -->\n\n"
+NOTE = "\n\n<!-- Made by `python docs/generate.py`: change the code, then run it again. -->\n"
 
 
 def pages() -> dict[str, str]:
@@ -39,7 +40,7 @@ def pages() -> dict[str, str]:
         "hyperparameters.md": hyperparameter_contract,
         "api.md": api,
     }
-    return {name: NOTE + "\n".join(page()).rstrip() + "\n" for name, page in made.items()}
+    return {name: "\n".join(page()).rstrip() + NOTE for name, page in made.items()}
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -50,6 +51,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def code(text: str) -> str:
+    """As code; renderers disagree about a | between backticks in a table."""
+    if "|" in text:
+        return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
     return f"`{text}`" if text else ""
 
 
