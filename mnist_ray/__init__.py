@@ -103,9 +103,8 @@ def finetune(
         >>> run = mnist_ray.finetune("runs/first", stages="default", committee=3)
         >>> run.model.manifest["test_accuracy"]
     """
+    from mnist_ray import FinetuneSettings, Run  # noqa: PLC0415 (seconds at start)
     from mnist_ray.finetune_job import job  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.results import Run  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.settings import FinetuneSettings  # noqa: PLC0415 (seconds at start)
 
     if isinstance(run, FinetuneSettings):
         _one_way(run, options)

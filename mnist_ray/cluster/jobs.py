@@ -13,9 +13,10 @@ import sysconfig
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tqdm import tqdm
@@ -55,7 +56,21 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
             f"the cluster has no job server (dashboard), which the {command} job is submitted to; "
             "start Ray with ray[default]"
         )
-    client = _client(cluster, cluster.dashboard)
+    with _no_proxy(cluster.dashboard):
+        return _followed(cluster, cluster.dashboard, command, arguments)
+
+
+@contextlib.contextmanager
+def _no_proxy(dashboard: str) -> Iterator[None]:
+    """Has a company's proxy (https_proxy and others) left out on the way to this job server."""
+    host = urlsplit(dashboard).hostname or ""
+    known = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
+    with environment(**{name: ",".join(filter(None, (v, host))) for name, v in known.items()}):
+        yield
+
+
+def _followed(cluster: Cluster, dashboard: str, command: str, arguments: Sequence[str]) -> str:
+    client = _client(cluster, dashboard)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     job = f"{command}-{uuid.uuid4().hex[:12]}"
     _submit(client, cluster, job, _entrypoint(cluster, [command, *arguments]))

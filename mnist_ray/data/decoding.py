@@ -135,6 +135,8 @@ def decoded(listing: Listing, reading: Reading, order: np.ndarray) -> Decoded:
 def cache_folder() -> Path | None:
     """The folder of decoded images; None if this user cannot write there."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):  # no home folder
+        return None
     folder = Path(root, "mnist_ray", "images")
     try:
         folder.mkdir(parents=True, exist_ok=True)

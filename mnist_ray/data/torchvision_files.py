@@ -121,7 +121,12 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
 def root_of(data_dir: str | None) -> Path:
     """The data folder: the one given, else MNIST_RAY_DATA, else a cache of our own."""
     chosen = data_dir or os.environ.get("MNIST_RAY_DATA") or "~/.cache/mnist_ray"
-    return Path(chosen).expanduser().absolute()
+    found = os.path.expanduser(chosen)
+    if found.startswith("~"):
+        raise SettingsError(
+            f"--data-dir: {found}: this user has no home folder; name a folder, or set HOME"
+        )
+    return Path(found).absolute()
 
 
 def _files(name: str, part: str) -> list[str]:

@@ -1,6 +1,7 @@
 """onnxruntime-web, which runs the model in the browser: fetched by npm once, then kept."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
@@ -30,7 +31,10 @@ def runtime() -> dict[str, bytes]:
         SettingsError: npm is missing, or fetches nothing.
         CorruptFileError: The files are not those of PACKAGE.
     """
-    cache = RunStorage(str(Path.home() / ".cache" / "mnist_ray" / PACKAGE.replace("@", "-")))
+    home = os.path.expanduser("~/.cache/mnist_ray")
+    if home.startswith("~"):
+        raise SettingsError(f"{home}: this user has no home folder for {PACKAGE}; set HOME")
+    cache = RunStorage(os.path.join(home, PACKAGE.replace("@", "-")))
     files = {name: cache.read_bytes(name) for name in RUNTIME if cache.exists(name)}
     if not _is_runtime(files):
         files = _fetched()

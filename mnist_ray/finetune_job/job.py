@@ -180,13 +180,19 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     return task, split, test
 
 
+def _onnx_file(path: str) -> tuple[bytes, dict[str, str]]:
+    """The bytes of the file that --onnx names, and its metadata."""
+    from mnist_ray.export import read  # noqa: PLC0415 (seconds at start)
+
+    model = read.read_model(path, "--onnx")
+    return model, read.metadata_of(read.load_verified(model, path))
+
+
 def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
     """The ONNX file that the chain begins with; None for the search's best checkpoint."""
     storage = about.storage
     if settings.onnx is not None:
-        from mnist_ray.export.read import read_model  # noqa: PLC0415 (seconds at start)
-
-        return read_model(settings.onnx, "--onnx")
+        return _onnx_file(settings.onnx)[0]
     # A search with --onnx has such a file too: the search began with it, and ended elsewhere.
     if storage.exists(layout.START) and not about.settings.get("onnx"):
         return storage.read_bytes(layout.START)
@@ -223,10 +229,7 @@ def _new_run(settings: FinetuneSettings) -> About:
     """A run that begins with an ONNX file, which it keeps: later `--run` alone resumes it."""
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    from mnist_ray.export import read  # noqa: PLC0415 (seconds at start)
-
-    model = read.read_model(settings.onnx, "--onnx")
-    metadata = read.metadata_of(read.load_verified(model, settings.onnx))
+    model, metadata = _onnx_file(settings.onnx)
     dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage

@@ -1,6 +1,7 @@
 """A job within the cluster: how it is started, and followed to its last line."""
 
 import inspect
+import os
 import shlex
 import sys
 import sysconfig
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import requests
 from ray.dashboard.utils import get_address_for_submission_client
 from ray.job_submission import JobStatus
 
@@ -145,3 +147,17 @@ def test_ray_init_has_no_argument_for_the_agents_port() -> None:
     import ray
 
     assert "dashboard_agent_listen_port" not in inspect.signature(ray.init).parameters
+
+
+def test_a_companys_proxy_is_not_asked_for_the_job_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    url = "http://127.0.0.1:8265"
+    assert requests.utils.get_environ_proxies(url) != {}
+    with jobs._no_proxy(url):
+        assert requests.utils.get_environ_proxies(url) == {}
+        assert requests.utils.get_environ_proxies("http://intranet.example/") == {}
+        assert requests.utils.get_environ_proxies("http://elsewhere.example/") != {}
+    assert os.environ["no_proxy"] == "intranet.example"
+    assert "NO_PROXY" not in os.environ

@@ -334,3 +334,17 @@ def test_every_flipped_byte_and_every_truncation_of_mnist_is_found(tmp_path: Pat
                 load("mnist", "test", str(tmp_path))
         shutil.copy(raw / name, path)
     assert len(load("mnist", "test", str(tmp_path)).labels) == 10_000
+
+
+def test_without_a_home_folder_the_flag_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose user id has no entry in passwd."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "MNIST_RAY_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match="^--data-dir: ~.*no home folder; name a folder"):
+        torchvision_files.root_of(None)
+    assert torchvision_files.root_of("/data") == Path("/data")
