@@ -32,6 +32,7 @@ from mnist_ray.export.read import (
     weights_digest,
 )
 from mnist_ray.export.session import Session, pixels
+from mnist_ray.run import checkpoint
 
 OPSET = 20  # the first with Gelu; onnxruntime-web runs it
 TOLERANCE = 1e-4  # largest difference between torch's and onnxruntime's logits
@@ -165,7 +166,8 @@ def rebuild(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
     """
     proto = load_verified(data, source)
     hp = _single(metadata_of(proto), source)
-    model = models.build(hp).eval()
+    with checkpoint.fitting(source):
+        model = models.build(hp).eval()
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     state = model.state_dict()
     for name, tensor in state.items():

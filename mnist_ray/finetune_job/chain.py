@@ -36,11 +36,13 @@ from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
 from mnist_ray.run import checkpoint, layout, predictions, tables
 from mnist_ray.run.publication import Manifest, publish
+from mnist_ray.run.records import checked_row
 from mnist_ray.settings import trust
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import load_network
 
+MEASURED = ("epoch", "val_loss", "val_accuracy")  # of the search's best epoch
 VERIFIED_ON = 1000  # real images on which a file is compared with torch
 PICTURES = 200  # pictures on which picture.onnx is compared with its parts
 
@@ -142,8 +144,10 @@ def begin(task: ChainTask, storage: RunStorage) -> Step:
         return Step({"step": "onnx", "sha256": sha256, "val_accuracy": None}, network, (hp,))
     data, source = storage.read_bytes(layout.BEST_NETWORK), storage.join(layout.BEST_NETWORK)
     network, metadata = load_network(data, source, task.network)
-    row = {key: metadata["row"][key] for key in ("epoch", "val_loss", "val_accuracy")}
-    facts = {"step": "search", "trial": metadata["number"], **row}
+    with checkpoint.fitting(source):
+        row = checked_row(metadata["row"])
+        facts: dict[str, Any] = {"step": "search", "trial": metadata["number"]}
+        facts |= {key: value for key, value in row.items() if key in MEASURED}
     return Step(facts, network, (metadata["hyperparameters"],))
 
 

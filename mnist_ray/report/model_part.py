@@ -8,7 +8,7 @@ from markupsafe import Markup
 from plotly.subplots import make_subplots
 
 from mnist_ray import data
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.export.session import (
     BINS,
     Bin,
@@ -62,10 +62,12 @@ def load_tested(run: RunData, data_dir: str | None, images: data.Images | None) 
     if images is None:
         images, why_not = _load(run, data_dir)
     kept = predictions.read(run.storage, run.manifest.sha256)
-    if kept is None and images is not None:
+    if kept is not None:
+        _check(run, *kept)
+    elif images is not None:
         session = Session(run.onnx, run.storage.join(layout.MODEL))
         kept = images.labels, session.logits(images.images)
-    if kept is None:
+    else:
         return Tested(None, why_not, None)
     labels, logits = kept
     temperature = (run.manifest.calibration or {}).get("temperature", 1.0)
@@ -73,6 +75,18 @@ def load_tested(run: RunData, data_dir: str | None, images: data.Images | None) 
         images = None
         why_not = "the test images at hand are not those that the model was measured on"
     return Tested(images, why_not, (labels, probabilities(logits.astype(np.float64) / temperature)))
+
+
+def _check(run: RunData, labels: np.ndarray, logits: np.ndarray) -> None:
+    """Raises CorruptFileError where `model.json` tells other results than the kept answers."""
+    assert run.manifest is not None
+    m, errors = run.manifest, int((logits.argmax(1) != labels).sum())
+    if (m.test_errors, m.test_images, len(m.classes)) != (errors, *logits.shape):
+        raise CorruptFileError(
+            f"{run.storage.join(layout.MANIFEST)} says {m.test_errors} errors in {m.test_images} "
+            f"images of {len(m.classes)} classes, but {layout.PREDICTIONS} beside it has {errors} "
+            f"in {logits.shape[0]} of {logits.shape[1]}: one of them was changed"
+        )
 
 
 def _load(run: RunData, data_dir: str | None) -> tuple[data.Images | None, str]:

@@ -5,9 +5,10 @@ and `sha256`, of that text and of every tensor. (One key, because safetensors wr
 random order, and equal content is to give equal bytes.)
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mnist_ray.errors import CorruptFileError
+from mnist_ray.errors import CorruptFileError, MnistRayError, first_line
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -46,12 +47,30 @@ def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         own = json.loads(header["__metadata__"]["mnist_ray"])
         text, expected = own["story"], own["sha256"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        if not isinstance(text, str) or not isinstance(metadata := json.loads(text), dict):
+            raise ValueError("its metadata are no JSON object")
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CorruptFileError(
-            f"{source} is not a checkpoint of this project or is damaged: {error!r}"
+            f"{source} is not a checkpoint of this project or is damaged: {first_line(error)}"
         ) from error
     if digest(tensors, text) != expected:
         raise CorruptFileError(
             f"{source} is damaged: its content does not match the SHA-256 that it carries"
         )
-    return tensors, json.loads(text)
+    return tensors, metadata
+
+
+@contextlib.contextmanager
+def fitting(source: str) -> Iterator[None]:
+    """What weights or metadata raise that fit no network, as CorruptFileError: a whole file may.
+
+    Their values reach torch, which raises whatever it likes.
+    """
+    try:
+        yield
+    except MnistRayError:
+        raise
+    except Exception as error:
+        raise CorruptFileError(
+            f"{source} is damaged: {type(error).__name__}: {first_line(error)[:200]}"
+        ) from error

@@ -44,7 +44,10 @@ def read(storage: RunStorage, model_sha256: str) -> tuple[np.ndarray, np.ndarray
         table = pq.read_table(io.BytesIO(storage.read_bytes(name)))
         if (table.schema.metadata or {}).get(_MODEL) != model_sha256.encode():
             return None
+        labels = table["label"].cast(pa.int64()).to_numpy()
         logits = np.array(table["logits"].to_pylist(), np.float32)
-        return table["label"].to_numpy().astype(np.int64), logits.reshape(table.num_rows, -1)
-    except (pa.ArrowException, KeyError) as error:
+        if logits.ndim != 2 or not all(0 <= label < logits.shape[1] for label in labels):
+            raise ValueError("labels and logits do not fit each other")
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise CorruptFileError(f"{storage.join(name)} is damaged: {first_line(error)}") from error
+    return labels, logits

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mnist_ray import hyperparameters, models
 from mnist_ray.run import checkpoint
-from mnist_ray.run.records import EpochRow
+from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.training import augment
 from mnist_ray.training.machine import best_precision
 from mnist_ray.training.optimizers import SCHEDULES, WeightAverage, make_optimizer
@@ -191,6 +191,11 @@ class Trainer:
     def load_state(self, data: bytes, source: str) -> dict[str, Any]:
         """Takes up the state of an equal Trainer's `state_bytes`; returns the file's metadata."""
         tensors, metadata = checkpoint.unpack(data, source)
+        with checkpoint.fitting(source):
+            self._take(tensors, metadata)
+        return metadata
+
+    def _take(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         self.model.load_state_dict(_part(tensors, "model"))
         if self.average is not None:
             self.average.load(_part(tensors, "ema"))
@@ -206,8 +211,7 @@ class Trainer:
             state.setdefault(int(i), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.epoch, self.precision = metadata["epoch"], metadata["precision"]
-        self.rows = metadata["rows"]
-        return metadata
+        self.rows = [checked_row(row) for row in metadata["rows"]]
 
     def weights_bytes(self, metadata: Mapping[str, Any]) -> bytes:
         """A checkpoint file of `eval_model`: its weights and hyperparameters."""
@@ -253,7 +257,8 @@ def load_network(
         SettingsError: The file names another network of somebody's own (see `models.check_known`).
     """
     tensors, metadata = checkpoint.unpack(data, source)
-    models.check_known(metadata["hyperparameters"], source, own)
-    model = models.build(metadata["hyperparameters"])
-    model.load_state_dict(tensors)
+    with checkpoint.fitting(source):
+        models.check_known(metadata["hyperparameters"], source, own)
+        model = models.build(metadata["hyperparameters"])
+        model.load_state_dict(tensors)
     return model.eval(), metadata
