@@ -5,6 +5,7 @@ If a publication is cut off, a reader finds the old model or the new one, never 
 
 import dataclasses
 import hashlib
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -101,6 +102,9 @@ class Manifest:
             checked(name, str, "a class")
         for entry in self.lineage:
             checked(checked(entry, dict, "an entry of the lineage").get("step"), str, "step")
+        temperature = checked((self.calibration or {}).get("temperature", 1.0), (int, float), "it")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"the temperature of the calibration is {temperature}")
         if not self.lineage:
             raise ValueError("the lineage is empty")
 
