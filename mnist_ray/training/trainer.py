@@ -192,26 +192,26 @@ class Trainer:
         """Takes up the state of an equal Trainer's `state_bytes`; returns the file's metadata."""
         tensors, metadata = checkpoint.unpack(data, source)
         with checkpoint.fitting(source):
-            self._take(tensors, metadata)
+            self.model.load_state_dict(_part(tensors, "model"))
+            if self.average is not None:
+                self.average.load(_part(tensors, "ema"))
+            state = self._optimizer_state(_part(tensors, "optimizer"))
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            self.epoch, self.precision = metadata["epoch"], metadata["precision"]
+            self.rows = [checked_row(row) for row in metadata["rows"]]
         return metadata
 
-    def _take(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(_part(tensors, "model"))
-        if self.average is not None:
-            self.average.load(_part(tensors, "ema"))
+    def _optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, tensor in _part(tensors, "optimizer").items():
+        for name, tensor in tensors.items():
             i, _, key = name.partition(".")
             like = parameters[int(i)]
             if tensor.shape == like.shape:
-                # The fused optimisers walk parameter and state side by side in memory, so both
-                # need the same strides.
+                # Fused optimisers walk parameter and state side by side: equal strides are needed.
                 tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
             state.setdefault(int(i), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.epoch, self.precision = metadata["epoch"], metadata["precision"]
-        self.rows = [checked_row(row) for row in metadata["rows"]]
+        return state
 
     def weights_bytes(self, metadata: Mapping[str, Any]) -> bytes:
         """A checkpoint file of `eval_model`: its weights and hyperparameters."""
