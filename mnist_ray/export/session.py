@@ -15,6 +15,8 @@ from mnist_ray.data import PADDINGS
 from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.export.read import load_verified, metadata_of
 
+onnxruntime.disable_telemetry_events()  # newer builds for Linux can send usage to Microsoft
+
 CANNOT_RUN = (
     runtime_errors.Fail,
     runtime_errors.InvalidArgument,

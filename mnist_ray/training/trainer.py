@@ -195,23 +195,11 @@ class Trainer:
             self.model.load_state_dict(_part(tensors, "model"))
             if self.average is not None:
                 self.average.load(_part(tensors, "ema"))
-            state = self._optimizer_state(_part(tensors, "optimizer"))
+            state = _optimizer_state(_part(tensors, "optimizer"), self.optimizer)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
             self.epoch, self.precision = metadata["epoch"], metadata["precision"]
             self.rows = [checked_row(row) for row in metadata["rows"]]
         return metadata
-
-    def _optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        state: dict[int, dict[str, Tensor]] = {}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, tensor in tensors.items():
-            i, _, key = name.partition(".")
-            like = parameters[int(i)]
-            if tensor.shape == like.shape:
-                # Fused optimisers walk parameter and state side by side: equal strides are needed.
-                tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
-            state.setdefault(int(i), {})[key] = tensor
-        return state
 
     def weights_bytes(self, metadata: Mapping[str, Any]) -> bytes:
         """A checkpoint file of `eval_model`: its weights and hyperparameters."""
@@ -241,6 +229,19 @@ class Trainer:
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     start = f"{prefix}."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor], optimizer: Any) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, tensor in tensors.items():
+        i, _, key = name.partition(".")
+        like = parameters[int(i)]
+        if tensor.shape == like.shape:
+            # Fused optimisers walk parameter and state side by side: equal strides are needed.
+            tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
+        state.setdefault(int(i), {})[key] = tensor
+    return state
 
 
 def load_network(
