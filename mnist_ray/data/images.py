@@ -51,6 +51,8 @@ class Images:
     """`digest(images, labels)`."""
     groups: np.ndarray | None = None
     """int64 `[n]`: images of one writer, patient or camera share a number. None: not known."""
+    group_names: tuple[str, ...] = ()
+    """The name of each group's number, where the groups have names."""
     weights: np.ndarray | None = None
     """float64 `[n]`: how much each image counts in the training's loss. None: all alike."""
     val: np.ndarray | None = None
@@ -70,44 +72,6 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
     sha = hashlib.sha256(np.ascontiguousarray(images).data)
     sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return sha.hexdigest()
-
-
-def check_test_part(train: Images, test: Images) -> None:
-    """Refuses a test part that says nothing of a network trained on the training part.
-
-    Of a data set of one's own the log tells how many test images are training images too.
-
-    Raises:
-        SettingsError: Shape or classes differ, or the training part has all of its images.
-    """
-    name = f"--dataset: {train.name}"
-    if test.shape != train.shape:
-        raise SettingsError(
-            f"{name}: test images are {list(test.shape)} (channels, height, width), training "
-            f"images {list(train.shape)}; expected the same"
-        )
-    if test.classes != train.classes:
-        one, other = (", ".join(part.classes)[:150] for part in (test, train))
-        raise SettingsError(
-            f"{name}: the test part's classes are {one}; the training part's are {other}; "
-            "expected the same names in the same order"
-        )
-    if ":" not in train.name:  # published ones are as they are
-        return
-    known = {image.tobytes() for image in train.images}
-    shared = sum(image.tobytes() in known for image in test.images)
-    if shared == len(test.images):
-        raise SettingsError(
-            f"{name}: all {shared} test images are training images: an accuracy on them means "
-            "nothing; expected a test part of other images"
-        )
-    if shared:
-        log.warning(
-            "%s: %d of %d test images are training images too: the test accuracy is too high",
-            train.name,
-            shared,
-            len(test.images),
-        )
 
 
 def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:
@@ -188,7 +152,9 @@ def _checked(data: Images) -> Images:
             f"mean and std need one figure for each of {channels} channel(s), "
             f"found {len(mean)} and {len(std)}; images are [n, channels, height, width]"
         )
-    groups = None if data.groups is None else _group_numbers(data.groups)
+    groups, group_names = None, data.group_names
+    if data.groups is not None:
+        groups, group_names = _group_numbers(data.groups, group_names)
     if groups is not None and len(groups) != n:
         raise ValueError(
             f"found {n} images and {len(groups)} groups; allowed is one group an image"
@@ -203,6 +169,7 @@ def _checked(data: Images) -> Images:
         std=std,
         sha256=digest(images, labels),
         groups=groups,
+        group_names=group_names,
         weights=None if data.weights is None else _weights(data.weights, n),
         val=None if data.val is None or data.part != "train" else _own_val(data.val, n),
         padding=_padding(data.padding),
@@ -264,9 +231,10 @@ def _padding(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _group_numbers(values: Any) -> np.ndarray:
+def _group_numbers(values: Any, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers as they are; names (strings) numbered in alphabetical order."""
     array = np.asarray(values)
     if array.dtype.kind in "US" and array.ndim == 1:
-        return np.unique(array, return_inverse=True)[1].astype(np.int64)
-    return _whole_numbers(array, "groups")
+        found, numbers = np.unique(array, return_inverse=True)
+        return numbers.astype(np.int64), tuple(map(str, found))
+    return _whole_numbers(array, "groups"), names

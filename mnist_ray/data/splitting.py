@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mnist_ray.data import writers
+from mnist_ray.data import drawn, leaks, writers
 from mnist_ray.data.decoding import Reading
 from mnist_ray.data.images import Images
 from mnist_ray.data.sources import DATASETS, default_val_images, load, tenth
@@ -67,7 +67,9 @@ def load_split(
     if val_by is None:
         val_by = "own" if part.val is not None else "class" if part.groups is None else "group"
     if val_by == "own":
-        return _with_own(part, train_images, val_images, seed)
+        train, val = _own(part, train_images, val_images, seed)
+        leaks.check_split(part, train, val)
+        return Split(part, train, val, val_by)
     if val_images is None:
         val_images = default_val_images(dataset, data_dir) if dataset in DATASETS else tenth(part)
     train, val = split(
@@ -77,10 +79,13 @@ def load_split(
         seed=seed,
         groups=part.groups if val_by == "group" else None,
     )
+    leaks.check_split(part, train, val)
     return Split(part, train, val, val_by)
 
 
-def _with_own(part: Images, train_images: int | None, val_images: int | None, seed: int) -> Split:
+def _own(
+    part: Images, train_images: int | None, val_images: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The split that the data set brings, or as many images of either side as are requested."""
     if part.val is None:
         raise SettingsError(f"--val-by own: {part.name} has no validation images of its own")
@@ -93,8 +98,10 @@ def _with_own(part: Images, train_images: int | None, val_images: int | None, se
         if count is not None and not 1 <= count <= len(indices):
             raise SettingsError(f"{flag} {count}: {part.name} has {len(indices)} of its own")
         wanted = len(indices) if count is None else count
-        sides.append(np.sort(_stratified(indices, wanted, part.labels, seed)[0]).astype(np.int64))
-    return Split(part, sides[0], sides[1], "own")
+        sides.append(
+            np.sort(drawn.stratified(indices, wanted, part.labels, seed)[0]).astype(np.int64)
+        )
+    return sides[0], sides[1]
 
 
 def split(
@@ -136,7 +143,7 @@ def split(
             f"({n} training images, at least one of each of {classes} classes on either side)"
         )
     if groups is None:
-        val, rest = _stratified(np.arange(n), val_images, labels, seed)
+        val, rest = drawn.stratified(np.arange(n), val_images, labels, seed)
     else:
         val, rest = _by_group(labels, groups, val_images, seed)
     train = rest
@@ -147,31 +154,13 @@ def split(
                 f"({n} images less {n - len(rest)} for validation, "
                 f"at least one of each of {classes} classes)"
             )
-        _, train = _stratified(rest, len(rest) - train_images, labels, seed)
+        _, train = drawn.stratified(rest, len(rest) - train_images, labels, seed)
     for flag, indices in (("--val-images", val), ("--train-images", train)):
         if len(np.unique(labels[indices])) < classes:
             raise SettingsError(
                 f"{flag}: {len(indices)} images leave a class without any; take more"
             )
     return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
-
-
-def _stratified(
-    indices: np.ndarray, count: int, labels: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` of the indices, in the classes' proportions if possible, and the others."""
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415 (seconds at start)
-
-    left = len(indices) - count
-    if not left:
-        return indices, indices[:0]
-    # scikit-learn can divide neither fewer images than classes, nor the single image of a class.
-    counts = np.unique(labels[indices], return_counts=True)[1]
-    exact = min(left, count) >= len(counts) and counts.min() > 1
-    others, chosen = train_test_split(
-        indices, test_size=count, stratify=labels[indices] if exact else None, random_state=seed
-    )
-    return chosen, others
 
 
 def _by_group(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mnist_ray.data import arrays, folder, tables
+from mnist_ray.data import arrays, drawn, folder, tables
 from mnist_ray.data.decoding import Decoded, Reading, decoded
 from mnist_ray.data.images import Images, digest
 from mnist_ray.data.listing import ORDER, Listing
@@ -21,8 +21,6 @@ READERS: dict[str, Callable[[str, str], Listing]] = {
     "parquet": tables.read_parquet,
     "hf": tables.read_hf,
 }
-TEST_FOLDS = 5  # one of so many is the test part if the source has none
-FEW = 3  # a class with fewer images has none in such a test part
 _noted: set[str] = set()  # notes of this process, which are logged once
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
 
@@ -120,35 +118,14 @@ def _parts(listing: Listing) -> tuple[np.ndarray, list[str]]:
     groups = None if listing.groups is None else listing.groups[trained]
     by = "in the classes' proportions"
     if groups is not None and len(np.unique(groups)) > 1:
-        chosen, by = _fold(labels, groups), "by groups"
+        chosen, by = drawn.test_part_of_groups(labels, groups), "by groups"
     else:
-        chosen = _stratified(labels)
+        chosen = drawn.test_part(labels)
     if not len(chosen):
         raise SettingsError(
             f"--dataset: {listing.source} has no test part, and too few pictures to split one off; "
-            f"expected at least {FEW} of some class"
+            f"expected at least {drawn.FEW} of some class"
         )
     parts[trained[chosen]] = "test"
     note = f"it has no test part: {len(chosen)} of {len(trained)} pictures are split off {by}"
     return parts, [note]
-
-
-def _stratified(labels: np.ndarray) -> np.ndarray:
-    """A fifth of each class's places, at least one if it has `FEW`; always the same."""
-    generator = np.random.default_rng(0)
-    chosen = [np.zeros(0, np.int64)]
-    for label in np.unique(labels):
-        places = generator.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(len(places) / TEST_FOLDS)) if len(places) >= FEW else 0
-        chosen.append(places[:count])
-    return np.sort(np.concatenate(chosen))
-
-
-def _fold(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The places of about a fifth of the images, whole groups, in the classes' proportions."""
-    from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415 (seconds at start)
-
-    folds = min(TEST_FOLDS, len(np.unique(groups)), int(np.bincount(labels).max()))
-    splitter = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=0)
-    found: np.ndarray = next(iter(splitter.split(labels, labels, groups)))[1]
-    return found
