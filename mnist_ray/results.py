@@ -20,8 +20,9 @@ from mnist_ray.export.session import Evaluation, Session, probabilities, tempera
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import read_picture
-from mnist_ray.run.records import rank
+from mnist_ray.run.records import rank, value_of
 from mnist_ray.settings import is_stored, trust
+from mnist_ray.settings.objectives import goal
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Run:
         Raises:
             WorkError: No epoch has ended yet.
         """
-        metric = self._about.settings["metric"]
+        metric = goal(self._about.settings)
         rows = [
             row
             for row in self._table(layout.HISTORY).to_pylist()
@@ -121,7 +122,7 @@ class Run:
             for key, value in found.items()
             if key.startswith("params_") and value is not None
         }
-        return Best(row["number"], row["epoch"], row[metric], params)
+        return Best(row["number"], row["epoch"], value_of(row, metric), params)
 
     @cached_property
     def study(self) -> "optuna.Study":

@@ -46,6 +46,7 @@ class Reading:
         padding: The sides of a picture of another shape; "stretch": nothing, it is stretched.
         skip_broken: Whether pictures that cannot be read are left out.
         verify_data: Whether all is read again, also with a full cache.
+        class_weights: How much each class counts (see `weights.of_classes`).
     """
 
     image_size: int | tuple[int, int] | None = None
@@ -53,6 +54,7 @@ class Reading:
     padding: str = "black"
     skip_broken: bool = False
     verify_data: bool = False
+    class_weights: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Reading":

@@ -4,11 +4,12 @@ A data set may bring validation images of its own instead.
 """
 
 import logging
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mnist_ray.data import drawn, leaks, writers
+from mnist_ray.data import drawn, leaks, weights, writers
 from mnist_ray.data.decoding import Reading
 from mnist_ray.data.images import Images
 from mnist_ray.data.sources import DATASETS, default_val_images, load, tenth
@@ -52,7 +53,7 @@ def load_split(
         seed: of the draw.
         val_by: `class`; `group`; `own`, the validation images that the data set brings; or None:
             the last of them that the data set has.
-        reading: see `load`.
+        reading: see `load`; the weights of the result's images have those of the classes in.
     """
     part = load(dataset, "train", data_dir, reading=reading)
     missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
@@ -68,18 +69,20 @@ def load_split(
         val_by = "own" if part.val is not None else "class" if part.groups is None else "group"
     if val_by == "own":
         train, val = _own(part, train_images, val_images, seed)
-        leaks.check_split(part, train, val)
-        return Split(part, train, val, val_by)
-    if val_images is None:
-        val_images = default_val_images(dataset, data_dir) if dataset in DATASETS else tenth(part)
-    train, val = split(
-        part.labels,
-        val_images=val_images,
-        train_images=train_images,
-        seed=seed,
-        groups=part.groups if val_by == "group" else None,
-    )
+    else:
+        if val_images is None:
+            known = dataset in DATASETS
+            val_images = default_val_images(dataset, data_dir) if known else tenth(part)
+        train, val = split(
+            part.labels,
+            val_images=val_images,
+            train_images=train_images,
+            seed=seed,
+            groups=part.groups if val_by == "group" else None,
+        )
     leaks.check_split(part, train, val)
+    of_classes = reading.class_weights if reading else None
+    part = replace(part, weights=weights.combined(part, train, of_classes))
     return Split(part, train, val, val_by)
 
 

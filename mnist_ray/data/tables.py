@@ -1,5 +1,6 @@
 """`csv:FILE`, `parquet:PATH` and `hf:NAME`: a row for each picture, in columns known by name."""
 
+import importlib
 import json
 import os
 import re
@@ -145,7 +146,7 @@ def read_hf(source: str, name: str) -> Listing:
         SettingsError: the library is not installed, or cannot load it.
     """
     try:
-        import datasets  # noqa: PLC0415 (optional package)
+        datasets = importlib.import_module("datasets")  # an optional package
     except ImportError as error:
         raise SettingsError(
             f"--dataset: {source} needs the package datasets: pip install 'mnist_ray[hf]'"

@@ -38,11 +38,13 @@ from mnist_ray.run import checkpoint, layout, predictions, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.run.records import checked_row
 from mnist_ray.settings import trust
+from mnist_ray.settings.objectives import column, function_of
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import use_threads
+from mnist_ray.training.metrics import BUILT_IN
 from mnist_ray.training.trainer import load_network
 
-MEASURED = ("epoch", "val_loss", "val_accuracy")  # of the search's best epoch
+MEASURED = ("epoch", "val_loss", "val_accuracy", "val_metric")  # of the search's best epoch
 VERIFIED_ON = 1000  # real images on which a file is compared with torch
 PICTURES = 200  # pictures on which picture.onnx is compared with its parts
 
@@ -180,7 +182,9 @@ def calibrated(
 def train(task: ChainTask, start: Step, storage: RunStorage, split: Split) -> Iterator[str]:
     """Trains every stage of every member of the committee that is not done; yields log lines."""
     device = torch.device("cuda" if task.gpus else "cpu")
-    arrays = (split.images.images, split.images.labels, split.train, split.val)
+    arrays = [split.images.images, split.images.labels, split.train, split.val]
+    if split.images.weights is not None:
+        arrays.append(split.images.weights)
     with warnings.catch_warnings():
         # Read-only views of memory that is shared, and never written to.
         warnings.simplefilter("ignore", UserWarning)
@@ -304,7 +308,18 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
         recipe=task.recipe.name,
         train_on=task.recipe.train_on,
         lineage=tuple(each.facts for each in judged),
+        metric=function_of(task.metric),
+        val_metric=judged[0].step.facts.get(column(task.metric)),
+        test_metric=_test_metric(task.metric, last.evaluation, test),
     )
+
+
+def _test_metric(metric: str, evaluation: Evaluation, test: Images) -> float | None:
+    """The metric on the test images; None where it is a person's own, or accuracy or loss."""
+    score = BUILT_IN.get(metric)
+    if score is None:
+        return None
+    return score(test.labels, probabilities(evaluation.logits.astype(np.float64)))
 
 
 def _val_accuracy(steps: Iterable[Step]) -> float | None:

@@ -23,6 +23,7 @@ from mnist_ray.settings import (
     resolved,
     trust,
 )
+from mnist_ray.settings.objectives import goal
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
@@ -137,7 +138,9 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     """
     searched = about.settings
     given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
-    trust.check(searched, given, about.storage.join(layout.RUN), ("dataset", "stages"))
+    trust.check(
+        searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
+    )
     if settings.dataset not in (None, searched["dataset"]):
         raise SettingsError(
             f"--dataset: {settings.dataset!r} was given, but the run has {searched['dataset']!r}"
@@ -174,6 +177,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         precision=searched["precision"],
         reading=reading,
         calibrate=settings.calibrate or searched.get("calibrate", "none"),
+        metric=goal(searched),
     )
     test = data.load(searched["dataset"], "test", data_dir, reading=reading)
     data.check_test_part(split.images, test)

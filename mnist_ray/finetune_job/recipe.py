@@ -110,6 +110,8 @@ class ChainTask:
     gpus: float = 0.0
     reading: Reading | None = None
     """How the images of one's own were read."""
+    metric: str = "val_accuracy"
+    """What the search optimised (see `objectives.goal`)."""
 
 
 def read_stages(name: str) -> Recipe:

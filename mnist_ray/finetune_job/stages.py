@@ -28,6 +28,8 @@ class TrainingData(NamedTuple):
     labels: Tensor
     train: Tensor
     val: Tensor
+    weights: Tensor | None = None
+    """float32 [n]: how much each image counts in the loss; None: all alike."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class _StageTraining:
         trainer = self._resumed()
         if trainer.epoch:
             yield f"stage {self.number}: going on after epoch {trainer.epoch}"
-        images, labels, train, val = self.data
+        images, labels, train, val = self.data[:4]
         # With all images trained on, an accuracy on some of them would mean nothing: it stays NaN.
         parts = (None, None) if self.identity.train_on == "all" else (train, val)
         metadata, guessing = self.identity.metadata(), math.log(self.hp["classes"])
@@ -132,7 +134,7 @@ class _StageTraining:
         return weights
 
     def _trainer(self) -> Trainer:
-        return Trainer(
+        trainer = Trainer(
             self.hp,
             epochs=self.identity.stage.epochs,
             seed=self.identity.stage.seed,
@@ -140,6 +142,8 @@ class _StageTraining:
             precision=self.precision,
             weights=self.weights,
         )
+        trainer.image_weights = self.data.weights
+        return trainer
 
     def _resumed(self) -> Trainer:
         """The trainer after the last epoch that was saved."""

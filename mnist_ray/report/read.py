@@ -58,17 +58,22 @@ class RunData:
     @property
     def metric(self) -> str:
         """The value that the search optimised, as "val_accuracy"."""
-        return str(self.settings["metric"])
+        return objectives.function_of(self.goal)
+
+    @property
+    def goal(self) -> str:
+        """The same with its direction."""
+        return objectives.goal(self.settings)
 
     @property
     def maximize(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric != "val_loss"
+        return self.direction == "maximize"
 
     @property
     def direction(self) -> Direction:
         """The same in Optuna's words."""
-        return "maximize" if self.maximize else "minimize"
+        return objectives.direction(self.goal)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -85,7 +90,7 @@ class RunData:
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None without a finite loss."""
         finite = [row for row in self.history if known(row["val_loss"])]
-        return max(finite, key=lambda row: rank(row, self.metric), default=None)
+        return max(finite, key=lambda row: rank(row, self.goal), default=None)
 
     @cached_property
     def importances(self) -> dict[str, dict[str, float]]:
@@ -177,7 +182,7 @@ def read_run(storage: RunStorage) -> RunData:
     except ValueError as error:
         raise CorruptFileError(f"{storage.join(layout.RUN)} is damaged: {error}") from error
     trials, history = _table(storage, layout.TRIALS), _table(storage, layout.HISTORY)
-    several, metric = objectives.names(settings["objectives"]), settings["metric"]
+    several, metric = objectives.names(settings["objectives"]), objectives.goal(settings)
     elsewhere = settings["study"]
     kept = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
     try:
@@ -242,8 +247,8 @@ def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTr
     }
     values: dict[int, dict[int, float]] = {}
     for row in history:
-        if row[metric] is not None:
-            values.setdefault(row["number"], {})[row["epoch"]] = row[metric]
+        if (value := row.get(objectives.column(metric))) is not None:
+            values.setdefault(row["number"], {})[row["epoch"]] = value
     frozen = []
     for row in trials:
         given = [column for column in columns if row[column] is not None]

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from mnist_ray.report.page import BLUE, Figure, Table
 from mnist_ray.report.read import RunData, thinned, value_of, varied
+from mnist_ray.settings.objectives import column
 from mnist_ray.study import importance
 
 LINES = 200  # most trials drawn as a line each
@@ -87,7 +88,7 @@ def _epochs(run: RunData) -> Table:
     epochs = range(1, max((row["epoch"] for row in run.history), default=0) + 1)
     values: dict[int, dict[int, float]] = {}
     for row in run.history:
-        values.setdefault(row["number"], {})[row["epoch"]] = row[run.metric]
+        values.setdefault(row["number"], {})[row["epoch"]] = row[column(run.metric)]
     rows = [[number, *map(found.get, epochs)] for number, found in values.items()]
     header = ["trial", *(f"epoch {epoch}" for epoch in epochs)]
     return Table(f"{run.metric} after each epoch", header, rows)

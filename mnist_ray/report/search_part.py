@@ -95,7 +95,7 @@ def search_figures(run: RunData, workers: Mapping[int, str]) -> Iterator[Figure]
             yield rank_figure(run, order[:3])
     if len(done) >= 2:
         yield edf([run], [run.name])
-    own = ("parameters", objectives.OF_METRIC[run.metric])
+    own = ("parameters", objectives.OF_METRIC.get(run.metric))
     for name in ("parameters", *(n for n in run.objectives if n not in own)):
         pairs = _pairs(run, name)
         if len({trial.values[0] for trial in pairs}) >= 2:

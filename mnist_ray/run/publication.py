@@ -53,6 +53,12 @@ class Manifest:
     picture: dict[str, Any] | None = None
     """`picture.onnx`: its `file`, `sha256` and how far its probabilities are from those of
     `model.onnx`. None where the network takes neither 1 nor 3 channels, and in older runs."""
+    metric: str = "val_accuracy"
+    """What the search optimised."""
+    val_metric: float | None = None
+    """The metric of the search's best network on the validation images."""
+    test_metric: float | None = None
+    """Balanced accuracy or macro-F1 of the model on the test images, where that is the metric."""
 
     @classmethod
     def of(cls, storage: RunStorage, described: Mapping[str, Any]) -> "Manifest":
@@ -62,11 +68,13 @@ class Manifest:
             CorruptFileError: A value is missing, of another type, or contradicts another.
         """
         try:
-            later = {"calibration": None, "picture": None}  # not in older runs
-            fields = dataclasses.fields(cls)
-            values = {each.name: {**later, **described}[each.name] for each in fields}
-            for name in later:
-                checked(values[name], (dict, type(None)), name)
+            values = {
+                each.name: described[each.name]
+                for each in dataclasses.fields(cls)
+                if each.name in described or each.default is dataclasses.MISSING
+            }  # older runs lack those that have a default
+            for name in ("calibration", "picture"):
+                checked(values.get(name), (dict, type(None)), name)
             for name in ("n_parameters", "test_images", "test_errors", "verified_on_images"):
                 checked(values[name], int, name)
             for name in ("test_accuracy", "latency_ms", "max_difference_from_torch"):
@@ -76,6 +84,9 @@ class Manifest:
             checked(values["val_accuracy"], (int, float, type(None)), "val_accuracy")
             low, high = checked(values["test_accuracy_interval"], list, "test_accuracy_interval")
             values["test_accuracy_interval"] = (float(low), float(high))
+            for name in ("val_metric", "test_metric"):
+                checked(values.get(name), (int, float, type(None)), name)
+            checked(values.get("metric", ""), str, "metric")
             values["classes"] = tuple(checked(values["classes"], list, "classes"))
             values["lineage"] = tuple(checked(values["lineage"], list, "lineage"))
             found = cls(**values)

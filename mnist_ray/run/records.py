@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar, cast
 
-from mnist_ray.settings.objectives import DIRECTIONS
+from mnist_ray.settings.objectives import DIRECTIONS, column, direction, function_of
 
 T = TypeVar("T")
 MOST = 10_000_000  # trials of a run, and epochs of a trial: more is damage
@@ -19,8 +19,8 @@ MOST = 10_000_000  # trials of a run, and epochs of a trial: more is damage
 INTERRUPTED = "interrupted before its first checkpoint; tried again"
 
 
-class EpochRow(TypedDict):
-    """One epoch: the columns of `history.parquet` and of a stage's curve.
+class EveryRow(TypedDict):
+    """Every epoch: the columns of `history.parquet` and of a stage's curve.
 
     Losses and accuracies (shares of 1) of the validation are NaN if there is none. `seconds` is
     of training and validation, `images_per_second` of the training alone, `lr` of the last step.
@@ -36,24 +36,39 @@ class EpochRow(TypedDict):
     seconds: float
 
 
+class EpochRow(EveryRow, total=False):
+    """One epoch."""
+
+    val_metric: float
+    """The run's metric, where it is neither accuracy nor loss."""
+
+
 def epoch_row(values: Mapping[str, Any]) -> EpochRow:
     """The row within a trial's result; a missing value is NaN."""
-    columns = EpochRow.__annotations__
-    return cast(EpochRow, {name: values.get(name, math.nan) for name in columns})
+    own = {"val_metric": values["val_metric"]} if "val_metric" in values else {}
+    return cast(EpochRow, {**{name: values.get(name, math.nan) for name in COLUMNS}, **own})
 
 
 def value_of(row: EpochRow, metric: str) -> float:
-    """The row's value of the run's metric, val_accuracy or val_loss."""
-    return row["val_loss"] if metric == "val_loss" else row["val_accuracy"]
+    """The row's value of the run's metric; NaN where it has none."""
+    return float(row.get(column(metric), math.nan))  # type: ignore[arg-type]
 
 
 def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
     """Sort key of an epoch, larger is better.
 
-    Equal accuracies, frequent on few images, are told apart by the loss.
+    Equal values, frequent on few images, are told apart by the loss.
     """
     loss = -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
-    return (row["val_accuracy"], loss) if metric == "val_accuracy" else (loss, row["val_accuracy"])
+    if metric == "val_loss":
+        return (loss, row["val_accuracy"])
+    value = row.get(column(metric))
+    if value is None or math.isnan(value):
+        return (-math.inf, loss)
+    return (value if direction(metric) == "maximize" else -value, loss)
+
+
+COLUMNS = EveryRow.__annotations__
 
 
 @dataclass
@@ -150,7 +165,7 @@ class Records:
     """All trials of a run.
 
     Args:
-        metric: val_accuracy or val_loss.
+        metric: See `objectives.goal`.
         total: How many trials the run has in all.
         objectives: Names of `settings.objectives`; none if the metric is the only one.
     """
@@ -215,8 +230,9 @@ class Records:
         done = self.settled()
         left = max(0, self.total - done)
         pace = (time.monotonic() - self._started) / max(1, done - self._settled_before)
+        measured = f"{function_of(self.metric)}={value} epochs={len(record.rows)}"
         text = (
-            f"trial {number} {record.state} {self.metric}={value} epochs={len(record.rows)} "
+            f"trial {number} {record.state} {measured} "
             f"best={best} left={left} eta={clock(pace * left)}"
         )
         return text + (f" reason: {record.reason}" if record.state == "FAIL" else "")

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
+from mnist_ray.run.records import COLUMNS as OF_EPOCH
 from mnist_ray.run.records import MOST, EpochRow, Records, value_of
 from mnist_ray.storage import RunStorage
 
 STATES = {"COMPLETE", "PRUNED", "FAIL"}  # of a settled trial
 
 HISTORY: dict[str, pa.DataType] = {
-    name: pa.int64() if kind is int else pa.float64()
-    for name, kind in EpochRow.__annotations__.items()
+    name: pa.int64() if kind is int else pa.float64() for name, kind in OF_EPOCH.items()
 }
 # The columns that every trials.parquet has; parameters and objectives have one each besides.
 TRIALS: dict[str, pa.DataType] = {
@@ -40,7 +40,8 @@ def read(storage: RunStorage, name: str) -> pa.Table:
     content = storage.read_bytes(name)
     try:
         table = pq.read_table(pa.BufferReader(content))
-        for column, kind in COLUMNS.get(name, HISTORY).items():
+        own = {each: pa.float64() for each in ("val_metric",) if each in table.column_names}
+        for column, kind in {**COLUMNS.get(name, HISTORY), **own}.items():
             place = table.schema.get_field_index(column)
             table = table.set_column(place, column, table[column].cast(kind))
         table.validate(full=True)
@@ -122,12 +123,18 @@ def history_table(run: Records) -> pa.Table:
         for number, record in sorted(run.trials.items())
         for _, row in sorted(record.rows.items())
     ]
-    return pa.Table.from_pylist(rows, schema=pa.schema({"number": pa.int64(), **HISTORY}))
+    schema = {"number": pa.int64(), **HISTORY, **_own_metric(rows)}
+    return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 
 def curve_table(rows: Sequence[EpochRow]) -> pa.Table:
     """One row an epoch of a fine-tune stage."""
-    return pa.Table.from_pylist(rows, schema=pa.schema(HISTORY))
+    return pa.Table.from_pylist(rows, schema=pa.schema({**HISTORY, **_own_metric(rows)}))
+
+
+def _own_metric(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The column of a metric that is neither accuracy nor loss, where the rows have it."""
+    return {"val_metric": pa.float64()} if any("val_metric" in row for row in rows) else {}
 
 
 def parquet(table: pa.Table) -> bytes:

@@ -53,7 +53,7 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
     pruner = plan.scheduler.pruner()
     space = plan.space if plan.resumed else None  # which may have been edited meanwhile
     common = (
-        plan.study_name, s.metric, sampler, pruner, plan.purpose, plan.objective_names, space,
+        plan.study_name, s.goal, sampler, pruner, plan.purpose, plan.objective_names, space,
     )  # fmt: skip
     if s.study:
         with storages.opened(s.study) as shared:
@@ -84,9 +84,9 @@ def restore(plan: Plan, study: optuna.Study) -> Restored:
         # With the old seed it would suggest the first values again.
         asked = len(study.get_trials(deepcopy=False))
         study.sampler = plan.sampler(s.seed + _seed_offset(plan) + asked)
-    restored = Restored(Records(s.metric, s.trials, plan.objective_names), {}, [])
+    restored = Restored(Records(s.goal, s.trials, plan.objective_names), {}, [])
     latest = _trainable(plan).LATEST
-    for frozen, record in trials.read_trials(study, plan.name, s.metric):
+    for frozen, record in trials.read_trials(study, plan.name, s.goal):
         restored.past[record.number] = curve(frozen)
         checkpoint = f"{layout.trial_folder(record.number)}/{latest}"
         if record.state == "RUNNING" and (s.deterministic or storage.exists(checkpoint)):
@@ -240,7 +240,7 @@ def _context(plan: Plan) -> TrialContext:
     s = plan.settings
     return TrialContext(
         run=plan.storage.uri,
-        metric=s.metric,
+        metric=s.goal,
         max_epochs=s.max_epochs,
         seed=s.seed,
         precision=plan.placed.precision,
@@ -250,6 +250,7 @@ def _context(plan: Plan) -> TrialContext:
         augment=s.augment,
         tensorboard=s.tensorboard,
         activations=s.activations,
+        weights=plan.split.images.weights,
     )
 
 
@@ -281,7 +282,7 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(with_data, {"cpu": s.cpus_per_trial, "gpu": placed.gpus}),
         tune_config=tune.TuneConfig(
-            metric=s.metric,
+            metric=searcher.metric,
             mode=searcher.mode,
             search_alg=searcher,
             scheduler=schedulers.make_scheduler(plan.scheduler, restored.past, searcher, s.seed),

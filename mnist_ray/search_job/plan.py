@@ -39,11 +39,11 @@ from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
 from mnist_ray.study.samplers import Sampler, read_sampler
 from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.study.warm_start import older_trials
+from mnist_ray.training import metrics
 
 # Options of one command, not of the run.
-ONE_TIME = {
-    "config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data",
-}  # fmt: skip
+ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}
+ONE_TIME |= {"verify_data"}
 # --resume may change how much is trained and on which machines, not the task.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
@@ -153,20 +153,7 @@ def prepare(settings: SearchSettings) -> Plan:
     networks = spaces.of_networks(found)
     _check_trainable(settings, networks)
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
-    split = data.load_split(
-        settings.dataset,
-        settings.data_dir,
-        train_images=settings.train_images,
-        val_images=settings.val_images,
-        seed=settings.seed,
-        val_by=settings.val_by,
-        reading=data.Reading.of(resolved(settings)),
-    )
-    if resumed and resumed.data.sha256 != split.images.sha256:
-        raise SettingsError(
-            f"--data-dir: the images are not those that the run at {storage.uri} began with "
-            "(SHA-256 differs)"
-        )
+    split = _split(settings, resumed)
     if start := read_start(settings, found, storage, resumed):
         options["start"] = start.hyperparameters
     plan = Plan(
@@ -194,6 +181,24 @@ def prepare(settings: SearchSettings) -> Plan:
         _check_study(plan)
         _check_place(plan)
     return plan
+
+
+def _split(settings: SearchSettings, resumed: About | None) -> data.Split:
+    """The images; with --resume those that the run began with. Tries a metric of one's own."""
+    split = data.load_split(
+        settings.dataset,
+        settings.data_dir,
+        train_images=settings.train_images,
+        val_images=settings.val_images,
+        seed=settings.seed,
+        val_by=settings.val_by,
+        reading=data.Reading.of(resolved(settings)),
+    )
+    metrics.check(settings.goal, split.images.labels[split.val], len(split.images.classes))
+    if resumed and resumed.data.sha256 != split.images.sha256:
+        begun = f"not those that the run at {resumed.storage.uri} began with"
+        raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
+    return split
 
 
 def _sampling(settings: SearchSettings) -> Sampler:
@@ -292,7 +297,7 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
         "val_images": len(split.val),
         "space": settings.space,
         "space_args": sorted(settings.space_args),
-        "metric": settings.metric,
+        "metric": settings.goal,
         "max_epochs": settings.max_epochs,
         **(
             {"objectives": list(objectives.names(settings.objectives))}
@@ -300,6 +305,7 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
             else {}
         ),
         **({"augment": settings.augment} if settings.augment != "none" else {}),
+        **({"class_weights": settings.class_weights} if settings.class_weights else {}),
         **({"onnx_sha256": start.sha256} if start else {}),
     }
 
@@ -349,17 +355,17 @@ def _with_older_knowledge(plan: Plan) -> Plan:
     points = resumed.points if resumed else read_points(s.points, plan.space) if s.points else ()
     older: list[FrozenTrial] = []
     if s.warm_start and not (resumed and resumed.warm_started):
-        older = older_trials(s.warm_start, s.metric, plan.purpose, plan.space, plan.objective_names)
+        older = older_trials(s.warm_start, s.goal, plan.purpose, plan.space, plan.objective_names)
     return dataclasses.replace(plan, points=tuple(points), older=tuple(older))
 
 
 def _check_study(plan: Plan) -> None:
     """SettingsError if the study is another search's, or is gone or damaged."""
     s = plan.settings
-    this = (s.metric, plan.purpose, plan.space, plan.objective_names)
+    this = (s.goal, plan.purpose, plan.space, plan.objective_names)
     if not s.study:
         if plan.resumed and (
-            own := studies.of_run(plan.storage, plan.study_name, plan.name, s.metric)
+            own := studies.of_run(plan.storage, plan.study_name, plan.name, s.goal)
         ):
             studies.check_study(own, *this)
         return

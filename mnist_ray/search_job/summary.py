@@ -50,9 +50,7 @@ def text(run: Records, study: optuna.Study) -> str:
     else:  # the values are those of the settings
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         of_metric = [single(trial, run.objectives, run.metric) for trial in complete]
-        parts.append(
-            importance.text(of_metric, objectives.DIRECTIONS[objectives.OF_METRIC[run.metric]])
-        )
+        parts.append(importance.text(of_metric, objectives.direction(run.metric)))
     if run.objectives:
         parts.append(front(run))
     return "\n".join(parts)

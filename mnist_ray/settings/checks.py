@@ -132,5 +132,12 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
             f"--{others[0].replace('_', '-')}: is for your own folders, files and tables, "
             f"not for --dataset {s.dataset}"
         )
+    if s.metric not in objectives.METRICS and ":" not in s.metric:
+        yield (
+            f"--metric: {s.metric!r} is unknown; expected one of {', '.join(objectives.METRICS)} "
+            "or module:function"
+        )
+    if s.metric_mode and ":" not in s.metric:
+        yield f"--metric-mode: is for a metric of your own, not for {s.metric}"
     if s.activations and not s.tensorboard:
         yield "--activations needs --tensorboard, which shows them"

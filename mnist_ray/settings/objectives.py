@@ -1,6 +1,7 @@
 """--objectives: the names, their directions, and the refusals that need the settings alone."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_ray.errors import SettingsError
 
@@ -16,6 +17,31 @@ DIRECTIONS: dict[str, Direction] = {
     "latency": "minimize",
 }
 OF_METRIC = {"val_accuracy": "accuracy", "val_loss": "loss"}
+METRICS = (*OF_METRIC, "balanced_accuracy", "macro_f1")
+"""Of --metric; all but a loss are to be maximised."""
+MINIMISED = "@min"
+"""Ends a metric of one's own that is to be minimised, as it stands in a study's purpose."""
+
+
+def goal(settings: Mapping[str, Any]) -> str:
+    """The metric with its direction, of settings as run.json holds them."""
+    end = MINIMISED if settings.get("metric_mode") == "min" else ""
+    return f"{settings['metric']}{end}"
+
+
+def function_of(metric: str) -> str:
+    """A goal without its direction: as --metric has it."""
+    return metric.removesuffix(MINIMISED)
+
+
+def column(metric: str) -> str:
+    """The key of the metric's value in an epoch's row."""
+    return metric if metric in OF_METRIC else "val_metric"
+
+
+def direction(metric: str) -> Direction:
+    """Whether more of the metric is better."""
+    return "minimize" if metric == "val_loss" or metric.endswith(MINIMISED) else "maximize"
 
 
 def names(text: str | None) -> tuple[str, ...]:
@@ -33,6 +59,10 @@ def check(settings: "SearchSettings") -> None:
         raise SettingsError(
             f"--objectives: {s.objectives!r} is not allowed; "
             f"expected two or more of {', '.join(DIRECTIONS)}, each once"
+        )
+    if s.metric not in OF_METRIC:
+        raise SettingsError(
+            f"--objectives: goes with --metric {' or '.join(OF_METRIC)}, found {s.metric!r}"
         )
     if OF_METRIC[s.metric] not in requested:
         raise SettingsError(

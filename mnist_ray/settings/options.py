@@ -14,8 +14,9 @@ from tyro.conf import Fixed, Positional
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import Augmentation
+from mnist_ray.settings import objectives
 from mnist_ray.settings.secrets import masked
-from mnist_ray.settings.text import converted, with_whole_path
+from mnist_ray.settings.text import class_weights, converted, with_whole_path
 
 # A text behind a type says how help writes its value.
 Class = Annotated[str, "NAME|module:Class"]
@@ -53,8 +54,9 @@ class Options:
             value = converted(getattr(self, name), kind, name)
             if name in ("storage", "data_dir") and value is not None:
                 value = os.path.expanduser(value)
-            if name == "dataset" and value is not None:
-                value = with_whole_path(value)
+            resolve = {"dataset": with_whole_path, "class_weights": class_weights}.get(name)
+            if resolve and value is not None:
+                value = resolve(value)
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -81,8 +83,8 @@ class DataOptions(Options):
     """The images, and which of them to train on."""
 
     dataset: Data = "mnist"
-    """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or your own: folder:PATH (a folder a
-    class), npz:FILE, csv:FILE, parquet:PATH, hf:NAME or module:function."""
+    """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or your own: folder:PATH, npz:FILE,
+    csv:FILE, parquet:PATH, hf:NAME or module:function."""
     data_dir: Folder = field(default_factory=default_data_dir)
     """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     image_size: int | None = None
@@ -90,23 +92,23 @@ class DataOptions(Options):
     channels: Literal["grey", "colour"] | None = None
     """Read your own images in grey or in colour (default: grey if all pictures are)."""
     padding: Literal["black", "white", "edge", "stretch"] = "black"
-    """What lies beside a picture of another shape than the images'; stretch: nothing, it is
-    stretched."""
+    """What lies beside a picture of another shape; stretch fills the whole image."""
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
     verify_data: bool = False
-    """Read all pictures again: a changed one is otherwise known by its size and time."""
+    """Read all pictures again, not only those of another size or time."""
     train_images: int | None = None
     """Number of images to train on (default: all but the validation images)."""
     val_images: int | None = None
     """Number of images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
     val_by: Literal["class", "group", "own"] | None = None
-    """Draw validation images by class alone, or by group: no writer is in both parts; own: those
-    that the data set brings (default: own if it has some, group if the data set knows its
-    groups, as mnist does with QMNIST's labels in the data folder)."""
+    """Draw validation images by class, or by group: no writer is in both parts; own: those that
+    the data set brings (default: own, group or class, the first that the data set knows)."""
     augment: Augmentation = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation,
     scale, shift), elastic or both of these."""
+    class_weights: Annotated[str, "balanced|FILE"] | None = None
+    """How much each class counts in the loss: balanced, or a YAML file of CLASS: WEIGHT lines."""
     seed: int = 0
     """Fixes the split, the suggestions and the weights."""
 
@@ -130,8 +132,11 @@ class SpaceOptions(Options):
 class GoalOptions(Options):
     """The goal of the search, and its limits."""
 
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """The value to maximise or minimise; equal accuracies are ranked by the loss."""
+    metric: Function = "val_accuracy"
+    """The value to maximise or minimise: val_accuracy, val_loss, balanced_accuracy, macro_f1, or
+    module:function of labels and probabilities; equal values are ranked by the loss."""
+    metric_mode: Literal["max", "min"] | None = None
+    """Whether a metric of your own is to be maximised or minimised (default: max)."""
     objectives: Annotated[str, "NAME,NAME,..."] | None = None
     """Several objectives at once, two or more of accuracy, loss, parameters and latency
     (milliseconds of one image in onnxruntime, on one thread of the trial's machine), as
@@ -279,6 +284,11 @@ class SearchSettings(  # the fields of the last base come first
         """As Options.of; every option that is given counts as given, also with its default."""
         return dataclasses.replace(super().of(**options), given=frozenset(options))
 
+    @property
+    def goal(self) -> str:
+        """The metric with its direction (see `objectives.goal`)."""
+        return objectives.goal(vars(self))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         default = {
@@ -333,8 +343,7 @@ class EvaluateSettings(Options):
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""
     dataset: Data | None = None
-    """mnist, fashion-mnist, kmnist, cifar10, digits, or your own, as the search's --dataset
-    (default: the model's)."""
+    """As the search's --dataset (default: the model's)."""
     data_dir: Folder | None = None
     """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     part: Literal["test", "train"] = "test"

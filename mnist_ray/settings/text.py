@@ -5,6 +5,7 @@ Also the recipes of this package, which are named in place of a YAML file.
 
 import importlib
 import inspect
+import json
 import operator
 import os
 import re
@@ -226,6 +227,35 @@ def _kind(parameter: inspect.Parameter) -> type | None:
     name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kind = KINDS.get(name.split(" | ")[0])
     return kind or KINDS.get(type(parameter.default).__name__)
+
+
+def class_weights(text: str) -> str:
+    """The value of --class-weights: "balanced", or a file's weights as JSON {class: weight}.
+
+    Raises:
+        SettingsError: the file cannot be read, or a weight is no number of at least 0.
+    """
+    if text == "balanced":
+        return text
+    if text.startswith("{"):
+        where, values = "--class-weights", load_json(text)
+    else:
+        where = f"--class-weights: {text}"
+        values = load_yaml(text, where)
+    if not isinstance(values, dict) or not values:
+        raise SettingsError(f"{where}: expected `class: weight` lines")
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise SettingsError(f"{where}: {name}: {value!r} is not allowed; expected 0 or more")
+    return json.dumps({str(name): value for name, value in values.items()}, ensure_ascii=False)
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 # ---- YAML

@@ -16,8 +16,8 @@ from mnist_ray.settings import text
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
-CODE = ("dataset", "space", "sampler", "scheduler")
-PLACES = ("study", "warm_start", "mlflow", "wandb", "stages", "onnx")
+CODE = ("dataset", "space", "sampler", "scheduler", "metric")
+PLACES = ("study", "class_weights", "warm_start", "mlflow", "wandb", "stages", "onnx")
 
 
 def is_code(value: Any) -> bool:
@@ -49,6 +49,8 @@ def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES))
         # A project of Weights & Biases is always a place: its data leave this machine.
         if key == "dataset" and is_data(value):
             continue
+        if key == "class_weights" and str(value).startswith("{"):
+            continue  # the file's content, not its name
         if is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
             found[key] = str(value)
     return found

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from mnist_ray.errors import SettingsError, first_line
 from mnist_ray.run.records import checked
-from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction
+from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction, direction
 
 # User attribute of a trial: {epoch: value of the metric}, in place of intermediate values.
 CURVE = "mnist_ray:curve"
@@ -23,7 +23,7 @@ CURVE = "mnist_ray:curve"
 
 def directions(objectives: Sequence[str], metric: str = "val_accuracy") -> list[Direction]:
     """As optuna.create_study takes them; of the metric alone if there are no objectives."""
-    return [DIRECTIONS[name] for name in objectives or [OF_METRIC[metric]]]
+    return [DIRECTIONS[name] for name in objectives] or [direction(metric)]
 
 
 def check_parts(

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.run.records import INTERRUPTED, Record, checked, checked_row, rows_from
+from mnist_ray.settings.objectives import column
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.optuna_private import FIXED, reopened
 
@@ -67,7 +68,9 @@ def _record(frozen: FrozenTrial, metric: str) -> Record:
         rows=rows_from(summary),
     )
     if not summary:  # cut off: of its epochs the study has the metric alone
-        rows = [checked_row({"epoch": epoch, metric: value}) for epoch, value in known.items()]
+        rows = [
+            checked_row({"epoch": epoch, column(metric): value}) for epoch, value in known.items()
+        ]
         record.rows = {row["epoch"]: row for row in rows}
     return record
 

@@ -20,6 +20,7 @@ from mnist_ray.run import checkpoint
 from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.training import augment
 from mnist_ray.training.machine import best_precision
+from mnist_ray.training.metrics import Score
 from mnist_ray.training.optimizers import SCHEDULES, WeightAverage, make_optimizer
 
 # Images. Most of a trial's memory are the activations of a batch; larger batches are no faster on
@@ -73,6 +74,8 @@ class Trainer:
         self.average = WeightAverage(self.model, decay) if decay else None
         self.epoch = 0
         self.rows: list[EpochRow] = []
+        self.score: Score | None = None  # gives the rows' `val_metric`
+        self.image_weights: Tensor | None = None  # float32 [n], in the loss; None: all alike
 
     # ---- training
 
@@ -110,8 +113,8 @@ class Trainer:
             if change is not None:
                 x = change(x)
             with self._autocast():
-                logits = self.model(self._pixels(x))
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+                logits = self.model(pixels(x, self.layout))
+            loss = mean_loss(logits.float(), y, smoothing, self.image_weights, chosen)
             if l1:
                 norms = torch.stack([p.abs().sum() for p in self.model.parameters()])
                 loss = loss + l1 * norms.sum()
@@ -143,21 +146,26 @@ class Trainer:
         row = self.train_epoch(images, labels, train)
         if val is not None:
             start = time.perf_counter()
-            row["val_loss"], row["val_accuracy"] = self.evaluate(images, labels, val)
+            answers: list[Tensor] = []
+            row["val_loss"], row["val_accuracy"] = self.evaluate(images, labels, val, answers)
+            if self.score is not None:
+                row["val_metric"] = scored(self.score, answers, labels[val])
             row["seconds"] += time.perf_counter() - start
         self.rows.append(row)
         return row
 
-    # ---- evaluation
-
-    def evaluate(self, images: Tensor, labels: Tensor, index: Tensor) -> tuple[float, float]:
-        """Mean cross-entropy (without smoothing) and accuracy of `eval_model` on images[index]."""
+    def evaluate(
+        self, images: Tensor, labels: Tensor, index: Tensor, answers: list[Tensor] | None = None
+    ) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of `eval_model`; its logits are added to `answers`."""
         model = self.eval_model()
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         with torch.inference_mode(), self._autocast():
             for chosen in index.split(EVALUATION_BATCH):
-                logits = model(self._pixels(images[chosen])).float()
+                logits = model(pixels(images[chosen], self.layout)).float()
+                if answers is not None:
+                    answers.append(logits)
                 loss += F.cross_entropy(logits, labels[chosen], reduction="sum")
                 right += (logits.argmax(1) == labels[chosen]).sum()
         return loss.item() / len(index), right.item() / len(index)
@@ -215,15 +223,31 @@ class Trainer:
         model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return model
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        """Values from 0 to 255 -> float32 in [0, 1], in the network's layout.
-
-        Every uint8 value is exact in bfloat16; the division is not, so it stays float32.
-        """
-        return images.to(torch.float32, memory_format=self.layout).mul_(1 / 255)
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def pixels(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Values from 0 to 255 -> float32 in [0, 1], in the network's layout.
+
+    Every uint8 value is exact in bfloat16; the division is not, so it stays float32.
+    """
+    return images.to(torch.float32, memory_format=layout).mul_(1 / 255)
+
+
+def scored(score: Score, answers: list[Tensor], labels: Tensor) -> float:
+    """A metric of the labels and the logits of all batches."""
+    return score(labels.cpu().numpy(), torch.cat(answers).double().softmax(1).cpu().numpy())
+
+
+def mean_loss(
+    logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None, chosen: Tensor
+) -> Tensor:
+    """Mean cross-entropy of a batch: the chosen images, each with its weight."""
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return (each * weights[chosen]).mean()
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ class OrderedSearch(StudySearch):
         for row in rows:
             if row["epoch"] not in held.rows:
                 held.rows[row["epoch"]] = row
-                held.frozen.intermediate_values[row["epoch"]] = value_of(row, self.metric)
+                held.frozen.intermediate_values[row["epoch"]] = value_of(row, self.records.metric)
                 if row["epoch"] < self.max_epochs and not held.stop:
                     held.stop = self._judge(held.frozen)
 

@@ -18,6 +18,7 @@ from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, rank
 from mnist_ray.storage import RunStorage
+from mnist_ray.training.metrics import score_of
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext, reported
 
@@ -52,6 +53,8 @@ class LightGBMTrial(EpochTrial):
             for part in (train, val)
             if part is not None
         ]
+        self.weights = None if context.weights is None else context.weights[train]
+        self.score = score_of(context.metric)
         self.begin_config(config)
 
     def begin(self, number: int, hp: dict[str, Any]) -> None:
@@ -89,13 +92,14 @@ class LightGBMTrial(EpochTrial):
         }
         booster = lightgbm.train(
             params,
-            lightgbm.Dataset(pixels, labels),
+            lightgbm.Dataset(pixels, labels, weight=self.weights),
             num_boost_round=ROUNDS,
             init_model=lightgbm.Booster(model_str=self.text) if self.text else None,
         )
         self.text = booster.model_to_string()
         seconds = time.perf_counter() - start
-        train, val = (loss_and_accuracy(booster.predict(x), y) for x, y in self.parts)
+        answers = [(np.asarray(booster.predict(x)), y) for x, y in self.parts]
+        train, val = (loss_and_accuracy(given, y) for given, y in answers)
         row: EpochRow = {
             "epoch": epoch,
             "train_loss": train[0],
@@ -106,6 +110,8 @@ class LightGBMTrial(EpochTrial):
             "images_per_second": ROUNDS * len(labels) / seconds,
             "seconds": time.perf_counter() - start,
         }
+        if self.score is not None:
+            row["val_metric"] = self.score(answers[1][1], answers[1][0])
         self.rows.append(row)
         return row
 

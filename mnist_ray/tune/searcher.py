@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import WorkError
 from mnist_ray.run.records import EpochRow, Record, Records, epoch_row, rank
+from mnist_ray.settings.objectives import column, direction
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.suggestions import Refusal, Space
 from mnist_ray.tune.outcomes import Outcomes
@@ -57,8 +58,7 @@ class StudySearch(OptunaSearch):
         points: Sequence[Numbered] = (),
         keep: Callable[[], None] = lambda: None,
     ) -> None:
-        mode = "min" if records.metric == "val_loss" else "max"
-        super().__init__(metric=records.metric, mode=mode)
+        super().__init__(metric=column(records.metric), mode=direction(records.metric)[:3])
         self.study, self.records, self.max_epochs, self.slots = study, records, max_epochs, slots
         self.suggestions = Suggestions(study, space, records, run, continued, retried, points, keep)
         self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
@@ -155,8 +155,9 @@ class StudySearch(OptunaSearch):
         record.reason = result.get("reason", record.reason)
         if record.reason or self.silent:
             return []
-        record.node, best = result["node"], record.best(self.metric)
-        if best is None or rank(result, self.metric) > rank(best, self.metric):
+        metric = self.records.metric
+        record.node, best = result["node"], record.best(metric)
+        if best is None or rank(result, metric) > rank(best, metric):
             # Of the network of its best epoch: with pbt a trial may have several.
             record.n_parameters = result["n_parameters"]
         if record.latency_ms is None:  # a worker that was started again has measured anew

@@ -5,6 +5,8 @@ import platform
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from mnist_ray.run.records import EpochRow
 
 STATE = "state.safetensors"  # a checkpoint of Tune's
@@ -18,7 +20,7 @@ class TrialContext:
 
     Attributes:
         run: the URI of the run's directory.
-        metric: val_accuracy or val_loss.
+        metric: see `objectives.goal`.
         max_epochs: the most epochs of a trial.
         seed: of weights and batches.
         precision: auto, bf16 or fp32.
@@ -28,6 +30,7 @@ class TrialContext:
         augment: for all trials; "none" leaves it to the space.
         tensorboard: whether every epoch is written for it.
         activations: whether that has histograms of the layers' outputs.
+        weights: float32 [n], how much each image counts in the loss; None: all alike.
     """
 
     run: str
@@ -41,6 +44,7 @@ class TrialContext:
     augment: str = "none"
     tensorboard: bool = False
     activations: bool = False
+    weights: np.ndarray | None = None
 
 
 class Result(EpochRow, total=False):
@@ -73,5 +77,5 @@ def reported(
 
 def ended(**why: str) -> Result:
     """The last result of a trial that cannot go on."""
-    nan = {"val_accuracy": math.nan, "val_loss": math.nan}
+    nan = {"val_accuracy": math.nan, "val_loss": math.nan, "val_metric": math.nan}
     return {**nan, "epoch": 0, "done": True, **why}  # type: ignore[typeddict-item]

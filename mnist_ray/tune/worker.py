@@ -18,6 +18,7 @@ from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.records import EpochRow, rank
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import leave_out_the_compiler, use_threads
+from mnist_ray.training.metrics import score_of
 from mnist_ray.training.trainer import Trainer
 from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext, ended, reported
 
@@ -62,6 +63,10 @@ class Worker:
             self.data = [torch.from_numpy(array).to(self.device) for array in arrays]
             self.start = {name: torch.from_numpy(a) for name, a in start.items()} if start else None
 
+        weights = context.weights
+        self.weights = None if weights is None else torch.tensor(weights, device=self.device)
+        self.score = score_of(context.metric)
+
     def begin(self, number: int, hp: Mapping[str, Any]) -> None:
         """Takes up a trial; its network is made with its first epoch."""
         self.number, self.hp = number, hp
@@ -81,6 +86,8 @@ class Worker:
                 precision=self.context.precision,
                 weights=self.start,
             )
+            self.made.score = self.score
+            self.made.image_weights = self.weights
             if self.context.latency:
                 self.latency_ms = self._latency_ms(self.made)
         return self.made
@@ -99,6 +106,8 @@ class Worker:
             row = trainer.run_epoch(*self.data)
             if not (math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])):
                 return ended(reason=f"the loss is not finite at epoch {row['epoch']}")
+            if not math.isfinite(row.get("val_metric", 0.0)):
+                return ended(reason=f"the metric is not finite at epoch {row['epoch']}")
             self._save(row)
         result = reported(self.context, row, n_parameters(trainer.model), rows)
         if self.latency_ms is not None:

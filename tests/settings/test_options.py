@@ -49,7 +49,7 @@ def test_values_of_python_become_those_of_the_command(
         ("trials", None, "a whole number"),
         ("max_concurrent", "2", "a whole number or None"),
         ("reduction_factor", "3", "a number"),
-        ("metric", "speed", "'val_accuracy', 'val_loss'"),
+        ("metric_mode", "most", "'max', 'min' or None"),
         ("gpus_per_trial", "some", "a number or 'auto'"),
         ("space_args", "max_width=16", "a list or a dict"),
         ("dataset", 3, "text"),
