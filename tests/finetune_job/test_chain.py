@@ -179,6 +179,9 @@ def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list])
         "lineage",
         "calibration",
         "picture",
+        "metric",
+        "val_metric",
+        "test_metric",
     ]
     storage = RunStorage(task.uri)
     assert described["picture"]["verified_on_pictures"] == 201
