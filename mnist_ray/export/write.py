@@ -36,6 +36,9 @@ from mnist_ray.run import checkpoint
 
 OPSET = 20  # the first with Gelu; onnxruntime-web runs it
 TOLERANCE = 1e-4  # largest difference between torch's and onnxruntime's logits
+# Logits beyond this may differ in proportion: fp32 has seven digits. Those of a network that was
+# trained for one hot epoch reach hundreds.
+USUAL_LOGITS = 20.0
 
 
 def export(
@@ -122,8 +125,9 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
     """Compares onnxruntime's logits with torch's, in fp32 on the CPU.
 
     The whole batch and a single image both go through the file: a batch size that the exporter has
-    frozen is found. Within TOLERANCE a prediction can differ only if the two best logits are
-    closer than twice the difference: a tie as far as fp32 can tell.
+    frozen is found. Within TOLERANCE (in proportion for logits beyond USUAL_LOGITS) a prediction
+    can differ only if the two best logits are closer than twice the difference: a tie as far as
+    fp32 can tell.
 
     Args:
         data: The exported file.
@@ -134,7 +138,7 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
         The largest absolute difference.
 
     Raises:
-        WorkError: The file is not valid, or the difference is above TOLERANCE.
+        WorkError: The file is not valid, or the difference is above what is allowed.
     """
     proto = load_verified(data, "the exported model")
     try:
@@ -149,10 +153,11 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
         float(np.abs(session.logits(images) - expected).max()),
         float(np.abs(session.logits(images[:1]) - expected[:1]).max()),
     )
-    if not difference <= TOLERANCE:  # so written that NaN is refused too
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()) / USUAL_LOGITS)
+    if not difference <= allowed:  # so written that NaN is refused too
         raise WorkError(
             f"the exported model differs from the network: its logits by {difference:.2e} "
-            f"on {len(images)} images; at most {TOLERANCE:.0e} is allowed"
+            f"on {len(images)} images; at most {allowed:.0e} is allowed"
         )
     return difference
 

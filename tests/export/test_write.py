@@ -150,6 +150,19 @@ def last(model: nn.Module) -> nn.Linear:
     return layer
 
 
+def test_large_logits_may_differ_in_proportion(digits: data.Images) -> None:
+    """A network that was trained badly is published too; another one's weights are still found."""
+    model = network(HP)
+    with torch.no_grad():
+        last(model).weight *= 1000
+    exported = export(model, HP, {})
+    assert verify(exported, model, digits.images[:300]) < 0.1
+    with torch.no_grad():
+        last(model).weight *= 1.001
+    with pytest.raises(WorkError, match="differs from the network"):
+        verify(exported, model, digits.images[:300])
+
+
 def test_verify_finds_another_networks_weights(exported: bytes, digits: data.Images) -> None:
     model = network(HP)
     with torch.no_grad():
