@@ -14,6 +14,7 @@ from PIL import Image
 import mnist_ray as mr
 from mnist_ray import data
 from mnist_ray.run import layout
+from mnist_ray.run.tables import HISTORY
 from mnist_ray.storage import RunStorage
 from tests.support.published import HEAVY, published
 
@@ -79,10 +80,14 @@ def run(tmp_path: Path) -> Path:
         trial.suggest_float("lr", 0.1, 0.2)
         study.tell(trial, max(curve))
         for epoch, accuracy in enumerate(curve, start=1):
-            rows.append({"number": number, "epoch": epoch, "val_accuracy": accuracy, "val_loss": 1})
+            measured = {"val_accuracy": accuracy, "val_loss": 1.0}
+            rows.append(
+                {**dict.fromkeys(HISTORY, 0.5), "number": number, "epoch": epoch, **measured}
+            )
     storage.write_bytes(layout.JOURNAL, journal.read_bytes())
     trials = [
         {"number": t.number, "state": "COMPLETE", "value": t.value, "params_lr": t.params["lr"]}
+        | {"n_parameters": 9, "epochs": 2, "seconds": 1.0, "node": "here", "reason": ""}
         | {"params_only_of_the_first": 1 if t.number == 0 else None}
         for t in study.trials
     ]
@@ -145,7 +150,7 @@ def test_what_is_not_there_yet_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(mr.WorkError, match=r"has no history.parquet yet$"):
         mr.open_run(run).best  # noqa: B018
     (run / layout.TRIALS).write_bytes(b"nothing of Parquet")
-    with pytest.raises(mr.WorkError, match=r"trials.parquet is damaged"):
+    with pytest.raises(mr.WorkError, match=r"trials.parquet is not a Parquet file or is damaged"):
         mr.open_run(run).trials  # noqa: B018
 
 

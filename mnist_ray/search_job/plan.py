@@ -236,7 +236,7 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
         SettingsError: another value was given for an option that may not change.
     """
     values = resolved(now)
-    before = {"val_by": "class", **before}  # the rule of runs that record none
+    before = {"val_by": "class", "calibrate": "none", **before}  # of runs that record none
     changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
     for key in sorted(now.given - changeable):
         same = values[key] == before.get(key) or (

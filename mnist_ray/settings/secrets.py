@@ -74,10 +74,8 @@ def masked(text: str) -> str:
         return re.sub(r":(?!\$\{\w+\}@)[^:@]*:?[^@]*@", f":{HIDDEN}@", text)
     if parts.ambiguous:
         return parts.before + HIDDEN
-    pairs = [
-        pair if parts.scheme == "sqlite" and "=" not in pair else _masked_pair(pair)  # of a file
-        for pair in re.split("([&;])", parts.query)
-    ]
+    of_a_file = parts.scheme == "sqlite" and "=" not in parts.query  # a ? in its name
+    pairs = [pair if of_a_file else _masked_pair(pair) for pair in re.split("([&;])", parts.query)]
     hides = "".join(pairs) != parts.query
     fragment = HIDDEN if hides and parts.fragment else parts.fragment
     return (
@@ -90,7 +88,9 @@ def _masked_user(parts: _Parts) -> str:
     user, colon, password = (parts.userinfo or "").partition(":")
     if parts.userinfo is None:
         return ""
-    if _VARIABLES.fullmatch(parts.userinfo) or (parts.scheme, user) == ("gs", "anonymous"):
+    # me:${VAR} names the user: no token stands before a password.
+    named_only = _VARIABLES.fullmatch(parts.userinfo) or _VARIABLES.fullmatch(password)
+    if named_only or (parts.scheme, user) == ("gs", "anonymous"):
         return f"{parts.userinfo}@"
     named = parts.scheme in NAMED_USERS or (colon and not user)  # redis://:password@host
     kept = not password or _VARIABLES.fullmatch(password)

@@ -304,7 +304,7 @@ def address(model: Path, browser: Any) -> Iterator[str]:
         assert match, line
         yield match[1]
         server.send_signal(signal.SIGINT)
-        assert server.communicate(timeout=20) == ("", "")
+        assert server.communicate(timeout=20) == ("", "draw.py: interrupted\n")
         assert server.returncode == 130
     finally:
         server.kill()

@@ -1,4 +1,7 @@
-"""A space whose network cannot be built."""
+"""A space whose network can be built before the search, and then in no trial."""
+
+import ray
+from torch import nn
 
 
 def space(trial, data):
@@ -8,4 +11,7 @@ def space(trial, data):
 
 
 def build(hp):
-    raise RuntimeError("no such network")
+    if ray.is_initialized():  # in a trial's process
+        raise RuntimeError("no such network")
+    height, width = hp["image_size"]
+    return nn.Sequential(nn.Flatten(), nn.Linear(height * width, hp["classes"]))

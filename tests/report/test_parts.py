@@ -32,7 +32,7 @@ from mnist_ray.run import layout, predictions
 from mnist_ray.run.records import Record
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance
-from tests.support.report_runs import EPOCHS, Tables, write_run
+from tests.support.report_runs import EPOCHS, Tables, answer, write_run
 
 
 def test_kept_predictions_are_used_and_only_for_their_model(
@@ -43,13 +43,15 @@ def test_kept_predictions_are_used_and_only_for_their_model(
     sha = storage.read_json("model.json")["sha256"]
     test = data.load("digits", "test")
     logits = np.random.default_rng(0).normal(size=(len(test.labels), 10)).astype(np.float32)
-    storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, sha))
+    before = storage.read_json("model.json")
+    answer(storage, test.labels, logits)
     kept = predictions.read(storage, sha)
     assert kept is not None
     np.testing.assert_array_equal(kept[0], test.labels)
     np.testing.assert_array_equal(kept[1], logits)
     wrong = int((logits.argmax(1) != test.labels).sum())
     assert f"Every wrong answer ({wrong} of" in report.build([storage])
+    storage.write_json("model.json", before)
     storage.write_bytes(layout.PREDICTIONS, predictions.pack(test.labels, logits, "0" * 64))
     assert predictions.read(storage, sha) is None
     assert (
@@ -62,18 +64,16 @@ def test_kept_predictions_are_used_and_only_for_their_model(
 
 
 def test_other_test_images_give_no_pictures(finished: RunStorage) -> None:
-    run = read_run(finished)
     test = data.load("digits", "test")
-    sha = finished.read_json("model.json")["sha256"]
-    finished.write_bytes(
-        layout.PREDICTIONS,
-        predictions.pack(test.labels, np.eye(10, dtype=np.float32)[(test.labels + 1) % 10], sha),
-    )
+    before = finished.read_json("model.json")
+    answer(finished, test.labels, np.eye(10, dtype=np.float32)[(test.labels + 1) % 10])
+    run = read_run(finished)
     try:
         other = dataclasses.replace(test, labels=test.labels[::-1].copy())
         tested = model_part.load_tested(run, None, other)
     finally:
         finished.delete(layout.PREDICTIONS)
+        finished.write_json("model.json", before)
     assert tested.images is None
     assert "not those that the model was measured on" in tested.why_not
     assert tested.answers is not None

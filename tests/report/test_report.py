@@ -19,11 +19,10 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 from mnist_ray import data, report
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.report.read import read_run
-from mnist_ray.run import layout, predictions
 from mnist_ray.run.records import INTERRUPTED, Record
 from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
-from tests.support.report_runs import Tables, write_run, wrong_numbers
+from tests.support.report_runs import Tables, answer, write_run, wrong_numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -232,14 +231,7 @@ def test_runs_compared(finished: RunStorage, tmp_path: Path) -> None:
     found[wrong[0]] += 1  # wrong in both, whatever it says
     right = [i for i in range(len(found)) if i not in wrong][:2]
     found[[wrong[0], *right]] = (test.labels[[wrong[0], *right]] + 1) % 10
-    second.write_bytes(
-        layout.PREDICTIONS,
-        predictions.pack(
-            test.labels,
-            np.eye(10, dtype=np.float32)[found],
-            second.read_json("model.json")["sha256"],
-        ),
-    )
+    answer(second, test.labels, np.eye(10, dtype=np.float32)[found])
     searched = write_run(tmp_path / "third")
     page = report.build([finished, second, searched])
     shown = Tables(page)

@@ -50,7 +50,7 @@ def test_every_field_can_stand_in_a_file(tmp_path: Path) -> None:
         ("a: [", "plain YAML"),
         ("trials: !!python/object/apply:os.getcwd []", "plain YAML"),
         ("resume: true", "'resume'"),
-        ("metric: speed", "--metric"),
+        ("val_by: speed", "--val-by"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: str) -> None:

@@ -568,9 +568,7 @@ def test_activations_need_tensorboard() -> None:
 
 
 def test_a_password_is_not_among_the_resolved_settings() -> None:
-    assert (
-        resolved(SearchSettings(mlflow="http://me:secret@host/"))["mlflow"] == "http://me:***@host/"
-    )
+    assert resolved(SearchSettings(mlflow="http://me:secret@host/"))["mlflow"] == "http://***@host/"
     assert (
         resolved(SearchSettings(mlflow="http://me:${PW}@host/"))["mlflow"]
         == "http://me:${PW}@host/"
