@@ -85,7 +85,12 @@ def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+    "how",
+    [  # by signals that can be caught: tests/faults/test_interrupts.py too
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
 )
 def test_a_stopped_search_goes_on(
     ray_head: dict[str, str], tmp_path: Path, how: signal.Signals
@@ -186,7 +191,7 @@ def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> 
         "2",
         "--max-epochs",
         "2",
-        *quick(tmp_path),
+        *quick(tmp_path, stages=1),
         "--storage",
         f"{base}/runs?{query}",
         "--name",
@@ -197,7 +202,7 @@ def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> 
     assert "test-secret" not in output
     run = f"{base}/runs/there?{query}"
     check_run(run, 2)
-    check_published(run)
+    check_published(run, stages=1)
     storage = RunStorage(run)
     for name in storage.list():
         assert b"test-secret" not in storage.read_bytes(name), name

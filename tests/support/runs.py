@@ -47,10 +47,10 @@ QUICK_STAGES = """stages:
 """
 
 
-def quick(folder: Path) -> list[str]:
-    """Options for three stages of seconds, without a twin: for tests of all but the training."""
+def quick(folder: Path, stages: int = 3) -> list[str]:
+    """Options for stages of seconds, without a twin: for tests of all but the training."""
     file = folder / "quick.yaml"
-    file.write_text(QUICK_STAGES)
+    file.write_text("".join(QUICK_STAGES.splitlines(keepends=True)[: stages + 1]))
     return flags(stages=file, calibrate="none")
 
 
@@ -135,17 +135,15 @@ def check_two_jobs(env: dict[str, str], folder: Path) -> None:
     assert all("SUCCEEDED" in job for job in jobs)
 
 
-def check_published(run: str) -> None:
+def check_published(run: str, stages: int = 3) -> None:
     storage = RunStorage(run)
     manifest, data = read_verified(storage)
     assert manifest["test_images"] == 360
-    assert manifest["test_accuracy"] > 0.8
+    assert manifest["test_accuracy"] > (0.8 if stages == 3 else 0.2)
     assert manifest["max_difference_from_torch"] <= 1e-4
     assert [entry["step"] for entry in manifest["lineage"]] == [
         "search",
-        "stage-1",
-        "stage-2",
-        "stage-3",
+        *(f"stage-{number}" for number in range(1, stages + 1)),
     ]
     assert storage.read_bytes("README.md").startswith(b"---\n")
     assert len(data) > 1000
