@@ -50,7 +50,7 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     name = name or (picture if isinstance(picture, str) else "a picture")
-    return _guarded(picture, name, _in_8_bits)
+    return _guarded(picture, name, in_8_bits)
 
 
 def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
@@ -105,7 +105,8 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
-def _in_8_bits(file: Image.Image) -> Image.Image:
+def in_8_bits(file: Image.Image) -> Image.Image:
+    """The picture upright, with 8 bits a channel. ValueError if the range of its pixels is open."""
     image: Image.Image = ImageOps.exif_transpose(file)
     image.load()
     if image.mode == "F":

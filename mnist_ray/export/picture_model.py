@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, compose, helper, numpy_helper
 from PIL import Image, ImageOps
 
 from mnist_ray.data import read_picture
+from mnist_ray.data.pictures import in_8_bits
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
 from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, metadata_of
-from mnist_ray.export.session import CANNOT_RUN, Session, probabilities, temperature_of
+from mnist_ray.export.session import Session, probabilities, runtime_session, temperature_of
 
 IMAGE, PROBABILITIES = "image", "probabilities"  # inner values that the page shows as well
 TOLERANCE = 1e-4  # largest difference of a probability from that of the two files apart
@@ -215,15 +215,7 @@ class PictureSession:
 
     def __init__(self, data: bytes, source: str) -> None:
         self.metadata = metadata_of(load_verified(data, source))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
-        except CANNOT_RUN as error:
-            raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
+        self._session = runtime_session(data, source, threads=1)
 
     def of(
         self,
@@ -255,7 +247,10 @@ def as_rgba(
     if isinstance(picture, str | os.PathLike):
         return read_picture(picture)
     if isinstance(picture, Image.Image):
-        return np.array(picture.convert("RGBA"))
+        try:
+            return np.array(in_8_bits(picture).convert("RGBA"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"picture: {first_line(error)}") from error
     if picture.dtype != np.uint8:
         raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from onnx.inliner import inline_local_functions
 from onnxscript import script
@@ -35,6 +34,7 @@ from mnist_ray.export.picture_parts import (
     resized,
     stretched,
 )
+from mnist_ray.export.session import runtime_session
 
 COARSE = 128  # longest side of the picture in which the ink is looked for
 # Of the window for the background, at that size: wider than half of any stroke.
@@ -269,12 +269,8 @@ class Preprocessor:
     """The graph in onnxruntime."""
 
     def __init__(self, size: tuple[int, int], channels: int, padding: str | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            preprocessing_graph(size, channels, padding), options
-        )
+        graph = preprocessing_graph(size, channels, padding)
+        self._session = runtime_session(graph, "the preparation", threads=1)
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""

@@ -59,6 +59,21 @@ class Evaluation:
         return confidence_interval(self.right, self.n)
 
 
+def runtime_session(data: bytes, source: str, threads: int | None) -> onnxruntime.InferenceSession:
+    """Onnxruntime on the CPU for a file's bytes; `threads` as for Session.
+
+    Raises:
+        SettingsError: onnxruntime cannot run the file; names the source.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3  # errors
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except CANNOT_RUN as error:
+        raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
+
+
 class Session:
     """An ONNX file in onnxruntime on the CPU.
 
@@ -76,14 +91,7 @@ class Session:
     def __init__(self, data: bytes, source: str, threads: int | None = None) -> None:
         self.source = source
         self.metadata = metadata_of(load_verified(data, source))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors
-        providers = ["CPUExecutionProvider"]
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=providers)
-        except CANNOT_RUN as error:
-            raise SettingsError(f"{source} cannot be run: {first_line(error)}") from error
+        self._session = runtime_session(data, source, threads)
         inputs = self._session.get_inputs()
         self._input = inputs[0]
         if len(inputs) != 1 or self._input.type != "tensor(float)" or len(self._input.shape) != 4:

@@ -72,6 +72,19 @@ def export(
     return data
 
 
+def logits_of(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Torch's logits, float32 [n, classes], in fp32 on the CPU. The model is copied, not changed.
+
+    Args:
+        model: A network or a committee.
+        images: uint8 [n, C, H, W].
+    """
+    network, batches = _on_cpu(model), torch.from_numpy(pixels(images)).split(256)
+    with torch.inference_mode():
+        logits: np.ndarray = torch.cat([network(part) for part in batches]).numpy()
+    return logits
+
+
 def _on_cpu(model: nn.Module) -> nn.Module:
     """A copy for inference on the CPU, its weights in the plain order."""
     copied = copy.deepcopy(model)
@@ -146,9 +159,7 @@ def verify(data: bytes, model: nn.Module, images: np.ndarray) -> float:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise WorkError(f"the exported model is not valid: {first_line(error)}") from error
     session = Session(data, "the exported model")
-    network, batches = _on_cpu(model), torch.from_numpy(pixels(images)).split(256)
-    with torch.inference_mode():
-        expected = torch.cat([network(part) for part in batches]).numpy()
+    expected = logits_of(model, images)
     difference = max(
         float(np.abs(session.logits(images) - expected).max()),
         float(np.abs(session.logits(images[:1]) - expected[:1]).max()),

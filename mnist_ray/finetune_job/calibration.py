@@ -17,7 +17,8 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from mnist_ray.data import Split
-from mnist_ray.export.session import pixels
+from mnist_ray.export.write import logits_of
+from mnist_ray.models import Committee
 
 SMALL = 10_000  # training images up to which `auto` trains a twin: there it takes about a minute
 LOWEST, HIGHEST = 0.05, 20.0
@@ -64,26 +65,10 @@ def fitted(by: str, networks: Sequence[nn.Module], split: Split, began: float) -
         began: `time.monotonic()` before a twin was trained.
     """
     seconds = time.monotonic() - began if by == "twin" else 0.0
-    logits = log_probabilities(networks, split.images.images[split.val])
+    network = networks[0] if len(networks) == 1 else Committee(networks)
+    logits = logits_of(network, split.images.images[split.val])
     found = temperature(logits, split.images.labels[split.val])
     return Calibration(by, found, len(split.val), round(seconds, 1))
-
-
-def log_probabilities(networks: Sequence[nn.Module], images: np.ndarray) -> np.ndarray:
-    """The networks' logits, float32 [n, classes]; of several, the log of the mean probability.
-
-    Args:
-        networks: In evaluation mode or not: they are put into it.
-        images: uint8 [n, C, H, W].
-    """
-    with torch.inference_mode():
-        batches = torch.from_numpy(pixels(images)).split(256)
-        each = [torch.cat([net.cpu().eval()(part) for part in batches]) for net in networks]
-        if len(each) == 1:
-            return each[0].numpy()
-        mean = torch.stack([logits.log_softmax(1) for logits in each]).logsumexp(0)
-        result: np.ndarray = (mean - math.log(len(each))).numpy()
-        return result
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:

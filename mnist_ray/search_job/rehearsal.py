@@ -7,13 +7,12 @@ and not after the search. The built-in networks are tried in the same way by the
 from collections.abc import Mapping
 from typing import Any
 
-import optuna
 import torch
 
 from mnist_ray.data import Images
 from mnist_ray.errors import MnistRayError, SettingsError, described, first_line
 from mnist_ray.export.write import export, verify
-from mnist_ray.study.suggestions import Refusal, Space, suggested
+from mnist_ray.study.suggestions import Space, check_suggests
 from mnist_ray.training.trainer import Trainer
 
 IMAGES = 32
@@ -31,7 +30,8 @@ def rehearse(space: Space, part: Images, augment: str = "none") -> None:
     Raises:
         SettingsError: It cannot be done; names the network and the cause.
     """
-    hp = {**_suggestion(space), **({} if augment == "none" else {"augment": augment})}
+    suggestion = check_suggests(space, "space", samples=1)
+    hp = {**suggestion, **({} if augment == "none" else {"augment": augment})}
     images = torch.from_numpy(part.images[:IMAGES].copy())
     labels = torch.from_numpy(part.labels[:IMAGES].copy())
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
@@ -41,13 +41,6 @@ def rehearse(space: Space, part: Images, augment: str = "none") -> None:
         network = trainer.eval_model()
         file = _named(hp, "exported as ONNX", lambda: export(network, hp, {}))
         _named(hp, "exported as ONNX", lambda: verify(file, network, images.numpy()))
-
-
-def _suggestion(space: Space) -> dict[str, Any]:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    while isinstance(hp := suggested(space, study.ask()), Refusal):
-        pass  # study.suggestions.check_suggests has seen one that succeeds
-    return hp
 
 
 def _named(hp: Mapping[str, Any], what: str, step: Any) -> Any:

@@ -50,24 +50,25 @@ def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any] | Refusal:
     return dict(found)
 
 
-def check_suggests(space: Space, name: str, samples: int = 10) -> None:
-    """Tries so many random suggestions, and more if none of them succeeds.
+def check_suggests(space: Space, name: str, samples: int = 10) -> dict[str, Any]:
+    """Tries so many random suggestions, and more if none of them succeeds; returns the last good.
 
     Raises:
         SettingsError: naming the last reason, if none succeeds; or the space raises it.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    succeeded, reason = False, ""
+    good, reason = None, ""
     for i in range(max(samples, 50)):
-        if i >= samples and succeeded:
-            return
+        if i >= samples and good is not None:
+            break
         found = suggested(space, study.ask())
         if isinstance(found, Refusal):
             reason = found.reason
         else:
-            succeeded = True
-    if not succeeded:
+            good = found
+    if good is None:
         raise SettingsError(f"--space: {name!r} gives no suggestion with its options: {reason}")
+    return good
 
 
 def ranges(space: Space, samples: int = 50) -> dict[str, set[BaseDistribution]]:

@@ -14,6 +14,7 @@ from mnist_ray import data, load_model
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.picture_model import (
     PictureSession,
+    as_rgba,
     guises,
     picture_file,
     verify_pictures,
@@ -111,3 +112,15 @@ def test_a_photo_is_read_from_a_file_as_people_have_it(
     Image.fromarray(255 - digits.images[0, 0]).resize((300, 300)).save(file, "JPEG")
     picture = np.array(Image.open(file).convert("RGBA"))
     assert PictureSession(picture_file(exported, "model"), "picture.onnx")(picture).known
+
+
+def test_pillows_16_bits_are_scaled_as_a_files(
+    exported: bytes, digits: data.Images, tmp_path: Path
+) -> None:
+    deep = Image.fromarray(digits.images[0, 0].astype(np.uint16) * 257).resize((90, 90), 0)
+    deep.save(tmp_path / "deep.png")
+    expected = as_rgba(tmp_path / "deep.png", (1, 28, 28))
+    np.testing.assert_array_equal(as_rgba(deep, (1, 28, 28)), expected)
+    assert len(np.unique(expected)) > 2
+    with pytest.raises(SettingsError, match="^picture: its pixels are floating-point"):
+        as_rgba(Image.new("F", (9, 9)), (1, 28, 28))
