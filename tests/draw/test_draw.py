@@ -34,31 +34,15 @@ from mnist_ray.export.session import Session, probabilities
 from mnist_ray.export.write import export
 from mnist_ray.training.trainer import Trainer
 from tests.support.browser import chromium, wait_for
+from tests.support.published import HP
 
 JOB = Path(__file__).parents[2] / "jobs" / "draw.py"
-HP: dict[str, Any] = {
-    "model": "convnet",
-    "in_channels": 1,
-    "image_size": [28, 28],
-    "classes": 10,
-    "mean": [0.1578],
-    "std": [0.2933],
-    "blocks": 2,
-    "layers_per_block": 1,
-    "width": 8,
-    "kernel_size": 3,
-    "activation": "relu",
-    "activation_position": "after_norm",
-    "pooling": "max",
-    "pool_position": "end",
-    "dropout": 0.0,
-    "dropout_place": "head",
-    "batch_size": 64,
-    "optimizer": "adam",
-    "lr": 0.01,
-    "schedule": "one_cycle",
+COLOUR_HP: dict[str, Any] = HP | {
+    "in_channels": 3,
+    "image_size": [32, 32],
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
 }
-COLOUR_HP = HP | {"in_channels": 3, "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
 DIGITS = '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]'
 ANIMALS = '["aeroplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "lorry"]'
 
