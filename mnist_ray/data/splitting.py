@@ -33,7 +33,7 @@ class Split(NamedTuple):
     val_by: Rule
 
 
-def load_split(
+def load_split(  # noqa: PLR0913 (by keywords)
     dataset: str,
     data_dir: str | None = None,
     *,
@@ -42,6 +42,7 @@ def load_split(
     seed: int = 0,
     val_by: Rule | None = None,
     reading: Reading | None = None,
+    download: bool = True,
 ) -> Split:
     """Load a training part and split it.
 
@@ -53,9 +54,10 @@ def load_split(
         seed: of the draw.
         val_by: `class`; `group`; `own`, the validation images that the data set brings; or None:
             the last of them that the data set has.
+        download: see `load`.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
-    part = load(dataset, "train", data_dir, reading=reading)
+    part = load(dataset, "train", data_dir, reading=reading, download=download)
     missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
     if val_by == "group" and part.groups is None:
         raise SettingsError(f"--val-by group: {dataset} has no groups (writers){missing}")
