@@ -6,7 +6,7 @@ Nothing is started and, but for a probe of the storage, nothing is written.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,8 +42,7 @@ from mnist_ray.study.warm_start import older_trials
 from mnist_ray.training import metrics
 
 # Options of one command, not of the run.
-ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name"}
-ONE_TIME |= {"verify_data"}
+ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data"}
 # --resume may change how much is trained and on which machines, not the task.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
@@ -55,7 +54,7 @@ FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
 # A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
-RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages")
+RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages", "class_weights")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
@@ -93,6 +92,7 @@ class Plan:
     points: tuple[dict[str, Any], ...] = ()
     older: tuple[FrozenTrial, ...] = ()
     placement: Placement | None = None
+    owner: str = ""  # the token of the lease, once the run is held
 
     @property
     def placed(self) -> Placement:
@@ -141,6 +141,7 @@ def prepare(settings: SearchSettings) -> Plan:
         SettingsError: names the flag; nothing has been started.
     """
     check_search(settings)
+    given = settings.given
     name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
@@ -153,7 +154,7 @@ def prepare(settings: SearchSettings) -> Plan:
     networks = spaces.of_networks(found)
     _check_trainable(settings, networks)
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
-    split = _split(settings, resumed)
+    split = _split(settings, resumed, given)
     if start := read_start(settings, found, storage, resumed):
         options["start"] = start.hyperparameters
     plan = Plan(
@@ -183,18 +184,19 @@ def prepare(settings: SearchSettings) -> Plan:
     return plan
 
 
-def _split(settings: SearchSettings, resumed: About | None) -> data.Split:
+def _split(s: SearchSettings, resumed: About | None, given: Collection[str]) -> data.Split:
     """The images; with --resume those that the run began with. Tries a metric of one's own."""
     split = data.load_split(
-        settings.dataset,
-        settings.data_dir,
-        train_images=settings.train_images,
-        val_images=settings.val_images,
-        seed=settings.seed,
-        val_by=settings.val_by,
-        reading=data.Reading.of(resolved(settings)),
+        s.dataset,
+        s.data_dir,
+        train_images=s.train_images,
+        val_images=s.val_images,
+        seed=s.seed,
+        val_by=s.val_by,
+        reading=data.Reading.of(resolved(s)),
+        download=not resumed or trust.may_download(s.data_dir, given),
     )
-    metrics.check(settings.goal, split.images.labels[split.val], len(split.images.classes))
+    metrics.check(s.goal, split.images.labels[split.val], len(split.images.classes))
     if resumed and resumed.data.sha256 != split.images.sha256:
         begun = f"not those that the run at {resumed.storage.uri} began with"
         raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
@@ -291,6 +293,7 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
 
 def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -> dict[str, Any]:
     """The facts in which searches with one study must agree, or values cannot be compared."""
+    several = objectives.names(settings.objectives)
     return {
         "dataset": settings.dataset,
         "train_images": len(split.train),
@@ -299,11 +302,7 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
         "space_args": sorted(settings.space_args),
         "metric": settings.goal,
         "max_epochs": settings.max_epochs,
-        **(
-            {"objectives": list(objectives.names(settings.objectives))}
-            if settings.objectives
-            else {}
-        ),
+        **({"objectives": list(several)} if several else {}),
         **({"augment": settings.augment} if settings.augment != "none" else {}),
         **({"class_weights": settings.class_weights} if settings.class_weights else {}),
         **({"onnx_sha256": start.sha256} if start else {}),
@@ -341,7 +340,7 @@ def _check_second_job(plan: Plan) -> None:
     """SettingsError if the best network could not be fine-tuned, exported or judged."""
     s = plan.settings
     reading = data.Reading.of(resolved(s))
-    test = data.load(s.dataset, "test", s.data_dir, reading=reading)
+    test = data.load(s.dataset, "test", s.data_dir, reading=reading, download=not plan.resumed)
     data.check_test_part(plan.split.images, test)
     if trust.is_code(s.dataset) or trust.is_code(s.space):
         from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
@@ -389,6 +388,8 @@ def _check_place(plan: Plan) -> None:
     """SettingsError if the storage, the name or this machine cannot take the run."""
     s = plan.settings
     check_writable(s.storage)
+    if s.overwrite:
+        About.check_replaceable(plan.storage, "--overwrite")
     if not (s.resume or s.overwrite) and plan.storage.exists(layout.RUN):
         raise SettingsError(
             f"--name: a run is there already at {plan.storage.uri}; "

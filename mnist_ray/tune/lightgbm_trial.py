@@ -15,9 +15,8 @@ import lightgbm
 import numpy as np
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.run.records import EpochRow, rank
-from mnist_ray.storage import RunStorage
 from mnist_ray.training.metrics import score_of
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext, reported
@@ -47,7 +46,8 @@ class LightGBMTrial(EpochTrial):
         assert context is not None
         assert images is not None
         assert labels is not None
-        self.context, self.storage = context, RunStorage.existing(context.run)
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
         self.parts = [
             (images[part].reshape(len(part), -1), labels[part])
             for part in (train, val)

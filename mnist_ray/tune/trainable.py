@@ -15,7 +15,7 @@ import numpy as np
 from ray import tune
 
 from mnist_ray.errors import WorkError, reason
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
 from mnist_ray.tune.trial import LATEST, NUMBER, STATE, Result, TrialContext, ended
@@ -112,7 +112,8 @@ class TrainTrial(EpochTrial):
         from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (named trainable)
 
         assert context is not None
-        self.context, self.storage = context, RunStorage.existing(context.run)
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
         arrays = (images, labels, train, val)
         self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
         self.begin_config(config)
