@@ -155,6 +155,19 @@ def hyperparameter_contract() -> list[str]:
         "Every network.",
         "",
         *keys(h.TRAINING_KEYS),
+        "## Augmentation",
+        "",
+        "`augment` takes a name, a name with options as `affine:degrees=15,shift=3`, or your own",
+        "`module:function` ([how](own-parts.md#augmentation)).",
+        "",
+        *table(
+            ("name", "option", "default", "allowed", "meaning"),
+            [
+                (code(name), code(o.name), code(str(o.default)), o.expected, o.meaning)
+                for name, found in h.AUGMENTATIONS.items()
+                for o in found
+            ],
+        ),
         "## Data",
         "",
         "`data.hyperparameters()` of a space's second argument has these.",

@@ -8,12 +8,10 @@ A network of one's own (``module:function``) may read further keys: unknown keys
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 from mnist_ray.errors import SettingsError
 
-Augmentation = Literal["none", "crop-flip", "shift", "affine", "elastic", "affine-elastic"]
-AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "elu")
@@ -116,6 +114,91 @@ def plain(value: Any, where: str) -> Any:
 
 _P = Hyperparameter
 
+_AFFINE = (
+    _P("degrees", float, "rotation, at most", 10.0, high=360.1),
+    _P("scale", float, "change of the size, at most, as a share of it", 0.1, high=1),
+    _P("shift", float, "pixels, at most", 2.0),
+)
+_ELASTIC = (
+    _P("alpha", float, "strength in pixels, before the smoothing", 17.0),
+    _P("sigma", float, "smoothness in pixels", 4.0, low=0.1),
+)
+AUGMENTATIONS: dict[str, tuple[Hyperparameter, ...]] = {
+    "none": (),
+    "crop-flip": (_P("padding", int, "pixels, at most", 4),),
+    "shift": (_P("pixels", int, "at most", 2),),
+    "affine": _AFFINE,
+    "elastic": _ELASTIC,
+    "affine-elastic": (*_AFFINE, *_ELASTIC),
+}
+"""The built-in values of `augment`, each with the options that may follow it."""
+
+
+class _Augmentation(Hyperparameter):
+    """The key `augment`, whose text may have options."""
+
+    @property
+    def expected(self) -> str:
+        return f"one of {', '.join(AUGMENTATIONS)} or module:function, perhaps with options"
+
+    def check(self, value: Any, where: str = "hyperparameter") -> Any:
+        value = super().check(value, where)
+        augmentation(value, f"{where} {self.name}")
+        return value
+
+
+def augmentation(text: str, where: str = "hyperparameter augment") -> tuple[str, dict[str, Any]]:
+    """A value of `augment` as its name and its options.
+
+    Args:
+        text: `NAME`, `NAME:KEY=VALUE,…` or `module:function`, which takes options in the same way.
+        where: The option or key that holds it, for the error.
+
+    Returns:
+        The name and the options given: numbers of a built-in one, texts of one's own function.
+
+    Raises:
+        SettingsError: The name or an option is unknown, or a number is not allowed.
+
+    Example:
+        >>> augmentation("affine:degrees=15,shift=3")
+        ('affine', {'degrees': 15.0, 'shift': 3.0})
+    """
+    name, _, rest = text.partition(":")
+    if name not in AUGMENTATIONS:
+        function, _, rest = rest.partition(":")
+        if not (name and function):
+            raise SettingsError(
+                f"{where}: {text!r} is unknown; expected one of {', '.join(AUGMENTATIONS)} "
+                "or module:function"
+            )
+        name = f"{name}:{function}"
+    pairs = dict(part.partition("=")[::2] for part in rest.split(",")) if rest else {}
+    if not all(key and value for key, value in pairs.items()):
+        raise SettingsError(f"{where}: {text!r} is not of the form {name}:KEY=VALUE,KEY=VALUE")
+    if name not in AUGMENTATIONS:
+        return name, pairs
+    known = {option.name: option for option in AUGMENTATIONS[name]}
+    options: dict[str, Any] = {}
+    for key, value in pairs.items():
+        if key not in known:
+            raise SettingsError(
+                f"{where}: {name!r} has no option {key!r}; it has {', '.join(known) or 'none'}"
+            )
+        try:
+            number: float | str = float(value)
+        except ValueError:
+            number = value
+        options[key] = known[key].check(number, f"{where}: {name}'s")
+    return name, options
+
+
+def own_function(text: Any) -> str | None:
+    """The `module:function` in a value of `augment`; None where a built-in one stands."""
+    parts = text.split(":") if isinstance(text, str) else []
+    return None if len(parts) < 2 or parts[0] in AUGMENTATIONS else ":".join(parts[:2])
+
+
 TRAINING_KEYS = (
     _P("batch_size", int, "images a step", low=1),
     _P("optimizer", str, "algorithm", allowed=OPTIMIZERS),
@@ -125,7 +208,7 @@ TRAINING_KEYS = (
     _P("label_smoothing", float, "share of the label spread over all classes", 0.0, high=1),
     _P("l1", float, "factor of the sum of all absolute weights in the loss", 0.0),
     _P("ema", float, "decay of the exponential average of the weights; 0: none", 0.0, high=1),
-    _P("augment", str, "random changes of the training images", "none", AUGMENTATIONS),
+    _Augmentation("augment", str, "random changes of the training images", "none"),
     _P("beta1", float, "decay of the mean gradient", 0.9, high=1, of=ADAMS),
     _P("beta2", float, "decay of the mean squared gradient", 0.999, high=1, of=ADAMS),
     _P("eps", float, "added to the denominator", 1e-8, of=ADAMS),

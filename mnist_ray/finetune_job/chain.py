@@ -34,7 +34,7 @@ from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
-from mnist_ray.run import checkpoint, layout, lease, predictions, tables
+from mnist_ray.run import checkpoint, layout, predictions, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.run.records import checked_row
 from mnist_ray.settings import trust
@@ -90,7 +90,7 @@ class Judged:
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
     """Runs the chain and publishes its model: yields log lines and, last, its manifest."""
     use_threads(task.cpus)
-    storage = lease.owned(task.uri, "fine-tuning", task.owner)
+    storage = RunStorage.existing(task.uri)
     start = begin(task, storage)
     hp = start.hyperparameters[0]
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
@@ -142,10 +142,12 @@ def begin(task: ChainTask, storage: RunStorage) -> Step:
     """The network that the chain starts from: the task's ONNX file or the search's checkpoint."""
     if task.onnx is not None:
         network, hp = rebuild(task.onnx, "--onnx")
+        trust.check_augmentation(hp, "--onnx: the file", task.augment)
         sha256 = hashlib.sha256(task.onnx).hexdigest()
         return Step({"step": "onnx", "sha256": sha256, "val_accuracy": None}, network, (hp,))
     data, source = storage.read_bytes(layout.BEST_NETWORK), storage.join(layout.BEST_NETWORK)
     network, metadata = load_network(data, source, task.network)
+    trust.check_augmentation(metadata["hyperparameters"], source, task.augment)
     with checkpoint.fitting(source):
         row = checked_row(metadata["row"])
         facts: dict[str, Any] = {"step": "search", "trial": metadata["number"]}

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from mnist_ray import cluster, data, report
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.finetune_job.recipe import ChainTask, read_stages
+from mnist_ray.finetune_job.recipe import ChainTask, check_augmentations, read_stages
+from mnist_ray.hyperparameters import own_function
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished, now
 from mnist_ray.run.publication import Manifest
@@ -19,6 +20,7 @@ from mnist_ray.settings import (
     check_lasting,
     check_storage,
     command,
+    constraints,
     default_data_dir,
     resolved,
     trust,
@@ -28,9 +30,9 @@ from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
-SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by")
+SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by", "folds")
 # Options that the command to go on repeats if they were given.
-REPEATED = ("dataset", "network", "stages", "committee", "data_dir", "cpus", "gpus")
+REPEATED = ("dataset", "network", "augment", "stages", "committee", "data_dir", "cpus", "gpus")
 
 
 def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Finished:
@@ -61,14 +63,13 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         with (
             signals(),
             lease.held(storage, "fine-tuning", "--run") as held,
-            _outcome(dataclasses.replace(about, storage=held.owned)),
+            _outcome(about, held),
             cluster.connected(settings.verbose),
             signals(),
         ):
             from mnist_ray.finetune_job.task import run_in_task  # noqa: PLC0415 (Ray's environment)
 
-            task = dataclasses.replace(_with_resources(task, settings), owner=held.token)
-            manifest = run_in_task(task, split, test)
+            manifest = run_in_task(_with_resources(task, settings), split, test)
     except KeyboardInterrupt:
         if not handle_signals:
             raise
@@ -95,7 +96,7 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
 
 
 @contextlib.contextmanager
-def _outcome(about: About) -> Iterator[None]:
+def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
     """Notes in run.json that the run is at work, and how that ends; not where it is another's."""
     about.patch(state="finetuning")
     state = "failed"
@@ -108,6 +109,7 @@ def _outcome(about: About) -> Iterator[None]:
     finally:
         # The storage may be what failed: the first error is the one to tell.
         with contextlib.suppress(*(() if state == "done" else (MnistRayError,))):
+            held.check()
             about.ended(state)
 
 
@@ -137,7 +139,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         SettingsError: the run, a recipe or the images cannot be used.
     """
     searched = about.settings
-    given = {k for k in ("dataset", "stages", "data_dir") if getattr(settings, k) is not None}
+    given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
     trust.check(
         searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
     )
@@ -152,21 +154,28 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         committee = searched.get("committee", 1)
     if not isinstance(committee, int) or committee < 1:
         raise SettingsError(f"--committee: {committee!r} is not allowed; expected at least 1")
+    constraints.check_committee(searched.get("constraint", ()), committee)
     if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
         raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
     if settings.cpus is not None and not 0 < settings.cpus < math.inf:
         raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
     data_dir = settings.data_dir or searched["data_dir"]
-    download = trust.may_download(data_dir, given)
     # A run that records no val_by was split by class.
     splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
     reading = data.Reading.of(searched)
-    split = data.load_split(data_dir=data_dir, reading=reading, download=download, **splitting)
+    split = data.load_split(data_dir=data_dir, reading=reading, **splitting)
     if split.images.sha256 != about.data.sha256:
         raise SettingsError(
             f"--data-dir: the images in {data_dir} are not those that the run was searched on "
             "(SHA-256 differs)"
         )
+    if settings.augment and not own_function(settings.augment):
+        raise SettingsError(
+            f"--augment: {settings.augment!r} is not allowed; expected the run's module:function "
+            "(the stages say how they augment)"
+        )
+    name = settings.stages or searched["stages"]
+    check_augmentations(settings.augment or "none", name, split.images)
     task = ChainTask(
         uri=about.storage.uri,
         run=about.name,
@@ -175,12 +184,13 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         committee=committee,
         onnx=onnx,
         network=settings.network,
+        augment=settings.augment,
         precision=searched["precision"],
         reading=reading,
         calibrate=settings.calibrate or searched.get("calibrate", "none"),
         metric=goal(searched),
     )
-    test = data.load(searched["dataset"], "test", data_dir, reading=reading, download=download)
+    test = data.load(searched["dataset"], "test", data_dir, reading=reading)
     data.check_test_part(split.images, test)
     return task, split, test
 
@@ -241,7 +251,7 @@ def _new_run(settings: FinetuneSettings) -> About:
     )
     reading = data.Reading.from_json(metadata.get("reading", "{}"), settings.onnx)
     searched = dataclasses.replace(searched, **vars(reading))
-    images, train, val, val_by = data.load_split(dataset, searched.data_dir, reading=reading)
+    images, train, val, val_by, *_ = data.load_split(dataset, searched.data_dir, reading=reading)
     if settings.dataset is None and trust.is_data(dataset):
         trust.same_data(images.sha256, metadata.get("data_sha256"), settings.onnx, dataset)
     searched = dataclasses.replace(searched, val_by=val_by)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_ray.data import Reading
+from mnist_ray.data import Images, Reading
 from mnist_ray.errors import SettingsError
-from mnist_ray.hyperparameters import BY_NAME, OF_ONE_OPTIMIZER, Hyperparameter
+from mnist_ray.hyperparameters import BY_NAME, OF_ONE_OPTIMIZER, Hyperparameter, own_function
 from mnist_ray.settings import packaged, read_yaml
 
 BUILT_IN = ("default", "seed")
@@ -104,6 +104,8 @@ class ChainTask:
     network: str | None
     """`module:function` of a network of the user's own that a checkpoint may name."""
     precision: str
+    augment: str | None = None
+    """`module:function` of an augmentation of the user's own that start network may name."""
     calibrate: str = "none"
     """`auto`, `twin` or `none`."""
     cpus: float = 1.0
@@ -112,8 +114,6 @@ class ChainTask:
     """How the images of one's own were read."""
     metric: str = "val_accuracy"
     """What the search optimised (see `objectives.goal`)."""
-    owner: str = ""
-    """The token of the run's lease (see `lease.owned`)."""
 
 
 def read_stages(name: str) -> Recipe:
@@ -161,3 +161,25 @@ def _stage(row: Any, source: str) -> Stage:
         if field.default is dataclasses.MISSING and field.name not in row:
             raise SettingsError(f"{source}: {field.name!r} is missing")
     return Stage(**values)
+
+
+def check_augmentations(augment: str, recipe: str | None, images: Images) -> None:
+    """Tries functions of one's own that augment, before anything starts.
+
+    Args:
+        augment: The value of --augment.
+        recipe: The value of --stages; None: nothing is fine-tuned.
+        images: The training part.
+
+    Raises:
+        SettingsError: One cannot augment, or the recipe cannot be read.
+    """
+    chosen = [("--augment", augment)]
+    stages = read_stages(recipe).stages if recipe else ()
+    chosen += [(f"--stages: {recipe}", stage.augment or "none") for stage in stages]
+    own = [(flag, text) for flag, text in chosen if own_function(text)]
+    if own:
+        from mnist_ray.training import augment as augmentation  # noqa: PLC0415 (seconds at start)
+
+        for flag, text in own:
+            augmentation.check(text, images.images[:8], flag)

@@ -1,13 +1,12 @@
 """The first job: a search from its settings to the best checkpoint, then the second job."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
 
-from mnist_ray import cluster, report, trackers
+from mnist_ray import cluster, hyperparameters, report, trackers
 from mnist_ray.errors import MnistRayError
 from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.processes import temporary_folder
@@ -69,7 +68,7 @@ def _on_cluster(
     from mnist_ray.search_job import engine, placement  # noqa: PLC0415 (Ray's environment)
 
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
-    plan = _held(placement.complete(plan), held)
+    plan = placement.complete(plan)
     print(placement.found(plan, cluster.nodes()), flush=True)
     with _outcome(plan.storage, held):
         about = claim(plan)
@@ -88,6 +87,7 @@ def _on_cluster(
                 engine.best_files(plan),
                 journal,
                 resumed=bool(plan.resumed),
+                check=held.check,
             )
             engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)
@@ -101,12 +101,6 @@ def _on_cluster(
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
     if plan.networks:
         print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
-
-
-def _held(plan: Plan, held: lease.Lease) -> Plan:
-    """The plan of a search that holds its run: it writes as the owner does."""
-    resumed = plan.resumed and dataclasses.replace(plan.resumed, storage=held.owned)
-    return dataclasses.replace(plan, storage=held.owned, resumed=resumed, owner=held.token)
 
 
 @contextlib.contextmanager
@@ -139,6 +133,8 @@ def _begins(plan: Plan, records: Records, continued: int) -> str:
     begins = f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
     train, val = len(plan.split.train), len(plan.split.val)
     images = f"each on {train:,} training and {val:,} validation images"
+    if plan.settings.folds:
+        images = f"each on {plan.settings.folds} folds of {train + val:,} images"
     if not plan.finetune:
         return f"{begins}, {images}"
     all_of_them = read_stages(plan.settings.stages).train_on == "all"
@@ -174,9 +170,11 @@ def _watch(
 def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
     assert records.best is not None
     best = records.trials[records.best[0]]
-    network = str(plan.space(optuna.trial.FixedTrial(best.params))["model"])
+    hp = plan.space(optuna.trial.FixedTrial(best.params))
+    network, augment = str(hp["model"]), plan.settings.augment
     own = ["--network", network] if trust.is_code(network) else []
+    augment = hp.get("augment", "none") if augment == "none" else augment
+    if function := hyperparameters.own_function(augment):
+        own += ["--augment", function]
     own += trust.flags(plan.recorded_settings(), ("dataset", "stages"))
-    if not plan.resumed and "data_dir" in plan.settings.given:
-        own += ["--data-dir", str(plan.settings.data_dir)]
     return ["--run", plan.storage.uri, *own, *(["--verbose"] if plan.settings.verbose else [])]

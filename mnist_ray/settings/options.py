@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from tyro.conf import Fixed, Positional
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.hyperparameters import Augmentation
 from mnist_ray.settings import objectives
 from mnist_ray.settings.secrets import masked
 from mnist_ray.settings.text import class_weights, converted, with_whole_path
@@ -104,9 +103,11 @@ class DataOptions(Options):
     val_by: Literal["class", "group", "own"] | None = None
     """Draw validation images by class, or by group: no writer is in both parts; own: those that
     the data set brings (default: own, group or class, the first that the data set knows)."""
-    augment: Augmentation = "none"
-    """Change the training images at random: crop-flip (for cifar10), shift, affine (rotation,
-    scale, shift), elastic or both of these."""
+    folds: int | None = None
+    """For few images: train each trial on so many folds of them; its value is their mean."""
+    augment: Annotated[str, "NAME[:KEY=VALUE,...]|module:function"] = "none"
+    """Change the training images at random: crop-flip (for cifar10), shift, affine, elastic or
+    affine-elastic, with strengths as affine:degrees=15,shift=3, or your own module:function."""
     class_weights: Annotated[str, "balanced|FILE"] | None = None
     """How much each class counts in the loss: balanced, or a YAML file of CLASS: WEIGHT lines."""
     seed: int = 0
@@ -138,10 +139,12 @@ class GoalOptions(Options):
     metric_mode: Literal["max", "min"] | None = None
     """Whether a metric of your own is to be maximised or minimised (default: max)."""
     objectives: Annotated[str, "NAME,NAME,..."] | None = None
-    """Several objectives at once, two or more of accuracy, loss, parameters and latency
-    (milliseconds of one image in onnxruntime, on one thread of the trial's machine), as
-    accuracy,parameters: the result is a Pareto front. --metric still stops trials, chooses each
-    trial's epoch and the network to fine-tune."""
+    """Several objectives, two or more of accuracy, loss, parameters and latency (milliseconds of
+    one image on one thread), as accuracy,parameters: the result is a Pareto front, and asha stops
+    dominated trials. --metric chooses each trial's epoch and the network to fine-tune."""
+    constraint: Annotated[tuple[str, ...], "LIMIT ..."] = ()
+    """Limits that the winner keeps, as parameters<=50000, latency<=0.5, size<=200kB (of the ONNX
+    file), accuracy>=0.97; may be repeated."""
     trials: int = 50
     """Number of trials of this run in all."""
     max_epochs: int = 10
@@ -174,8 +177,7 @@ class MethodOptions(Options):
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""
     deterministic: bool = False
-    """The same seed gives the same search, also with several trials at a time; a trial that is done
-    early may wait for others."""
+    """The same seed gives the same search, also in parallel: trials may wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,8 @@ class ResourceOptions(Options):
     cpus_per_trial: float = 1
     """CPUs, and with them threads, of one trial."""
     gpus_per_trial: float | Literal["auto"] = 0
-    """GPU or fraction of one for each trial; auto: by the memory of the space's largest networks
-    and by a measurement on the GPU with 1, 2, 4, 8 and 16 trials at a time (0 if the cluster
-    has none)."""
+    """GPU or fraction of one for each trial; auto: by the largest networks' memory and a
+    measurement with 1, 2, 4, 8 and 16 trials at a time (0 if the cluster has none)."""
     max_concurrent: int | None = None
     """Most trials at a time (default: as many as the cluster holds, also when nodes join)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -199,8 +200,7 @@ class RunOptions(Options):
     """The place of the run and its study."""
 
     storage: Folder = field(default_factory=default_storage)
-    """Place of all runs: a folder or s3://bucket/path that every node sees (default:
-    ~/mnist_ray)."""
+    """A folder or s3://bucket/path for all runs, which every node sees (default: ~/mnist_ray)."""
     name: Name | None = None
     """The run's name (default: space and time)."""
     resume: bool = False
@@ -318,12 +318,12 @@ class FinetuneSettings(Options):
     network: Annotated[str, "module:function"] | None = None
     """module:function of your own network, if the run has one: a checkpoint alone must not
     choose the code that runs."""
+    augment: Annotated[str, "module:function"] | None = None
+    """module:function of your own augmentation, if the run's best trial has one."""
     stages: Recipe | None = None
-    """The stages: a recipe's name, as default or small, or a YAML file (default: that of the
-    search)."""
+    """The stages: a recipe's name or a YAML file (default: that of the search)."""
     committee: int | None = None
-    """Networks to fine-tune, each with seeds of its own, for one ONNX file (default: that of the
-    search)."""
+    """Networks to fine-tune for one ONNX file (default: that of the search)."""
     calibrate: Literal["auto", "twin", "none"] | None = None
     """How the probabilities become honest (default: as in the search)."""
     data_dir: Folder | None = None

@@ -11,13 +11,13 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import text
-from mnist_ray.settings.options import default_data_dir
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
-CODE = ("dataset", "space", "sampler", "scheduler", "metric")
+CODE = ("dataset", "space", "sampler", "scheduler", "metric", "augment")
 PLACES = ("study", "class_weights", "warm_start", "mlflow", "wandb", "stages", "onnx")
 
 
@@ -44,7 +44,7 @@ def is_place(value: Any) -> bool:
 
 def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> dict[str, str]:
     """Those settings that a stored file may not choose, with their values."""
-    found = {}
+    found: dict[str, str] = {}
     for key in keys:
         value = settings.get(key)
         # A project of Weights & Biases is always a place: its data leave this machine.
@@ -52,7 +52,9 @@ def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES))
             continue
         if key == "class_weights" and str(value).startswith("{"):
             continue  # the file's content, not its name
-        if is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
+        if key == "augment":
+            found |= {key: str(value)} if hyperparameters.own_function(value) else {}
+        elif is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
             found[key] = str(value)
     return found
 
@@ -81,6 +83,24 @@ def check(
                 f"{flag}: {source} names {shown!r}; a file does not choose code, hosts or paths: "
                 f"give it yourself, as {flag} {shlex.quote(shown)}"
             )
+
+
+def check_augmentation(hp: Mapping[str, Any], source: str, given: str | None) -> None:
+    """Refuses a file's hyperparameters that augment by code of somebody's own.
+
+    Args:
+        hp: The file's hyperparameters.
+        source: The file, for the message.
+        given: `module:function` that the person named, perhaps with options.
+
+    Raises:
+        SettingsError: The dict names another function.
+    """
+    own = hyperparameters.own_function(hp.get("augment"))
+    if own and own != hyperparameters.own_function(given):
+        raise SettingsError(
+            f"{source} augments by {own!r}; to run code of your own, name it too: --augment {own}"
+        )
 
 
 def dataset(given: str | None, stored: str | None, source: str) -> str:
@@ -114,17 +134,6 @@ def same_data(found: str, expected: str | None, source: str, dataset: str) -> No
             f"--dataset: the images of {dataset} are not those that {source} was made with "
             f"(SHA-256 differs); to take them anyway give --dataset {shlex.quote(dataset)}"
         )
-
-
-def may_download(data_dir: str | None, given: Collection[str]) -> bool:
-    """Whether missing images may be downloaded into a folder: not if only a stored file names it.
-
-    Args:
-        data_dir: The folder that is about to be read.
-        given: Names of the settings that the person gave.
-    """
-    own = os.path.abspath(os.path.expanduser(default_data_dir()))
-    return "data_dir" in given or data_dir is None or os.path.abspath(data_dir) == own
 
 
 def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> list[str]:

@@ -72,6 +72,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.training)
         decay = self.training["ema"]
         self.average = WeightAverage(self.model, decay) if decay else None
+        self.change = augment.change_of(self.training["augment"])
         self.epoch = 0
         self.rows: list[EpochRow] = []
         self.score: Score | None = None  # gives the rows' `val_metric`
@@ -99,7 +100,7 @@ class Trainer:
         order = torch.randperm(n)[: steps * batch].to(self.device)
         if index is not None:
             order = index[order]
-        factor, change = SCHEDULES[hp["schedule"]], augment.AUGMENTATIONS.get(hp["augment"])
+        factor, change = SCHEDULES[hp["schedule"]], self.change
         smoothing, l1 = hp["label_smoothing"], hp["l1"]
         loss_sum = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -92,6 +92,9 @@ def test_a_stage_says_how_it_augments(tmp_path: Path) -> None:
     file.write_text(GOOD.replace("seed: 1", "seed: 1, augment: elastic, schedule: step"))
     stage = read_stages(str(file)).stages[0]
     assert stage.hyperparameters(TRIAL)["augment"] == "elastic"
+    strong = "affine:degrees=15,shift=3"
+    file.write_text(GOOD.replace("seed: 1", f"seed: 1, augment: '{strong}'"))
+    assert read_stages(str(file)).stages[0].augment == strong
     assert stage.schedule == "step"
     assert Stage(1, 8, 0.1, 0, "sgd", 1).hyperparameters(TRIAL)["augment"] == "shift"
     assert Stage(1, 8, 0.1, 0, "sgd", 1, augment="none").hyperparameters(TRIAL)["augment"] == "none"
@@ -141,6 +144,7 @@ GOOD = (
         ("stages: [1]\n", "stage 1"),
         (GOOD.replace("seed: 1", "seed: 1, dropout: 1.5"), "dropout"),
         (GOOD.replace("seed: 1", "seed: 1, augment: mixup"), "augment"),
+        (GOOD.replace("seed: 1", "seed: 1, augment: 'affine:speed=1'"), "has no option 'speed'"),
         (GOOD.replace("seed: 1", "seed: 1, pool_jitter: 0.5"), "pool_jitter"),
         (GOOD.replace("seed: 1", "seed: 1, pool_jitter: -1"), "pool_jitter"),
         (GOOD.replace("epochs: 1", "epochs: trial"), "epochs"),

@@ -101,6 +101,17 @@ def test_no_fine_tuning_runs_what_a_run_json_names(tmp_path: Path, watched: list
     assert not ran()
 
 
+def test_an_augmentation_that_a_file_names_is_a_persons_choice() -> None:
+    hp = {"augment": "evil:f:strength=3"}
+    for given in (None, "shift", "other:f"):
+        with pytest.raises(SettingsError, match="^FILE augments by 'evil:f'; .* --augment evil:f$"):
+            trust.check_augmentation(hp, "FILE", given)
+    trust.check_augmentation(hp, "FILE", "evil:f:strength=9")
+    for built_in in ({}, {"augment": "none"}, {"augment": "affine:degrees=3"}):
+        trust.check_augmentation(built_in, "FILE", None)
+    trust.check({"augment": "affine:degrees=3"}, (), "FILE")
+
+
 @pytest.mark.parametrize("value", ["folder:/photos", "npz:/a.npz", "csv:/a.csv", "hf:/saved"])
 def test_images_in_files_are_data_where_their_digest_agrees(value: str) -> None:
     trust.check({"dataset": value}, (), "FILE")

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from mnist_ray import hyperparameters
+from mnist_ray.errors import SettingsError
 from mnist_ray.training import augment
 from mnist_ray.training.trainer import Trainer
 
@@ -23,6 +25,13 @@ HP = {
     "optimizer": "sgd",
     "lr": 0.05,
 }
+ALPHA, SIGMA = (option.default for option in hyperparameters.AUGMENTATIONS["elastic"])
+
+
+def change_of(text: str) -> augment.Change:
+    change = augment.change_of(text)
+    assert change is not None
+    return change
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +60,7 @@ def centres(images: torch.Tensor) -> torch.Tensor:
 def test_shape_range_and_seed(name: str) -> None:
     images = torch.randint(0, 256, (40, 3, 14, 11), dtype=torch.uint8)
     before = images.clone()
-    change = augment.AUGMENTATIONS[name]
+    change = change_of(name)
     torch.manual_seed(5)
     first = change(images)
     torch.manual_seed(5)
@@ -69,15 +78,19 @@ def test_shape_range_and_seed(name: str) -> None:
 
 
 def test_shift_reaches_two_pixels_each_way_and_no_further() -> None:
-    moved = (centres(augment.shift(spots(2000, 12, 10, 6, 4))) - torch.tensor([6, 4])).round().int()
+    moved = (
+        (centres(change_of("shift")(spots(2000, 12, 10, 6, 4))) - torch.tensor([6, 4]))
+        .round()
+        .int()
+    )
     assert set(map(tuple, moved.tolist())) == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
-    assert augment.shift(spots(1, 12, 10, 6, 4)).dtype == torch.uint8
+    assert change_of("shift")(spots(1, 12, 10, 6, 4)).dtype == torch.uint8
 
 
 def test_crop_flip_reaches_four_pixels_and_mirrors_half() -> None:
     images = spots(4000, 12, 12, 6, 5)
     images[:, :, 6, 6] = 100  # to the right of the bright pixel, unless mirrored
-    changed = augment.crop_flip(images).flatten(1)
+    changed = change_of("crop-flip")(images).flatten(1)
     bright, dim = (changed == 200).float().argmax(1), (changed == 100).float().argmax(1)
     mirrored = dim < bright
     assert 0.45 < mirrored.float().mean() < 0.55
@@ -89,9 +102,9 @@ def test_crop_flip_reaches_four_pixels_and_mirrors_half() -> None:
 def test_affine_turns_scales_and_shifts_within_its_bounds(height: int, width: int) -> None:
     y, x, n = height // 2, width // 2, 3000
     torch.manual_seed(1)
-    middle = centres(augment.affine(spots(n, height, width, y, x)))
+    middle = centres(change_of("affine")(spots(n, height, width, y, x)))
     torch.manual_seed(1)
-    out = centres(augment.affine(spots(n, height, width, y, x + 15)))  # 15 pixels to the right
+    out = centres(change_of("affine")(spots(n, height, width, y, x + 15)))  # 15 pixels to the right
     assert (middle - torch.tensor([y, x])).abs().max() < 2 * 1.1 + 0.6
     assert (middle - torch.tensor([y, x])).abs().max() > 1.8
     arm = out - middle
@@ -104,12 +117,10 @@ def test_affine_turns_scales_and_shifts_within_its_bounds(height: int, width: in
 
 def test_elastic_is_smooth_and_about_a_pixel() -> None:
     images = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
-    field = augment._displacements(images) * 14  # in pixels
+    field = augment._displacements(images, ALPHA, SIGMA) * 14  # in pixels
     middle = field[:, 14, 14]
     # Smoothing by a Gaussian divides the noise's deviation of 1/sqrt(3) by 2 sqrt(pi) sigma.
-    expected = (
-        augment.ELASTIC_ALPHA / math.sqrt(3) / (2 * math.sqrt(math.pi) * augment.ELASTIC_SIGMA)
-    )
+    expected = ALPHA / math.sqrt(3) / (2 * math.sqrt(math.pi) * SIGMA)
     assert middle.std() == pytest.approx(expected, rel=0.1)
     step = (field[:, :, 1:] - field[:, :, :-1]).abs().mean()
     assert step < 0.25 * field.abs().mean()
@@ -117,8 +128,72 @@ def test_elastic_is_smooth_and_about_a_pixel() -> None:
 
 def test_elastic_keeps_what_is_even() -> None:
     images = torch.full((20, 1, 28, 28), 100, dtype=torch.uint8)
-    inner = augment.elastic(images)[:, :, 8:-8, 8:-8]
+    inner = change_of("elastic")(images)[:, :, 8:-8, 8:-8]
     assert torch.allclose(inner, torch.tensor(100.0), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("text", "most"), [("affine:degrees=0,scale=0,shift=4", 4.6), ("affine:shift=0", 0.6)]
+)
+def test_strengths_are_options(text: str, most: float) -> None:
+    moved = centres(change_of(text)(spots(2000, 41, 41, 20, 20))) - 20
+    assert most - 1.1 < moved.abs().max() < most + 0.1
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_defaults_written_out_are_the_defaults(name: str) -> None:
+    options = hyperparameters.AUGMENTATIONS[name]
+    text = f"{name}:" + ",".join(f"{option.name}={option.default}" for option in options)
+    images = torch.randint(0, 256, (20, 3, 14, 11), dtype=torch.uint8)
+    found = []
+    for each in (name, text):
+        torch.manual_seed(2)
+        found.append(change_of(each)(images))
+    assert torch.equal(*found)
+
+
+def test_elastic_takes_alpha_and_sigma() -> None:
+    images = torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8)
+    inner = change_of("elastic:alpha=0,sigma=5")(images)
+    assert torch.allclose(inner, images.float(), atol=1e-3)
+    assert not torch.allclose(change_of("elastic:alpha=30,sigma=5")(images), images.float())
+
+
+OWN = "tests.programs.own_augmentation"
+
+
+def test_torchvisions_transforms_can_be_plugged_in() -> None:
+    images = torch.randint(0, 256, (50, 3, 14, 11), dtype=torch.uint8)
+    change = change_of(f"{OWN}:turned")
+    torch.manual_seed(5)
+    first = change(images)
+    torch.manual_seed(5)
+    assert torch.equal(change(images), first)
+    assert first.shape == images.shape
+    assert (first != images).flatten(1).any(1).float().mean() > 0.5
+    augment.check(f"{OWN}:turned:degrees=90", images.numpy())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("none_such:f", "'none_such:f' cannot be imported"),
+        (f"{OWN}:NUMBER", "is of type int; expected a function of a batch"),
+        (f"{OWN}:turned:speed=3", "has no option 'speed'; it has degrees"),
+        (f"{OWN}:turned:degrees=fast", "degrees='fast' is not allowed"),
+        (f"{OWN}:fails", "fails failed: .*ValueError: out of luck"),
+        (f"{OWN}:cropped", r"returns \(9, 3, 13, 11\); expected a tensor \(9, 3, 14, 11\)"),
+        (f"{OWN}:listed", "returns list; expected a tensor"),
+        (f"{OWN}:scaled", "returns values up to 1; expected pixels from 0 to 255"),
+        (f"{OWN}:whole", "returns torch.int64 values"),
+        (f"{OWN}:lost", "values up to nan"),
+    ],
+)
+def test_a_wrong_function_of_ones_own_is_one_line(text: str, message: str) -> None:
+    images = torch.full((9, 3, 14, 11), 255, dtype=torch.uint8).numpy()
+    with pytest.raises(SettingsError, match=f"^--augment: .*{message}") as error:
+        augment.check(text, images)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture

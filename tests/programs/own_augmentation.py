@@ -1,0 +1,43 @@
+"""Augmentations of one's own: a good one by torchvision, and some that cannot work."""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+NUMBER = 3
+
+
+def turned(images: Tensor, degrees: float = 10.0) -> Tensor:
+    """Turns each image on its own; torchvision alone would turn the whole batch alike."""
+    turn = v2.RandomRotation(degrees)
+    return torch.stack([turn(image) for image in images])
+
+
+def fails(images: Tensor) -> Tensor:
+    """Raises an error."""
+    raise ValueError("out of luck")
+
+
+def cropped(images: Tensor) -> Tensor:
+    """Loses a row."""
+    return images[:, :, 1:]
+
+
+def listed(images: Tensor) -> list[Tensor]:
+    """Returns no batch."""
+    return list(images)
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Returns pixels from 0 to 1."""
+    return images / 255
+
+
+def whole(images: Tensor) -> Tensor:
+    """Returns whole numbers that are no bytes."""
+    return images.long()
+
+
+def lost(images: Tensor) -> Tensor:
+    """Returns NaN."""
+    return images.float() * float("nan")
