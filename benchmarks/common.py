@@ -121,7 +121,7 @@ def mnist(
     seed: int = 0,
 ) -> tuple[data.Images, np.ndarray, np.ndarray]:
     """MNIST's training part and its split by class, as the kept figures were measured."""
-    images, train, val, _ = data.load_split(
+    images, train, val, *_ = data.load_split(
         "mnist",
         settings.data_dir,
         train_images=train_images,

@@ -143,7 +143,7 @@ def _start(s: CurveSettings) -> None:
 
     global worker
     use_threads(1)
-    images, train, val, _ = data.load_split(
+    images, train, val, *_ = data.load_split(
         s.dataset,
         s.data_dir,
         seed=s.seed,

@@ -31,9 +31,12 @@ class Split(NamedTuple):
     train: np.ndarray
     val: np.ndarray
     val_by: Rule
+    folds: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    """With --folds: training and validation images of each, the first of which are `train` and
+    `val`."""
 
 
-def load_split(  # noqa: PLR0913 (by keywords)
+def load_split(  # noqa: PLR0913 (one a setting)
     dataset: str,
     data_dir: str | None = None,
     *,
@@ -41,8 +44,8 @@ def load_split(  # noqa: PLR0913 (by keywords)
     val_images: int | None = None,
     seed: int = 0,
     val_by: Rule | None = None,
+    folds: int | None = None,
     reading: Reading | None = None,
-    download: bool = True,
 ) -> Split:
     """Load a training part and split it.
 
@@ -54,10 +57,10 @@ def load_split(  # noqa: PLR0913 (by keywords)
         seed: of the draw.
         val_by: `class`; `group`; `own`, the validation images that the data set brings; or None:
             the last of them that the data set has.
-        download: see `load`.
+        folds: divide all images into so many parts, each of which validates once.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
-    part = load(dataset, "train", data_dir, reading=reading, download=download)
+    part = load(dataset, "train", data_dir, reading=reading)
     missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
     if val_by == "group" and part.groups is None:
         raise SettingsError(f"--val-by group: {dataset} has no groups (writers){missing}")
@@ -68,8 +71,18 @@ def load_split(  # noqa: PLR0913 (by keywords)
             missing,
         )
     if val_by is None:
-        val_by = "own" if part.val is not None else "class" if part.groups is None else "group"
-    if val_by == "own":
+        val_by = (
+            "own"
+            if part.val is not None and not folds
+            else "class"
+            if part.groups is None
+            else "group"
+        )
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    if folds:
+        parts = folded(part.labels, folds, seed, part.groups if val_by == "group" else None)
+        train, val = parts[0]
+    elif val_by == "own":
         train, val = _own(part, train_images, val_images, seed)
     else:
         if val_images is None:
@@ -85,7 +98,44 @@ def load_split(  # noqa: PLR0913 (by keywords)
     leaks.check_split(part, train, val)
     of_classes = reading.class_weights if reading else None
     part = replace(part, weights=weights.combined(part, train, of_classes))
-    return Split(part, train, val, val_by)
+    return Split(part, train, val, val_by, parts)
+
+
+def folded(
+    labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Training and validation images of each fold, int64 indices, in the classes' proportions.
+
+    Every image validates once. With groups, none is on both sides of a fold.
+
+    Args:
+        labels: int `[n]`.
+        folds: at least 2.
+        seed: of the draw.
+        groups: `[n]`, or None to divide by class alone.
+
+    Raises:
+        SettingsError: a class, or the groups, cannot be divided so often.
+    """
+    from sklearn.model_selection import (  # noqa: PLC0415 (seconds at start)
+        StratifiedGroupKFold,
+        StratifiedKFold,
+    )
+
+    least = int(np.unique(labels, return_counts=True)[1].min())
+    if least < folds:
+        raise SettingsError(f"--folds {folds}: the rarest class has {least} images; take fewer")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    if groups is not None and len(np.unique(groups)) < folds:
+        raise SettingsError(f"--folds {folds}: there are {len(np.unique(groups))} groups")
+    parts = list(kind(folds, shuffle=True, random_state=seed).split(labels, labels, groups))
+    classes = len(np.unique(labels))
+    if any(len(np.unique(labels[side])) < classes for part in parts for side in part):
+        raise SettingsError(
+            f"--folds {folds}: the groups cannot be divided with each class on either side; "
+            "take fewer, or --val-by class"
+        )
+    return tuple((train.astype(np.int64), val.astype(np.int64)) for train, val in parts)
 
 
 def _own(

@@ -7,7 +7,7 @@ own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 from ray import tune
 
 from mnist_ray.errors import WorkError, reason
-from mnist_ray.run import layout, lease
+from mnist_ray.run import layout
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
 from mnist_ray.tune.trial import LATEST, NUMBER, STATE, Result, TrialContext, ended
@@ -86,7 +86,7 @@ class TrainTrial(EpochTrial):
     DETERMINISTIC: ClassVar[bool] = False
     worker: "Worker"
 
-    def setup(
+    def setup(  # noqa: PLR0913 (one an object of the store)
         self,
         config: dict[str, Any],
         context: TrialContext | None = None,
@@ -95,6 +95,7 @@ class TrainTrial(EpochTrial):
         train: np.ndarray | None = None,
         val: np.ndarray | None = None,
         start: Mapping[str, np.ndarray] | None = None,
+        folds: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     ) -> None:
         """Takes the data, which come zero-copy from the object store, and begins the first trial.
 
@@ -107,14 +108,14 @@ class TrainTrial(EpochTrial):
             val: int64, indices into them.
             start: weights by their names in the state dict, with which every trial begins instead
                 of random ones.
+            folds: in place of train and val, those of each fold.
         """
         # The driver, which only names this class, starts seconds earlier without torch.
         from mnist_ray.tune.worker import Worker  # noqa: PLC0415 (named trainable)
 
         assert context is not None
-        self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
-        arrays = (images, labels, train, val)
+        self.context, self.storage = context, RunStorage.existing(context.run)
+        arrays = (images, labels, train, val, *(part for fold in folds[1:] for part in fold))
         self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
         self.begin_config(config)
 

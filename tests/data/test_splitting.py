@@ -14,6 +14,7 @@ from mnist_ray.data import (
     load_split,
     split,
 )
+from mnist_ray.data.splitting import folded
 from mnist_ray.errors import SettingsError
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
@@ -161,10 +162,51 @@ def test_the_rule_of_the_split(own: None) -> None:
         load_split("digits", val_by="group")
 
 
+def test_folds_validate_every_image_once_in_the_classes_proportions() -> None:
+    part = load_split("digits", folds=5, seed=3)
+    labels = part.images.labels
+    assert (len(part.folds), part.val_by) == (5, "class")
+    assert np.sort(np.concatenate([val for _, val in part.folds])).tolist() == list(
+        range(len(labels))
+    )
+    for train, val in part.folds:
+        assert not set(train) & set(val)
+        assert len(train) + len(val) == len(labels)
+        shares = np.bincount(labels[val]) / len(val) - np.bincount(labels) / len(labels)
+        assert np.abs(shares).max() < 0.01
+    assert (part.train is part.folds[0][0], part.val is part.folds[0][1]) == (True, True)
+    again = load_split("digits", folds=5, seed=3)
+    assert all((a[1] == b[1]).all() for a, b in zip(part.folds, again.folds, strict=True))
+    other = load_split("digits", folds=5, seed=4)
+    assert any((a[1] != b[1]).any() for a, b in zip(part.folds, other.folds, strict=False))
+
+
+def test_folds_keep_groups_together() -> None:
+    random = np.random.default_rng(0)
+    groups, labels = random.integers(0, 40, 600), random.integers(0, 3, 600)
+    for train, val in folded(labels, 4, 0, groups):
+        assert not set(groups[train]) & set(groups[val])
+        assert set(labels[train]) == set(labels[val]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "message"),
+    [
+        ([0] * 9 + [1] * 3, None, "--folds 4: the rarest class has 3 images"),
+        ([0, 1] * 9, [0, 0, 1, 1, 2, 2] * 3, "--folds 4: there are 3 groups"),
+        ([0] * 9 + [1] * 9, [*range(9), *[9] * 9], "--folds 4: the groups cannot be divided"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(labels: list, groups: list | None, message: str) -> None:
+    which = None if groups is None else np.array(groups)
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        folded(np.array(labels), 4, 0, which)
+
+
 @real_writers
 @pytest.mark.parametrize("val_images", [5000, 10_000, 20_000])
 def test_mnist_is_validated_by_unseen_writers(val_images: int) -> None:
-    images, train, val, rule = load_split("mnist", REAL, val_images=val_images, seed=3)
+    images, train, val, rule, _ = load_split("mnist", REAL, val_images=val_images, seed=3)
     assert rule == "group"
     assert images.groups is not None
     assert len(val) == val_images

@@ -157,7 +157,7 @@ def test_a_validation_part_of_its_own(tmp_path: Path) -> None:
         {"train": coloured(40), "Validation": coloured(12, seed=1), "test": coloured(8, seed=2)},
     )
     name = f"folder:{tmp_path / 'd'}"
-    part, train, val, rule = load_split(name)
+    part, train, val, rule, _ = load_split(name)
     assert (rule, len(part.labels), len(train), len(val)) == ("own", 52, 40, 12)
     assert part.val is not None
     assert val.tolist() == part.val.tolist() == list(range(40, 52))
