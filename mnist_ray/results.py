@@ -20,7 +20,7 @@ from mnist_ray.export.session import Evaluation, Session, probabilities, tempera
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import read_picture
-from mnist_ray.run.records import rank, value_of
+from mnist_ray.run.records import keeps_limits, rank, value_of
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.settings.objectives import goal
 from mnist_ray.storage import RunStorage
@@ -114,6 +114,9 @@ class Run:
         ]
         if not rows:
             raise WorkError(f"the run at {self.uri} has no epoch that has ended yet")
+        rows = [row for row in rows if keeps_limits(row)]
+        if not rows:
+            raise WorkError(f"no trial of the run at {self.uri} keeps its --constraint")
         row = max(rows, key=lambda row: rank(row, metric))
         trials = self._table(layout.TRIALS).to_pylist()
         found: dict[str, Any] = next((t for t in trials if t["number"] == row["number"]), {})

@@ -55,8 +55,7 @@ def load_split(  # noqa: PLR0913 (one a setting)
         train_images: images to train on; None takes all that are left.
         val_images: images to validate on; None takes `default_val_images`.
         seed: of the draw.
-        val_by: `class`; `group`; `own`, the validation images that the data set brings; or None:
-            the last of them that the data set has.
+        val_by: `class`; `group`; `own`, those that it brings; or None: the last that it has.
         folds: divide all images into so many parts, each of which validates once.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
@@ -78,12 +77,10 @@ def load_split(  # noqa: PLR0913 (one a setting)
             if part.groups is None
             else "group"
         )
-    parts: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    if folds:
-        parts = folded(part.labels, folds, seed, part.groups if val_by == "group" else None)
-        train, val = parts[0]
-    elif val_by == "own":
-        train, val = _own(part, train_images, val_images, seed)
+    groups = part.groups if val_by == "group" else None
+    parts = folded(part.labels, folds, seed, groups) if folds else ()
+    if parts or val_by == "own":
+        train, val = parts[0] if parts else _own(part, train_images, val_images, seed)
     else:
         if val_images is None:
             known = dataset in DATASETS
@@ -93,7 +90,7 @@ def load_split(  # noqa: PLR0913 (one a setting)
             val_images=val_images,
             train_images=train_images,
             seed=seed,
-            groups=part.groups if val_by == "group" else None,
+            groups=groups,
         )
     leaks.check_split(part, train, val)
     of_classes = reading.class_weights if reading else None

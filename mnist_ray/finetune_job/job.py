@@ -148,7 +148,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
             f"--dataset: {settings.dataset!r} was given, but the run has {searched['dataset']!r}"
         )
     onnx = _start_model(settings, about)
-    recipe = read_stages(settings.stages or searched["stages"])
+    recipe = read_stages(stages := settings.stages or searched["stages"])
     committee = settings.committee
     if committee is None:
         committee = searched.get("committee", 1)
@@ -174,8 +174,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
             f"--augment: {settings.augment!r} is not allowed; expected the run's module:function "
             "(the stages say how they augment)"
         )
-    name = settings.stages or searched["stages"]
-    check_augmentations(settings.augment or "none", name, split.images)
+    check_augmentations(settings.augment or "none", stages, split.images)
     task = ChainTask(
         uri=about.storage.uri,
         run=about.name,

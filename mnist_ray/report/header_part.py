@@ -4,15 +4,17 @@ from markupsafe import Markup
 
 from mnist_ray.report.page import render, span
 from mnist_ray.report.read import RunData
+from mnist_ray.report.search_part import pareto_figures
 from mnist_ray.run import layout
 
 
-def header_part(run: RunData, out: str | None) -> Markup:
+def header_part(run: RunData, out: str | None, prefix: str = "") -> Markup:
     """The head.
 
     Args:
         run: The run.
         out: The local folder of the page; None: the run's own directory, beside the model.
+        prefix: Keeps the anchors of several runs apart.
     """
     local, raw = run.storage.local_path, run.about.raw
     if out is None:
@@ -30,13 +32,16 @@ def header_part(run: RunData, out: str | None) -> Markup:
         m=run.manifest,
         best=run.best,
         trials=len(run.trials),
+        front=next(pareto_figures(run), None) if run.objectives else None,
+        prefix=prefix,
+        limits=", ".join(map(str, run.limits)),
+        kept=sum(row.get("violation") == 0 for row in run.trials),
         uri=run.storage.join(layout.MODEL),
         link=link,
         beside=out is None,
         when=_when(run),
         where=[value for value in (machine.get("node"), cpus, machine.get("system")) if value],
         nodes=len({row["node"] for row in run.trials if row["node"]}),
-        damaged=run.damaged,
         versions=[f"{name} {version}" for name, version in versions.items() if version],
         commit=raw.get("git_commit"),
         command=f"python {command}" if command.partition(" ")[0].endswith(".py") else command,

@@ -23,8 +23,8 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.run.records import rank
-from mnist_ray.settings import SearchSettings, objectives, resolved
+from mnist_ray.run.records import keeps_limits, rank
+from mnist_ray.settings import SearchSettings, constraints, objectives, resolved
 from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance, journal
@@ -49,7 +49,6 @@ class RunData:
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
     manifest: Manifest | None  # model.json; None before the chain has ended
     onnx: bytes  # the published model, verified; empty before
-    damaged: str = ""  # the file that could not be read, if the tables stand in for it, and why
 
     @property
     def name(self) -> str:
@@ -81,6 +80,11 @@ class RunData:
         """The names in --objectives; () if the metric is the only objective."""
         return objectives.names(self.settings["objectives"])
 
+    @property
+    def limits(self) -> tuple[constraints.Constraint, ...]:
+        """Those of --constraint."""
+        return constraints.read(self.settings["constraint"])
+
     @cached_property
     def completed(self) -> list[FrozenTrial]:
         """Trials that trained all their epochs and have a finite value."""
@@ -90,7 +94,7 @@ class RunData:
     @cached_property
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None without a finite loss."""
-        finite = [row for row in self.history if known(row["val_loss"])]
+        finite = [r for r in self.history if known(r["val_loss"]) and keeps_limits(r)]
         return max(finite, key=lambda row: rank(row, self.goal), default=None)
 
     @cached_property
@@ -123,6 +127,11 @@ class RunData:
         for number, trial in enumerate(trials):
             trial.number = number
         return self.study(trials, name)
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps the limits of --constraint; True where there are none."""
+    return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def known(value: float | None) -> bool:
@@ -185,13 +194,7 @@ def read_run(storage: RunStorage) -> RunData:
     trials, history = _table(storage, layout.TRIALS), _table(storage, layout.HISTORY)
     several, metric = objectives.names(settings["objectives"]), objectives.goal(settings)
     elsewhere = settings["study"]
-    kept: list[FrozenTrial] = []
-    damaged = ""
-    try:
-        if not elsewhere:
-            kept = _journal(storage, settings["study_name"] or about.name)
-    except CorruptFileError as error:
-        damaged = str(error)
+    kept = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
     try:
         kept = [single(trial, several, metric) for trial in kept]
         frozen = kept or _frozen(trials, history, metric)
@@ -207,7 +210,7 @@ def read_run(storage: RunStorage) -> RunData:
     stages = _stages(storage, manifest)
     return RunData(
         storage, about, settings, start, end, trials, history, frozen, bool(kept), stages,
-        manifest, onnx, damaged,
+        manifest, onnx,
     )  # fmt: skip
 
 
@@ -236,11 +239,11 @@ def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, l
 
 
 def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
-    """The trials of `study.journal`; none if it is missing. Raises CorruptFileError."""
-    kept = journal.read(storage, layout.JOURNAL)
+    """The trials of `study.journal`; none if it is missing or damaged: the tables have most."""
     try:
+        kept = journal.read(storage, layout.JOURNAL)
         trials = kept.get_all_trials(kept.get_study_id_from_name(study_name), deepcopy=False)
-    except KeyError:
+    except (CorruptFileError, KeyError):
         return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 
@@ -265,6 +268,7 @@ def _frozen(trials: list[Row], history: list[Row], metric: str) -> list[FrozenTr
             params={column.removeprefix("params_"): row[column] for column in given},
             distributions={column.removeprefix("params_"): kinds[column] for column in given},
             intermediate_values=values.get(row["number"], {}),
+            constraints={} if row.get("violation") is None else {"limits": row["violation"]},
         )
         trial.number = row["number"]
         frozen.append(trial)

@@ -11,7 +11,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from mnist_ray.report.page import BLUE, Figure, Table
-from mnist_ray.report.read import RunData, thinned, value_of, varied
+from mnist_ray.report.read import RunData, feasible, thinned, value_of, varied
 from mnist_ray.settings.objectives import column
 from mnist_ray.study import importance
 
@@ -36,7 +36,7 @@ def history_figure(run: RunData) -> Figure:
         if trace.mode == "lines":
             trace.update(name="best so far", line={"shape": "hv"})
     rows: list[tuple[int, float]] = []
-    for trial in run.completed:
+    for trial in filter(feasible, run.completed):
         value = value_of(trial)
         if not rows or (value > rows[-1][1] if run.maximize else value < rows[-1][1]):
             rows.append((trial.number, value))

@@ -12,7 +12,7 @@ from optuna import visualization as draw
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.report.page import Figure, Number, Table, count, render
-from mnist_ray.report.read import RunData, as_study, value_of, varied
+from mnist_ray.report.read import RunData, as_study, feasible, value_of, varied
 from mnist_ray.report.search_figures import (
     SCALE,
     STATE_COLOURS,
@@ -57,7 +57,6 @@ def search_part(run: RunData, prefix: str) -> Markup:
         running=sum(trial.state == TrialState.RUNNING for trial in run.frozen),
         exploited=any(row.get("exploits") for row in run.trials),
         timed=run.timed,
-        damaged=run.damaged,
         fewest=importance.FEWEST,
         complete=len(run.completed),
         front=_front(run),
@@ -96,11 +95,7 @@ def search_figures(run: RunData, workers: Mapping[int, str]) -> Iterator[Figure]
             yield rank_figure(run, order[:3])
     if len(done) >= 2:
         yield edf([run], [run.name])
-    own = ("parameters", objectives.OF_METRIC.get(run.metric))
-    for name in ("parameters", *(n for n in run.objectives if n not in own)):
-        pairs = _pairs(run, name)
-        if len({trial.values[0] for trial in pairs}) >= 2:
-            yield _pareto_figure(run, name, pairs)
+    yield from list(pareto_figures(run))[bool(run.objectives) :]
     if run.timed:
         yield _timeline_figure(run, workers)
 
@@ -108,12 +103,23 @@ def search_figures(run: RunData, workers: Mapping[int, str]) -> Iterator[Figure]
 # ---- figures of other objectives, and of time
 
 
+def pareto_figures(run: RunData) -> Iterator[Figure]:
+    """The metric against each other objective; with --objectives the head shows the first."""
+    own = ("parameters", objectives.OF_METRIC.get(run.metric))
+    others = [name for name in run.objectives if name not in own]
+    first = ["parameters"] if "parameters" in run.objectives or not others else []
+    for name in (*first, *others, *(["parameters"] if not first else [])):
+        pairs = _pairs(run, name)
+        if len({trial.values[0] for trial in pairs}) >= 2:
+            yield _pareto_figure(run, name, pairs)
+
+
 def _pairs(run: RunData, name: str) -> list[FrozenTrial]:
-    """The complete trials with two values: of the named objective, and the run's metric."""
+    """The complete trials that keep the limits with two values: objective and the run's metric."""
     column = "n_parameters" if name == "parameters" else f"values_{name}"
     values = {row["number"]: row.get(column) for row in run.trials}
     pairs = []
-    for trial in run.completed:
+    for trial in filter(feasible, run.completed):
         value = values.get(trial.number)
         if value is not None:
             pair = optuna.trial.create_trial(values=[float(value), value_of(trial)])
@@ -212,6 +218,7 @@ def _all_trials(run: RunData, workers: dict[int, str]) -> Table:
     names = [key for key in (run.trials[0] if run.trials else {}) if key.startswith("params_")]
     started = {t.number: t.datetime_start for t in run.frozen if run.timed and t.datetime_start}
     first = min(started.values(), default=None)
+    limited = ["limits"] if run.limits else []
     rows: list[list[Any]] = []
     for row in run.trials:
         begun, size = started.get(row["number"]), row["n_parameters"]
@@ -221,14 +228,19 @@ def _all_trials(run: RunData, workers: dict[int, str]) -> Table:
             [
                 row["number"], row["state"].lower(), row["value"], row["epochs"], _tenths(after),
                 _tenths(row["seconds"]), worker, None if size is None else count(size),
-                *(row[name] for name in names), row["reason"],
+                *(row[name] for name in names), *(_limits(row) for _ in limited), row["reason"],
             ]
         )  # fmt: skip
     header = [
         "trial", "state", run.metric, "epochs", "started at s", "trained s", "worker", "parameters",
-        *(name.removeprefix("params_") for name in names), "reason",
+        *(name.removeprefix("params_") for name in names), *limited, "reason",
     ]  # fmt: skip
     return Table("All trials", header, rows)
+
+
+def _limits(row: Mapping[str, Any]) -> str | None:
+    known = row.get("violation")
+    return None if known is None else "beyond" if known else "kept"
 
 
 def _tenths(seconds: float | None) -> Number | None:

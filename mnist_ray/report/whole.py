@@ -59,6 +59,6 @@ def _run(
         name=name,
         prefix=prefix,
         level=level,
-        header=header_part(run, out),
+        header=header_part(run, out, prefix),
         parts=parts,
     )

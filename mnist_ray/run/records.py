@@ -41,11 +41,16 @@ class EpochRow(EveryRow, total=False):
 
     val_metric: float
     """The run's metric, where it is neither accuracy nor loss."""
+    violation: float
+    """How far it is beyond the limits of --constraint, where there are any; 0 keeps them."""
+
+
+OWN = ("val_metric", "violation")  # columns that only some runs have
 
 
 def epoch_row(values: Mapping[str, Any]) -> EpochRow:
     """The row within a trial's result; a missing value is NaN."""
-    own = {"val_metric": values["val_metric"]} if "val_metric" in values else {}
+    own = {name: values[name] for name in OWN if values.get(name) is not None}
     return cast(EpochRow, {**{name: values.get(name, math.nan) for name in COLUMNS}, **own})
 
 
@@ -54,18 +59,24 @@ def value_of(row: EpochRow, metric: str) -> float:
     return float(row.get(column(metric), math.nan))  # type: ignore[arg-type]
 
 
-def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    """Sort key of an epoch, larger is better.
+def keeps_limits(row: Mapping[str, Any]) -> bool:
+    """Whether an epoch keeps the limits of --constraint; True where there are none."""
+    return not row.get("violation")
+
+
+def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
+    """Sort key of an epoch, larger is better: first the limits, then the metric.
 
     Equal values, frequent on few images, are told apart by the loss.
     """
+    limits = -(row.get("violation") or 0.0)
     loss = -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
     if metric == "val_loss":
-        return (loss, row["val_accuracy"])
+        return (limits, loss, row["val_accuracy"])
     value = row.get(column(metric))
     if value is None or math.isnan(value):
-        return (-math.inf, loss)
-    return (value if direction(metric) == "maximize" else -value, loss)
+        return (limits, -math.inf, loss)
+    return (limits, value if direction(metric) == "maximize" else -value, loss)
 
 
 COLUMNS = EveryRow.__annotations__
@@ -83,7 +94,8 @@ class Record:
         n_parameters: Trainable numbers of the network of its best epoch.
         node: The machine's name.
         rows: One row an epoch, by epoch.
-        latency_ms: Of one image in onnxruntime, if it is an objective.
+        latency_ms: Of one image in onnxruntime, if it is an objective or limited.
+        size: Bytes of its ONNX file, if that is limited.
         exploits: With `--scheduler pbt`, each time that it went on with another's weights: after
             which epoch, from which trial, and its new values.
     """
@@ -96,6 +108,7 @@ class Record:
     node: str = ""
     rows: dict[int, EpochRow] = field(default_factory=dict)
     latency_ms: float | None = None
+    size: int | None = None
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     def best(self, metric: str) -> EpochRow | None:
@@ -103,10 +116,24 @@ class Record:
         finite = [row for row in self.rows.values() if math.isfinite(row["val_loss"])]
         return max(finite, key=lambda row: rank(row, metric), default=None)
 
+    def measured(self, metric: str) -> dict[str, float | None]:
+        """The values that --constraint may limit, at its best epoch."""
+        row = self.best(metric)
+        return {
+            "parameters": self.n_parameters,
+            "latency": self.latency_ms,
+            "size": self.size,
+            "accuracy": row["val_accuracy"] if row else None,
+        }
+
     def values(self, objectives: Sequence[str], metric: str) -> list[float] | None:
         """The values of objectives at its best epoch by the metric; None if it lacks one."""
         row = self.best(metric)
-        if row is None or self.n_parameters is None:
+        return None if row is None else self.values_at(row, objectives)
+
+    def values_at(self, row: EpochRow, objectives: Sequence[str]) -> list[float] | None:
+        """The values of objectives at an epoch; None if it lacks one."""
+        if self.n_parameters is None:
             return None
         known = {
             "accuracy": row["val_accuracy"],
@@ -127,6 +154,7 @@ class Record:
             "reason": self.reason,
             "n_parameters": self.n_parameters,
             **({} if self.latency_ms is None else {"latency_ms": self.latency_ms}),
+            **({} if self.size is None else {"size": self.size}),
             "node": self.node,
             **({"exploits": self.exploits} if self.exploits else {}),
             "rows": rows,
@@ -173,7 +201,8 @@ class Records:
     def __init__(self, metric: str, total: int, objectives: Sequence[str] = ()) -> None:
         self.metric, self.total, self.objectives = metric, total, tuple(objectives)
         self.trials: dict[int, Record] = {}
-        self.best: tuple[int, EpochRow] | None = None  # over all epochs of all trials
+        # Over all epochs of all trials that keep the limits.
+        self.best: tuple[int, EpochRow] | None = None
         self.tried_again = 0  # trials that were cut off and whose values get another number
         # Counted, not looked for: every trial asks, and a search may have ten thousand.
         self._running: set[int] = set()
@@ -206,8 +235,10 @@ class Records:
             self._consider(record, record.rows[row["epoch"]])
 
     def _consider(self, record: Record, row: EpochRow) -> None:
-        if math.isfinite(row["val_loss"]) and (
-            self.best is None or rank(row, self.metric) > rank(self.best[1], self.metric)
+        if (
+            math.isfinite(row["val_loss"])
+            and keeps_limits(row)
+            and (self.best is None or rank(row, self.metric) > rank(self.best[1], self.metric))
         ):
             self.best = (record.number, row)
 
@@ -238,13 +269,21 @@ class Records:
         return text + (f" reason: {record.reason}" if record.state == "FAIL" else "")
 
     def top(self, n: int) -> list[tuple[Record, EpochRow]]:
-        """The n best trials with their best epochs, best first."""
-        pairs = [(r, row) for r in self.trials.values() if (row := r.best(self.metric)) is not None]
+        """The n best trials that keep the limits, with their best epochs, best first."""
+        pairs = [
+            (r, row)
+            for r in self.trials.values()
+            if (row := r.best(self.metric)) is not None and keeps_limits(row)
+        ]
         return sorted(pairs, key=lambda pair: rank(pair[1], self.metric), reverse=True)[:n]
 
     def front(self) -> dict[int, list[float]]:
-        """Number and values of the Pareto-optimal complete trials."""
-        complete = [r for r in self.trials.values() if r.state == "COMPLETE"]
+        """Number and values of the Pareto-optimal trials: complete ones that keep the limits."""
+        complete = [
+            r
+            for r in self.trials.values()
+            if r.state == "COMPLETE" and (row := r.best(self.metric)) and keeps_limits(row)
+        ]
         values = {r.number: r.values(self.objectives, self.metric) for r in complete}
         known = {number: found for number, found in values.items() if found is not None}
         return {number: known[number] for number in pareto_front(self.objectives, known)}

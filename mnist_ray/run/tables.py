@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.records import COLUMNS as OF_EPOCH
-from mnist_ray.run.records import MOST, EpochRow, Records, value_of
+from mnist_ray.run.records import MOST, OWN, EpochRow, Records, value_of
 from mnist_ray.storage import RunStorage
 
 STATES = {"COMPLETE", "PRUNED", "FAIL"}  # of a settled trial
@@ -40,7 +40,7 @@ def read(storage: RunStorage, name: str) -> pa.Table:
     content = storage.read_bytes(name)
     try:
         table = pq.read_table(pa.BufferReader(content))
-        own = {each: pa.float64() for each in ("val_metric",) if each in table.column_names}
+        own = {each: pa.float64() for each in OWN if each in table.column_names}
         for column, kind in {**COLUMNS.get(name, HISTORY), **own}.items():
             place = table.schema.get_field_index(column)
             table = table.set_column(place, column, table[column].cast(kind))
@@ -104,6 +104,12 @@ def trials_table(run: Records) -> pa.Table:
         "node": pa.array([r.node for r in records], pa.string()),
         "reason": pa.array([r.reason for r in records], pa.string()),
     }
+    if any(row and "violation" in row for row in best):
+        known = [row.get("violation") if row else None for row in best]
+        columns["violation"] = pa.array(known, pa.float64())
+    for name in ("latency_ms", "size"):
+        if any(getattr(r, name) is not None for r in records):
+            columns[name] = pa.array([getattr(r, name) for r in records], pa.float64())
     if any(r.exploits for r in records):
         columns["exploits"] = pa.array([json.dumps(r.exploits) for r in records], pa.string())
     return pa.table(columns)
@@ -123,18 +129,18 @@ def history_table(run: Records) -> pa.Table:
         for number, record in sorted(run.trials.items())
         for _, row in sorted(record.rows.items())
     ]
-    schema = {"number": pa.int64(), **HISTORY, **_own_metric(rows)}
+    schema = {"number": pa.int64(), **HISTORY, **_own_columns(rows)}
     return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 
 def curve_table(rows: Sequence[EpochRow]) -> pa.Table:
     """One row an epoch of a fine-tune stage."""
-    return pa.Table.from_pylist(rows, schema=pa.schema({**HISTORY, **_own_metric(rows)}))
+    return pa.Table.from_pylist(rows, schema=pa.schema({**HISTORY, **_own_columns(rows)}))
 
 
-def _own_metric(rows: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The column of a metric that is neither accuracy nor loss, where the rows have it."""
-    return {"val_metric": pa.float64()} if any("val_metric" in row for row in rows) else {}
+def _own_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The columns that only some runs have."""
+    return {name: pa.float64() for name in OWN if any(name in row for row in rows)}
 
 
 def parquet(table: pa.Table) -> bytes:

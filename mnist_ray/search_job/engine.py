@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import os
 import zlib
@@ -15,14 +16,15 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 
-from mnist_ray import cluster, spaces, trackers
-from mnist_ray.errors import WorkError, shortened
+from mnist_ray import cluster, data, spaces, trackers
+from mnist_ray.errors import WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
+from mnist_ray.settings import constraints, resolved
 from mnist_ray.study import storages, studies, trials
 from mnist_ray.study.journal import journal_file
 from mnist_ray.study.objectives import curve
@@ -65,10 +67,9 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
         # Looked for on a disk too: a link that leads out of the run is refused.
         if storage.exists(layout.JOURNAL) and local is None:
             path.write_bytes(storage.read_bytes(layout.JOURNAL))
-        if local is not None:
-            storage.delete(f"{layout.JOURNAL}.lock")  # a killed search's
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
         yield (
-            studies.open_study(journal_file(path, storage.check if local else None), *common),
+            studies.open_study(journal_file(path), *common),
             path if local is None else None,
         )
 
@@ -148,16 +149,29 @@ def train(
             with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
             searcher.close()
-            _check_end(plan, searcher, lost)
+            _check_end(plan, searcher)
     keeper.save()
     if _is_population(plan):
         for name in plan.storage.list(layout.TUNE):
             if "/checkpoint_" in name:
                 plan.storage.delete(name)
     if records.best is None:
-        reasons = sorted({r.reason for r in records.trials.values()})
-        why = shortened("; ".join(reasons), 400)
-        raise WorkError(f"no trial of {len(records.trials)} succeeded: {why}")
+        raise WorkError(f"no trial of {len(records.trials)} {_no_winner(plan, records)}")
+
+
+def _no_winner(plan: Plan, records: Records) -> str:
+    """Why no trial can win: which limit the nearest one is beyond, or how they failed."""
+    if limits := constraints.read(plan.settings.constraint):
+        measured = [r.measured(records.metric) for r in records.trials.values()]
+        known = [each for each in measured if constraints.violation(limits, each)]
+        if known:
+            nearest = min(known, key=lambda each: constraints.violation(limits, each))
+            return (
+                f"keeps --constraint {' '.join(map(str, limits))}; "
+                f"the nearest has {constraints.broken(limits, nearest)}"
+            )
+    reasons = sorted({r.reason for r in records.trials.values()})
+    return f"succeeded: {'; '.join(reasons)[:400]}"
 
 
 @contextlib.contextmanager
@@ -171,9 +185,9 @@ def _kept_at_interrupt(keeper: Keeper) -> Iterator[None]:
         raise
 
 
-def _check_end(plan: Plan, searcher: StudySearch, lost: Callable[[], bool]) -> None:
+def _check_end(plan: Plan, searcher: StudySearch) -> None:
     """WorkError if the search had to end: the run is another's, or the storage failed."""
-    if searcher.taken_over or lost():
+    if searcher.taken_over:
         raise WorkError(
             f"the search at {plan.storage.uri} ends: another process has taken over its run"
         )
@@ -217,6 +231,8 @@ def _searcher(
         "continued": restored.continued,
         "retried": trials.to_try_again(study, plan.name),
         "points": trials.remaining_points(study, plan.name, plan.points),
+        "limits": constraints.read(s.constraint),
+        "front": plan.scheduler.front(plan.objective_names),
     }
     parts = (study, plan.space, restored.records)
     if s.deterministic:
@@ -238,6 +254,18 @@ def _seed_of_place(seed: int, place: int) -> int:
     return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
 
+def _facts(plan: Plan) -> dict[str, str]:
+    """Metadata as long as a published file's."""
+    images = plan.split.images
+    return {
+        "dataset": plan.settings.dataset,
+        "run": plan.name,
+        "classes": json.dumps(list(images.classes)),
+        "reading": data.Reading.of(resolved(plan.settings)).to_json(),
+        "data_sha256": images.sha256,
+    }
+
+
 def _context(plan: Plan) -> TrialContext:
     s = plan.settings
     return TrialContext(
@@ -248,12 +276,15 @@ def _context(plan: Plan) -> TrialContext:
         precision=plan.placed.precision,
         cpus=s.cpus_per_trial,
         gpus=plan.placed.gpus,
-        latency="latency" in plan.objective_names,
+        latency=constraints.wanted(vars(s), "latency"),
+        constraints=constraints.read(s.constraint),
+        facts=_facts(plan) if constraints.wanted(vars(s), "size") else None,
+        # Others learn from complete trials alone.
+        train_unfit=not isinstance(plan.sampler(0), optuna.samplers.TPESampler),
         augment=s.augment,
         tensorboard=s.tensorboard,
         activations=s.activations,
         weights=plan.split.images.weights,
-        owner=plan.owner,
     )
 
 
@@ -277,6 +308,7 @@ def _tuner(
         train=split.train,
         val=split.val,
         start=plan.start.weights if plan.start else None,
+        **({"folds": split.folds} if split.folds else {}),
     )
     # The searcher alone decides how many trials are handed out.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ def claim(plan: Plan) -> About:
 
 def _facts(plan: Plan) -> dict[str, Any]:
     """A new run.json."""
-    images, train, val, _ = plan.split
+    images, train, val = plan.split[:3]
+    validated = sum(len(fold[1]) for fold in plan.split.folds) or len(val)
     return {
         "name": plan.name,
         "state": "searching",
@@ -58,7 +59,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
             "name": images.name,
             "sha256": images.sha256,
             "train": len(train),
-            "val": len(val),
+            "val": validated,
             "classes": list(images.classes),
         },
         "machine": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
@@ -95,11 +96,12 @@ class Keeper:
     """Brings the run's directory up to date while trials end.
 
     Args:
-        storage: The run's directory, as its owner writes it.
+        storage: The run's directory.
         records: The trials; the search adds to them.
         best_files: Names of the best epoch's files in a trial's folder, and their names in best/.
         journal: The study's local file, if it must be uploaded; else None.
         resumed: Whether best/ may hold the best epoch already.
+        check: Raises if the run is another process's by now; called before every writing.
     """
 
     def __init__(
@@ -110,9 +112,10 @@ class Keeper:
         journal: Path | None,
         *,
         resumed: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage, self.records, self.best_files = storage, records, best_files
-        self.journal, self.resumed = journal, resumed
+        self.journal, self.resumed, self.check = journal, resumed, check
         # Settled trials whose checkpoints are still there.
         self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
         self._saved_at = -SAVE_EVERY
@@ -128,6 +131,7 @@ class Keeper:
 
     def save(self) -> None:
         """Writes best/, the tables and the journal, and removes losers' checkpoints."""
+        self.check()
         self.keep_journal(at_once=True)  # first: the tables must not know more than it does
         self._keep_best()
         holder = self.records.best[0] if self.records.best else None
@@ -159,6 +163,7 @@ class Keeper:
         state = (about.st_ino, about.st_size)  # it only grows
         if state == self._uploaded:
             return
+        self.check()
         begun = time.monotonic()
         self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
         self._upload_ended = time.monotonic()

@@ -6,7 +6,7 @@ Nothing is started and, but for a probe of the storage, nothing is written.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from mnist_ray import cluster, data, hyperparameters, spaces, trackers
 from mnist_ray.errors import SettingsError
-from mnist_ray.finetune_job.recipe import read_stages
+from mnist_ray.finetune_job.recipe import check_augmentations
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start, read_start
@@ -25,6 +25,7 @@ from mnist_ray.settings import (
     SearchSettings,
     check_search,
     command,
+    constraints,
     duration,
     key_values,
     objectives,
@@ -54,7 +55,7 @@ FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
 # A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
-RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages", "class_weights")
+RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
@@ -92,7 +93,6 @@ class Plan:
     points: tuple[dict[str, Any], ...] = ()
     older: tuple[FrozenTrial, ...] = ()
     placement: Placement | None = None
-    owner: str = ""  # the token of the lease, once the run is held
 
     @property
     def placed(self) -> Placement:
@@ -141,7 +141,6 @@ def prepare(settings: SearchSettings) -> Plan:
         SettingsError: names the flag; nothing has been started.
     """
     check_search(settings)
-    given = settings.given
     name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
@@ -154,7 +153,7 @@ def prepare(settings: SearchSettings) -> Plan:
     networks = spaces.of_networks(found)
     _check_trainable(settings, networks)
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
-    split = _split(settings, resumed, given)
+    split = _split(settings, resumed)
     if start := read_start(settings, found, storage, resumed):
         options["start"] = start.hyperparameters
     plan = Plan(
@@ -184,19 +183,19 @@ def prepare(settings: SearchSettings) -> Plan:
     return plan
 
 
-def _split(s: SearchSettings, resumed: About | None, given: Collection[str]) -> data.Split:
+def _split(settings: SearchSettings, resumed: About | None) -> data.Split:
     """The images; with --resume those that the run began with. Tries a metric of one's own."""
     split = data.load_split(
-        s.dataset,
-        s.data_dir,
-        train_images=s.train_images,
-        val_images=s.val_images,
-        seed=s.seed,
-        val_by=s.val_by,
-        reading=data.Reading.of(resolved(s)),
-        download=not resumed or trust.may_download(s.data_dir, given),
+        settings.dataset,
+        settings.data_dir,
+        train_images=settings.train_images,
+        val_images=settings.val_images,
+        seed=settings.seed,
+        val_by=settings.val_by,
+        folds=settings.folds,
+        reading=data.Reading.of(resolved(settings)),
     )
-    metrics.check(s.goal, split.images.labels[split.val], len(split.images.classes))
+    metrics.check(settings.goal, split.images.labels[split.val], len(split.images.classes))
     if resumed and resumed.data.sha256 != split.images.sha256:
         begun = f"not those that the run at {resumed.storage.uri} began with"
         raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
@@ -274,7 +273,9 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
             check_population(settings, networks)
         return
     for flag, wanted in (
-        ("--objectives latency", "latency" in objectives.names(settings.objectives)),
+        ("--objectives or --constraint latency", constraints.wanted(vars(settings), "latency")),
+        ("--constraint size", constraints.wanted(vars(settings), "size")),
+        ("--folds", settings.folds is not None),
         ("--augment", settings.augment != "none"),
         ("--scheduler pbt", settings.scheduler == "pbt"),
         ("--tensorboard", settings.tensorboard),
@@ -303,6 +304,8 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
         "metric": settings.goal,
         "max_epochs": settings.max_epochs,
         **({"objectives": list(several)} if several else {}),
+        **({"folds": settings.folds} if settings.folds else {}),
+        **constraints.purpose(settings.constraint),
         **({"augment": settings.augment} if settings.augment != "none" else {}),
         **({"class_weights": settings.class_weights} if settings.class_weights else {}),
         **({"onnx_sha256": start.sha256} if start else {}),
@@ -310,7 +313,7 @@ def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -
 
 
 def _check_parts(plan: Plan) -> None:
-    """SettingsError if sampler, scheduler or space cannot do as requested."""
+    """SettingsError if sampler, scheduler, space or stages cannot do as requested."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     s = plan.settings
     check_parts(
@@ -319,7 +322,7 @@ def _check_parts(plan: Plan) -> None:
         plan.scheduler.pruner(),
         sampler_name=s.sampler,
         scheduler_name=s.scheduler,
-        deterministic=s.deterministic,
+        constrained=bool(s.constraint),
     )
 
     def validated(trial: optuna.Trial) -> dict[str, Any]:
@@ -327,20 +330,18 @@ def _check_parts(plan: Plan) -> None:
         try:
             return hyperparameters.validate(hp)
         except SettingsError as error:
-            raise SettingsError(
-                f"--space: {s.space!r} returns a dict that cannot work: {error}"
-            ) from error
+            why = f"returns a dict that cannot work: {error}"
+            raise SettingsError(f"--space: {s.space!r} {why}") from error
 
     check_suggests(validated, s.space, SUGGESTIONS)
-    if plan.finetune:
-        read_stages(s.stages)  # a misspelt file is found now, not after the search
+    check_augmentations(s.augment, s.stages if plan.finetune else None, plan.split.images)
 
 
 def _check_second_job(plan: Plan) -> None:
     """SettingsError if the best network could not be fine-tuned, exported or judged."""
     s = plan.settings
     reading = data.Reading.of(resolved(s))
-    test = data.load(s.dataset, "test", s.data_dir, reading=reading, download=not plan.resumed)
+    test = data.load(s.dataset, "test", s.data_dir, reading=reading)
     data.check_test_part(plan.split.images, test)
     if trust.is_code(s.dataset) or trust.is_code(s.space):
         from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
@@ -354,7 +355,8 @@ def _with_older_knowledge(plan: Plan) -> Plan:
     points = resumed.points if resumed else read_points(s.points, plan.space) if s.points else ()
     older: list[FrozenTrial] = []
     if s.warm_start and not (resumed and resumed.warm_started):
-        older = older_trials(s.warm_start, s.goal, plan.purpose, plan.space, plan.objective_names)
+        this = (s.goal, plan.purpose, plan.space, plan.objective_names)
+        older = older_trials(s.warm_start, *this, constraints.read(s.constraint))
     return dataclasses.replace(plan, points=tuple(points), older=tuple(older))
 
 
@@ -388,8 +390,6 @@ def _check_place(plan: Plan) -> None:
     """SettingsError if the storage, the name or this machine cannot take the run."""
     s = plan.settings
     check_writable(s.storage)
-    if s.overwrite:
-        About.check_replaceable(plan.storage, "--overwrite")
     if not (s.resume or s.overwrite) and plan.storage.exists(layout.RUN):
         raise SettingsError(
             f"--name: a run is there already at {plan.storage.uri}; "

@@ -51,6 +51,8 @@ def text(run: Records, study: optuna.Study) -> str:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         of_metric = [single(trial, run.objectives, run.metric) for trial in complete]
         parts.append(importance.text(of_metric, objectives.direction(run.metric)))
+    if any("violation" in row for r in trials for row in r.rows.values()):
+        parts.append(f"{len(run.top(len(trials)))} of {len(trials)} trials keep --constraint")
     if run.objectives:
         parts.append(front(run))
     return "\n".join(parts)

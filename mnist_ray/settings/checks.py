@@ -4,8 +4,9 @@ import itertools
 import os
 from collections.abc import Iterator
 
+from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import objectives
+from mnist_ray.settings import constraints, objectives
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.text import duration, is_stored, key_values
 
@@ -21,6 +22,7 @@ LEAST = {
     "train_images": 1,
     "val_images": 1,
     "image_size": 1,
+    "folds": 2,
 }
 # Options of data sets that are files of one's own.
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
@@ -39,7 +41,9 @@ def check_search(s: SearchSettings) -> None:
         raise SettingsError(problem)
     duration(s.time_budget, "--time-budget")
     duration(s.trial_timeout, "--trial-timeout")
+    hyperparameters.augmentation(s.augment, "--augment")
     objectives.check(s)
+    constraints.check(s)
     key_values(s.space_args, "--space-args")
     key_values(s.sampler_args, "--sampler-args")
     key_values(s.scheduler_args, "--scheduler-args")
@@ -132,6 +136,10 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
             f"--{others[0].replace('_', '-')}: is for your own folders, files and tables, "
             f"not for --dataset {s.dataset}"
         )
+    if s.folds and (s.train_images or s.val_images or s.val_by == "own"):
+        yield "--folds: uses all training images; leave out --train-images, --val-images and own"
+    if s.folds and s.scheduler == "pbt":
+        yield "--folds: a trial has several networks, and --scheduler pbt copies one; give asha"
     if s.metric not in objectives.METRICS and ":" not in s.metric:
         yield (
             f"--metric: {s.metric!r} is unknown; expected one of {', '.join(objectives.METRICS)} "

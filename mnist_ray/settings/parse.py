@@ -82,7 +82,7 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None =
         SettingsError: A flag or key is unknown, or a value is not of its type.
         SystemExit: With code 0, after --help.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _together("--constraint", sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         print(help.text(cls, program or f"python {sys.argv[0]}"))
         sys.exit(0)
@@ -143,6 +143,22 @@ def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
         else:
             flags.append(f"{flag}={value}")
     return flags
+
+
+def _together(flag: str, argv: Sequence[str]) -> list[str]:
+    """The words with all values of a flag that is repeated behind one, at the end."""
+    others: list[str] = []
+    values: list[str] = []
+    to = others
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name == flag:
+            to = values
+            values += [value] if equals else []
+        else:
+            to = others if word.startswith("--") else to
+            to.append(word)
+    return [*others, flag, *values] if values else [*argv]
 
 
 def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: str = "") -> T:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial
 
 from mnist_ray.errors import SettingsError, first_line
@@ -19,6 +25,9 @@ from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction, dire
 
 # User attribute of a trial: {epoch: value of the metric}, in place of intermediate values.
 CURVE = "mnist_ray:curve"
+
+CONSTRAINED = (TPESampler, GPSampler, NSGAIISampler, NSGAIIISampler)
+"""Samplers that learn from trials beyond a limit; and classes derived from them."""
 
 
 def directions(objectives: Sequence[str], metric: str = "val_accuracy") -> list[Direction]:
@@ -33,9 +42,9 @@ def check_parts(
     *,
     sampler_name: str,
     scheduler_name: str,
-    deterministic: bool = False,
+    constrained: bool = False,
 ) -> None:
-    """Whether sampler and scheduler can do several objectives.
+    """Whether sampler and scheduler can do several objectives, and the sampler keep to limits.
 
     The sampler is tried on three made-up trials, so that a person's own is refused now and not by
     a traceback in the search.
@@ -43,14 +52,16 @@ def check_parts(
     Raises:
         SettingsError: naming the flag.
     """
+    if constrained and not isinstance(make_sampler(), CONSTRAINED):
+        raise SettingsError(
+            f"--sampler: {sampler_name!r} ignores --constraint; give tpe, gp or nsga2"
+        )
     if not objectives:
         return
     if pruner is not None:
-        scheduler = f"{scheduler_name!r}{' with --deterministic' if deterministic else ''}"
         raise SettingsError(
-            f"--scheduler: {scheduler} reads the values after each epoch from the study, which "
-            "takes none with several --objectives; "
-            f"give {'none' if deterministic else 'asha or none'}"
+            f"--scheduler: {scheduler_name!r} reads the values after each epoch from the study, "
+            "which takes none with several --objectives; give asha or none"
         )
     study = optuna.create_study(directions=directions(objectives), sampler=make_sampler())
     try:

@@ -7,7 +7,7 @@ from 1.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from optuna.pruners import BasePruner
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, key_values
 from mnist_ray.settings.text import arguments, load
+from mnist_ray.study.front import FrontHalving
 
 FLAG = "--scheduler-args"
 
@@ -68,6 +69,12 @@ class Scheduler:
                 "expected an optuna.pruners.BasePruner"
             )
         return made
+
+    def front(self, objectives: Sequence[str]) -> FrontHalving | None:
+        """The rule that stops trials with several objectives."""
+        if self.name != "asha" or not objectives:
+            return None
+        return FrontHalving(objectives, self.max_epochs, self.grace_period, self.reduction_factor)
 
     @property
     def whole_factor(self) -> int:
@@ -227,13 +234,14 @@ def read_scheduler(settings: SearchSettings) -> Scheduler:
     `patient` lets another one decide only after some epochs without an improvement (wraps=NAME,
     else median; wraps=none stops any trial that no longer improves). Its other options are the
     wrapped one's. --deterministic turns asha into successive-halving: the same idea, which can be
-    asked for its decision on a given set of trials.
+    asked for its decision on a given set of trials. (With several objectives: see front.py.)
 
     Raises:
         SettingsError: naming the flag.
     """
     s = settings
-    name = "successive-halving" if s.scheduler == "asha" and s.deterministic else s.scheduler
+    halving = s.scheduler == "asha" and s.deterministic and not s.objectives
+    name = "successive-halving" if halving else s.scheduler
     found = _read(s, name, key_values(s.scheduler_args, FLAG))
     if isinstance(found.pruner(), pruners.HyperbandPruner) and s.sampler == "grid":
         # Within a bracket the sampler sees that bracket's trials alone.

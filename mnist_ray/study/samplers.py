@@ -174,10 +174,13 @@ class TPE(optuna.samplers.TPESampler):
 
 
 def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
-    """TPE's order, the best first: complete trials by value, then pruned ones.
+    """TPE's order, the best first: complete trials by value, pruned ones, then infeasible ones.
 
-    Those are ordered by their number of epochs and then by the last value.
+    Pruned ones are ordered by their number of epochs and then by the last value.
     """
+    beyond = sum(excess for excess in trial.constraints.values() if excess > 0)
+    if beyond:
+        return 3, 0, beyond
     if trial.state == TrialState.COMPLETE:
         assert trial.value is not None
         return 0, 0, sign * trial.value

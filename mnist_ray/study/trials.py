@@ -41,7 +41,7 @@ def read_trials(
     for frozen in study.get_trials(deepcopy=False):
         if frozen.user_attrs.get(RUN) == run:
             try:
-                pairs.append((frozen, _record(frozen, metric)))
+                pairs.append((frozen, record_of(frozen, metric)))
             except ValueError as error:
                 raise CorruptFileError(
                     f"study {study.study_name!r} is damaged: trial {frozen.number}: {error}"
@@ -49,7 +49,7 @@ def read_trials(
     return pairs
 
 
-def _record(frozen: FrozenTrial, metric: str) -> Record:
+def record_of(frozen: FrozenTrial, metric: str) -> Record:
     """A trial of this package's. Raises ValueError if its attributes are not as written."""
     attributes: Mapping[str, Any] = frozen.user_attrs
     for name, kind in ATTRIBUTES.items():
@@ -62,6 +62,7 @@ def _record(frozen: FrozenTrial, metric: str) -> Record:
         state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
         reason=checked(summary.get("reason", ""), str, "reason"),
         n_parameters=checked(summary.get("n_parameters"), (int, type(None)), "n_parameters"),
+        size=checked(summary.get("size"), (int, type(None)), "size"),
         latency_ms=checked(summary.get("latency_ms"), numbers, "latency_ms"),
         exploits=checked(summary.get("exploits", []), list, "exploits"),
         node=checked(summary.get("node", ""), str, "node"),

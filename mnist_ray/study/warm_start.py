@@ -13,19 +13,25 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.settings import masked
+from mnist_ray.settings.constraints import Constraint, excesses
 from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
 from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
 from mnist_ray.study.studies import PURPOSE, check_study, existing
 from mnist_ray.study.suggestions import Space
-from mnist_ray.study.trials import SOURCE
+from mnist_ray.study.trials import SOURCE, record_of
 
 FLAG = "--warm-start"
 
 
 def older_trials(
-    text: str, metric: str, purpose: Mapping[str, Any], space: Space, objectives: Sequence[str] = ()
+    text: str,
+    metric: str,
+    purpose: Mapping[str, Any],
+    space: Space,
+    objectives: Sequence[str] = (),
+    limits: Sequence[Constraint] = (),
 ) -> list[FrozenTrial]:
     """The finished trials of an older run or study, each with SOURCE as its only attribute.
 
@@ -38,6 +44,7 @@ def older_trials(
         purpose: this search's, as in studies.open_study.
         space: this search's.
         objectives: this search's.
+        limits: of --constraint; trials of which a limited value is not known are left out.
 
     Raises:
         SettingsError: data set, space or metric are others.
@@ -65,10 +72,22 @@ def older_trials(
                 distributions=trial.distributions,
                 intermediate_values=trial.intermediate_values if comparable else {},
                 user_attrs={SOURCE: [label, trial.number]},
+                constraints=beyond,
             )
             for trial in study.get_trials(states=(TrialState.COMPLETE, *pruned))
-            if trial.params
+            if trial.params and (beyond := _beyond(trial, metric, limits)) is not None
         ]
+
+
+def _beyond(
+    trial: FrozenTrial, metric: str, limits: Sequence[Constraint]
+) -> dict[str, float] | None:
+    """How far an older trial is beyond each limit; None if a value is not known."""
+    try:
+        found = excesses(limits, record_of(trial, metric).measured(metric)) if limits else {}
+    except ValueError:
+        return None
+    return found if len(found) == len(limits) else None
 
 
 @contextlib.contextmanager

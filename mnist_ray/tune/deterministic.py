@@ -8,6 +8,7 @@ done early waits.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -110,11 +111,18 @@ class OrderedSearch(StudySearch):
                 held.rows[row["epoch"]] = row
                 held.frozen.intermediate_values[row["epoch"]] = value_of(row, self.records.metric)
                 if row["epoch"] < self.max_epochs and not held.stop:
-                    held.stop = self._judge(held.frozen)
+                    held.stop = self._judge(held, row["epoch"])
 
-    def _judge(self, frozen: FrozenTrial) -> bool:
-        study = self.study
+    def _judge(self, held: Held, epoch: int) -> bool:
+        study, frozen = self.study, held.frozen
         known = max(frozen.number - self.window, self.first - 1)
+        record = self.records.trials[frozen.number]
+        if self.outcomes.unfit(record):
+            return False
+        if self.front:
+            own = dataclasses.replace(record, rows=held.rows)
+            others = [other for other in self.outcomes.fit() if other.number <= known]
+            return self.front.stops(own, epoch, others)
         view = optuna.load_study(
             study_name=study.study_name,
             storage=cast(BaseStorage, AsOf(storage_of(study), known, frozen)),

@@ -15,8 +15,10 @@ import lightgbm
 import numpy as np
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run import layout, lease
+from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, rank
+from mnist_ray.settings import constraints
+from mnist_ray.storage import RunStorage
 from mnist_ray.training.metrics import score_of
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext, reported
@@ -46,8 +48,7 @@ class LightGBMTrial(EpochTrial):
         assert context is not None
         assert images is not None
         assert labels is not None
-        self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
+        self.context, self.storage = context, RunStorage.existing(context.run)
         self.parts = [
             (images[part].reshape(len(part), -1), labels[part])
             for part in (train, val)
@@ -112,6 +113,9 @@ class LightGBMTrial(EpochTrial):
         }
         if self.score is not None:
             row["val_metric"] = self.score(answers[1][1], answers[1][0])
+        if limits := self.context.constraints:
+            measured = {"parameters": n_leaves(self.text), "accuracy": row["val_accuracy"]}
+            row["violation"] = constraints.violation(limits, measured)
         self.rows.append(row)
         return row
 

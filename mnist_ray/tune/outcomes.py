@@ -1,13 +1,14 @@
 """A trial's results, made known to the study and to the records that a person reads."""
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from mnist_ray.run.records import EpochRow, Records, value_of
+from mnist_ray.run.records import EpochRow, Record, Records, value_of
+from mnist_ray.settings.constraints import Constraint, excesses, unfit
 from mnist_ray.study.objectives import CURVE
 from mnist_ray.study.suggestions import Refusal
 from mnist_ray.study.trials import SUMMARY
@@ -25,6 +26,7 @@ class Outcomes:
         on_settled: called with a trial's number after the study knows of its end.
         keep_error: called with number and traceback of a trial on which the space failed.
         known: trial number -> the epochs that the study has already.
+        limits: of --constraint; the study is told how far each trial is beyond them.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Outcomes:
         on_settled: Callable[[int], None],
         keep_error: Callable[[int, str], None],
         known: Mapping[int, set[int]],
+        limits: Sequence[Constraint] = (),
     ) -> None:
         self.study, self.records, self.max_epochs = study, records, max_epochs
         self.on_settled, self.keep_error = on_settled, keep_error
+        self.limits = limits
         self._known = dict(known)
         self._seconds, self._trials = 0.0, 0  # of all trials that have ended here
 
@@ -58,8 +62,16 @@ class Outcomes:
                 own = self.records.trials[trial.number].rows
                 values = {epoch: value_of(own[epoch], metric) for epoch in sorted(own)}
                 trial.set_user_attr(CURVE, values)
-            else:
+            elif not self.unfit(self.records.trials[trial.number]):  # else it is no measure
                 trial.report(value_of(row, metric), step=row["epoch"])
+
+    def unfit(self, record: Record) -> str:
+        """The limits that a trial is beyond, whatever it learns."""
+        return unfit(self.limits, record.measured(self.records.metric))
+
+    def fit(self) -> list[Record]:
+        """The trials that are not."""
+        return [record for record in self.records.trials.values() if not self.unfit(record)]
 
     def exploited(self, trial: optuna.Trial, exploit: dict[str, Any]) -> None:
         """Notes that a trial goes on with another's weights (see population.py)."""
@@ -84,7 +96,10 @@ class Outcomes:
         self._seconds += sum(row.get("seconds") or 0.0 for row in record.rows.values())
         self._trials += 1
         state = "FAIL"
-        if not record.reason and record.best(self.records.metric) is None:
+        beyond = self.unfit(record)
+        if beyond and not (record.reason or record.rows):
+            state, record.reason = "PRUNED", f"not trained: {beyond}"
+        elif not record.reason and record.best(self.records.metric) is None:
             record.reason = f"ended before its first epoch ({ending or 'stopped'})"
         elif not record.reason and len(record.rows) >= self.max_epochs:
             state = "COMPLETE"
@@ -104,6 +119,10 @@ class Outcomes:
             value = value_of(best, self.records.metric)
             if names:
                 value = record.values(names, self.records.metric)
+        if state != "FAIL":
+            found = excesses(self.limits, record.measured(self.records.metric))
+            for name, excess in found.items():
+                trial.set_constraint(name, excess)
         trial.set_user_attr(SUMMARY, record.summary())
         self.study.tell(trial, value, state=TrialState[state])
         self.on_settled(trial.number)

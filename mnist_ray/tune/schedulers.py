@@ -61,7 +61,10 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
             self.enter(trial.trial_id, self._past[number])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """As Ray's. A failed trial has no value, and NaN would stay in the rung."""
+        """As Ray's. A failed trial has no value, and NaN would stay in the rung.
+
+        One beyond a limit is no measure for others.
+        """
         if _failed(result):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
@@ -90,7 +93,7 @@ class PrunerScheduler(FirstInFirstOut):
 
 
 def _failed(result: Mapping[str, Any]) -> bool:
-    return "reason" in result or "storage_error" in result
+    return not result.keys().isdisjoint(("reason", "storage_error", "unfit"))
 
 
 def make_scheduler(
@@ -111,7 +114,7 @@ def make_scheduler(
         return FirstInFirstOut()
     if scheduler.name == "pbt":
         return population.make(scheduler, search_alg, seed)
-    if scheduler.name == "asha":
+    if scheduler.name == "asha" and search_alg.front is None:
         return ResumableASHA(
             past,
             max_t=scheduler.max_epochs,

@@ -19,7 +19,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mnist_ray.errors import WorkError
 from mnist_ray.run.records import EpochRow, Record, Records, epoch_row, rank
+from mnist_ray.settings.constraints import Constraint
 from mnist_ray.settings.objectives import column, direction
+from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.suggestions import Refusal, Space
 from mnist_ray.tune.outcomes import Outcomes
@@ -38,8 +40,9 @@ class StudySearch(OptunaSearch):
 
     Args:
         study, space, records, run, continued, retried, points, keep: as Suggestions takes them.
-        max_epochs, on_settled, keep_error: as Outcomes takes them.
+        max_epochs, on_settled, keep_error, limits: as Outcomes takes them.
         slots: how many trials may run at this moment; no more are handed out.
+        front: stops trials with several objectives, in place of the study's pruner.
     """
 
     def __init__(  # noqa: PLR0913 (made once, by keywords)
@@ -57,13 +60,16 @@ class StudySearch(OptunaSearch):
         retried: Sequence[Numbered] = (),
         points: Sequence[Numbered] = (),
         keep: Callable[[], None] = lambda: None,
+        limits: Sequence[Constraint] = (),
+        front: FrontHalving | None = None,
     ) -> None:
         super().__init__(metric=column(records.metric), mode=direction(records.metric)[:3])
         self.study, self.records, self.max_epochs, self.slots = study, records, max_epochs, slots
         self.suggestions = Suggestions(study, space, records, run, continued, retried, points, keep)
+        self.front = front
         self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
         known = {trial.number: set(curve(trial)) for trial in continued}
-        self.outcomes = Outcomes(study, records, max_epochs, on_settled, keep_error, known)
+        self.outcomes = Outcomes(study, records, max_epochs, on_settled, keep_error, known, limits)
         self._starting: set[str] = set()  # handed out, but not begun yet
         self.ending: str | None = None  # why the search as a whole is being ended
         self.storage_error: str | None = None
@@ -155,14 +161,9 @@ class StudySearch(OptunaSearch):
         record.reason = result.get("reason", record.reason)
         if record.reason or self.silent:
             return []
-        metric = self.records.metric
-        record.node, best = result["node"], record.best(metric)
-        if best is None or rank(result, metric) > rank(best, metric):
-            # Of the network of its best epoch: with pbt a trial may have several.
-            record.n_parameters = result["n_parameters"]
-        if record.latency_ms is None:  # a worker that was started again has measured anew
-            record.latency_ms = result.get("latency_ms")
-        return [epoch_row(row) for row in [*result.get("rows", []), result]]
+        _note(record, result, self.records.metric)
+        rows = [*result.get("rows", []), result] if result["epoch"] else []
+        return [epoch_row(row) for row in rows]
 
     def _record(self, trial_id: str) -> Record:
         return self.records.trials[self.trials[trial_id].number]
@@ -177,13 +178,13 @@ class StudySearch(OptunaSearch):
             self.outcomes.exploited(self.trials[trial_id], exploit)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether the study's pruner stops the trial after this result.
-
-        The study gets the result first. (Tune asks a scheduler before it tells the searcher.)
-        """
+        """Whether pruner or front's rule stops the trial; the study gets the result first."""
         self.on_trial_result(trial_id, result)
-        if self.silent or self._record(trial_id).reason:
+        record = self._record(trial_id)
+        if self.silent or record.reason or "unfit" in result:
             return False
+        if self.front:
+            return self.front.stops(record, result["epoch"], self.outcomes.fit())
         with self._storage_errors():
             return self.trials[trial_id].should_prune()
         return False
@@ -229,3 +230,14 @@ class StudySearch(OptunaSearch):
                 self._refused(found.trial, found.hp)
             else:
                 self._ended(found.trial, error=False)
+
+
+def _note(record: Record, result: dict[str, Any], metric: str) -> None:
+    """Takes a result's facts about the network into its trial's record."""
+    record.node, best = result["node"], record.best(metric)
+    if best is None or rank(result, metric) > rank(best, metric):
+        # Of the network of its best epoch: with pbt a trial may have several.
+        record.n_parameters = result["n_parameters"]
+    for name in ("latency_ms", "size"):
+        if getattr(record, name) is None:  # a worker that was started again has measured anew
+            setattr(record, name, result.get(name))

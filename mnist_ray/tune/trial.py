@@ -2,12 +2,14 @@
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
 from mnist_ray.run.records import EpochRow
+from mnist_ray.settings.constraints import Constraint
 
 STATE = "state.safetensors"  # a checkpoint of Tune's
 LATEST = "latest.safetensors"  # of a network, in the trial's folder: the state that it goes on from
@@ -26,12 +28,15 @@ class TrialContext:
         precision: auto, bf16 or fp32.
         cpus: of one trial.
         gpus: of one trial; may be a fraction.
-        latency: whether it is an objective, and so measured.
+        latency: whether it is measured, as an objective or for a limit.
+        constraints: the limits of --constraint.
+        facts: metadata of the ONNX file, where its size is limited; None: it is not.
+        train_unfit: whether a network beyond a limit is trained, for samplers that learn only from
+            complete trials.
         augment: for all trials; "none" leaves it to the space.
         tensorboard: whether every epoch is written for it.
         activations: whether that has histograms of the layers' outputs.
         weights: float32 [n], how much each image counts in the loss; None: all alike.
-        owner: the token of the run's lease (see `lease.owned`).
     """
 
     run: str
@@ -42,11 +47,13 @@ class TrialContext:
     cpus: float
     gpus: float
     latency: bool = False
+    constraints: tuple[Constraint, ...] = ()
+    facts: Mapping[str, str] | None = None
+    train_unfit: bool = False
     augment: str = "none"
     tensorboard: bool = False
     activations: bool = False
     weights: np.ndarray | None = None
-    owner: str = ""
 
 
 class Result(EpochRow, total=False):
@@ -61,6 +68,8 @@ class Result(EpochRow, total=False):
     node: str
     done: bool
     latency_ms: float
+    size: int  # bytes of its ONNX file
+    unfit: str  # the limits that the network is beyond, whatever it learns
     reason: str
     storage_error: str
     tracker_warning: str  # why the epoch could not be written for TensorBoard

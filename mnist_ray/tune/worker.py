@@ -5,22 +5,29 @@ Imported by the workers alone: the driver does without torch.
 
 import math
 import os
+import platform
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from mnist_ray.errors import WorkError, first_line, shortened
+from mnist_ray.errors import WorkError, first_line
 from mnist_ray.models import n_parameters
 from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.records import EpochRow, rank
+from mnist_ray.settings import constraints
+from mnist_ray.settings.constraints import Measured
 from mnist_ray.storage import RunStorage
+from mnist_ray.training.folds import FoldTrainer
 from mnist_ray.training.machine import leave_out_the_compiler, use_threads
 from mnist_ray.training.metrics import score_of
 from mnist_ray.training.trainer import Trainer
 from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext, ended, reported
+
+# Bytes that a published file may be larger: the hyperparameters of a stage are longer.
+SIZE_MARGIN = 1024
 
 
 class Worker:
@@ -29,7 +36,8 @@ class Worker:
     Args:
         context: common to all trials.
         storage: the run's directory.
-        arrays: images uint8 [n, C, H, W], labels int64 [n], and train and val, int64 indices.
+        arrays: images uint8 [n, C, H, W], labels int64 [n], and train and val, int64 indices; with
+            --folds, train and val of each further fold.
         start: weights by their names in the state dict, for every trial; None: random ones.
         deterministic: whether torch's deterministic kernels are used. On a CPU all kernels in use
             are deterministic, for a fixed number of threads.
@@ -71,25 +79,28 @@ class Worker:
         """Takes up a trial; its network is made with its first epoch."""
         self.number, self.hp = number, hp
         self.made: Trainer | None = None
-        self.latency_ms: float | None = None
+        self.network: Measured = {}  # the values that are known before its first epoch
         self.unreported = False
 
     @property
     def trainer(self) -> Trainer:
         """The trial's network in training."""
         if self.made is None:
-            self.made = Trainer(
-                self.hp,
-                epochs=self.context.max_epochs,
-                seed=self.context.seed,
-                device=self.device,
-                precision=self.context.precision,
-                weights=self.start,
-            )
+            options: dict[str, Any] = {
+                "epochs": self.context.max_epochs,
+                "seed": self.context.seed,
+                "device": self.device,
+                "precision": self.context.precision,
+                "weights": self.start,
+            }
+            folds = len(self.data) // 2 - 1
+            if folds == 1:
+                self.made = Trainer(self.hp, **options)
+            else:
+                self.made = FoldTrainer(self.hp, folds=folds, **options)
             self.made.score = self.score
             self.made.image_weights = self.weights
-            if self.context.latency:
-                self.latency_ms = self._latency_ms(self.made)
+            self.network = self._measured(self.made)
         return self.made
 
     def epoch(self) -> Result:
@@ -97,6 +108,9 @@ class Worker:
         if self.made is None:
             self._load()
         trainer = self.trainer
+        unfit = constraints.unfit(self.context.constraints, self.network)
+        if unfit and not (trainer.rows or self.context.train_unfit):
+            return {**self._known(), "unfit": unfit, **ended()}
         rows = None
         if self.unreported:
             # The checkpoint's epochs may have been lost on their way to the driver.
@@ -108,10 +122,14 @@ class Worker:
                 return ended(reason=f"the loss is not finite at epoch {row['epoch']}")
             if not math.isfinite(row.get("val_metric", 0.0)):
                 return ended(reason=f"the metric is not finite at epoch {row['epoch']}")
+            if limits := self.context.constraints:
+                measured = {**self.network, "accuracy": row["val_accuracy"]}
+                row["violation"] = constraints.violation(limits, measured)
             self._save(row)
         result = reported(self.context, row, n_parameters(trainer.model), rows)
-        if self.latency_ms is not None:
-            result["latency_ms"] = self.latency_ms
+        result.update(self._known())
+        if unfit:
+            result["unfit"] = unfit
         # Of an epoch that is reported again too: it may not have been written.
         if self.context.tensorboard and (warning := self._summarise(row)):
             result["tracker_warning"] = warning
@@ -160,16 +178,30 @@ class Worker:
 
     # ---- beside the training
 
-    def _latency_ms(self, trainer: Trainer) -> float:
-        """Milliseconds of one image through the network as ONNX, on one thread, the median.
+    def _measured(self, trainer: Trainer) -> Measured:
+        """The network's parameters and, where wanted, size and latency of its ONNX file.
 
-        The weights do not matter for it.
+        The latency is of one image on one thread, in milliseconds, the median. The weights do not
+        matter for it.
         """
-        from mnist_ray.export import session, write  # noqa: PLC0415 (seconds at start)
+        context = self.context
+        found: dict[str, float | None] = {"parameters": n_parameters(trainer.model)}
+        if context.latency or context.facts is not None:
+            from mnist_ray.export import session, write  # noqa: PLC0415 (seconds at start)
 
-        file = write.export(trainer.model, self.hp, {})
-        network = session.Session(file, "the trial's network", threads=1)
-        return network.latency_ms(self.data[0][0].cpu().numpy())
+            file = write.export(trainer.model, self.hp, context.facts or {})
+            if context.facts is not None:
+                found["size"] = len(file) + SIZE_MARGIN
+            if context.latency:
+                network = session.Session(file, "the trial's network", threads=1)
+                found["latency"] = network.latency_ms(self.data[0][0].cpu().numpy())
+        return found
+
+    def _known(self) -> Result:
+        """The values that are known before the first epoch, as a result has them."""
+        names = {"parameters": "n_parameters", "latency": "latency_ms", "size": "size"}
+        known = {names[name]: value for name, value in self.network.items()}
+        return cast(Result, {**known, "node": platform.node()})
 
     def _summarise(self, row: EpochRow) -> str | None:
         """Writes the epoch for TensorBoard; why that failed. It ends nothing.
@@ -180,7 +212,7 @@ class Worker:
         try:
             from mnist_ray.trackers import summaries  # noqa: PLC0415 (optional package)
 
-            images, _, _, val = self.data
+            images, _, _, val = self.data[:4]
             some = images[val[: summaries.ACTIVATION_IMAGES]]
             summaries.write(
                 self.storage, self.number, self.trainer, row, some, self.context.activations
@@ -188,5 +220,5 @@ class Worker:
         except WorkError:
             raise
         except Exception as error:
-            return shortened(f"{type(error).__name__}: {first_line(error)}", 300)
+            return f"{type(error).__name__}: {first_line(error)}"[:300]
         return None

@@ -7,6 +7,7 @@ import random
 import optuna
 import pytest
 
+from mnist_ray.run import tables
 from mnist_ray.run.records import INTERRUPTED, Record, Records, clock, pareto_front, rows_from
 from mnist_ray.settings.objectives import DIRECTIONS
 from tests.run.conftest import row
@@ -110,3 +111,25 @@ def test_the_front_is_optunas(objectives: tuple[str, ...]) -> None:
 
 def test_clock() -> None:
     assert clock(3725.4) == "01:02:05"
+
+
+def test_an_epoch_beyond_a_limit_is_worse_than_every_other() -> None:
+    run = Records("val_accuracy", 3, ("accuracy", "parameters"))
+    for number, (accuracy, violation, size) in enumerate(
+        [(0.99, 0.5, 900), (0.7, 0.0, 500), (0.98, 0.1, 600), (0.6, 0.0, 400)]
+    ):
+        run.add(Record(number, {}, n_parameters=size))
+        for epoch in (1, 2):
+            row = {"epoch": epoch, "val_accuracy": accuracy, "val_loss": 1 - accuracy}
+            run.report(number, {**row, "violation": violation + (epoch == 2)})
+        run.end(number, "COMPLETE")
+    assert run.best is not None
+    assert (run.best[0], run.best[1]["epoch"]) == (1, 1)
+    assert [record.number for record, _ in run.top(9)] == [1, 3]
+    assert list(run.front()) == [1, 3]
+    nearest = run.trials[2].best("val_accuracy")
+    assert nearest is not None
+    assert nearest["violation"] == 0.1
+    table = tables.trials_table(run).to_pylist()
+    assert [row["violation"] for row in table] == [0.5, 0.0, 0.1, 0.0]
+    assert [row["pareto"] for row in table] == [False, True, False, True]

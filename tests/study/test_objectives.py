@@ -122,8 +122,25 @@ def check_parts(**options: Any) -> None:
         read_scheduler(settings).pruner(),
         sampler_name=settings.sampler,
         scheduler_name=settings.scheduler,
-        deterministic=settings.deterministic,
+        constrained=bool(settings.constraint),
     )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", f"{__name__}:Mine"])
+def test_samplers_that_learn_from_limits(sampler: str) -> None:
+    check_parts(sampler=sampler, objectives=None, constraint=("parameters<=5",))
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "qmc", "random", "grid", f"{__name__}:OneOnly"])
+def test_samplers_that_ignore_limits_are_refused_in_one_line(sampler: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^--sampler: '{sampler}' ignores --constraint; give tpe, gp or nsga2$"
+    ):
+        check_parts(sampler=sampler, objectives=None, constraint=("parameters<=5",))
+
+
+class Mine(optuna.samplers.TPESampler):
+    """A person's own sampler that learns from limits as TPE does."""
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "random", "grid", "nsga2"])
@@ -169,11 +186,8 @@ def test_pruners_are_refused_in_one_line(scheduler: str) -> None:
 
 def test_schedulers_that_can() -> None:
     check_parts(scheduler="asha")
-    check_parts(scheduler="none", deterministic=True)
-    with pytest.raises(
-        SettingsError, match=r"--scheduler: 'asha' with --deterministic .*; give none"
-    ):
-        check_parts(scheduler="asha", deterministic=True)
+    for scheduler in ("asha", "none"):
+        check_parts(scheduler=scheduler, deterministic=True)
 
 
 # ---- the study

@@ -18,7 +18,9 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
+from mnist_ray.settings.constraints import read
 from mnist_ray.study import studies
+from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.trials import read_trials, remaining_points
@@ -67,18 +69,26 @@ class Machine(TuneLoop):
         chance: random.Random,
         trials: int,
         of: Any = None,
+        objectives: tuple[str, ...] = (),
+        limits: tuple[str, ...] = (),
     ) -> None:
         s = SearchSettings(
             scheduler=scheduler,
             scheduler_args=SCHEDULERS[scheduler],
             max_epochs=EPOCHS,
             deterministic=True,
+            objectives=",".join(objectives) or None,
         )
         args = {"n_startup_trials": "4"} if sampler in ("tpe", "cmaes", "gp") else {}
         study = studies.open_study(
-            storage, "s", "val_accuracy", make_sampler("random", 0), read_scheduler(s).pruner()
+            storage,
+            "s",
+            "val_accuracy",
+            make_sampler("random", 0),
+            read_scheduler(s).pruner(),
+            objectives=objectives,
         )
-        records, continued = Records("val_accuracy", trials), []
+        records, continued = Records("val_accuracy", trials, objectives), []
         for frozen, record in read_trials(study, RUN):
             if record.state == "RUNNING":
                 continued.append(frozen)
@@ -96,6 +106,8 @@ class Machine(TuneLoop):
             points=remaining_points(study, RUN, [{"x": 0.5, "n": 3}]),
             window=slots,
             sampler=lambda place: make_sampler(sampler, 1000 + place, args),
+            limits=read(limits),
+            front=FrontHalving(objectives, EPOCHS, 1, 3) if objectives else None,
         )
         super().__init__(search, schedulers.make_scheduler(read_scheduler(s), {}, search), slots)
         self.checkpoints, self.chance = checkpoints, chance
@@ -121,7 +133,7 @@ class Machine(TuneLoop):
     def step(self, trial: FakeTrial) -> None:
         """An epoch of the trial; its result may be lost on the way with the worker."""
         number, x = trial.number, trial.config["x"]
-        rows: dict[str, Any] = {}
+        rows: dict[str, Any] = {"n_parameters": 10 + 10 * trial.config["n"]}
         if trial.trial_id in self.fresh and number in self.checkpoints:
             trial.epoch = self.checkpoints[number]
             rows["rows"] = [result(e, value(x, e)) for e in range(1, trial.epoch + 1)]
@@ -142,7 +154,10 @@ class Machine(TuneLoop):
 def outcome(storage: InMemoryStorage) -> list[tuple[Any, ...]]:
     trials = optuna.load_study(study_name="s", storage=storage).trials
     assert all(t.state.is_finished() for t in trials)
-    return [(t.number, t.params, t.state.name, t.value, t.intermediate_values) for t in trials]
+    return [
+        (t.number, t.params, t.state.name, t.values, {**t.intermediate_values, **t.constraints})
+        for t in trials
+    ]
 
 
 def searched(
@@ -178,6 +193,20 @@ def test_with_every_sampler_that_is_allowed(sampler: str) -> None:
     assert len({str(params) for _, params, _, _, _ in expected}) == 12
     assert searched(1, trials=12, scheduler="median", sampler=sampler)[0] == expected
     assert searched(2, trials=12, kills=3, scheduler="median", sampler=sampler)[0] == expected
+
+
+@pytest.mark.parametrize("limits", [(), ("parameters<=80", "accuracy>=0.45")])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_with_several_objectives_and_limits(sampler: str, limits: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {"scheduler": "asha", "sampler": sampler, "limits": limits}
+    options["objectives"] = ("accuracy", "parameters")
+    expected, _ = searched(0, **options)
+    assert {state for _, _, state, _, _ in expected} >= {"COMPLETE", "PRUNED"}
+    assert any(limits) == any("parameters" in beyond for *_, beyond in expected)
+    for seed in range(1, 4):
+        found, settled = searched(seed, kills=seed - 1, **options)
+        assert found == expected
+        assert settled == list(range(18))
 
 
 def refusing(trial: optuna.Trial) -> dict[str, Any]:

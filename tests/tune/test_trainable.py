@@ -14,9 +14,14 @@ import pytest
 import torch
 
 from mnist_ray import models
+from mnist_ray.export.write import export
+from mnist_ray.finetune_job.recipe import Stage
 from mnist_ray.run import checkpoint
 from mnist_ray.run.layout import error_file, trial_folder
+from mnist_ray.settings.constraints import read
 from mnist_ray.storage import RunStorage
+from mnist_ray.training.folds import FoldTrainer, mean_row
+from mnist_ray.training.trainer import Trainer
 from mnist_ray.tune.trainable import TrainTrial
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
@@ -190,3 +195,130 @@ def test_a_trial_that_outgrows_its_share_of_the_gpu_fails_alone(
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "out of memory" in result["reason"]
     assert result["done"]
+
+
+# ---- limits
+
+
+def limited(tmp_path: Path, *limits: str, **options: Any) -> type[Here]:
+    context = TrialContext(
+        str(tmp_path), "val_accuracy", 3, 0, "fp32", 1, 0, constraints=read(limits), **options
+    )
+    return type("Limited", (Here,), {"context_of_test": context})
+
+
+def test_a_network_beyond_a_limit_is_not_trained(tmp_path: Path) -> None:
+    size = models.n_parameters(models.build(HP))
+    trial = limited(tmp_path, f"parameters<={size - 1}")({**HP, NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert (result["done"], result["epoch"], result["n_parameters"]) == (True, 0, size)
+    assert result["unfit"] == f"parameters={size:,}, not parameters<={size - 1:,}"
+    assert RunStorage(str(tmp_path)).list(trial_folder(1)) == []
+    fits = limited(tmp_path, f"parameters<={size}")({**HP, NUMBER: 2})
+    result = fits.train()
+    fits.stop()
+    assert (result["epoch"], result["violation"]) == (1, 0)
+    assert "unfit" not in result
+
+
+def test_a_sampler_that_learns_from_complete_trials_has_it_trained(tmp_path: Path) -> None:
+    trial = limited(tmp_path, "parameters<=10", train_unfit=True)({**HP, NUMBER: 1})
+    result = trial.train()
+    trial.stop()
+    assert result["epoch"] == 1
+    assert result["violation"] > 0
+    assert result["unfit"].startswith("parameters=")
+
+
+def test_an_accuracy_is_judged_at_every_epoch_and_survives_a_restart(tmp_path: Path) -> None:
+    kind = limited(tmp_path, "accuracy>=1")
+    trial = kind({**HP, NUMBER: 1})
+    rows = [trial.train() for _ in range(2)]
+    trial.stop()
+    for row in rows:
+        assert row["violation"] == pytest.approx(1 - row["val_accuracy"])
+        assert "unfit" not in row
+    again = kind({**HP, NUMBER: 1})
+    found = again.train()
+    again.stop()
+    assert [row["violation"] for row in found["rows"]] == [row["violation"] for row in rows]
+
+
+def test_the_size_is_at_least_that_of_the_file_that_is_published(tmp_path: Path) -> None:
+    facts = {"dataset": "digits", "run": "a", "classes": "[]"}
+    trial = limited(tmp_path, "size<=1MB", "latency<=1000", facts=facts, latency=True)(
+        {**HP, NUMBER: 1}
+    )
+    result = trial.train()
+    trial.stop()
+    stage = Stage(25, 64, 0.1, 5.0e-4, "sgd", 100, "one_cycle", 0.1, 0.998, 0.25, "affine", 1)
+    network = trial.worker.trainer.eval_model()
+    published = {**facts, "val_accuracy": "0.97", "temperature": "1.2345678"}
+    file = export(network, stage.hyperparameters(HP), published)
+    assert len(file) <= result["size"] <= len(file) + 2048
+    assert result["latency_ms"] > 0
+
+
+# ---- folds
+
+
+def test_a_trial_of_folds_reports_their_mean_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    folds = [
+        (np.setdiff1d(np.arange(120), held), held)
+        for held in (np.arange(i, 120, 3) for i in range(3))
+    ]
+
+    def made(folder: str) -> Here:
+        class OfFolds(Here):
+            def setup(self, config: dict) -> None:  # type: ignore[override]
+                context = TrialContext(
+                    str(tmp_path / folder), "val_accuracy", 3, 0, "fp32", 1, 0,
+                    constraints=read(["accuracy>=1"]),
+                )  # fmt: skip
+                TrainTrial.setup(self, config, context, IMAGES, LABELS, *folds[0], folds=folds)
+
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return OfFolds({**HP, NUMBER: 1})
+
+    whole = made("whole")
+    expected = [whole.train() for _ in range(3)]
+    trainer = whole.worker.trainer
+    assert isinstance(trainer, FoldTrainer)
+    for i, row in enumerate(expected):
+        each = [other.rows[i]["val_accuracy"] for other in trainer.others]
+        assert row["val_accuracy"] > 0
+        assert min(each) <= 1.5 * row["val_accuracy"]
+        assert row["violation"] == pytest.approx(1 - row["val_accuracy"])
+    own = Trainer(HP, epochs=3, seed=0, precision="fp32")
+    parts = [torch.from_numpy(part) for part in folds[1]]
+    images, labels = torch.tensor(IMAGES), torch.tensor(LABELS)
+    alone = [own.run_epoch(images, labels, *parts)["val_loss"] for _ in range(3)]
+    assert [row["val_loss"] for row in trainer.others[0].rows] == alone
+    whole.stop()
+    first = made("cut")
+    first.train()
+    first.stop()
+    second = made("cut")
+    assert second.train()["epoch"] == 1
+    rest = [second.train() for _ in range(2)]
+    second.stop()
+    assert [row["val_loss"] for row in rest] == [row["val_loss"] for row in expected[1:]]
+    names = ("latest.safetensors", "best.safetensors")
+    for name in names:
+        file = f"{trial_folder(1)}/{name}"
+        tensors = [
+            checkpoint.unpack(RunStorage(str(tmp_path / f)).read_bytes(file), "x")[0]
+            for f in ("whole", "cut")
+        ]
+        assert all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0] if k[0] != "f")
+
+
+def test_the_mean_of_rows() -> None:
+    rows = [
+        {"epoch": 2, "val_loss": loss, "seconds": 3.0, "lr": 0.5, "val_metric": 1.0}
+        for loss in (0.2, 0.4)
+    ]
+    mean = mean_row(rows)  # type: ignore[arg-type]
+    assert mean == {"epoch": 2, "val_loss": pytest.approx(0.3), "seconds": 6, "lr": 0.5,
+                    "val_metric": 1}  # fmt: skip
