@@ -13,7 +13,7 @@ import ray
 from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mnist_ray.cluster.patches import any_agent_port, same_sigterm
+from mnist_ray.cluster.patches import any_agent_port, same_sigterm, shutdown
 from mnist_ray.cluster.resources import Cluster, Resources, capacity, environment
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.storage import RunStorage
@@ -41,7 +41,7 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
         yield joined
     finally:
         if not keep:
-            ray.shutdown()
+            shutdown()
 
 
 def _about_token(error: Exception) -> str:
@@ -71,7 +71,7 @@ def start(options: dict[str, Any], folder: Path) -> Iterator[Cluster]:
             raise WorkError(f"Ray cannot be started in {folder}{hint}: {why}") from error
         yield _cluster(context, ray.get_runtime_context(), started_here=True)
     finally:
-        ray.shutdown()
+        shutdown()
 
 
 def _cluster(context: Any, runtime: Any, started_here: bool) -> Cluster:

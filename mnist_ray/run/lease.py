@@ -148,10 +148,11 @@ def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:
 def _beat(lease: Lease, over: threading.Event, target: int | None) -> None:
     """Renews the lease until `over`, then gives it back; interrupts the thread when it is lost."""
     while not over.wait(BEAT):
+        known = lease.lost.is_set()  # the work has found it out, and ends
         with contextlib.suppress(WorkError):  # the work itself will say that the storage is away
             lease.renew()
         if lease.lost.is_set():
-            if target is not None:
+            if target is not None and not known:
                 # To that thread, since a signal to the process may reach this one.
                 signal.pthread_kill(target, signal.SIGTERM)
             return

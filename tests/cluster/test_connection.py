@@ -1,7 +1,9 @@
 """The Ray that a job joins, or starts and stops."""
 
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -97,6 +100,37 @@ def test_a_ray_of_our_own_leaves_nothing(tmp_path: Path) -> None:
         )
     finally:
         shutil.rmtree(env["TMPDIR"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are caught")
+def test_sigterm_is_caught_while_ray_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.node import Node
+
+    from mnist_ray.cluster import patches
+
+    caught = []
+
+    def is_caught() -> bool:
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    def ends() -> None:
+        """As Ray's, which resets the handler beneath Python."""
+        ctypes.CDLL(None).signal(signal.SIGTERM, 0)
+        assert not is_caught()
+        Node.kill_all_processes(cast(Any, None))
+        ctypes.CDLL(None).signal(signal.SIGTERM, 0)
+
+    before = signal.signal(signal.SIGTERM, lambda *of: None)
+    monkeypatch.setattr(Node, "kill_all_processes", lambda self: caught.append(is_caught()))
+    monkeypatch.setattr("ray.shutdown", ends)
+    try:
+        patches.shutdown()
+        assert caught == [True]
+        assert is_caught()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def can_mount() -> bool:
