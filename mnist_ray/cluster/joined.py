@@ -44,9 +44,14 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
             shutdown()
 
 
-def _about_token(error: Exception) -> str:
+def _about_token(error: BaseException) -> str:
     """What to do where the tokens of this process and of the cluster do not agree."""
-    if not any(word in str(error).lower() for word in ("token", "unauthenticated", "auth")):
+    said = ""
+    cause: BaseException | None = error
+    while cause is not None:  # Ray tells it in the cause alone
+        said += repr(cause).lower()
+        cause = cause.__cause__ or cause.__context__
+    if not any(word in said for word in ("token", "authentic")):
         return ""
     return (
         " (RAY_AUTH_MODE and the token must be the cluster's: see RAY_AUTH_TOKEN, "

@@ -71,6 +71,21 @@ def test_a_request_without_the_token_is_refused(ray_head: dict[str, str]) -> Non
     assert caught.value.code == 401
 
 
+def test_another_token_is_named_before_anything_starts(
+    ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    env = {**ray_head, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    arguments = [*SMALL, "--trials", "1", "--storage", str(tmp_path / "runs")]
+    code, output = finish(search(env, *arguments))
+    assert code == 1, output
+    said = output.splitlines()[-1]
+    assert said.startswith("search.py: Ray cannot be joined: "), output
+    assert "the token must be the cluster's: see RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH" in said
+    assert "Traceback" not in output
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_a_ray_of_our_own_leaves_nothing(tmp_path: Path) -> None:
     """No process, no session folder, no token: after success, and after SIGINT."""
     env = {
