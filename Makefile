@@ -9,7 +9,7 @@ demo: .venv/ready
 	.venv/bin/python jobs/search.py --config demo --storage runs --name demo --overwrite
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/faults
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults
 
 slow: .venv/ready
 	.venv/bin/python -m pytest -m slow --ignore tests/faults

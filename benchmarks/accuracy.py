@@ -9,7 +9,9 @@ A run is `python jobs/search.py --config jobs/recipes/RECIPE.yaml --seed SEED`, 
 and so on, one at a time: search, fine-tuning, ONNX file, and the one look at the test set through
 it. Nothing is left out: every run that was begun is finished and stands in the table. With
 --committee each search is followed by so many fine-tunings with seeds of their own, each counted as
-a network of its own, and their mean probabilities as one file more.
+a network of its own, and their mean probabilities as one file more. The run itself looks at the
+test set for the committee's file alone; the members are exported and evaluated here, once, when the
+run is kept (members.json).
 """
 
 import json
@@ -111,6 +113,32 @@ def run(settings: AccuracySettings, name: str, seed: int) -> None:
                 content["settings"][place] = "DIR"
         (KEPT / name / file).write_text(json.dumps(content, indent=1) + "\n")
     shutil.copy(folder / "trials.parquet", KEPT / name)
+    if settings.committee > 1:
+        members = test_accuracies(folder, settings.committee)
+        (KEPT / name / "members.json").write_text(json.dumps(members) + "\n")
+
+
+def test_accuracies(folder: Path, committee: int) -> list[float]:
+    """The members' accuracies on the test set, through exported files."""
+    from mnist_ray import data
+    from mnist_ray.export.session import Session
+    from mnist_ray.export.write import export
+    from mnist_ray.finetune_job.recipe import read_stages
+    from mnist_ray.run import layout
+    from mnist_ray.storage import RunStorage
+    from mnist_ray.training.trainer import load_network
+
+    storage = RunStorage(str(folder))
+    searched = json.loads((folder / layout.RUN).read_text())["settings"]
+    test = data.load(searched["dataset"], "test", searched["data_dir"])
+    last_stage = read_stages(searched["stages"]).numbered()[-1][0]
+    found = []
+    for member in range(1, committee + 1):
+        name = f"{layout.stage_folder(last_stage, member)}/{layout.STAGE_NETWORK}"
+        network, metadata = load_network(storage.read_bytes(name), name)
+        file = export(network, metadata["hyperparameters"], {})
+        found.append(Session(file, name).evaluate(test.images, test.labels).accuracy)
+    return found
 
 
 def groups() -> dict[tuple[str, str], list[Path]]:
@@ -129,7 +157,8 @@ def groups() -> dict[tuple[str, str], list[Path]]:
 
 def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
     """The row of the single networks, and one of each committee."""
-    names, accuracies, parameters, training, walls, committees = [], [], set(), [], [], []
+    accuracies: list[float] = []
+    names, parameters, training, walls, committees = [], set(), [], [], []
     for folder in folders:
         run, model = (
             json.loads((folder / file).read_text()) for file in ("run.json", "model.json")
@@ -139,7 +168,12 @@ def rows_of(group: tuple[str, str], folders: list[Path]) -> Iterator[list[Any]]:
             stages[-1],
             *(entry for entry in model["lineage"] if entry["step"].startswith("member-")),
         ]
-        accuracies += [entry["test_accuracy"] for entry in networks]
+        members = folder / "members.json"
+        accuracies += (
+            json.loads(members.read_text())
+            if members.exists()
+            else [entry["test_accuracy"] for entry in networks]
+        )
         parameters.add(model["n_parameters"] // len(networks))
         training.append(sum(stage["seconds"] for stage in stages) / 60)
         training += [entry["seconds"] / 60 for entry in networks[1:] if "seconds" in entry]

@@ -71,7 +71,7 @@ def search(networks: Networks, side: str, seed: int) -> Any:
 
     from mnist_ray.models import build, n_parameters
     from mnist_ray.run.records import Records
-    from mnist_ray.search_job.plan import data_shape
+    from mnist_ray.search_job.work import data_shape
     from mnist_ray.settings.constraints import read, unfit, violation
     from mnist_ray.spaces.convnet import convnet
     from mnist_ray.study.front import FrontHalving

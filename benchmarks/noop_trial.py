@@ -19,7 +19,8 @@ from ray import tune
 from mnist_ray.run.layout import trial_folder
 from mnist_ray.spaces import DataShape
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.trainable import EpochTrial, TrainTrial
+from mnist_ray.trials.network import TrainTrial
+from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext
 
 

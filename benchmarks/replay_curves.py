@@ -160,7 +160,7 @@ def _train(number: int) -> dict[str, Any]:
     import optuna
 
     from mnist_ray import models, spaces
-    from mnist_ray.search_job.plan import data_shape
+    from mnist_ray.search_job.work import data_shape
     from mnist_ray.training.trainer import Trainer
 
     s, images, tensors, precision = worker

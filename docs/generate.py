@@ -22,10 +22,10 @@ import mnist_ray  # noqa: E402
 from mnist_ray import cli, hyperparameters  # noqa: E402
 from mnist_ray.hyperparameters import REQUIRED, Hyperparameter  # noqa: E402
 from mnist_ray.results import Best, Prediction  # noqa: E402
+from mnist_ray.search_job.part_options import part_options  # noqa: E402
 from mnist_ray.settings import help  # noqa: E402
 from mnist_ray.settings.text import one_line  # noqa: E402
 from mnist_ray.spaces import SPACES, find  # noqa: E402
-from mnist_ray.study.part_options import part_options  # noqa: E402
 from mnist_ray.study.pruners import NAMES, factory  # noqa: E402
 from mnist_ray.study.samplers import SAMPLERS  # noqa: E402
 

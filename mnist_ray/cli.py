@@ -160,7 +160,7 @@ def _list_part(command: str, flags: Sequence[str]) -> None:
     flag, _, name = " ".join(flags[:2]).replace("=", " ", 1).partition(" ")
     if command != "search" or flag not in known:
         return
-    from mnist_ray.study.part_options import part_options  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.search_job.part_options import part_options  # noqa: PLC0415 (seconds at start)
 
     part = known[flag]
     try:

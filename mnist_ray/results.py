@@ -20,7 +20,7 @@ from mnist_ray.export.session import Evaluation, Session, probabilities, tempera
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import read_picture
-from mnist_ray.run.records import keeps_limits, rank, value_of
+from mnist_ray.run.records import keeps_limits, rank, usable, value_of
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.settings.objectives import goal
 from mnist_ray.storage import RunStorage
@@ -107,11 +107,7 @@ class Run:
             WorkError: No epoch has ended yet.
         """
         metric = goal(self._about.settings)
-        rows = [
-            row
-            for row in self._table(layout.HISTORY).to_pylist()
-            if row["val_loss"] is not None and np.isfinite(row["val_loss"])
-        ]
+        rows = [row for row in self._table(layout.HISTORY).to_pylist() if usable(row, metric)]
         if not rows:
             raise WorkError(f"the run at {self.uri} has no epoch that has ended yet")
         rows = [row for row in rows if keeps_limits(row)]

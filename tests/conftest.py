@@ -12,6 +12,25 @@ from tests.support.servers import head_of, moto
 # Ctrl-C is among what is tested, and a shell starts what it puts into the background deaf to it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files of whole jobs. They begin first, so that at the end of `make test` neither of its two
+# processes waits minutes for the other.
+LONGEST = (
+    "search_job/test_search_job.py",
+    "test_wheel.py",
+    "test_kept_runs.py",
+    "finetune_job/test_finetune.py",
+    "test_face.py",
+    "trials/test_boosting.py",
+    "finetune_job/test_chain.py",
+    "cluster/test_connection.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others keep their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:

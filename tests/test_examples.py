@@ -1,5 +1,6 @@
 """examples/: each part is used as a search uses it, and the notebook runs from end to end."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -9,10 +10,13 @@ import torch
 from nbclient import NotebookClient
 from optuna.study import StudyDirection
 
-from mnist_ray import data, models
+from mnist_ray import data, models, open_run
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
+from mnist_ray.trials.function import FunctionTrial
+from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
+from tests.support.runs import ended, finish, flags, search, wait_for
 
 STAGES = (
     "stages: [{epochs: 1, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 1}]"
@@ -68,6 +72,68 @@ def test_the_pruner_stops_a_trial_far_behind(direction: StudyDirection, sign: in
         stopped.append(trial.should_prune())
         study.tell(trial, sign * level)
     assert stopped == [False, False, True, False]  # the first two are needed for a comparison
+
+
+FUNCTIONS = {
+    "sklearn_mlp": ({"train_data": "examples.sklearn_mlp:data"}, 0.6, True),
+    "torch_mnist": ({"train_data": "images", "dataset": "digits"}, 0.6, True),
+    "tiny_transformer": ({"metric": "loss", "metric_mode": "min"}, 2.4, False),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_training_function_learns_and_goes_on(name: str, tmp_path: Path) -> None:
+    """As the engine calls it: five epochs, and after an interruption from its state."""
+    options, reached, has_state = FUNCTIONS[name]
+    module = f"examples.{name}"
+    common = {"train": f"{module}:train", "space": f"{module}:space", "metric": "accuracy"}
+    plan = prepare(SearchSettings.of(**{**common, **options, "storage": tmp_path, "name": "own"}))
+    context = TrialContext(str(tmp_path), plan.settings.goal, 9, 0, "fp32", 1, 0)
+    values = {"lr": 0.05 if name != "tiny_transformer" else 0.01, "momentum": 0.9, "width": 32}
+    hp = plan.space(optuna.trial.FixedTrial({**values, "alpha": 1e-4}))
+
+    class Here(FunctionTrial):
+        def setup(self, config: dict) -> None:  # type: ignore[override]
+            super().setup(config, context, **plan.work.parameters())
+
+    first = Here({**hp, NUMBER: 0})
+    results = [first.train()["val_metric"] for _ in range(5)]
+    first.stop()
+    less = plan.settings.metric_mode == "min"
+    assert results[-1] < reached if less else results[-1] > reached
+    second = Here({**hp, NUMBER: 0})
+    again = second.train()
+    second.stop()
+    assert ("rows" in again) == has_state
+    assert again["val_metric"] == results[-1 if has_state else 0]
+
+
+@pytest.mark.slow  # a whole search, killed and resumed; .ci/run calls it
+def test_a_search_over_a_function_is_killed_and_goes_on(
+    ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    own = flags(
+        train="examples.sklearn_mlp:train",
+        train_data="examples.sklearn_mlp:data",
+        space="examples.sklearn_mlp:space",
+    )
+    run = flags(storage=tmp_path, name="own")
+    limits = flags(metric="accuracy", trials=8, max_epochs=60, scheduler="none")
+    killed = search(ray_head, *own, *run, *limits)
+    seen = wait_for(killed, " COMPLETE ")
+    killed.kill()
+    killed.wait()
+    code, output = finish(search(ray_head, *own, *run, "--resume"))
+    assert code == 0, output
+    done, go_on = map(int, re.findall(r"(\d+) of 8 trials are done, (\d+) go on", output)[0])
+    assert done >= 1
+    assert go_on >= 1
+    assert not ended(seen) & ended(output)
+    found = open_run(tmp_path / "own")
+    assert len(found.trials) == 8
+    assert found.best.value > 0.9
+    assert (tmp_path / "own" / "best" / "state").stat().st_size > 100
+    assert "the best of 8 trials" in (tmp_path / "own" / "report.html").read_text()
 
 
 @pytest.mark.slow  # a whole search with its second job; .ci/run calls it

@@ -261,7 +261,7 @@ def test_two_searches_in_one_process_and_a_ray_of_the_caller_s(tmp_path: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {

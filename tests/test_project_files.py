@@ -64,5 +64,6 @@ def test_files_of_the_code_host_are_right(schema: str, pattern: str) -> None:
 def test_the_workflow_runs_all_checks() -> None:
     steps = yaml.safe_load(text(".github/workflows/ci.yml"))["jobs"]["check"]["steps"]
     assert steps[-1] == {"run": ".ci/run"}
-    targets = re.findall(r"^make (\w+)", text(".ci/run"), re.MULTILINE)
-    assert targets == ["lint", "docs", "test", "faults", "demo"]
+    lines = re.findall(r"^make ([\w ]+)", text(".ci/run"), re.MULTILINE)
+    targets = " ".join(lines).split()
+    assert sorted(targets) == ["demo", "docs", "faults", "lint", "test"]

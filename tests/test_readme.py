@@ -132,7 +132,7 @@ def test_a_space_and_network_of_ones_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README's example module, through a dry run and one step of its network."""
-    (tmp_path / "mine.py").write_text(pages.example("def space"))
+    (tmp_path / "mine.py").write_text(pages.example("def space(trial, data"))
     options = flags(space="mine:space", space_args="most=32", dataset="digits", dry_run=True)
     code, output = finish(search(dict(os.environ), *options, cwd=tmp_path), 60)
     assert code == 0, output

@@ -97,7 +97,7 @@ def test_the_wheel_works_in_an_empty_folder(python: Path, tmp_path: Path) -> Non
 
     def run(*words: str) -> str:
         done = subprocess.run(
-            [str(python), *words], cwd=folder, env=env, capture_output=True, text=True, timeout=280
+            [str(python), *words], cwd=folder, env=env, capture_output=True, text=True, timeout=480
         )
         assert done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
         return done.stdout

@@ -108,20 +108,21 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
     images = split.images.images[sample[:VERIFIED_ON]]
-    judged = []
-    for step in steps:
-        judged.append(judge(step, metadata, images, test))
-        yield judged[-1].line()
-    pictures, about_pictures = pictured(judged[-1].file, images)
-    logits = judged[-1].evaluation.logits
+    lineage: list[Step | Judged] = [*steps]
+    for place in range(0 if task.test_steps else len(steps) - 1, len(steps)):
+        published = judge(steps[place], metadata, images, test)
+        lineage[place] = published
+        yield published.line()
+    pictures, about_pictures = pictured(published.file, images)
+    logits = published.evaluation.logits
     described = dataclasses.replace(
-        manifest(task, judged, test),
+        manifest(task, lineage, published, test),
         calibration=_with_errors(calibration, logits, test.labels),
         picture=about_pictures,
     )
     files = {
         **pictures,
-        layout.MODEL: judged[-1].file,
+        layout.MODEL: published.file,
         layout.CARD: model_card(described, hp).encode(),
         # For the report: the answers on the test set, so that nobody looks again.
         layout.PREDICTIONS: predictions.pack(test.labels, logits, described.sha256),
@@ -287,16 +288,17 @@ def _with_errors(
     }
 
 
-def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifest:
-    """Describes the last of the judged steps, which is published."""
-    last = judged[-1]
+def manifest(
+    task: ChainTask, lineage: Sequence[Step | Judged], last: Judged, test: Images
+) -> Manifest:
+    """Describes the last step, which is published, and the steps that led to it."""
     right, n = last.evaluation.right, last.evaluation.n
     session = Session(last.file, layout.MODEL, threads=1)
     return Manifest(
         file=layout.MODEL,
         sha256=hashlib.sha256(last.file).hexdigest(),
         n_parameters=models.n_parameters(last.step.network),
-        val_accuracy=_val_accuracy(each.step for each in judged),
+        val_accuracy=_val_accuracy(lineage),
         test_accuracy=last.evaluation.accuracy,
         test_images=n,
         test_errors=n - right,
@@ -309,9 +311,9 @@ def manifest(task: ChainTask, judged: Sequence[Judged], test: Images) -> Manifes
         run=task.run,
         recipe=task.recipe.name,
         train_on=task.recipe.train_on,
-        lineage=tuple(each.facts for each in judged),
+        lineage=tuple(each.facts for each in lineage),
         metric=function_of(task.metric),
-        val_metric=judged[0].step.facts.get(column(task.metric)),
+        val_metric=lineage[0].facts.get(column(task.metric)),
         test_metric=_test_metric(task.metric, last.evaluation, test),
     )
 
@@ -324,7 +326,7 @@ def _test_metric(metric: str, evaluation: Evaluation, test: Images) -> float | N
     return score(test.labels, probabilities(evaluation.logits.astype(np.float64)))
 
 
-def _val_accuracy(steps: Iterable[Step]) -> float | None:
+def _val_accuracy(steps: Iterable[Step | Judged]) -> float | None:
     """The last that was measured: the start's, if the stages trained on all images."""
     measured: list[float | None]
     measured = [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts]

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from mnist_ray import cluster, data, report
 from mnist_ray.errors import MnistRayError, SettingsError
@@ -149,16 +150,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         )
     onnx = _start_model(settings, about)
     recipe = read_stages(stages := settings.stages or searched["stages"])
-    committee = settings.committee
-    if committee is None:
-        committee = searched.get("committee", 1)
-    if not isinstance(committee, int) or committee < 1:
-        raise SettingsError(f"--committee: {committee!r} is not allowed; expected at least 1")
-    constraints.check_committee(searched.get("constraint", ()), committee)
-    if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
-        raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
-    if settings.cpus is not None and not 0 < settings.cpus < math.inf:
-        raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
+    committee = _committee(settings, searched)
     data_dir = settings.data_dir or searched["data_dir"]
     # A run that records no val_by was split by class.
     splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
@@ -187,11 +179,27 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         precision=searched["precision"],
         reading=reading,
         calibrate=settings.calibrate or searched.get("calibrate", "none"),
+        test_steps=settings.test_steps or bool(searched.get("test_steps")),
         metric=goal(searched),
     )
     test = data.load(searched["dataset"], "test", data_dir, reading=reading)
     data.check_test_part(split.images, test)
     return task, split, test
+
+
+def _committee(settings: FinetuneSettings, searched: Mapping[str, Any]) -> int:
+    """How many networks are trained. SettingsError if that, or a resource, is not allowed."""
+    if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
+        raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
+    if settings.cpus is not None and not 0 < settings.cpus < math.inf:
+        raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
+    committee = settings.committee
+    if committee is None:
+        committee = searched.get("committee", 1)
+    if not isinstance(committee, int) or committee < 1:
+        raise SettingsError(f"--committee: {committee!r} is not allowed; expected at least 1")
+    constraints.check_committee(searched.get("constraint", ()), committee)
+    return committee
 
 
 def _onnx_file(path: str) -> tuple[bytes, dict[str, str]]:

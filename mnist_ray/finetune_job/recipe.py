@@ -108,6 +108,8 @@ class ChainTask:
     """`module:function` of an augmentation of the user's own that start network may name."""
     calibrate: str = "none"
     """`auto`, `twin` or `none`."""
+    test_steps: bool = False
+    """Whether every step is evaluated on the test set, or the published file alone."""
     cpus: float = 1.0
     gpus: float = 0.0
     reading: Reading | None = None

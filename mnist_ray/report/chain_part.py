@@ -183,8 +183,10 @@ def _lineage(manifest: Manifest) -> Table:
         "schedule": "schedule",
     }  # fmt: skip
     for entry in manifest.lineage:
-        right = round(entry["test_accuracy"] * n)
-        measured = [percent(right / n), count(n - right), interval(right, n)]
+        measured: list[str | None] = [None, None, None]
+        if "test_accuracy" in entry:  # the published step alone, unless --test-steps
+            right = round(entry["test_accuracy"] * n)
+            measured = [percent(right / n), count(n - right), interval(right, n)]
         validation = percent(entry.get("val_accuracy"))
         rows.append([entry["step"], *map(entry.get, settings), validation, *measured])
     measures = ["validation", f"test, n = {n:,}", "errors", "95 % interval"]

@@ -45,7 +45,7 @@ def _overview(runs: Mapping[str, RunData]) -> Table:
     rows = []
     for name, run in runs.items():
         m, best = run.manifest, run.best
-        searched = percent(best["val_accuracy"] if best else None)
+        searched = percent(best["val_accuracy"] if best and not run.own else None)
         tested = (
             [count(m.n_parameters), percent(m.test_accuracy),
              f"{m.test_errors:,} of {m.test_images:,}",

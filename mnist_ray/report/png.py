@@ -59,7 +59,7 @@ def _figures(run: RunData, tested: Tested | None) -> Iterator[tuple[str, Figure]
         yield "intermediate", _intermediate(run)
     if weights := ped_anova(run):
         yield "importances", _importances(run, weights)
-    if steps := chain(run):
+    if not run.own and (steps := chain(run)):
         yield "chain", _chain(steps)
     if run.manifest is not None and tested is not None and tested.answers is not None:
         classes = list(run.manifest.classes)

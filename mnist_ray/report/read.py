@@ -23,7 +23,7 @@ from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.run.records import keeps_limits, rank
+from mnist_ray.run.records import keeps_limits, rank, usable
 from mnist_ray.settings import SearchSettings, constraints, objectives, resolved
 from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
@@ -66,6 +66,11 @@ class RunData:
         return objectives.goal(self.settings)
 
     @property
+    def own(self) -> bool:
+        """Whether a training function of one's own made it: then there are no images."""
+        return bool(self.settings["train"])
+
+    @property
     def maximize(self) -> bool:
         """Whether more of the metric is better."""
         return self.direction == "maximize"
@@ -94,7 +99,7 @@ class RunData:
     @cached_property
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None without a finite loss."""
-        finite = [r for r in self.history if known(r["val_loss"]) and keeps_limits(r)]
+        finite = [r for r in self.history if usable(r, self.goal) and keeps_limits(r)]
         return max(finite, key=lambda row: rank(row, self.goal), default=None)
 
     @cached_property

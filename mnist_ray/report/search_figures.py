@@ -35,6 +35,13 @@ def history_figure(run: RunData) -> Figure:
     for trace in figure.data:
         if trace.mode == "lines":
             trace.update(name="best so far", line={"shape": "hv"})
+    stopped = [t for t in run.frozen if t.state == TrialState.PRUNED and t.intermediate_values]
+    figure.add_scatter(
+        x=[t.number for t in stopped], y=[value_of(t) for t in stopped], name="stopped early",
+        mode="markers", marker={"color": STATE_COLOURS["PRUNED"], "size": 5}, visible=bool(stopped),
+        text=[f"{len(t.intermediate_values)} epochs" for t in stopped],
+        hovertemplate="trial %{x}: %{y:.4g} after %{text}<extra></extra>",
+    )  # fmt: skip
     rows: list[tuple[int, float]] = []
     for trial in filter(feasible, run.completed):
         value = value_of(trial)
@@ -45,7 +52,7 @@ def history_figure(run: RunData) -> Figure:
         "Optimisation history",
         figure,
         f"The value of each of the {len(run.completed)} trials that trained all their epochs, and "
-        "the best so far.",
+        f"the best so far; small and grey: the last value of the {len(stopped)} stopped early.",
         Table("Improvements", ("trial", run.metric), rows),
         "Every time the best improved",
     )

@@ -70,7 +70,8 @@ def search_part(run: RunData, prefix: str) -> Markup:
 def search_figures(run: RunData, workers: Mapping[int, str]) -> Iterator[Figure]:
     """The figures for which there are enough trials, most telling first.
 
-    Importances, contours and ranks are conclusions: they need as many trials as in the terminal.
+    Figures of parameters and distributions are conclusions: they need as many complete trials as
+    the importances in the terminal.
 
     Args:
         run: The run.
@@ -81,19 +82,18 @@ def search_figures(run: RunData, workers: Mapping[int, str]) -> Iterator[Figure]
         yield history_figure(run)
     yield intermediate_figure(run)
     parameters = varied(done)
-    if len(done) >= 2 and parameters:
-        enough, weights = len(done) >= importance.FEWEST, ped_anova(run)
+    enough = len(done) >= importance.FEWEST
+    if enough and parameters:
+        weights = ped_anova(run)
         order = sorted(parameters, key=lambda name: -weights.get(name, 0.0))
         if weights:
             yield importances_figure(run, weights)
-        if enough:
-            for x, y in contour_pairs(done, order):
-                yield contour_figure(run, x, y)
+        for x, y in contour_pairs(done, order):
+            yield contour_figure(run, x, y)
         yield parallel_figure(run, parameters)
         yield slice_figure(run, order)
-        if enough:
-            yield rank_figure(run, order[:3])
-    if len(done) >= 2:
+        yield rank_figure(run, order[:3])
+    if enough:
         yield edf([run], [run.name])
     yield from list(pareto_figures(run))[bool(run.objectives) :]
     if run.timed:

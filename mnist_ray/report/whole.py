@@ -8,7 +8,7 @@ from mnist_ray.data import Images
 from mnist_ray.report.chain_part import chain_part
 from mnist_ray.report.compare_part import compare_part
 from mnist_ray.report.cost_part import cost_part
-from mnist_ray.report.header_part import header_part
+from mnist_ray.report.header_part import details_part, header_part
 from mnist_ray.report.model_part import Tested, load_tested, model_part
 from mnist_ray.report.page import page, render
 from mnist_ray.report.read import RunData, quiet_optuna, read_run
@@ -48,12 +48,14 @@ def _run(
     run: RunData, name: str, test: Tested | None, prefix: str, level: int, out: str | None
 ) -> Markup:
     parts = [
-        ("search", "The search", search_part(run, prefix)),
-        ("chain", "The chain", chain_part(run, prefix)),
-        ("cost", "The cost", cost_part(run)),
+        ("search", "Search", search_part(run, prefix)),
+        ("cost", "Cost", cost_part(run)),
+        ("run", "Run", details_part(run)),
     ]
     if test is not None:
-        parts.insert(2, ("model", "The model", model_part(run, test, prefix)))
+        parts.insert(0, ("model", "Model", model_part(run, test, prefix)))
+    if not run.own:
+        parts.insert(0, ("chain", "Training", chain_part(run, prefix)))
     return render(
         "run.html",
         name=name,

@@ -50,7 +50,11 @@ OWN = ("val_metric", "violation")  # columns that only some runs have
 
 def epoch_row(values: Mapping[str, Any]) -> EpochRow:
     """The row within a trial's result; a missing value is NaN."""
-    own = {name: values[name] for name in OWN if values.get(name) is not None}
+    own = {
+        k: v
+        for k, v in values.items()
+        if v is not None and (k in OWN or k.startswith(METRIC_PREFIX))
+    }
     return cast(EpochRow, {**{name: values.get(name, math.nan) for name in COLUMNS}, **own})
 
 
@@ -64,13 +68,23 @@ def keeps_limits(row: Mapping[str, Any]) -> bool:
     return not row.get("violation")
 
 
+def usable(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether an epoch can be the best: its loss is finite, or it has none but its own metric."""
+    loss = row["val_loss"]
+    if loss is None or math.isnan(loss):
+        own = row.get(column(metric)) if column(metric) not in COLUMNS else None
+        return own is not None and math.isfinite(own)
+    return math.isfinite(loss)
+
+
 def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
     """Sort key of an epoch, larger is better: first the limits, then the metric.
 
     Equal values, frequent on few images, are told apart by the loss.
     """
     limits = -(row.get("violation") or 0.0)
-    loss = -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
+    known = row["val_loss"] is not None and math.isfinite(row["val_loss"])
+    loss = -row["val_loss"] if known else -math.inf
     if metric == "val_loss":
         return (limits, loss, row["val_accuracy"])
     value = row.get(column(metric))
@@ -80,6 +94,7 @@ def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
 
 
 COLUMNS = EveryRow.__annotations__
+METRIC_PREFIX = "metrics_"  # of the keys of a row that hold metrics of a training function
 
 
 @dataclass
@@ -96,6 +111,7 @@ class Record:
         rows: One row an epoch, by epoch.
         latency_ms: Of one image in onnxruntime, if it is an objective or limited.
         size: Bytes of its ONNX file, if that is limited.
+        complete: Whether it ended by itself, perhaps before the most epochs.
         exploits: With `--scheduler pbt`, each time that it went on with another's weights: after
             which epoch, from which trial, and its new values.
     """
@@ -109,11 +125,12 @@ class Record:
     rows: dict[int, EpochRow] = field(default_factory=dict)
     latency_ms: float | None = None
     size: int | None = None
+    complete: bool = False
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     def best(self, metric: str) -> EpochRow | None:
         """The best of its epochs; None if no epoch ended with a finite loss."""
-        finite = [row for row in self.rows.values() if math.isfinite(row["val_loss"])]
+        finite = [row for row in self.rows.values() if usable(row, metric)]
         return max(finite, key=lambda row: rank(row, metric), default=None)
 
     def measured(self, metric: str) -> dict[str, float | None]:
@@ -236,7 +253,7 @@ class Records:
 
     def _consider(self, record: Record, row: EpochRow) -> None:
         if (
-            math.isfinite(row["val_loss"])
+            usable(row, self.metric)
             and keeps_limits(row)
             and (self.best is None or rank(row, self.metric) > rank(self.best[1], self.metric))
         ):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.records import COLUMNS as OF_EPOCH
-from mnist_ray.run.records import MOST, OWN, EpochRow, Records, value_of
+from mnist_ray.run.records import METRIC_PREFIX, MOST, EpochRow, Records, value_of
 from mnist_ray.storage import RunStorage
 
 STATES = {"COMPLETE", "PRUNED", "FAIL"}  # of a settled trial
@@ -40,7 +40,7 @@ def read(storage: RunStorage, name: str) -> pa.Table:
     content = storage.read_bytes(name)
     try:
         table = pq.read_table(pa.BufferReader(content))
-        own = {each: pa.float64() for each in OWN if each in table.column_names}
+        own = {each: pa.float64() for each in table.column_names if is_own(each)}
         for column, kind in {**COLUMNS.get(name, HISTORY), **own}.items():
             place = table.schema.get_field_index(column)
             table = table.set_column(place, column, table[column].cast(kind))
@@ -51,6 +51,11 @@ def read(storage: RunStorage, name: str) -> pa.Table:
             f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
         ) from error
     return table
+
+
+def is_own(column: str) -> bool:
+    """Whether a column of an epoch's rows holds a metric that is neither accuracy nor loss."""
+    return column == "val_metric" or column.startswith(METRIC_PREFIX)
 
 
 def _check(table: pa.Table) -> None:
@@ -140,7 +145,7 @@ def curve_table(rows: Sequence[EpochRow]) -> pa.Table:
 
 def _own_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
     """The columns that only some runs have."""
-    return {name: pa.float64() for name in OWN if any(name in row for row in rows)}
+    return {key: pa.float64() for row in rows for key in row if is_own(key)}
 
 
 def parquet(table: pa.Table) -> bytes:

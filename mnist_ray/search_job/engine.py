@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 
-from mnist_ray import cluster, data, spaces, trackers
+from mnist_ray import cluster, data, trackers
 from mnist_ray.errors import WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
@@ -24,6 +24,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
+from mnist_ray.search_job.work import ImageWork
 from mnist_ray.settings import constraints, resolved
 from mnist_ray.study import storages, studies, trials
 from mnist_ray.study.journal import journal_file
@@ -31,7 +32,7 @@ from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
-from mnist_ray.tune.trainable import DeterministicTrial, SummaryWarnings, TrainTrial
+from mnist_ray.tune.trainable import SummaryWarnings
 from mnist_ray.tune.trial import TrialContext
 
 
@@ -208,7 +209,7 @@ def best_files(plan: Plan) -> dict[str, str]:
 
 
 def _trainable(plan: Plan) -> Any:
-    return spaces.trainable(spaces.find(plan.settings.space))
+    return plan.work.trainable(plan.settings.deterministic)
 
 
 def _searcher(
@@ -284,7 +285,7 @@ def _context(plan: Plan) -> TrialContext:
         augment=s.augment,
         tensorboard=s.tensorboard,
         activations=s.activations,
-        weights=plan.split.images.weights,
+        weights=plan.split.images.weights if isinstance(plan.work, ImageWork) else None,
     )
 
 
@@ -297,18 +298,10 @@ def _tuner(
     lost: Callable[[], bool],
     progress: Progress,
 ) -> tune.Tuner:
-    s, placed, split = plan.settings, plan.placed, plan.split
+    s, placed = plan.settings, plan.placed
     population = _is_population(plan)
-    trainable = _trainable(plan)
     with_data = tune.with_parameters(
-        DeterministicTrial if s.deterministic and trainable is TrainTrial else trainable,
-        context=_context(plan),
-        images=split.images.images,
-        labels=split.images.labels,
-        train=split.train,
-        val=split.val,
-        start=plan.start.weights if plan.start else None,
-        **({"folds": split.folds} if split.folds else {}),
+        _trainable(plan), context=_context(plan), **plan.work.parameters()
     )
     # The searcher alone decides how many trials are handed out.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(s.trials)
@@ -330,7 +323,9 @@ def _tuner(
             name=layout.TUNE,
             # Of Tune's files only a population's states are read again, by any node.
             storage_path=plan.storage.uri if population else str(folder),
-            stop=schedulers.Ending(searcher, plan.time_budget, lost),
+            stop=schedulers.Ending(
+                searcher, plan.time_budget, lost, target=s.target, patience=s.patience
+            ),
             failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
             callbacks=callbacks,
             # Trials keep their own checkpoints (see tune/trainable.py). A population's state that

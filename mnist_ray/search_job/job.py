@@ -16,6 +16,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.search_job import summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, prepare
+from mnist_ray.search_job.work import ImageWork
 from mnist_ray.settings import SearchSettings, command, masked, trust
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
@@ -99,7 +100,7 @@ def _on_cluster(
     about.ended("searched")
     print(report.write_or_warn(plan.storage), flush=True)
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
-    if plan.networks:
+    if plan.work.networks:
         print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
 
 
@@ -131,6 +132,8 @@ def _begins(plan: Plan, records: Records, continued: int) -> str:
         done = f"{records.settled()} of {trials} trials are done, {continued} go on"
         return f"resuming {plan.storage.uri}: {done}"
     begins = f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
+    if not isinstance(plan.work, ImageWork):
+        return f"{begins}, each by {plan.work.function}"
     train, val = len(plan.split.train), len(plan.split.val)
     images = f"each on {train:,} training and {val:,} validation images"
     if plan.settings.folds:

@@ -42,8 +42,6 @@ def claim(plan: Plan) -> About:
 
 def _facts(plan: Plan) -> dict[str, Any]:
     """A new run.json."""
-    images, train, val = plan.split[:3]
-    validated = sum(len(fold[1]) for fold in plan.split.folds) or len(val)
     return {
         "name": plan.name,
         "state": "searching",
@@ -55,13 +53,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "versions": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
-        "data": {
-            "name": images.name,
-            "sha256": images.sha256,
-            "train": len(train),
-            "val": validated,
-            "classes": list(images.classes),
-        },
+        "data": plan.work.facts(),
         "machine": {"node": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "start": now(),
         "end": None,

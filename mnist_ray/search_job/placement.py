@@ -11,7 +11,6 @@ import ray
 from mnist_ray import cluster
 from mnist_ray.search_job.plan import Placement, Plan
 from mnist_ray.study.samplers import UpperEnd, make_sampler
-from mnist_ray.training import gpu_share
 
 DRAWN = 9  # suggestions of each kind, among which the largest and the median network are looked for
 
@@ -56,6 +55,8 @@ def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:
     with_gpu = [node for node in each if node.get("GPU")]
     if not with_gpu:
         return 0
+    from mnist_ray.training import gpu_share  # noqa: PLC0415 (seconds at start, and 470 MB)
+
     s, images = plan.settings, plan.split.images
     cpus = min(node.get("CPU", 1) / node["GPU"] for node in with_gpu)  # beside one GPU
 

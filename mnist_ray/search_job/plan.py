@@ -21,6 +21,14 @@ from mnist_ray.finetune_job.recipe import check_augmentations
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start, read_start
+from mnist_ray.search_job.work import (
+    ImageWork,
+    Work,
+    data_shape,
+    load_split,
+    own_work,
+    purpose,
+)
 from mnist_ray.settings import (
     SearchSettings,
     check_search,
@@ -40,7 +48,6 @@ from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
 from mnist_ray.study.samplers import Sampler, read_sampler
 from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.study.warm_start import older_trials
-from mnist_ray.training import metrics
 
 # Options of one command, not of the run.
 ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data"}
@@ -48,7 +55,7 @@ ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "n
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
     "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate",
-    "tensorboard", "activations", "mlflow", "wandb",
+    "target", "patience", "test_steps", "tensorboard", "activations", "mlflow", "wandb",
 }  # fmt: skip
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
@@ -79,20 +86,29 @@ class Plan:
     name: str
     storage: RunStorage
     resumed: About | None  # the run that goes on
-    split: data.Split
+    work: Work
     space: Space  # with its options and the data set bound to it
-    networks: bool  # whether its trials are networks, which can be exported
     objective_names: tuple[str, ...]  # () if the metric is the only objective
     sampling: Sampler
     scheduler: Scheduler
     time_budget: float | None  # seconds
     trial_timeout: float | None  # seconds
     finetune: bool
-    start: Start | None
     purpose: Mapping[str, Any]  # equal for searches that may share a study
     points: tuple[dict[str, Any], ...] = ()
     older: tuple[FrozenTrial, ...] = ()
     placement: Placement | None = None
+
+    @property
+    def split(self) -> data.Split:
+        """The images of a search that trains on images."""
+        assert isinstance(self.work, ImageWork)
+        return self.work.split
+
+    @property
+    def start(self) -> Start | None:
+        """The network that all trials begin with; None: random weights."""
+        return self.work.start if isinstance(self.work, ImageWork) else None
 
     @property
     def placed(self) -> Placement:
@@ -123,7 +139,7 @@ class Plan:
         s = self.settings
         found: dict[str, Any] = {
             "name": self.name,
-            "val_by": self.split.val_by,
+            **({"val_by": self.split.val_by} if isinstance(self.work, ImageWork) else {}),
             "finetune": self.finetune,
             "sampler": self.sampling.name,
         }
@@ -149,29 +165,34 @@ def prepare(settings: SearchSettings) -> Plan:
         settings = resumed_settings(settings, resumed.settings)
         check_search(settings)
     trackers.check(settings)
-    found = spaces.find(settings.space)
-    networks = spaces.of_networks(found)
-    _check_trainable(settings, networks)
+    found = spaces.find(settings.space, of_images=settings.train is None)
+    _check_trainable(settings, settings.train is None and spaces.of_networks(found))
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
-    split = _split(settings, resumed)
-    if start := read_start(settings, found, storage, resumed):
-        options["start"] = start.hyperparameters
+    work: Work
+    if settings.train is not None:
+        work = own_work(settings)
+    else:
+        work = ImageWork(
+            load_split(settings, resumed), read_start(settings, found, storage, resumed), found
+        )
+        options["data"] = data_shape(work.split.images)
+        if work.start:
+            options["start"] = work.start.hyperparameters
+    names = objectives.names(settings.objectives)
     plan = Plan(
         settings=settings,
         name=name,
         storage=storage,
         resumed=resumed,
-        split=split,
-        space=functools.partial(found, **options, data=data_shape(split.images)),
-        networks=networks,
-        objective_names=objectives.names(settings.objectives),
+        work=work,
+        space=functools.partial(found, **options),
+        objective_names=names,
         sampling=_sampling(settings),
         scheduler=read_scheduler(settings),
         time_budget=duration(settings.time_budget, "--time-budget"),
         trial_timeout=duration(settings.trial_timeout, "--trial-timeout"),
-        finetune=settings.finetune and networks,
-        start=start,
-        purpose=_purpose(settings, split, start),
+        finetune=settings.finetune and work.networks,
+        purpose=purpose(settings, work, names),
     )
     _check_parts(plan)
     plan = _with_older_knowledge(plan)
@@ -183,35 +204,10 @@ def prepare(settings: SearchSettings) -> Plan:
     return plan
 
 
-def _split(settings: SearchSettings, resumed: About | None) -> data.Split:
-    """The images; with --resume those that the run began with. Tries a metric of one's own."""
-    split = data.load_split(
-        settings.dataset,
-        settings.data_dir,
-        train_images=settings.train_images,
-        val_images=settings.val_images,
-        seed=settings.seed,
-        val_by=settings.val_by,
-        folds=settings.folds,
-        reading=data.Reading.of(resolved(settings)),
-    )
-    metrics.check(settings.goal, split.images.labels[split.val], len(split.images.classes))
-    if resumed and resumed.data.sha256 != split.images.sha256:
-        begun = f"not those that the run at {resumed.storage.uri} began with"
-        raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
-    return split
-
-
 def _sampling(settings: SearchSettings) -> Sampler:
     # A population's configurations change while they train: no sampler could learn from them.
     name = "random" if settings.scheduler == "pbt" else settings.sampler
     return read_sampler(name, key_values(settings.sampler_args, "--sampler-args"))
-
-
-def data_shape(images: data.Images) -> spaces.DataShape:
-    """A data set's shape, for a space."""
-    channels, height, width = images.shape
-    return spaces.DataShape(channels, (height, width), len(images.classes), images.mean, images.std)
 
 
 # ---- a run that goes on
@@ -280,36 +276,24 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
         ("--scheduler pbt", settings.scheduler == "pbt"),
         ("--tensorboard", settings.tensorboard),
         ("--gpus-per-trial auto", settings.gpus_per_trial == "auto"),
+        ("--objectives", settings.train is not None and settings.objectives is not None),
+        ("--constraint", settings.train is not None and bool(settings.constraint)),
+        ("--onnx", settings.train is not None and settings.onnx is not None),
+        ("--class-weights", settings.train is not None and settings.class_weights is not None),
     ):
         if wanted:
-            raise SettingsError(
-                f"{flag}: is for networks, and space {settings.space!r} trains none"
-            )
-    if settings.finetune and not settings.dry_run:
+            raise SettingsError(f"{flag}: is for networks, and {_trains_none(settings)}")
+    if settings.finetune and settings.train is None and not settings.dry_run:
         print(
             f"--no-finetune is implied: space {settings.space!r} gives no network to export",
             flush=True,
         )
 
 
-def _purpose(settings: SearchSettings, split: data.Split, start: Start | None) -> dict[str, Any]:
-    """The facts in which searches with one study must agree, or values cannot be compared."""
-    several = objectives.names(settings.objectives)
-    return {
-        "dataset": settings.dataset,
-        "train_images": len(split.train),
-        "val_images": len(split.val),
-        "space": settings.space,
-        "space_args": sorted(settings.space_args),
-        "metric": settings.goal,
-        "max_epochs": settings.max_epochs,
-        **({"objectives": list(several)} if several else {}),
-        **({"folds": settings.folds} if settings.folds else {}),
-        **constraints.purpose(settings.constraint),
-        **({"augment": settings.augment} if settings.augment != "none" else {}),
-        **({"class_weights": settings.class_weights} if settings.class_weights else {}),
-        **({"onnx_sha256": start.sha256} if start else {}),
-    }
+def _trains_none(settings: SearchSettings) -> str:
+    if settings.train is not None:
+        return f"--train {settings.train} is a function of your own"
+    return f"space {settings.space!r} trains none"
 
 
 def _check_parts(plan: Plan) -> None:
@@ -328,13 +312,16 @@ def _check_parts(plan: Plan) -> None:
     def validated(trial: optuna.Trial) -> dict[str, Any]:
         hp = plan.space(trial)
         try:
+            if s.train is not None:  # whose hyperparameters are its own
+                return {k: hyperparameters.plain(v, f"hyperparameter {k}") for k, v in hp.items()}
             return hyperparameters.validate(hp)
         except SettingsError as error:
             why = f"returns a dict that cannot work: {error}"
             raise SettingsError(f"--space: {s.space!r} {why}") from error
 
     check_suggests(validated, s.space, SUGGESTIONS)
-    check_augmentations(s.augment, s.stages if plan.finetune else None, plan.split.images)
+    if isinstance(plan.work, ImageWork):
+        check_augmentations(s.augment, s.stages if plan.finetune else None, plan.split.images)
 
 
 def _check_second_job(plan: Plan) -> None:

@@ -10,7 +10,7 @@ import yaml
 from optuna.trial import TrialState
 
 from mnist_ray.run import tables
-from mnist_ray.run.records import Records
+from mnist_ray.run.records import Records, value_of
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.settings import objectives
 from mnist_ray.study import importance
@@ -28,19 +28,7 @@ def text(run: Records, study: optuna.Study) -> str:
         f"{len(trials)} trials: {states['COMPLETE']} complete, {states['PRUNED']} pruned, "
         f"{states['FAIL']} failed" + "".join(f"\n  {n} × {reason}" for reason, n in failed.items())
     ]
-    best = [
-        [
-            r.number,
-            r.state,
-            row["epoch"],
-            f"{row['val_accuracy']:.4f}",
-            f"{row['val_loss']:.4f}",
-            r.n_parameters,
-            short(r.params),
-        ]
-        for r, row in run.top(5)
-    ]
-    parts.append(tables.table_text(HEADER, best))
+    parts.append(_best(run))
     exploits = sum(len(r.exploits) for r in trials)
     if exploits:
         parts.append(
@@ -56,6 +44,26 @@ def text(run: Records, study: optuna.Study) -> str:
     if run.objectives:
         parts.append(front(run))
     return "\n".join(parts)
+
+
+def _best(run: Records) -> str:
+    """The five best trials. A training function of one's own has its metric alone."""
+    metric, top = run.metric, run.top(5)
+    if not metric.endswith((objectives.MINIMISED, objectives.MAXIMISED)) or ":" in metric:
+        rows = [
+            [
+                r.number, r.state, row["epoch"], f"{row['val_accuracy']:.4f}",
+                f"{row['val_loss']:.4f}", r.n_parameters, short(r.params),
+            ]
+            for r, row in top
+        ]  # fmt: skip
+        return tables.table_text(HEADER, rows)
+    header = ("trial", "state", "epoch", objectives.function_of(metric), "settings")
+    own = [
+        [r.number, r.state, row["epoch"], f"{value_of(row, metric):.4g}", short(r.params)]
+        for r, row in top
+    ]
+    return tables.table_text(header, own)
 
 
 def front(run: Records) -> str:

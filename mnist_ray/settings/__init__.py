@@ -1,13 +1,15 @@
 """The options of all commands, their checks and their text forms. Imports nothing heavy."""
 
 from mnist_ray.settings.checks import check_lasting, check_search, check_storage
-from mnist_ray.settings.options import (
-    DataOptions,
+from mnist_ray.settings.commands import (
     DrawSettings,
     EvaluateSettings,
     FinetuneSettings,
     PredictSettings,
     ReportSettings,
+)
+from mnist_ray.settings.options import (
+    DataOptions,
     SearchSettings,
     default_data_dir,
     default_storage,

@@ -1,6 +1,7 @@
 """The checks of settings that need no data, no storage and no Ray."""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 
@@ -23,6 +24,7 @@ LEAST = {
     "val_images": 1,
     "image_size": 1,
     "folds": 2,
+    "patience": 1,
 }
 # Options of data sets that are files of one's own.
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
@@ -101,6 +103,8 @@ def _numbers(s: SearchSettings) -> Iterator[str]:
         yield f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0"
     if s.grace_period > s.max_epochs:
         yield f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}"
+    if s.target is not None and not math.isfinite(s.target):
+        yield f"--target: {s.target} is not allowed; expected a finite number"
     if s.seed >= 2**32:
         yield f"--seed: {s.seed} is too large; expected less than 2^32"
 
@@ -114,21 +118,7 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
         )
     if s.resume and s.name is None:
         yield "--resume needs --name: the run to go on with"
-    if s.deterministic and s.gpus_per_trial == "auto":
-        yield (
-            "--gpus-per-trial: auto measures, which may come out otherwise the next time; "
-            "with --deterministic give a number"
-        )
-    if s.deterministic and (s.sampler == "qmc" or ":" in s.sampler):
-        yield (
-            f"--sampler: {s.sampler!r} keeps a state that a resume loses; "
-            "with --deterministic give tpe, cmaes, gp, random, grid or nsga2"
-        )
-    if s.deterministic and s.time_budget is not None:
-        yield (
-            "--deterministic and --time-budget exclude each other: "
-            "how far a search comes in a given time is chance"
-        )
+    yield from _repeatable(s)
     known = "dataset" in s.given or not s.resume  # else the run's data set comes later
     others = [option for option in OF_STORED if option in s.given]
     if others and known and not is_stored(s.dataset):
@@ -140,12 +130,46 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
         yield "--folds: uses all training images; leave out --train-images, --val-images and own"
     if s.folds and s.scheduler == "pbt":
         yield "--folds: a trial has several networks, and --scheduler pbt copies one; give asha"
-    if s.metric not in objectives.METRICS and ":" not in s.metric:
+    yield from _of_metric(s)
+    if s.activations and not s.tensorboard:
+        yield "--activations needs --tensorboard, which shows them"
+
+
+def _of_metric(s: SearchSettings) -> Iterator[str]:
+    """Which metrics there are, and whose they are."""
+    if s.train_data and not s.train:
+        yield "--train-data: is for --train, which names your training function"
+    if s.metric not in objectives.METRICS and ":" not in s.metric and not s.train:
         yield (
             f"--metric: {s.metric!r} is unknown; expected one of {', '.join(objectives.METRICS)} "
             "or module:function"
         )
-    if s.metric_mode and ":" not in s.metric:
+    if s.metric_mode and ":" not in s.metric and not s.train:
         yield f"--metric-mode: is for a metric of your own, not for {s.metric}"
-    if s.activations and not s.tensorboard:
-        yield "--activations needs --tensorboard, which shows them"
+
+
+def _repeatable(s: SearchSettings) -> Iterator[str]:
+    """Which options --deterministic excludes."""
+    if not s.deterministic:
+        return
+    if s.gpus_per_trial == "auto":
+        yield (
+            "--gpus-per-trial: auto measures, which may come out otherwise the next time; "
+            "with --deterministic give a number"
+        )
+    if s.sampler == "qmc" or ":" in s.sampler:
+        yield (
+            f"--sampler: {s.sampler!r} keeps a state that a resume loses; "
+            "with --deterministic give tpe, cmaes, gp, random, grid or nsga2"
+        )
+    if s.time_budget is not None:
+        yield (
+            "--deterministic and --time-budget exclude each other: "
+            "how far a search comes in a given time is chance"
+        )
+    if s.target is not None or s.patience is not None:
+        flag = "--target" if s.target is not None else "--patience"
+        yield (
+            f"--deterministic and {flag} exclude each other: which trials still run when the "
+            "search ends is chance"
+        )

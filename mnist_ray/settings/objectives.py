@@ -19,19 +19,22 @@ DIRECTIONS: dict[str, Direction] = {
 OF_METRIC = {"val_accuracy": "accuracy", "val_loss": "loss"}
 METRICS = (*OF_METRIC, "balanced_accuracy", "macro_f1")
 """Of --metric; all but a loss are to be maximised."""
-MINIMISED = "@min"
-"""Ends a metric of one's own that is to be minimised, as it stands in a study's purpose."""
+MINIMISED, MAXIMISED = "@min", "@max"
+"""End a metric of one's own: that is to be minimised; that a training function of one's own yields
+and that is to be maximised, whatever its name."""
 
 
 def goal(settings: Mapping[str, Any]) -> str:
     """The metric with its direction, of settings as run.json holds them."""
-    end = MINIMISED if settings.get("metric_mode") == "min" else ""
+    end = MAXIMISED if settings.get("train") else ""
+    if settings.get("metric_mode") == "min":
+        end = MINIMISED
     return f"{settings['metric']}{end}"
 
 
 def function_of(metric: str) -> str:
     """A goal without its direction: as --metric has it."""
-    return metric.removesuffix(MINIMISED)
+    return metric.removesuffix(MINIMISED).removesuffix(MAXIMISED)
 
 
 def column(metric: str) -> str:

@@ -1,6 +1,6 @@
-"""The options of every command, typed. The text below an option is its help.
+"""The options of a search, typed. The text below an option is its help.
 
-The options of a search are grouped by purpose: a group is a base class and a title in `--help`.
+They are grouped by purpose: a group is a base class and a title in `--help`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import Fixed, Positional
+from tyro.conf import Fixed
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import objectives
@@ -25,11 +25,7 @@ Duration = Annotated[str, "TIME"]
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "FOLDER"]
 KeyValues = Annotated[tuple[str, ...], "KEY=VALUE ..."]
-Model = Annotated[Positional[str], "MODEL"]
 Name = Annotated[str, "NAME"]
-Pictures = Annotated[Positional[tuple[str, ...]], "PICTURE ..."]
-RunPlace = Annotated[str, "RUN"]
-Runs = Annotated[Positional[tuple[str, ...]], "RUN ..."]
 Recipe = Annotated[str, "NAME|FILE"]
 StudyPlace = Annotated[str, "URL|FILE"]
 
@@ -130,12 +126,25 @@ class SpaceOptions(Options):
 
 
 @dataclass(frozen=True)
+class TrainOptions(Options):
+    """Your own training, in place of networks on images."""
+
+    train: Function | None = None
+    """module:function that trains: a generator of (hp, seed, device, state, data) whose yields are
+    epochs: a dict of metrics, and the state as bytes if it likes."""
+    train_data: Function | None = None
+    """module:function whose result every trial gets as data, or images: those of --dataset in their
+    split."""
+
+
+@dataclass(frozen=True)
 class GoalOptions(Options):
     """The goal of the search, and its limits."""
 
     metric: Function = "val_accuracy"
     """The value to maximise or minimise: val_accuracy, val_loss, balanced_accuracy, macro_f1, or
-    module:function of labels and probabilities; equal values are ranked by the loss."""
+    module:function of labels and probabilities; with --train any that it yields. Equal values are
+    ranked by the loss."""
     metric_mode: Literal["max", "min"] | None = None
     """Whether a metric of your own is to be maximised or minimised (default: max)."""
     objectives: Annotated[str, "NAME,NAME,..."] | None = None
@@ -151,6 +160,10 @@ class GoalOptions(Options):
     """The most epochs a trial trains."""
     time_budget: Duration | None = None
     """Stop the search after this time, as 90s, 30m or 2h."""
+    target: float | None = None
+    """End the search when a trial reaches this value of the metric, as 0.995."""
+    patience: int | None = None
+    """End the search when so many trials in a row brought no better value."""
     trial_timeout: Duration | None = None
     """Give up a trial that reports no epoch for this time, as 10m (default: never)."""
 
@@ -230,6 +243,8 @@ class ModelOptions(Options):
     """How the probabilities become honest: by the validation images where the stages leave them
     out; else by a twin that is trained without them, which doubles the time. auto: a twin for at
     most 10,000 training images."""
+    test_steps: bool = False
+    """Evaluate every step of the chain on the test set, not the published file alone."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +285,7 @@ class SearchSettings(  # the fields of the last base come first
     ResourceOptions,
     MethodOptions,
     GoalOptions,
+    TrainOptions,
     SpaceOptions,
     DataOptions,
 ):
@@ -297,94 +313,6 @@ class SearchSettings(  # the fields of the last base come first
         }
         changed = {name for name in default if getattr(self, name) != default[name]}
         object.__setattr__(self, "given", self.given | changed - {"given"})
-
-
-@dataclass(frozen=True)
-class FinetuneSettings(Options):
-    """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify and publish it."""
-
-    run: RunPlace | None = None
-    """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
-    --onnx)."""
-    onnx: File | None = None
-    """Start from this ONNX file of ours instead of the run's best checkpoint."""
-    storage: Folder = field(default_factory=default_storage)
-    """Place of a new run (default: ~/mnist_ray)."""
-    name: Name | None = None
-    """A new run's name (default: finetune and the time)."""
-    dataset: Data | None = None
-    """A new run's data set (default: the one that the ONNX file names); or the module:function of
-    your own that the run was searched on: a file alone must not choose the code that runs."""
-    network: Annotated[str, "module:function"] | None = None
-    """module:function of your own network, if the run has one: a checkpoint alone must not
-    choose the code that runs."""
-    augment: Annotated[str, "module:function"] | None = None
-    """module:function of your own augmentation, if the run's best trial has one."""
-    stages: Recipe | None = None
-    """The stages: a recipe's name or a YAML file (default: that of the search)."""
-    committee: int | None = None
-    """Networks to fine-tune for one ONNX file (default: that of the search)."""
-    calibrate: Literal["auto", "twin", "none"] | None = None
-    """How the probabilities become honest (default: as in the search)."""
-    data_dir: Folder | None = None
-    """torchvision's root (default: that of the search)."""
-    cpus: float | None = None
-    """CPUs of the job (default: those of the largest node)."""
-    gpus: float | None = None
-    """GPUs of the job (default: 1 if the cluster has one)."""
-    verbose: bool = False
-    """Ray's own messages too."""
-
-
-@dataclass(frozen=True)
-class EvaluateSettings(Options):
-    """Accuracy of an ONNX model on a data set: errors, interval, classes and latency."""
-
-    model: Model
-    """An ONNX file or a run's directory, local or s3://…"""
-    dataset: Data | None = None
-    """As the search's --dataset (default: the model's)."""
-    data_dir: Folder | None = None
-    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
-    part: Literal["test", "train"] = "test"
-    """Which part of the data set."""
-
-
-@dataclass(frozen=True)
-class PredictSettings(Options):
-    """Class and probability of each picture."""
-
-    model: Model
-    """An ONNX file or a run's directory, local or s3://…"""
-    pictures: Pictures
-    """PNG, JPEG or other picture files, one digit each."""
-
-
-@dataclass(frozen=True)
-class ReportSettings(Options):
-    """Make a run's report.html again, or one page that compares several runs."""
-
-    runs: Runs
-    """The runs' directories: folders or s3://bucket/path/name."""
-    out: File | None = None
-    """Write the page to this file (default: report.html, in the run's directory or, for several
-    runs, here)."""
-    png: Folder | None = None
-    """Draw the main figures into this folder as PNG files too."""
-    data_dir: Folder | None = None
-    """torchvision's root, for the test images (default: that of the search)."""
-
-
-@dataclass(frozen=True)
-class DrawSettings(Options):
-    """A page on which the model runs in the browser: draw on it, or drop a picture."""
-
-    model: Model
-    """An ONNX file or a run's directory, local or s3://…"""
-    port: int = 0
-    """Port on 127.0.0.1 (0: any that is free)."""
-    export: Folder | None = None
-    """Write the page into this folder instead of serving it."""
 
 
 def resolved(settings: Options) -> dict[str, Any]:

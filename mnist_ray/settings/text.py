@@ -34,7 +34,8 @@ WRONG = object()  # no value of the wanted type
 def converted(value: Any, kind: Any, name: str) -> Any:
     """A value from Python as the option's type has it.
 
-    A path becomes text, a dict KEY=VALUE texts, a list a tuple, a NumPy number a plain one.
+    A path becomes text, a function or class its module:name, a dict KEY=VALUE texts, a list a
+    tuple, a NumPy number a plain one.
 
     Args:
         value: As a person gave it.
@@ -44,6 +45,8 @@ def converted(value: Any, kind: Any, name: str) -> Any:
     Raises:
         SettingsError: The value is not of that type.
     """
+    if inspect.isfunction(value) or inspect.isclass(value):
+        value = _named(value, name)
     kinds = (kind,) if get_origin(kind) in (None, Literal, tuple, frozenset) else get_args(kind)
     for each in kinds:
         found = _as(value, each)
@@ -51,6 +54,16 @@ def converted(value: Any, kind: Any, name: str) -> Any:
             return found
     allowed = " or ".join(_described(each) for each in kinds)
     raise SettingsError(f"{name}: {value!r} is not allowed; expected {allowed}")
+
+
+def _named(value: Any, name: str) -> str:
+    """A function's or class's module:name, by which the workers import it."""
+    if value.__module__ == "__main__" or "<" in value.__qualname__:
+        raise SettingsError(
+            f"{name}: {value.__qualname__} cannot be imported by the workers; "
+            "expected a function or class at the top of a module (a file.py) of its own"
+        )
+    return f"{value.__module__}:{value.__qualname__}"
 
 
 def _as(value: Any, kind: Any) -> Any:

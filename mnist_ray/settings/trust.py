@@ -17,7 +17,7 @@ from mnist_ray.settings import text
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
-CODE = ("dataset", "space", "sampler", "scheduler", "metric", "augment")
+CODE = ("dataset", "space", "sampler", "scheduler", "metric", "augment", "train", "train_data")
 PLACES = ("study", "class_weights", "warm_start", "mlflow", "wandb", "stages", "onnx")
 
 

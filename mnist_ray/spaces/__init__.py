@@ -82,18 +82,28 @@ class DataShape:
         return min(self.image_size).bit_length() - 1
 
 
-def find(name: str) -> Space:
+def find(name: str, of_images: bool = True) -> Space:
     """The space of that name or dotted path.
 
+    Args:
+        name: As --space has it.
+        of_images: Whether it gets a DataShape; a space for a training function of one's own gets
+            the trial alone.
+
     Raises:
-        SettingsError: naming --space; there is none, or it cannot take a trial and a DataShape.
+        SettingsError: naming --space; there is none, or it cannot take those arguments.
     """
+    if not of_images and name in SPACES:
+        raise SettingsError(
+            f"--space: {name!r} is for images; with --train give your own, as module:function"
+        )
     space: Space = load(SPACES.get(name, name), "--space", SPACES)
     try:
-        inspect.signature(space).bind_partial(None, data=None)
+        inspect.signature(space).bind_partial(None, **({"data": None} if of_images else {}))
     except (TypeError, ValueError) as error:  # no callable, or one for other arguments
+        wanted = "(trial, data, **options)" if of_images else "(trial, **options)"
         raise SettingsError(
-            f"--space: {name!r} is no space: expected a function of (trial, data, **options)"
+            f"--space: {name!r} is no space: expected a function of {wanted}"
         ) from error
     return space
 
@@ -108,13 +118,13 @@ def of_networks(space: Space) -> bool:
     return not hasattr(sys.modules[space.__module__], "TRAINABLE")
 
 
-def trainable(space: Space) -> Any:
+def trainable(space: Space, deterministic: bool = False) -> Any:
     """The class of Tune's that trains the space's trials. Imports Ray.
 
-    It is TrainTrial, unless the space's module names another as TRAINABLE. Such a class derives
-    from tune.trainable.EpochTrial; see tune/lightgbm_trial.py.
+    It is TrainTrial or DeterministicTrial, unless the space's module names another as TRAINABLE.
+    Such a class derives from tune.trainable.EpochTrial; see trials/boosting.py.
     """
-    default = "mnist_ray.tune.trainable:TrainTrial"
+    default = f"mnist_ray.trials.network:{'DeterministicTrial' if deterministic else 'TrainTrial'}"
     path = getattr(sys.modules[space.__module__], "TRAINABLE", default)
     return load(path, "--space", SPACES)
 

@@ -8,7 +8,7 @@ import optuna
 from mnist_ray.errors import SettingsError
 from mnist_ray.spaces import DataShape
 
-TRAINABLE = "mnist_ray.tune.lightgbm_trial:LightGBMTrial"
+TRAINABLE = "mnist_ray.trials.boosting:LightGBMTrial"
 
 
 def lightgbm(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:

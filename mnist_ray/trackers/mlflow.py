@@ -146,11 +146,12 @@ class MLflow:
         # Taken out, and put back at the end: after a failure MLflow is asked for its values.
         logged = self.logged.pop(number, None)
         if logged is None:
-            logged = {metric.step for metric in self.client.get_metric_history(run, "lr")}
+            logged = {metric.step for metric in self.client.get_metric_history(run, "seconds")}
         for epoch, row in list(record.rows.items()):
             if epoch not in logged:
                 values = cast(dict[str, float], row)
-                self._metrics(run, {k: v for k, v in values.items() if k != "epoch"}, epoch)
+                known = {k: v for k, v in values.items() if k != "epoch" and v == v}
+                self._metrics(run, known, epoch)
                 logged.add(epoch)
         if state == "RUNNING":
             self.logged[number] = logged

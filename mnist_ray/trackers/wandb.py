@@ -88,7 +88,7 @@ class WandB:
         run = self.runs[number]
         for epoch, row in sorted(record.rows.items()):
             if epoch > self.logged[number]:
-                run.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
+                run.log({k: v for k, v in row.items() if k != "epoch" and v == v}, step=epoch)
                 self.logged[number] = epoch
         if state != "RUNNING":
             ended = {"state": state, "reason": record.reason, "n_parameters": record.n_parameters}

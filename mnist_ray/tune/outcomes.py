@@ -88,7 +88,7 @@ class Outcomes:
         self._settle(trial, "PRUNED" if refusal.pruned else "FAIL")
 
     def end(self, trial: optuna.Trial, ending: str | None) -> None:
-        """Ends a trial. Only one that trained all its epochs is COMPLETE.
+        """Ends a trial. Only one that trained all its epochs, or ended by itself, is COMPLETE.
 
         ending: why the search as a whole is being ended.
         """
@@ -101,7 +101,7 @@ class Outcomes:
             state, record.reason = "PRUNED", f"not trained: {beyond}"
         elif not record.reason and record.best(self.records.metric) is None:
             record.reason = f"ended before its first epoch ({ending or 'stopped'})"
-        elif not record.reason and len(record.rows) >= self.max_epochs:
+        elif not record.reason and (record.complete or len(record.rows) >= self.max_epochs):
             state = "COMPLETE"
         elif not record.reason:
             state = "PRUNED"

@@ -8,6 +8,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
+from mnist_ray.run.records import value_of
+from mnist_ray.settings.objectives import direction
 from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune import population
 from mnist_ray.tune.patches import OpenASHA
@@ -125,12 +127,14 @@ def make_scheduler(
 
 
 class Ending(Stopper):
-    """Ends the search: its time is up, the storage has failed, or the run is another's now.
+    """Ends the search: it has what it should have, or the storage failed, or it lost the run.
 
     Args:
         search_alg: told the reason.
         budget: seconds, or None.
         lost: whether another process has taken over the run.
+        target: a value of the metric that is good enough, or None.
+        patience: trials in a row without a better value, or None.
     """
 
     def __init__(
@@ -138,9 +142,19 @@ class Ending(Stopper):
         search_alg: "StudySearch",
         budget: float | None,
         lost: Callable[[], bool] = lambda: False,
+        *,
+        target: float | None = None,
+        patience: int | None = None,
     ) -> None:
         self.search_alg, self.budget, self.lost = search_alg, budget, lost
+        self.target, self.patience = target, patience
         self.start = time.monotonic()
+        records = search_alg.records
+        self.best = records.best
+        # With --resume: the trials after the best one, by number, have brought nothing better.
+        number = records.best[0] if records.best else -1
+        later = [r for r in records.trials.values() if r.number > number and r.state != "RUNNING"]
+        self.settled = records.settled() - len(later)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it into the experiment's directory, and nothing reads it
@@ -155,4 +169,25 @@ class Ending(Stopper):
             self.search_alg.taken_over = True
         elif self.budget is not None and time.monotonic() - self.start > self.budget:
             self.search_alg.ending = "stopped by --time-budget"
+        elif self._reached():
+            self.search_alg.ending = "stopped by --target"
+        elif self.patience is not None and self._fruitless() >= self.patience:
+            self.search_alg.ending = "stopped by --patience"
         return self.search_alg.ending is not None or self.search_alg.silent
+
+    def _reached(self) -> bool:
+        """Whether the best value is as good as the target."""
+        records = self.search_alg.records
+        if self.target is None or records.best is None:
+            return False
+        value = value_of(records.best[1], records.metric)
+        if direction(records.metric) == "maximize":
+            return value >= self.target
+        return value <= self.target
+
+    def _fruitless(self) -> int:
+        """Trials that have ended since the best value was found."""
+        records = self.search_alg.records
+        if records.best is not self.best:
+            self.best, self.settled = records.best, records.settled()
+        return records.settled() - self.settled

@@ -64,9 +64,10 @@ class Result(EpochRow, total=False):
     """
 
     rows: list[EpochRow]
-    n_parameters: int
+    n_parameters: int | None
     node: str
     done: bool
+    complete: bool  # it ended by itself
     latency_ms: float
     size: int  # bytes of its ONNX file
     unfit: str  # the limits that the network is beyond, whatever it learns
@@ -76,7 +77,7 @@ class Result(EpochRow, total=False):
 
 
 def reported(
-    context: TrialContext, row: EpochRow, n_parameters: int, rows: list[EpochRow] | None
+    context: TrialContext, row: EpochRow, n_parameters: int | None, rows: list[EpochRow] | None
 ) -> Result:
     """The result of an epoch; rows: of all epochs so far, after a restart."""
     result = cast(Result, {**row, "n_parameters": n_parameters, "node": platform.node()})

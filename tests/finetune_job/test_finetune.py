@@ -233,6 +233,7 @@ def test_from_an_onnx_file(
         "again",
         "--stages",
         str(searched / "stages.yaml"),
+        "--test-steps",
     ]
     code, output = finish(finetune(ray_head, *arguments))
     assert code == 0, output

@@ -1,9 +1,12 @@
-"""Prints the heavy and optional modules that a search without trackers has imported."""
+"""Prints the heavy and optional modules that the driver of a search without trackers imports."""
 
 import sys
 
+import mnist_ray.search_job.engine
 import mnist_ray.search_job.job
-import mnist_ray.tune.trainable  # noqa: F401
+import mnist_ray.search_job.placement
+import mnist_ray.trials.function
+import mnist_ray.trials.network  # noqa: F401
 from mnist_ray import trackers
 from mnist_ray.settings import SearchSettings
 

@@ -98,7 +98,7 @@ def test_a_space_that_cannot_work_is_refused(
         common = {"model": "m:n", "optimizer": "adam", "lr": x, "batch_size": 8}
         return {**common, **data.hyperparameters(), **returned}
 
-    monkeypatch.setattr("mnist_ray.spaces.find", lambda name: mine)
+    monkeypatch.setattr("mnist_ray.spaces.find", lambda name, **_: mine)
     with pytest.raises(SettingsError, match=f"^--space: 'a:b' .*{message}"):
         prepare(settings(tmp_path, space="a:b", space_args=()))
 

@@ -172,7 +172,7 @@ def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_
         env=ray_head,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=480,
     )
     assert submit.returncode == 0, submit.stdout + submit.stderr
     check_two_jobs(ray_head, tmp_path)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import pytest
 
 from mnist_ray import cli
+from mnist_ray.search_job.part_options import part_options
 from mnist_ray.settings import SearchSettings, help, parse
 from mnist_ray.spaces import SPACES
-from mnist_ray.study.part_options import part_options
 from mnist_ray.study.pruners import NAMES
 from mnist_ray.study.samplers import SAMPLERS
 

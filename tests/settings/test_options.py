@@ -30,6 +30,8 @@ from mnist_ray.settings import (
         ("gpus_per_trial", "auto", "auto"),
         ("gpus_per_trial", 1, 1),
         ("max_concurrent", None, None),
+        ("space", parse, "mnist_ray.settings.parse:parse"),
+        ("sampler", SearchSettings, "mnist_ray.settings.options:SearchSettings"),
     ],
 )
 def test_values_of_python_become_those_of_the_command(
@@ -60,6 +62,14 @@ def test_a_wrong_value_names_the_argument(name: str, value: object, expected: st
     with pytest.raises(SettingsError) as caught:
         SearchSettings.of(**{name: value})
     assert str(caught.value) == f"{name}: {value!r} is not allowed; expected {expected}"
+
+
+def test_a_function_that_no_worker_could_import_is_refused() -> None:
+    def space(trial: object) -> None:
+        pass
+
+    with pytest.raises(SettingsError, match="at the top of a module"):
+        SearchSettings.of(space=space)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest() -> None:

@@ -34,7 +34,7 @@ NARROW: dict[str, dict[str, Any]] = {
 }
 NETWORKS = [
     name for name in spaces.SPACES if name not in ("optimizer", "lightgbm")
-]  # these two: test_start.py, test_lightgbm_trial.py
+]  # these two: test_start.py, test_boosting.py
 RECIPES = sorted(
     (Path(__file__).parent.parent.parent / "mnist_ray" / "recipes").glob("s[0-9]-*.yaml")
 )

@@ -397,7 +397,7 @@ def test_a_search_for_accuracy_and_latency_and_its_report(
             *arguments,
         ]
         done = subprocess.run(
-            command, cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=280
+            command, cwd=ROOT, env=ray_head, capture_output=True, text=True, timeout=480
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

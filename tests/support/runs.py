@@ -70,7 +70,7 @@ def finetune(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subproce
     return start("finetune.py", env, *arguments, cwd=cwd)
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 480) -> tuple[int, str]:
     """Waits for the end: exit code and all output that nobody has read."""
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mnist_ray.tune.trainable import TrainTrial
+from mnist_ray.trials.network import TrainTrial
 from mnist_ray.tune.trial import TrialContext
 
 HP = {

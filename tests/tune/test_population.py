@@ -288,7 +288,7 @@ def test_a_search_with_more_trials_than_cores(ray_head: dict[str, str], tmp_path
         env=ray_head,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=480,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "pbt"

@@ -19,7 +19,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mnist_ray.run.records import Records
+from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import SAMPLERS, make_sampler
@@ -291,6 +291,48 @@ def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path
     assert not ending.stop_all()
     loop.searcher.storage_error = "gone"
     assert ending.stop_all()
+
+
+def searcher_of(metric: str, values: list[float], known: int = 0) -> tuple[Any, Any]:
+    """What Ending looks at, with `known` trials settled; and a function that settles the next."""
+    searcher = SimpleNamespace(records=Records(metric, len(values)), ending=None, silent=False)
+
+    def settle() -> None:
+        number = len(searcher.records.trials)
+        searcher.records.add(Record(number, {}))
+        searcher.records.report(number, result(1, values[number], val_loss=values[number]))
+        searcher.records.end(number, "COMPLETE")
+
+    for _ in range(known):
+        settle()
+    return searcher, settle
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "options", "ends_after"),
+    [
+        ("val_accuracy", [0.5, 0.7, 0.6, 0.9], {"target": 0.7}, 2),
+        ("val_loss", [0.5, 0.7, 0.3, 0.2], {"target": 0.3}, 3),
+        ("val_accuracy", [0.5, 0.7, 0.6, 0.65, 0.8], {"patience": 2}, 4),
+        ("val_accuracy", [0.5, 0.6, 0.7, 0.8], {"patience": 2}, None),
+    ],
+)
+@pytest.mark.parametrize("known", [0, 1, 3])
+def test_the_search_ends_at_its_target_or_when_patience_is_out(
+    metric: str, values: list[float], options: Any, ends_after: int | None, known: int
+) -> None:
+    """Also in a search that goes on: it knows the first trials from the start."""
+    searcher, settle = searcher_of(metric, values, known)
+    ending = schedulers.Ending(searcher, None, **options)
+    ended = None
+    for n in range(known, len(values) + 1):
+        if ending.stop_all():
+            ended = n
+            break
+        if n < len(values):
+            settle()
+    assert ended == (None if ends_after is None else max(ends_after, known))
+    assert searcher.ending == (ended and f"stopped by --{next(iter(options))}")
 
 
 def test_the_search_ends_silently_when_the_run_is_another_s(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from mnist_ray.run.tables import HISTORY
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
-from mnist_ray.tune.lightgbm_trial import LightGBMTrial, pack, unpack
+from mnist_ray.trials.boosting import LightGBMTrial
+from mnist_ray.trials.function import pack, unpack
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support.runs import finish, load_study, search, tables
 
@@ -116,8 +117,9 @@ def test_one_actor_serves_several_trials(trial_class: type[LightGBMTrial]) -> No
 
 def test_a_damaged_checkpoint_is_named(trial_class: type[LightGBMTrial], tmp_path: Path) -> None:
     rows: list[Any] = [{"epoch": 1, "val_loss": 0.5}]
-    good = pack(rows, "tree\nnum_leaves=3\n")
-    assert unpack(good, "x") == (rows, "tree\nnum_leaves=3\n")
+    good = pack(rows, b"tree\nnum_leaves=3\n")
+    found, text = unpack(good, "x")
+    assert (found[0]["val_loss"], text) == (0.5, b"tree\nnum_leaves=3\n")
     for bad in (good[:-2], good.replace(b"0.5", b"0.6"), b"no checkpoint", b"\xff\xfe"):
         with pytest.raises(CorruptFileError, match=r"^x is "):
             unpack(bad, "x")
@@ -157,7 +159,7 @@ def test_what_is_for_networks_is_refused(flags: dict[str, Any]) -> None:
         prepare(SearchSettings(space="lightgbm", dataset="digits", dry_run=True, **flags))
     plan = prepare(SearchSettings(space="lightgbm", dataset="digits", dry_run=True))
     assert not plan.finetune
-    assert not plan.networks
+    assert not plan.work.networks
 
 
 def test_without_the_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from mnist_ray.settings.constraints import read
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.folds import FoldTrainer, mean_row
 from mnist_ray.training.trainer import Trainer
-from mnist_ray.tune.trainable import TrainTrial
+from mnist_ray.trials.network import TrainTrial
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
 from tests.support.trials import HP, IMAGES, LABELS, Here
@@ -106,7 +106,7 @@ def test_an_error_ends_the_trial_with_a_reason_and_leaves_its_traceback(
     result = trial.train()
     trial.stop()
     assert result["done"]
-    assert re.fullmatch(r"KeyError: 'channels' \(tune/test_trainable\.py:\d+\)", result["reason"])
+    assert re.fullmatch(r"KeyError: 'channels' \(trials/test_network\.py:\d+\)", result["reason"])
     text = (tmp_path / error_file(1)).read_text()
     assert text.startswith("Traceback (most recent call last)")
     assert 'hp["channels"]' in text

@@ -1,0 +1,188 @@
+"""The trials' work: networks and trees on images, or a training function of one's own.
+
+Both know the class of Tune's that trains, the values that every trial gets, and the facts that a
+run records of them.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mnist_ray import data, spaces
+from mnist_ray.errors import SettingsError
+from mnist_ray.run.about import About
+from mnist_ray.search_job.start import Start
+from mnist_ray.settings import SearchSettings, constraints, resolved
+from mnist_ray.settings.text import load
+from mnist_ray.training import metrics
+
+IMAGES = "images"  # of --train-data: those of --dataset
+ARGUMENTS = ("seed", "device", "state", "data")  # that a training function may take, by name
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """Training on images by this package."""
+
+    split: data.Split
+    start: Start | None
+    space: spaces.Space
+
+    @property
+    def networks(self) -> bool:
+        """Whether its trials are networks, which can be exported."""
+        return spaces.of_networks(self.space)
+
+    def trainable(self, deterministic: bool) -> Any:
+        """The class of Tune's that trains a trial. Imports Ray."""
+        return spaces.trainable(self.space, deterministic)
+
+    def parameters(self) -> dict[str, Any]:
+        """The arrays that every trial gets from the object store."""
+        split = self.split
+        return {
+            "images": split.images.images,
+            "labels": split.images.labels,
+            "train": split.train,
+            "val": split.val,
+            "start": self.start.weights if self.start else None,
+            **({"folds": split.folds} if split.folds else {}),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json, under `data`."""
+        return _facts(self.split)
+
+    def purpose(self, settings: SearchSettings) -> dict[str, Any]:
+        """The facts in which searches with one study must agree, or values cannot be compared."""
+        s = settings
+        return {
+            "dataset": s.dataset,
+            "train_images": len(self.split.train),
+            "val_images": len(self.split.val),
+            **({"folds": s.folds} if s.folds else {}),
+            **({"augment": s.augment} if s.augment != "none" else {}),
+            **({"class_weights": s.class_weights} if s.class_weights else {}),
+            **({"onnx_sha256": self.start.sha256} if self.start else {}),
+        }
+
+
+@dataclass(frozen=True)
+class OwnWork:
+    """A training function of one's own."""
+
+    function: str
+    """`module:function`."""
+    data: Any
+    """What it gets as `data`."""
+    networks = False
+
+    def trainable(self, deterministic: bool) -> Any:
+        """The class of Tune's that trains a trial. Imports Ray."""
+        return load("mnist_ray.trials.function:FunctionTrial", "--train", ())
+
+    def parameters(self) -> dict[str, Any]:
+        """The values that every trial gets from the object store."""
+        return {"function": self.function, "data": self.data}
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json, under `data`."""
+        if isinstance(self.data, data.Split):
+            return _facts(self.data)
+        return {"name": self.function, "sha256": "", "train": 0, "val": 0, "classes": []}
+
+    def purpose(self, settings: SearchSettings) -> dict[str, Any]:
+        """The facts in which searches with one study must agree, or values cannot be compared."""
+        return {"train": self.function, "train_data": settings.train_data}
+
+
+Work = ImageWork | OwnWork
+
+
+def _facts(split: data.Split) -> dict[str, Any]:
+    validated = sum(len(fold[1]) for fold in split.folds) or len(split.val)
+    return {
+        "name": split.images.name,
+        "sha256": split.images.sha256,
+        "train": len(split.train),
+        "val": validated,
+        "classes": list(split.images.classes),
+    }
+
+
+def own_work(settings: SearchSettings) -> OwnWork:
+    """The work of --train and --train-data, whose function is called.
+
+    Raises:
+        SettingsError: One of them cannot be imported or used.
+    """
+    assert settings.train is not None
+    check_function(load(settings.train, "--train", ()), "--train", settings.train)
+    if settings.train_data is None:
+        return OwnWork(settings.train, None)
+    if settings.train_data == IMAGES:
+        return OwnWork(settings.train, load_split(settings, None))
+    make = load(settings.train_data, "--train-data", (IMAGES,))
+    try:
+        return OwnWork(settings.train, make())
+    except Exception as error:  # any error of a person's function
+        raise SettingsError(
+            f"--train-data: {settings.train_data!r} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_function(function: Any, flag: str, name: str) -> None:
+    """Raises SettingsError if it cannot be a training function."""
+    try:
+        wanted = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{flag}: {name!r} is no function") from error
+    by_name = [p for p in wanted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [p.name for p in by_name[1:] if p.name not in ARGUMENTS and p.default is p.empty]
+    if not by_name or unknown:
+        found = f"found {unknown[0]!r}" if unknown else "found no argument"
+        raise SettingsError(
+            f"{flag}: {name!r} is no training function: expected the hyperparameters first, then "
+            f"any of {', '.join(ARGUMENTS)}; {found}"
+        )
+
+
+def load_split(settings: SearchSettings, resumed: About | None) -> data.Split:
+    """The images; with --resume those that the run began with. Tries a metric of one's own."""
+    split = data.load_split(
+        settings.dataset,
+        settings.data_dir,
+        train_images=settings.train_images,
+        val_images=settings.val_images,
+        seed=settings.seed,
+        val_by=settings.val_by,
+        folds=settings.folds,
+        reading=data.Reading.of(resolved(settings)),
+    )
+    if settings.train is None:
+        labels = split.images.labels[split.val]
+        metrics.check(settings.goal, labels, len(split.images.classes))
+    if resumed and resumed.data.sha256 != split.images.sha256:
+        begun = f"not those that the run at {resumed.storage.uri} began with"
+        raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
+    return split
+
+
+def data_shape(images: data.Images) -> spaces.DataShape:
+    """A data set's shape, for a space."""
+    channels, height, width = images.shape
+    return spaces.DataShape(channels, (height, width), len(images.classes), images.mean, images.std)
+
+
+def purpose(settings: SearchSettings, work: Work, names: tuple[str, ...]) -> Mapping[str, Any]:
+    """Equal for searches that may share a study."""
+    return {
+        "space": settings.space,
+        "space_args": sorted(settings.space_args),
+        "metric": settings.goal,
+        "max_epochs": settings.max_epochs,
+        **({"objectives": list(names)} if names else {}),
+        **constraints.purpose(settings.constraint),
+        **work.purpose(settings),
+    }

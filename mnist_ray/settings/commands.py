@@ -1,0 +1,111 @@
+"""The options of the commands beside the search, typed. The text below an option is its help."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from mnist_ray.settings.options import (
+    Data,
+    File,
+    Folder,
+    Name,
+    Options,
+    Recipe,
+    default_storage,
+)
+
+Model = Annotated[Positional[str], "MODEL"]
+Pictures = Annotated[Positional[tuple[str, ...]], "PICTURE ..."]
+RunPlace = Annotated[str, "RUN"]
+Runs = Annotated[Positional[tuple[str, ...]], "RUN ..."]
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(Options):
+    """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify and publish it."""
+
+    run: RunPlace | None = None
+    """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
+    --onnx)."""
+    onnx: File | None = None
+    """Start from this ONNX file of ours instead of the run's best checkpoint."""
+    storage: Folder = field(default_factory=default_storage)
+    """Place of a new run (default: ~/mnist_ray)."""
+    name: Name | None = None
+    """A new run's name (default: finetune and the time)."""
+    dataset: Data | None = None
+    """A new run's data set (default: the one that the ONNX file names); or the module:function of
+    your own that the run was searched on: a file alone must not choose the code that runs."""
+    network: Annotated[str, "module:function"] | None = None
+    """module:function of your own network, if the run has one: a checkpoint alone must not
+    choose the code that runs."""
+    augment: Annotated[str, "module:function"] | None = None
+    """module:function of your own augmentation, if the run's best trial has one."""
+    stages: Recipe | None = None
+    """The stages: a recipe's name or a YAML file (default: that of the search)."""
+    committee: int | None = None
+    """Networks to fine-tune for one ONNX file (default: that of the search)."""
+    calibrate: Literal["auto", "twin", "none"] | None = None
+    """How the probabilities become honest (default: as in the search)."""
+    test_steps: bool = False
+    """Evaluate every step of the chain on the test set, also if the search did not say so."""
+    data_dir: Folder | None = None
+    """torchvision's root (default: that of the search)."""
+    cpus: float | None = None
+    """CPUs of the job (default: those of the largest node)."""
+    gpus: float | None = None
+    """GPUs of the job (default: 1 if the cluster has one)."""
+    verbose: bool = False
+    """Ray's own messages too."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Options):
+    """Accuracy of an ONNX model on a data set: errors, interval, classes and latency."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    dataset: Data | None = None
+    """As the search's --dataset (default: the model's)."""
+    data_dir: Folder | None = None
+    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
+    part: Literal["test", "train"] = "test"
+    """Which part of the data set."""
+
+
+@dataclass(frozen=True)
+class PredictSettings(Options):
+    """Class and probability of each picture."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    pictures: Pictures
+    """PNG, JPEG or other picture files, one digit each."""
+
+
+@dataclass(frozen=True)
+class ReportSettings(Options):
+    """Make a run's report.html again, or one page that compares several runs."""
+
+    runs: Runs
+    """The runs' directories: folders or s3://bucket/path/name."""
+    out: File | None = None
+    """Write the page to this file (default: report.html, in the run's directory or, for several
+    runs, here)."""
+    png: Folder | None = None
+    """Draw the main figures into this folder as PNG files too."""
+    data_dir: Folder | None = None
+    """torchvision's root, for the test images (default: that of the search)."""
+
+
+@dataclass(frozen=True)
+class DrawSettings(Options):
+    """A page on which the model runs in the browser: draw on it, or drop a picture."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    port: int = 0
+    """Port on 127.0.0.1 (0: any that is free)."""
+    export: Folder | None = None
+    """Write the page into this folder instead of serving it."""

@@ -1,0 +1,1 @@
+"""The kinds of trials: networks on images, boosted trees, and any function of one's own."""
