@@ -4,6 +4,9 @@ import os
 import sysconfig
 import traceback
 
+LONGEST = 400  # characters of a message of several lines
+ANNOUNCING = (":", ",", "\\")  # ends of a line that goes on in the next
+BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
@@ -35,10 +38,24 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line; its type's name if it has none."""
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    """An error's message in one line; its type's name if it has none.
+
+    A first line that only announces what follows, as a list, is joined with it.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Traceback "):
+        return lines[-1]
+    announces = lines[0].endswith(ANNOUNCING) or any(
+        lines[0].count(opening) > lines[0].count(closing) for opening, closing in BRACKETS
     )
+    return shortened(" ".join(lines), LONGEST) if announces else lines[0]
+
+
+def shortened(text: str, most: int) -> str:
+    """At most that many characters of a text; it tells that it was cut."""
+    return text if len(text) <= most else f"{text[: most - 2].rstrip(' ,;:')} …"
 
 
 def described(error: BaseException) -> str:
@@ -53,11 +70,11 @@ def reason(error: BaseException) -> str:
     Of several frames it is the innermost one of the person's code, else the innermost of all.
     """
     if isinstance(error, MnistRayError):
-        return first_line(error)[:500]
+        return shortened(first_line(error), 500)
     frames = _own_frames(error) or [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    text = _what(error)[:400]
+    text = shortened(_what(error), 400)
     return (
         f"{text} ({'/'.join(frames[-1][0].split(os.sep)[-2:])}:{frames[-1][1]})" if frames else text
     )

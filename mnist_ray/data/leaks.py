@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_ray.data.images import Images
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ def check_test_part(train: Images, test: Images) -> None:
             f"images {list(train.shape)}; expected the same"
         )
     if test.classes != train.classes:
-        one, other = (", ".join(part.classes)[:150] for part in (test, train))
+        one, other = (shortened(", ".join(part.classes), 150) for part in (test, train))
+        pairs = zip(test.classes, train.classes, strict=False)
+        first = next((f" (first: {a!r} and {b!r})" for a, b in pairs if a != b), "")
         raise SettingsError(
-            f"{name}: the test part's classes are {one}; the training part's are {other}; "
-            "expected the same names in the same order"
+            f"{name}: the test part's classes are {one}; the training part's are {other}"
+            f"{first}; expected the same names in the same order"
         )
     if ":" not in train.name:  # published ones are as they are
         return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mnist_ray.data.images import Images
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.settings import text
 
 
@@ -47,6 +47,6 @@ def of_classes(part: Images, train: np.ndarray, class_weights: str) -> np.ndarra
     if unknown:
         raise SettingsError(
             f"--class-weights: there is no class {unknown[0]!r}; "
-            f"there are {', '.join(part.classes)[:200]}"
+            f"there are {shortened(', '.join(part.classes), 200)}"
         )
     return np.array([given.get(name, 1.0) for name in part.classes])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError, first_line, shortened
 from mnist_ray.export.read import load_verified
 from mnist_ray.export.session import Session
 from mnist_ray.export.write import export
@@ -41,7 +41,7 @@ def read(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
     except SettingsError as error:
         raise SettingsError(f"{source} is not of mnist_ray, and {error}") from error
     except Exception as error:  # of the converter, or of the exporter of its result
-        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        reason = f"{type(error).__name__}: {shortened(first_line(error), 200)}"
         raise _cannot_be_converted(source, reason) from error
     difference = float(np.abs(found - expected).max())
     if not difference <= 1e-3 * max(1.0, float(np.abs(expected).max())):

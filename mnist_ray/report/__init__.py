@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.run import layout
 from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
@@ -72,7 +72,7 @@ def write_or_warn(storage: RunStorage, test: "Images | None" = None) -> str:
     try:
         return f"report: {write(storage, test=test)}"
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shortened(" ".join(str(error).split()), 300) or type(error).__name__
         return f"no report: {reason}; again: {command('report', storage.uri)}"
 
 

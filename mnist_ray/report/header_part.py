@@ -109,6 +109,7 @@ def details_part(run: RunData) -> Markup:
         when=_when(run),
         where=[value for value in (machine.get("node"), cpus, machine.get("system")) if value],
         nodes=len({row["node"] for row in run.trials if row["node"]}),
+        damaged=run.damaged,
         versions=[f"{name} {version}" for name, version in versions.items() if version],
         commit=raw.get("git_commit"),
         command=f"python {command}" if command.partition(" ")[0].endswith(".py") else command,

@@ -49,6 +49,7 @@ class RunData:
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
     manifest: Manifest | None  # model.json; None before the chain has ended
     onnx: bytes  # the published model, verified; empty before
+    damaged: str = ""  # the file that could not be read, if the tables stand in for it, and why
 
     @property
     def name(self) -> str:
@@ -199,7 +200,13 @@ def read_run(storage: RunStorage) -> RunData:
     trials, history = _table(storage, layout.TRIALS), _table(storage, layout.HISTORY)
     several, metric = objectives.names(settings["objectives"]), objectives.goal(settings)
     elsewhere = settings["study"]
-    kept = [] if elsewhere else _journal(storage, settings["study_name"] or about.name)
+    kept: list[FrozenTrial] = []
+    damaged = ""
+    try:
+        if not elsewhere:
+            kept = _journal(storage, settings["study_name"] or about.name)
+    except CorruptFileError as error:
+        damaged = str(error)
     try:
         kept = [single(trial, several, metric) for trial in kept]
         frozen = kept or _frozen(trials, history, metric)
@@ -215,7 +222,7 @@ def read_run(storage: RunStorage) -> RunData:
     stages = _stages(storage, manifest)
     return RunData(
         storage, about, settings, start, end, trials, history, frozen, bool(kept), stages,
-        manifest, onnx,
+        manifest, onnx, damaged,
     )  # fmt: skip
 
 
@@ -244,11 +251,11 @@ def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, l
 
 
 def _journal(storage: RunStorage, study_name: str) -> list[FrozenTrial]:
-    """The trials of `study.journal`; none if it is missing or damaged: the tables have most."""
+    """The trials of `study.journal`; none if it is missing. Raises CorruptFileError."""
+    kept = journal.read(storage, layout.JOURNAL)
     try:
-        kept = journal.read(storage, layout.JOURNAL)
         trials = kept.get_all_trials(kept.get_study_id_from_name(study_name), deepcopy=False)
-    except (CorruptFileError, KeyError):
+    except KeyError:
         return []
     return [trial for trial in trials if trial.state != TrialState.WAITING]
 

@@ -57,6 +57,7 @@ def search_part(run: RunData, prefix: str) -> Markup:
         running=sum(trial.state == TrialState.RUNNING for trial in run.frozen),
         exploited=any(row.get("exploits") for row in run.trials),
         timed=run.timed,
+        damaged=run.damaged,
         fewest=importance.FEWEST,
         complete=len(run.completed),
         front=_front(run),

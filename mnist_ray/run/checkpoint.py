@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mnist_ray.errors import CorruptFileError, MnistRayError, first_line
+from mnist_ray.errors import CorruptFileError, MnistRayError, first_line, shortened
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -71,6 +71,5 @@ def fitting(source: str) -> Iterator[None]:
     except MnistRayError:
         raise
     except Exception as error:
-        raise CorruptFileError(
-            f"{source} is damaged: {type(error).__name__}: {first_line(error)[:200]}"
-        ) from error
+        why = shortened(first_line(error), 200)
+        raise CorruptFileError(f"{source} is damaged: {type(error).__name__}: {why}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mnist_ray.data import Images
-from mnist_ray.errors import MnistRayError, SettingsError, described, first_line
+from mnist_ray.errors import MnistRayError, SettingsError, described, first_line, shortened
 from mnist_ray.export.write import export, verify
 from mnist_ray.study.suggestions import Space, check_suggests
 from mnist_ray.training.trainer import Trainer
@@ -53,10 +53,10 @@ def _named(hp: Mapping[str, Any], what: str, step: Any) -> Any:
         elif any(mark in _all_messages(error).lower() for mark in BRANCHES):
             found = (
                 f"its path depends on the values of its input, which one graph cannot hold "
-                f"({described(_innermost(error))[:200]})"
+                f"({shortened(described(_innermost(error)), 200)})"
             )
         else:
-            found = described(_innermost(error))[:300]
+            found = shortened(described(_innermost(error)), 300)
         raise SettingsError(
             f"--space: the network {hp['model']!r} cannot be {what}: {found}"
         ) from error

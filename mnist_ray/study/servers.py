@@ -5,8 +5,10 @@ the password.
 """
 
 import contextlib
+import copy
 import functools
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, cast
@@ -14,17 +16,22 @@ from typing import Any, NoReturn, cast
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalRedisBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import exc
 
 from mnist_ray.errors import WorkError, first_line
 from mnist_ray.settings import scrubbed
+from mnist_ray.study.optuna_private import trial_id_of
 
 try:
     import redis
+    import redis.backoff
+    import redis.retry
 except ImportError:  # the extra `redis`
     redis = None  # type: ignore[assignment]
 
 PATIENCE = 120.0  # seconds that a server may be away, as for a restart
+MARK = "mnist_ray:asked"  # system attribute of a trial, other than any other's
 
 AWAY: tuple[type[BaseException], ...] = (exc.OperationalError, exc.InterfaceError)
 FAILED: tuple[type[BaseException], ...] = (
@@ -56,6 +63,13 @@ class _RedisLog(JournalRedisBackend):
 
     Anyone who writes to the server could run code here.
     """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        # The client repeats what was not answered: a line of the journal would stand there twice.
+        self._redis = redis.Redis.from_url(
+            url, retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+        )
 
     def load_snapshot(self) -> None:
         return None
@@ -108,6 +122,23 @@ class Patient:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a study's storage must not be pickled: it may hold a password")
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As a storage's. A trial that was made, though the answer was lost, is not made again."""
+        mark = uuid.uuid4().hex
+        template = copy.copy(template_trial or create_trial(state=TrialState.RUNNING))
+        template.system_attrs = {**template.system_attrs, MARK: mark}
+        asked: list[bool] = []
+
+        def create() -> int:
+            if asked:
+                for trial in self._storage.get_all_trials(study_id, deepcopy=False):
+                    if trial.system_attrs.get(MARK) == mark:
+                        return trial_id_of(trial)
+            asked.append(True)
+            return self._storage.create_new_trial(study_id, template_trial=template)
+
+        return int(self._patiently(create))
 
     def _patiently(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         start, pause, repeated = time.monotonic(), 0.1, False

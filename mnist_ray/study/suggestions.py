@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from mnist_ray import errors
-from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.errors import MnistRayError, SettingsError, shortened
 from mnist_ray.study.optuna_private import is_contradiction
 
 Space = Callable[[optuna.Trial], dict[str, Any]]
@@ -99,7 +99,7 @@ def check_space(name: str, trials: Sequence[FrozenTrial], space: Space) -> None:
     if not found.keys() & known.keys():
         raise SettingsError(
             f"--space: study {name!r} knows none of the parameters of this space, "
-            f"but {', '.join(sorted(found)[:5])}"
+            f"but {shortened(', '.join(sorted(found)), 200)}"
         )
     for parameter in sorted(found.keys() & known.keys()):
         # A space may give one name several ranges; not all of the study's need be met here.

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import sqlalchemy
 
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError, first_line, shortened
 from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings import masked, scrubbed
 from mnist_ray.storage import RunStorage
@@ -67,7 +67,7 @@ class MLflow:
     def reason(self, error: Exception) -> str:
         """See Tracker. Of a database's error the driver's part, of a server's the network's."""
         cause = _network_error(error) or getattr(error, "orig", None) or error
-        return scrubbed(first_line(cause).replace(self.url, self.shown), self.url)[:300]
+        return shortened(scrubbed(first_line(cause).replace(self.url, self.shown), self.url), 300)
 
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None

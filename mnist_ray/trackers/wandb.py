@@ -8,7 +8,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 import wandb
 
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError, first_line, shortened
 from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
@@ -41,7 +41,7 @@ class WandB:
 
     def reason(self, error: Exception) -> str:
         """See Tracker."""
-        return scrubbed(first_line(error))[:300]
+        return shortened(scrubbed(first_line(error)), 300)
 
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from mnist_ray.errors import WorkError, first_line
+from mnist_ray.errors import WorkError, first_line, shortened
 from mnist_ray.models import n_parameters
 from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.records import EpochRow, rank
@@ -220,5 +220,5 @@ class Worker:
         except WorkError:
             raise
         except Exception as error:
-            return f"{type(error).__name__}: {first_line(error)}"[:300]
+            return shortened(f"{type(error).__name__}: {first_line(error)}", 300)
         return None

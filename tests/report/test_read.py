@@ -68,7 +68,11 @@ def test_damaged_journal_falls_back_to_the_tables(tmp_path: Path) -> None:
     storage = write_run(tmp_path / "cut")
     storage.write_bytes("study.journal", b'{"op_code": 99}\nnot json\n')
     assert not read_run(storage).timed
-    assert 'id="figure-history"' in report.build([storage])
+    page = report.build([storage])
+    assert 'id="figure-history"' in page
+    # It says so, and where.
+    assert f"{storage.join('study.journal')} is damaged in line 1" in page
+    assert "The study lies in a database" not in page
 
 
 def test_distributions_of_values() -> None:

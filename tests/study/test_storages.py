@@ -6,14 +6,19 @@ A password appears nowhere.
 import importlib.util
 import os
 import pickle
+import socketserver
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 import pytest
+import sqlalchemy.exc
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run.records import Records
@@ -26,6 +31,60 @@ from mnist_ray.study.trials import RUN, SUMMARY
 from tests.support import ROOT
 from tests.support.servers import KINDS, SECRET, Server
 from tests.support.studies import new_study, one_line, space
+
+
+def test_a_trial_whose_answer_was_lost_is_not_made_twice() -> None:
+    class Lossy(optuna.storages.InMemoryStorage):
+        """Loses each first answer to a request for a new trial, or the request."""
+
+        calls = 0
+
+        def create_new_trial(self, *args: Any, **options: Any) -> int:
+            self.calls += 1
+            if self.calls % 3 == 1:
+                super().create_new_trial(*args, **options)
+            if self.calls % 3 != 0:
+                raise sqlalchemy.exc.OperationalError("", {}, Exception("server closed"))
+            return super().create_new_trial(*args, **options)
+
+    lossy = Lossy()
+    study = optuna.create_study(storage=cast(Any, study_servers.Patient(lossy, "", "")))
+    for number in range(4):
+        assert started(study, {RUN: "a"}, {"x": number}).number == number
+    assert [trial.user_attrs for trial in study.trials] == [{RUN: "a"}] * 4
+    assert study.ask().number == 4
+    assert [trial.number for trial in lossy.get_all_trials(0)] == [0, 1, 2, 3, 4]
+
+
+def test_redis_is_not_asked_again_beneath_the_journal() -> None:
+    """Its client repeats a request whose answer was lost: a line would stand there twice."""
+    pytest.importorskip("redis")
+    evals = []
+
+    class Closing(socketserver.BaseRequestHandler):
+        """Answers everything but EVAL, for which it closes the connection."""
+
+        def handle(self) -> None:
+            while data := self.request.recv(65536):
+                if b"EVAL" in data:
+                    evals.append(data)
+                    return
+                self.request.sendall(b"+OK\r\n" * data.count(b"*"))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Closing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                url = f"redis://127.0.0.1:{server.server_address[1]}/0?protocol=2"
+                log = study_servers._RedisLog(url)
+            with pytest.raises(Exception, match="closed"):
+                log.append_logs([{"op_code": 4}])
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(evals) == 1
 
 
 def start_search(

@@ -1,0 +1,48 @@
+"""Messages in one line: whole where the first line only announces what follows."""
+
+import pytest
+
+from mnist_ray.errors import WorkError, first_line, reason, shortened
+
+VERSIONS = """Version mismatch: The cluster was started with:
+    Ray: 2.60.0
+    Python: 3.12.1
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+STATE = """Error(s) in loading state_dict for Sequential:
+\tMissing key(s) in state_dict: "0.weight", "0.bias".
+\tUnexpected key(s) in state_dict: "1.weight". """
+CLASSES = "expected one of ['a',\n 'b',\n 'c']"
+TRACE = "Traceback (most recent call last):\n  File 'x', line 1\nValueError: the reason"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "ValueError"),
+        ("one\ntwo", "one"),
+        ("\n  one  \n", "one"),
+        (VERSIONS, " ".join(VERSIONS.split())),
+        (STATE, " ".join(STATE.split())),
+        (CLASSES, "expected one of ['a', 'b', 'c']"),
+        (TRACE, "ValueError: the reason"),
+    ],
+)
+def test_a_message_in_one_line(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
+
+
+def test_what_was_cut_is_marked() -> None:
+    names = ", ".join(f"class {number}" for number in range(200))
+    assert shortened(names, 10_000) == names
+    cut = shortened(names, 100)
+    assert len(cut) <= 100
+    assert cut.endswith(" …")
+    assert names.startswith(cut.removesuffix(" …"))
+    rows = names.replace(", ", ",\n")
+    long = first_line(ValueError(f"expected one of [{rows}"))
+    assert len(long) <= 400
+    assert long.endswith(" …")
+    assert reason(WorkError(names)).endswith(" …")
