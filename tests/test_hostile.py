@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ import pytest
 from PIL import Image
 
 import mnist_ray as mr
-from mnist_ray import cli, draw, report
-from mnist_ray.errors import MnistRayError
+from mnist_ray import cli, data, draw, report
+from mnist_ray.data.decoding import Reading
+from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.export.read import read_model
 from mnist_ray.finetune_job import chain, job
 from mnist_ray.run import checkpoint
@@ -34,6 +36,7 @@ from mnist_ray.settings import (
     FinetuneSettings,
     PredictSettings,
     SearchSettings,
+    resolved,
 )
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT, hostile
@@ -41,7 +44,7 @@ from tests.support.hostile import SECRET, VARIABLE, as_text, changed, keys, valu
 
 KEPT = ROOT / "tests" / "kept_runs" / "finished"
 MODEL = (KEPT / "model.onnx").read_bytes()
-SAMPLED, ALL = 12, 504  # values in `make test`, and in all; each meets every command that reads it
+SAMPLED, ALL = 12, 672  # values in `make test`, and in all; each meets every command that reads it
 
 
 def a_search_in(run: Path) -> dict[str, Any]:
@@ -202,9 +205,17 @@ def told(place: Place, capsys: pytest.CaptureFixture[str]) -> list[str]:
 Case = tuple[str, Callable[[Place], object], dict[str, Callable[[Path], object]]]
 
 
-def of_json(file: str, commands: dict[str, Callable[[Path], object]]) -> Iterator[Case]:
+def of_json(
+    file: str, commands: dict[str, Callable[[Path], object]], *, newer: bool = False
+) -> Iterator[Case]:
+    """newer: of the options that have been added since the run was made, and those alone."""
     content = json.loads((KEPT / file).read_text())
-    for at in [*keys(content), ("of_no_key",)]:
+    places: list[tuple[str | int, ...]] = [*keys(content), ("of_no_key",)]
+    if newer:
+        added = resolved(SearchSettings()).keys() - content["settings"].keys()
+        places = [("settings", key) for key in sorted(added)]
+        content["settings"] |= dict.fromkeys(added)
+    for at in places:
         for i in range(len(values(Path()))):
 
             def write(place: Place, at: Any = at, i: int = i) -> None:
@@ -227,6 +238,13 @@ def of_metadata() -> Iterator[Case]:
                 _published(place, with_metadata(MODEL, key, text))
 
             yield f"metadata {key} #{i}", write, OF_A_MODEL
+        for key in vars(Reading()):
+
+            def write_reading(place: Place, key: str = key, i: int = i) -> None:
+                text = json.dumps({key: values(place.outside)[i]})
+                _published(place, with_metadata(MODEL, "reading", text))
+
+            yield f"metadata reading.{key} #{i}", write_reading, OF_A_MODEL
         for at in keys(hp):
 
             def write_hp(place: Place, at: Any = at, i: int = i) -> None:
@@ -259,14 +277,18 @@ def of_the_checkpoint() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    found = [
+    older = [
         *of_json("run.json", OF_A_RUN),
         *of_json("model.json", {k: OF_A_RUN[k] for k in ("report", "the Python face")}),
         *of_metadata(),
         *of_the_checkpoint(),
     ]
-    random.Random(20).shuffle(found)
-    return found
+    newer = [*of_json("run.json", OF_A_RUN, newer=True)]
+    newer += [case for case in older if case[0].startswith("metadata reading.")]
+    for found in (older, newer):
+        random.Random(20).shuffle(found)
+    # Three of those that were always there to one of the newer ones.
+    return [case for i, case in enumerate(newer) for case in (*older[3 * i : 3 * i + 3], case)]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +309,50 @@ def test_no_file_of_a_run_chooses_what_happens(
                 harm[f"{name}: {command}"] = seen
     assert not harm, "\n".join(f"{what}: {seen}" for what, seen in harm.items())
     assert tried >= SAMPLED  # most values meet several commands
+
+
+@pytest.mark.parametrize("command", ["search --resume", "finetune --run", "report"])
+def test_a_run_does_not_choose_where_images_are_downloaded_to(place: Place, command: str) -> None:
+    """Nor whether: a folder that only run.json names is read, if the images are there."""
+    place.fresh()
+    facts = json.loads((place.run / "run.json").read_text())
+    facts["settings"] |= {"dataset": "mnist", "data_dir": str(place.outside)}
+    facts["data"]["name"] = "mnist"
+    (place.run / "run.json").write_text(json.dumps(facts))
+    before = sorted(place.outside.iterdir())
+    seen, unexpected = attempt(place, OF_A_RUN[command])
+    assert (seen, unexpected) == ([], None)
+    assert sorted(place.outside.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", ["/dev/zero", "pipe"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "parquet", "folder"])
+def test_a_data_set_that_never_ends_is_no_file(tmp_path: Path, kind: str, where: str) -> None:
+    """A run.json may name it; what is no regular file is not opened."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(5):
+            pipe = tmp_path / label / f"pipe{number}.png"
+            os.mkfifo(pipe)
+    path = where if where != "pipe" else str(tmp_path if kind == "folder" else pipe)
+    signal.alarm(20)  # opening it would wait for ever
+    try:
+        with pytest.raises(
+            SettingsError, match=r"^--dataset: .*(pipe\d.png|/dev/zero|no such file)"
+        ):
+            data.load(f"{kind}:{path}", "train")
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize("name", ["run.json", "study.journal", "trials.parquet", "model.onnx"])
+def test_a_pipe_in_a_run_is_not_waited_for(place: Place, name: str) -> None:
+    for command, call in OF_A_RUN.items():
+        place.fresh()
+        (place.run / name).unlink()
+        os.mkfifo(place.run / name)
+        seen, unexpected = attempt(place, call)
+        assert (command, seen, unexpected) == (command, [], None)
 
 
 QUICK = ("study.journal", "tune", "best/model.safetensors", "run.json")

@@ -106,10 +106,10 @@ def flat_labels(labels: np.ndarray) -> np.ndarray:
 def read_npz(source: str, path: str) -> Listing:
     """The arrays of an npz file: `x_train, y_train, x_test, y_test` and names like these."""
     try:
+        if not os.path.isfile(path):
+            raise ValueError("no such file")
         if not zipfile.is_zipfile(path):
-            raise ValueError(
-                "it is no archive of arrays" if os.path.isfile(path) else "no such file"
-            )
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             named = _by_part(source, file.files)
             parts = {part: _part(source, file, names) for part, names in named.items()}

@@ -70,8 +70,12 @@ class Reading:
     def from_json(cls, text: str, source: str) -> "Reading":
         """The inverse of `to_json`. Raises SettingsError, naming `source`, for any other text."""
         try:
-            return cls.of(resolved(SearchSettings.of(**json.loads(text))))
-        except (ValueError, TypeError, SettingsError) as error:
+            values = json.loads(text)
+            # A name would be that of a file, which is another's choice.
+            if not str(values.get("class_weights") or "balanced").startswith(("balanced", "{")):
+                raise ValueError("class_weights are neither balanced nor numbers")
+            return cls.of(resolved(SearchSettings.of(**values)))
+        except (ValueError, TypeError, AttributeError, SettingsError) as error:
             raise SettingsError(f"{source} does not say how images are read: {error}") from error
 
 

@@ -46,6 +46,7 @@ def load_split(  # noqa: PLR0913 (one a setting)
     val_by: Rule | None = None,
     folds: int | None = None,
     reading: Reading | None = None,
+    download: bool = True,
 ) -> Split:
     """Load a training part and split it.
 
@@ -57,9 +58,10 @@ def load_split(  # noqa: PLR0913 (one a setting)
         seed: of the draw.
         val_by: `class`; `group`; `own`, those that it brings; or None: the last that it has.
         folds: divide all images into so many parts, each of which validates once.
+        download: see `load`.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
-    part = load(dataset, "train", data_dir, reading=reading)
+    part = load(dataset, "train", data_dir, reading=reading, download=download)
     missing = f", as {writers.FILE} is not in the data folder" if dataset == "mnist" else ""
     if val_by == "group" and part.groups is None:
         raise SettingsError(f"--val-by group: {dataset} has no groups (writers){missing}")

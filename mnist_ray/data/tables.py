@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray.data.listing import ORDER, PART_NAMES, Columns, Listing, fingerprint, listing
 from mnist_ray.data.pictures import Picture
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError, first_line, shortened
 
 COLUMNS = {
     "image": ("image", "img", "picture", "path", "file", "filename", "file_name", "filepath",
@@ -35,6 +35,8 @@ def read_csv(source: str, path: str) -> Listing:
 
     Pixels are columns whose names end in numbers, as pixel0 … pixel783, of square grey images.
     """
+    if not os.path.isfile(path):
+        raise SettingsError(f"--dataset: {source}: there is no CSV file {path!r}")
     try:
         with open(path, encoding="utf-8-sig") as file:
             header = file.readline().rstrip("\r\n")
@@ -205,8 +207,9 @@ def _found(source: str, names: Sequence[str], *, need_image: bool) -> dict[str, 
     }
     for kind, needed in (("image", need_image), ("label", True)):
         if needed and found[kind] is None:
+            there = shortened(", ".join(names), 200)
             raise SettingsError(
-                f"--dataset: {source} has the columns {', '.join(names)[:200]}; expected one of "
+                f"--dataset: {source} has the columns {there}; expected one of "
                 f"{', '.join(COLUMNS[kind])}"
             )
     return {kind: name for kind, name in found.items() if name is not None}

@@ -69,6 +69,15 @@ def stage_of(name: str) -> tuple[int, int] | None:
     return (int(match[2]), int(match[1] or 1)) if match else None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file of this name may be a run's."""
+    first = name.partition("/")[0]
+    files = {RUN, JOURNAL, TRIALS, HISTORY, REPORT, START, MODEL, PICTURE, MANIFEST, PREDICTIONS}
+    folders = {BEST, TUNE, FINETUNE, TENSORBOARD}
+    other = rf"{CARD}|{JOURNAL}\.lock|.+\.lease|[0-9a-f]{{16}}-{MODEL}"
+    return first in (files if first == name else folders) or bool(re.fullmatch(other, name))
+
+
 def lease_file(work: str) -> str:
     """The lease of a kind of work, as "search"."""
     return f"{work}.lease"

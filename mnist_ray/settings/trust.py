@@ -14,6 +14,7 @@ from typing import Any
 from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import text
+from mnist_ray.settings.options import default_data_dir
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
@@ -134,6 +135,17 @@ def same_data(found: str, expected: str | None, source: str, dataset: str) -> No
             f"--dataset: the images of {dataset} are not those that {source} was made with "
             f"(SHA-256 differs); to take them anyway give --dataset {shlex.quote(dataset)}"
         )
+
+
+def may_download(data_dir: str | None, given: Collection[str]) -> bool:
+    """Whether missing images may be downloaded into a folder: not if only a stored file names it.
+
+    Args:
+        data_dir: The folder that is about to be read.
+        given: Names of the settings that the person gave.
+    """
+    own = os.path.abspath(os.path.expanduser(default_data_dir()))
+    return "data_dir" in given or data_dir is None or os.path.abspath(data_dir) == own
 
 
 def flags(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> list[str]:

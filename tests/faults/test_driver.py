@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import TINY, Rays, no_open_trial, no_secret
-from tests.support.processes import stop
+from tests.support.processes import kill_tree, own_ray, stop
 from tests.support.runs import (
     check_run,
     ended,
@@ -22,6 +23,7 @@ from tests.support.runs import (
     load_study,
     results,
     search,
+    tables,
     wait_for,
 )
 
@@ -150,3 +152,53 @@ def test_of_two_fine_tunings_one_publishes(
     read_verified(run)
     assert "fine-tuning.lease" not in run.list()
     no_secret(ends[0][1] + ends[1][1], run)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_lost_in_the_first_trial_loses_the_running_epoch_only(
+    bucket: str, tmp_path: Path
+) -> None:
+    """The run lies on S3 alone, and the host takes its Ray with it."""
+    base, _, query = bucket.partition("?")
+    run = RunStorage(f"{base}/lost/first?{query}")
+    own = flags(trials=2, max_epochs=40, max_concurrent=1, storage=f"{base}/lost?{query}")
+    process = search(own_ray(), *TINY, *own, *flags(name="first"))
+    latest = f"{layout.trial_folder(0)}/latest.safetensors"
+    deadline = time.monotonic() + 120
+    kept = 0
+    while kept < 3 and time.monotonic() < deadline:
+        if run.exists(latest):
+            kept = checkpoint.unpack(run.read_bytes(latest), latest)[1]["epoch"]
+        time.sleep(0.05)
+    kill_tree(process.pid)
+    finish(process, 60)
+    kept = checkpoint.unpack(run.read_bytes(latest), latest)[1]["epoch"]
+    assert 3 <= kept < 40
+    again = search(own_ray(), *flags(storage=f"{base}/lost?{query}", name="first", resume=True))
+    code, output = finish(again, 300)
+    assert code == 0, output
+    assert "0 of 2 trials are done, 1 go on" in output
+    rows, history = tables(run)
+    assert (rows[0]["number"], rows[0]["epochs"]) == (0, 40)
+    first = [row["epoch"] for row in history if row["number"] == 0]
+    assert first == list(range(1, 41))
+    # The epochs before the loss were not trained again: their times are those of the checkpoint.
+    no_secret(output, run)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_moved_in_mid_search_ends_it_in_one_line(tmp_path: Path) -> None:
+    own = flags(trials=30, max_epochs=6, storage=tmp_path, name="moved")
+    process = search(own_ray(), *TINY, *own)
+    begun = wait_for(process, "trial 1 ")
+    moved = time.monotonic()
+    (tmp_path / "moved").rename(tmp_path / "elsewhere")
+    code, output = finish(process, 60)
+    assert time.monotonic() - moved < 30
+    assert code == 1, begun + output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("search.py: "), output
+    assert "deleted" in output.splitlines()[-1]
+    assert not (tmp_path / "moved").exists()
+    records = (tmp_path / "elsewhere" / "study.journal").read_text().splitlines()
+    assert '"op_code":0' in records[0]  # with its beginning

@@ -25,6 +25,7 @@ from tests.support.runs import (
     check_run,
     check_two_jobs,
     finish,
+    flags,
     load_study,
     quick,
     search,
@@ -141,6 +142,30 @@ def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: P
     assert output.splitlines()[-1].startswith("search.py: no trial of 2 succeeded")
     assert "no such network" in output
     assert json.loads((tmp_path / "f" / "run.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place", [{"storage": "runs"}, {"study": "sqlite:///file.db", "storage": "/tmp"}]
+)
+def test_a_submitted_job_refuses_a_relative_place(
+    ray_head: dict[str, str], place: dict[str, str]
+) -> None:
+    """It would lie in Ray's temporary copy of the working directory, and be lost with it."""
+    words = ["python", "jobs/search.py", *SMALL, *flags(trials=2, name="relative", **place)]
+    submit = subprocess.run(
+        ["ray", "job", "submit", "--working-dir", ".", "--", *words],
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert submit.returncode == 1, submit.stdout + submit.stderr
+    flag = f"--{next(iter(place))}"
+    assert f"search.py: {flag}: " in submit.stdout
+    assert "is relative to Ray's temporary copy of the working directory" in submit.stdout
+    assert not (ROOT / "runs" / "relative").exists()
 
 
 def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_path: Path) -> None:
@@ -311,9 +336,9 @@ def test_resume_refuses_another_value() -> None:
     )
     kept = resumed_settings(now, before)
     assert (kept.trials, kept.cpus_per_trial, kept.sampler, kept.resume) == (9, 2, "random", True)
-    for flags in (["--sampler", "tpe"], ["--max-epochs", "7"], ["--seed", "1"]):
-        with pytest.raises(SettingsError, match=flags[0]):
-            resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *flags]), before)
+    for words in (["--sampler", "tpe"], ["--max-epochs", "7"], ["--seed", "1"]):
+        with pytest.raises(SettingsError, match=words[0]):
+            resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *words]), before)
     assert (
         resumed_settings(
             parse(SearchSettings, ["--name", "a", "--resume", "--sampler", "random"]), before
