@@ -34,7 +34,7 @@ from mnist_ray.finetune_job.card import model_card
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
-from mnist_ray.run import checkpoint, layout, predictions, tables
+from mnist_ray.run import checkpoint, layout, lease, predictions, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.run.records import checked_row
 from mnist_ray.settings import trust
@@ -90,7 +90,7 @@ class Judged:
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
     """Runs the chain and publishes its model: yields log lines and, last, its manifest."""
     use_threads(task.cpus)
-    storage = RunStorage.existing(task.uri)
+    storage = lease.owned(task.uri, "fine-tuning", task.owner)
     start = begin(task, storage)
     hp = start.hyperparameters[0]
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))

@@ -64,13 +64,14 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         with (
             signals(),
             lease.held(storage, "fine-tuning", "--run") as held,
-            _outcome(about, held),
+            _outcome(dataclasses.replace(about, storage=held.owned)),
             cluster.connected(settings.verbose),
             signals(),
         ):
             from mnist_ray.finetune_job.task import run_in_task  # noqa: PLC0415 (Ray's environment)
 
-            manifest = run_in_task(_with_resources(task, settings), split, test)
+            task = dataclasses.replace(_with_resources(task, settings), owner=held.token)
+            manifest = run_in_task(task, split, test)
     except KeyboardInterrupt:
         if not handle_signals:
             raise
@@ -97,7 +98,7 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
 
 
 @contextlib.contextmanager
-def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
+def _outcome(about: About) -> Iterator[None]:
     """Notes in run.json that the run is at work, and how that ends; not where it is another's."""
     about.patch(state="finetuning")
     state = "failed"
@@ -110,7 +111,6 @@ def _outcome(about: About, held: lease.Lease) -> Iterator[None]:
     finally:
         # The storage may be what failed: the first error is the one to tell.
         with contextlib.suppress(*(() if state == "done" else (MnistRayError,))):
-            held.check()
             about.ended(state)
 
 
@@ -140,7 +140,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         SettingsError: the run, a recipe or the images cannot be used.
     """
     searched = about.settings
-    given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
+    given = {k for k in ("dataset", "stages", "data_dir") if getattr(settings, k) is not None}
     trust.check(
         searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
     )
@@ -152,10 +152,11 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     recipe = read_stages(stages := settings.stages or searched["stages"])
     committee = _committee(settings, searched)
     data_dir = settings.data_dir or searched["data_dir"]
+    download = trust.may_download(data_dir, given)
     # A run that records no val_by was split by class.
     splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
     reading = data.Reading.of(searched)
-    split = data.load_split(data_dir=data_dir, reading=reading, **splitting)
+    split = data.load_split(data_dir=data_dir, reading=reading, download=download, **splitting)
     if split.images.sha256 != about.data.sha256:
         raise SettingsError(
             f"--data-dir: the images in {data_dir} are not those that the run was searched on "
@@ -182,7 +183,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         test_steps=settings.test_steps or bool(searched.get("test_steps")),
         metric=goal(searched),
     )
-    test = data.load(searched["dataset"], "test", data_dir, reading=reading)
+    test = data.load(searched["dataset"], "test", data_dir, reading=reading, download=download)
     data.check_test_part(split.images, test)
     return task, split, test
 

@@ -116,6 +116,8 @@ class ChainTask:
     """How the images of one's own were read."""
     metric: str = "val_accuracy"
     """What the search optimised (see `objectives.goal`)."""
+    owner: str = ""
+    """The token of the run's lease (see `lease.owned`)."""
 
 
 def read_stages(name: str) -> Recipe:

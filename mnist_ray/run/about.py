@@ -121,6 +121,17 @@ class About:
             raise SettingsError(message)
         return about
 
+    @staticmethod
+    def check_replaceable(storage: RunStorage, flag: str) -> None:
+        """Raises SettingsError naming the flag if other files than a run's would be removed."""
+        if not storage.exists(layout.RUN):
+            strange = [name for name in storage.list() if not layout.is_ours(name)]
+            if strange:
+                raise SettingsError(
+                    f"{flag}: {storage.uri} is no run: it holds {strange[0]}; "
+                    "give another name, or remove it yourself"
+                )
+
     def patch(self, **fields: Any) -> "About":
         """Changes these fields of the file, as it is now, and no others.
 
@@ -128,12 +139,11 @@ class About:
             WorkError: The run was deleted or moved meanwhile.
         """
         try:
-            raw = {**self.storage.read_json(layout.RUN), **fields}
+            raw = self.storage.change_json(layout.RUN, lambda now: {**now, **fields})
         except FileNotFoundError as error:
             raise WorkError(
                 f"the run at {self.storage.uri} is gone: it was deleted or moved"
             ) from error
-        self.storage.write_json(layout.RUN, raw)
         return self.of(self.storage, raw)
 
     def ended(self, state: str) -> "About":

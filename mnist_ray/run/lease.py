@@ -2,8 +2,9 @@
 
 A process that finds the file asks first whether the owner has ended, which is known at once on the
 same machine. Of a process elsewhere it watches whether the heart still beats. The file is made and
-replaced on conditions that the disk or the object store holds, so that two never hold it. A process
-that was suspended finds at its next beat that another has taken its place, and stops.
+replaced on conditions that the disk or the object store holds, so that two never hold it. Before it
+writes, an owner reads whether the file still holds its token: no clock is trusted, since that of a
+suspended laptop may stand still. Workers on other machines do the same with their owner's token.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mnist_ray import processes
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError, WorkError, printable
 from mnist_ray.run.layout import lease_file
-from mnist_ray.storage import RunStorage
+from mnist_ray.storage import OwnedStorage, RunStorage
 
 BEAT = 5.0  # seconds between two writings of the file
 SILENT = 20.0  # seconds without a beat after which a process elsewhere counts as ended
@@ -32,15 +33,18 @@ class Lease:
     Attributes:
         lost: set when another process has taken the run over, or deleted it. Who has lost it must
             stop, and write nothing more.
+        token: a text in the file, other than any other owner's.
+        owned: the run's directory, to be written while the run is held.
     """
 
     def __init__(self, storage: RunStorage, work: str) -> None:
         self.lost = threading.Event()
+        self.token = uuid.uuid4().hex
         self._storage, self._work, self._file = storage, work, lease_file(work)
-        self._token, self._beat = uuid.uuid4().hex, 0
         self._written = self._attempted = b""
-        self._written_at = 0.0
+        self._beat = 0
         self._lock = threading.Lock()
+        self.owned = OwnedStorage(storage.uri, self._file, self._look)
 
     def take(self, flag: str) -> None:
         """Takes the run. Raises SettingsError naming the flag if another process holds it."""
@@ -55,17 +59,14 @@ class Lease:
         raise _refusal(storage, self._work, flag)
 
     def check(self) -> None:
-        """Raises WorkError if the run is another's: to be called before it is written.
+        """Raises WorkError if the run is another's."""
+        self.owned.check()
 
-        After a time without beats, as of a suspended process, the file is looked at first.
-        """
-        if not self.lost.is_set() and time.monotonic() - self._written_at > SILENT / 2:
-            self.renew()
+    def _look(self, content: bytes | None) -> None:
+        if _record(content or b"").get("token") != self.token:
+            self.lost.set()
         if self.lost.is_set():
-            raise WorkError(
-                f"the {self._work} at {self._storage.uri} ends: another process has taken over "
-                "its run, or deleted it"
-            )
+            raise _lost(self._storage, self._work)
 
     def renew(self) -> None:
         """Writes the next beat, or sets `lost`. Raises WorkError if the storage fails."""
@@ -87,12 +88,12 @@ class Lease:
 
     def _next(self) -> bytes:
         process = processes.this_process()
-        beat = {"token": self._token, "process": process, "beat": self._beat}
+        beat = {"token": self.token, "process": process, "beat": self._beat}
         self._attempted = json.dumps(beat).encode()
         return self._attempted
 
     def _wrote(self, content: bytes) -> None:
-        self._written, self._written_at = content, time.monotonic()
+        self._written = content
         self._beat += 1
 
 
@@ -137,6 +138,25 @@ def held(
             heart.join(5)  # if the storage does not answer, the file stays: its process ends soon
 
 
+def owned(uri: str, work: str, token: str) -> RunStorage:
+    """A run's directory as a worker writes it: while the run is of the owner with that token.
+
+    Args:
+        uri: the run's directory.
+        work: the kind of work that the owner holds it for.
+        token: the owner's (see Lease); "" if nobody holds the run, as in a test.
+    """
+    storage = RunStorage.existing(uri)
+    if not token:
+        return storage
+
+    def check(content: bytes | None) -> None:
+        if _record(content or b"").get("token") != token:
+            raise _lost(storage, work)
+
+    return OwnedStorage(uri, lease_file(work), check)
+
+
 def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:
     """Raises SettingsError naming the flag if another process holds the run for this work."""
     name = lease_file(work)
@@ -159,13 +179,23 @@ def _beat(lease: Lease, over: threading.Event, target: int | None) -> None:
     lease.give_back()
 
 
+def _lost(storage: RunStorage, work: str) -> WorkError:
+    return WorkError(
+        f"the {work} at {storage.uri} ends: another process has taken over its run, or deleted it"
+    )
+
+
 def _refusal(storage: RunStorage, work: str, flag: str) -> SettingsError:
     process = _process(_read(storage, lease_file(work)) or b"")
-    who = f"process {process.get('pid')} on {process.get('node')}"
     return SettingsError(
-        f"{flag}: another {work} is at work at {storage.uri} ({who}): "
+        f"{flag}: another {work} is at work at {storage.uri} ({_shown(process)}): "
         "wait for it, stop it, or give another run"
     )
+
+
+def _shown(process: dict[str, Any]) -> str:
+    text = f"process {str(process.get('pid'))[:100]} on {str(process.get('node'))[:100]}"
+    return " ".join(printable(text).split())
 
 
 def _has_ended(storage: RunStorage, name: str, found: bytes) -> bool:
@@ -174,11 +204,7 @@ def _has_ended(storage: RunStorage, name: str, found: bytes) -> bool:
     ended = processes.has_ended(process) if process else True
     if ended is not None:
         return ended
-    print(
-        f"waiting {SILENT:g} s to see whether process {process.get('pid')} "
-        f"on {process.get('node')} is gone",
-        flush=True,
-    )
+    print(f"waiting {SILENT:g} s to see whether {_shown(process)} is gone", flush=True)
     deadline = time.monotonic() + SILENT
     while time.monotonic() < deadline:
         time.sleep(1)
@@ -197,10 +223,16 @@ def _read(storage: RunStorage, name: str) -> bytes | None:
 
 def _process(content: bytes) -> dict[str, Any]:
     """The process that a lease names; empty if the file is none of ours."""
+    process = _record(content).get("process")
+    return process if isinstance(process, dict) else {}
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    """The object that a lease holds; empty if the file is none of ours."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict) or not {"token", "process", "beat"} <= found.keys():
         return {}
-    return found["process"] if isinstance(found["process"], dict) else {}
+    return found

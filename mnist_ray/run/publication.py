@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,17 +141,20 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
     if manifest.get("sha256", sha256) != sha256:
         raise ValueError(f"the manifest's sha256 is not that of {name}")
     final = {**manifest, "sha256": sha256}
-    if storage.exists(layout.MANIFEST):  # until the name that both models have holds the new one
-        aside = f"{sha256[:16]}-{name}"
+    # Of publications that were cut off. Looked for now: later, another's may be among them.
+    left = [f for f in storage.list() if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", f)]
+    if storage.exists(layout.MANIFEST) or storage.exists(name):
+        # Named until the name that both models have holds the new one.
+        aside = f"{secrets.token_hex(8)}-{name}"
+        left.append(aside)
         storage.write_bytes(aside, files[name])
         # Of the pictures' file nothing is said meanwhile: readers make it of the model.
         storage.write_json(layout.MANIFEST, {**final, "file": aside, "picture": None})
     for file, data in files.items():
         storage.write_bytes(file, data)
     storage.write_json(layout.MANIFEST, final)
-    for file in storage.list():  # also the files of publications that were cut off
-        if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", file):
-            storage.delete(file)
+    for file in left:
+        storage.delete(file)
 
 
 def read_verified(

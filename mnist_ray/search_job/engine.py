@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from ray import tune
 
 from mnist_ray import cluster, data, trackers
-from mnist_ray.errors import WorkError
+from mnist_ray.errors import WorkError, shortened
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
@@ -68,9 +68,10 @@ def opened_study(plan: Plan) -> Iterator[tuple[optuna.Study, Path | None]]:
         # Looked for on a disk too: a link that leads out of the run is refused.
         if storage.exists(layout.JOURNAL) and local is None:
             path.write_bytes(storage.read_bytes(layout.JOURNAL))
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a killed search's
+        if local is not None:
+            storage.delete(f"{layout.JOURNAL}.lock")  # a killed search's
         yield (
-            studies.open_study(journal_file(path), *common),
+            studies.open_study(journal_file(path, storage.check if local else None), *common),
             path if local is None else None,
         )
 
@@ -150,7 +151,7 @@ def train(
             with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
             searcher.close()
-            _check_end(plan, searcher)
+            _check_end(plan, searcher, lost)
     keeper.save()
     if _is_population(plan):
         for name in plan.storage.list(layout.TUNE):
@@ -172,7 +173,7 @@ def _no_winner(plan: Plan, records: Records) -> str:
                 f"the nearest has {constraints.broken(limits, nearest)}"
             )
     reasons = sorted({r.reason for r in records.trials.values()})
-    return f"succeeded: {'; '.join(reasons)[:400]}"
+    return f"succeeded: {shortened('; '.join(reasons), 400)}"
 
 
 @contextlib.contextmanager
@@ -186,9 +187,9 @@ def _kept_at_interrupt(keeper: Keeper) -> Iterator[None]:
         raise
 
 
-def _check_end(plan: Plan, searcher: StudySearch) -> None:
+def _check_end(plan: Plan, searcher: StudySearch, lost: Callable[[], bool]) -> None:
     """WorkError if the search had to end: the run is another's, or the storage failed."""
-    if searcher.taken_over:
+    if searcher.taken_over or lost():
         raise WorkError(
             f"the search at {plan.storage.uri} ends: another process has taken over its run"
         )
@@ -286,6 +287,7 @@ def _context(plan: Plan) -> TrialContext:
         tensorboard=s.tensorboard,
         activations=s.activations,
         weights=plan.split.images.weights if isinstance(plan.work, ImageWork) else None,
+        owner=plan.owner,
     )
 
 

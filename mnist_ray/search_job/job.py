@@ -1,6 +1,7 @@
 """The first job: a search from its settings to the best checkpoint, then the second job."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _on_cluster(
     from mnist_ray.search_job import engine, placement  # noqa: PLC0415 (Ray's environment)
 
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
-    plan = placement.complete(plan)
+    plan = _held(placement.complete(plan), held)
     print(placement.found(plan, cluster.nodes()), flush=True)
     with _outcome(plan.storage, held):
         about = claim(plan)
@@ -88,7 +89,6 @@ def _on_cluster(
                 engine.best_files(plan),
                 journal,
                 resumed=bool(plan.resumed),
-                check=held.check,
             )
             engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)
@@ -102,6 +102,12 @@ def _on_cluster(
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
     if plan.work.networks:
         print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
+
+
+def _held(plan: Plan, held: lease.Lease) -> Plan:
+    """The plan of a search that holds its run: it writes as the owner does."""
+    resumed = plan.resumed and dataclasses.replace(plan.resumed, storage=held.owned)
+    return dataclasses.replace(plan, storage=held.owned, resumed=resumed, owner=held.token)
 
 
 @contextlib.contextmanager
@@ -180,4 +186,6 @@ def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
     if function := hyperparameters.own_function(augment):
         own += ["--augment", function]
     own += trust.flags(plan.recorded_settings(), ("dataset", "stages"))
+    if not plan.resumed and "data_dir" in plan.settings.given:
+        own += ["--data-dir", str(plan.settings.data_dir)]
     return ["--run", plan.storage.uri, *own, *(["--verbose"] if plan.settings.verbose else [])]

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,11 @@ class Keeper:
     """Brings the run's directory up to date while trials end.
 
     Args:
-        storage: The run's directory.
+        storage: The run's directory, as its owner writes it.
         records: The trials; the search adds to them.
         best_files: Names of the best epoch's files in a trial's folder, and their names in best/.
         journal: The study's local file, if it must be uploaded; else None.
         resumed: Whether best/ may hold the best epoch already.
-        check: Raises if the run is another process's by now; called before every writing.
     """
 
     def __init__(
@@ -104,10 +103,9 @@ class Keeper:
         journal: Path | None,
         *,
         resumed: bool = False,
-        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage, self.records, self.best_files = storage, records, best_files
-        self.journal, self.resumed, self.check = journal, resumed, check
+        self.journal, self.resumed = journal, resumed
         # Settled trials whose checkpoints are still there.
         self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
         self._saved_at = -SAVE_EVERY
@@ -123,7 +121,6 @@ class Keeper:
 
     def save(self) -> None:
         """Writes best/, the tables and the journal, and removes losers' checkpoints."""
-        self.check()
         self.keep_journal(at_once=True)  # first: the tables must not know more than it does
         self._keep_best()
         holder = self.records.best[0] if self.records.best else None
@@ -155,7 +152,6 @@ class Keeper:
         state = (about.st_ino, about.st_size)  # it only grows
         if state == self._uploaded:
             return
-        self.check()
         begun = time.monotonic()
         self.storage.write_bytes(layout.JOURNAL, self.journal.read_bytes())
         self._upload_ended = time.monotonic()

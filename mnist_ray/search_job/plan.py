@@ -62,7 +62,7 @@ FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
 # A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
-RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages")
+RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages", "class_weights")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
@@ -98,6 +98,7 @@ class Plan:
     points: tuple[dict[str, Any], ...] = ()
     older: tuple[FrozenTrial, ...] = ()
     placement: Placement | None = None
+    owner: str = ""  # the token of the lease, once the run is held
 
     @property
     def split(self) -> data.Split:
@@ -157,6 +158,7 @@ def prepare(settings: SearchSettings) -> Plan:
         SettingsError: names the flag; nothing has been started.
     """
     check_search(settings)
+    given = settings.given
     name = settings.name or f"{settings.space.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
@@ -172,9 +174,8 @@ def prepare(settings: SearchSettings) -> Plan:
     if settings.train is not None:
         work = own_work(settings)
     else:
-        work = ImageWork(
-            load_split(settings, resumed), read_start(settings, found, storage, resumed), found
-        )
+        start = read_start(settings, found, storage, resumed)
+        work = ImageWork(load_split(settings, resumed, given), start, found)
         options["data"] = data_shape(work.split.images)
         if work.start:
             options["start"] = work.start.hyperparameters
@@ -328,7 +329,7 @@ def _check_second_job(plan: Plan) -> None:
     """SettingsError if the best network could not be fine-tuned, exported or judged."""
     s = plan.settings
     reading = data.Reading.of(resolved(s))
-    test = data.load(s.dataset, "test", s.data_dir, reading=reading)
+    test = data.load(s.dataset, "test", s.data_dir, reading=reading, download=not plan.resumed)
     data.check_test_part(plan.split.images, test)
     if trust.is_code(s.dataset) or trust.is_code(s.space):
         from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
@@ -377,6 +378,8 @@ def _check_place(plan: Plan) -> None:
     """SettingsError if the storage, the name or this machine cannot take the run."""
     s = plan.settings
     check_writable(s.storage)
+    if s.overwrite:
+        About.check_replaceable(plan.storage, "--overwrite")
     if not (s.resume or s.overwrite) and plan.storage.exists(layout.RUN):
         raise SettingsError(
             f"--name: a run is there already at {plan.storage.uri}; "

@@ -5,7 +5,7 @@ run records of them.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from mnist_ray import data, spaces
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
-from mnist_ray.settings import SearchSettings, constraints, resolved
+from mnist_ray.settings import SearchSettings, constraints, resolved, trust
 from mnist_ray.settings.text import load
 from mnist_ray.training import metrics
 
@@ -148,8 +148,16 @@ def check_function(function: Any, flag: str, name: str) -> None:
         )
 
 
-def load_split(settings: SearchSettings, resumed: About | None) -> data.Split:
-    """The images; with --resume those that the run began with. Tries a metric of one's own."""
+def load_split(
+    settings: SearchSettings, resumed: About | None, given: Collection[str] = ()
+) -> data.Split:
+    """The images; with --resume those that the run began with. Tries a metric of one's own.
+
+    Args:
+        settings: of the search.
+        resumed: the run that goes on.
+        given: names of the options that the person gave to the command that resumes it.
+    """
     split = data.load_split(
         settings.dataset,
         settings.data_dir,
@@ -159,6 +167,7 @@ def load_split(settings: SearchSettings, resumed: About | None) -> data.Split:
         val_by=settings.val_by,
         folds=settings.folds,
         reading=data.Reading.of(resolved(settings)),
+        download=not resumed or trust.may_download(settings.data_dir, given),
     )
     if settings.train is None:
         labels = split.images.labels[split.val]

@@ -7,10 +7,12 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mnist_ray import processes
 
@@ -18,6 +20,8 @@ TEMPORARY = ".tmp-"  # how the name of a file begins that is only just being wri
 LEFT_SECONDS = 86_400.0  # after which another machine's temporary file counts as left behind
 
 LOCK_PAUSES = (0.01,) * 20  # seconds; a lock is held for one write
+
+Version = tuple[int, int, int]  # device, number and time of a file
 
 # File systems that have no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -40,8 +44,14 @@ class Folder:
         return _exists(self._within(name))
 
     def read(self, name: str) -> bytes:
-        """The whole content."""
-        return self._within(name).read_bytes()
+        """The whole content of a regular file; a pipe would be waited for, a device never end."""
+        descriptor = os.open(self._within(name), os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            return file.read()
 
     def _within(self, name: str, *, of: str | None = None) -> Path:
         """The path of a name.
@@ -127,6 +137,33 @@ class Folder:
                     self.write(name, data)
                 return True
 
+    def version(self, name: str) -> Version | None:
+        """Tells a file from those that had its name before and after; None if there is none."""
+        try:
+            return _version(os.lstat(self._own(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write_if(self, name: str, data: bytes, version: Any) -> bool:
+        """Write a file only while it has this version."""
+        path = self._own(name)
+        self._refuse_where_gone()
+        if version is None:
+            return self.create(name, data)
+        if path.is_symlink():  # it is replaced itself
+            self.write(name, data)
+            return True
+        try:
+            descriptor = _open_to_lock(path)
+        except FileNotFoundError:
+            return False
+        with open(descriptor, "rb"):
+            _lock(descriptor)
+            if not _is_at(descriptor, path) or _version(os.fstat(descriptor)) != version:
+                return False
+            self.write(name, data)
+            return True
+
     def names(self, name: str) -> list[str]:
         """All files below, relative to this directory."""
         return [
@@ -178,6 +215,10 @@ class Folder:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _version(about: os.stat_result) -> Version:
+    return about.st_dev, about.st_ino, about.st_mtime_ns
 
 
 def _machine() -> str:

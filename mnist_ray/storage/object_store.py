@@ -25,7 +25,8 @@ from mnist_ray.storage.address import Address
 # A whole request may take long, as the upload of a model does; an answer must begin to come.
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "300s"}
 _RETRY = {"max_retries": 0}  # the pauses and the limit are RunStorage's
-_PARTS = 2  # of 5 MB, at the same time: a slow line must send each within read_timeout
+PART_BYTES = 5 * 1024 * 1024  # larger objects are sent in parts
+_PARTS = 2  # at the same time: a slow line must send each within read_timeout
 _PROFILE_SECONDS = 900.0  # for which a key from AWS's files is taken to hold
 
 _STATUS = re.compile(r"status code: (\d{3}[^:\n]*)")
@@ -69,7 +70,13 @@ class Bucket:
     def write(self, name: str, data: bytes) -> None:
         """Write an object, replacing one of that name."""
         with _translated():
-            obstore.put(self._store, self._key(name), data, max_concurrency=_PARTS)
+            obstore.put(
+                self._store,
+                self._key(name),
+                data,
+                chunk_size=PART_BYTES,
+                max_concurrency=_PARTS,
+            )
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object if there is none of this name."""
@@ -97,8 +104,26 @@ class Bucket:
             if data is None:
                 obstore.delete(self._store, [key])
                 return True
-            mode = {k: version[k] for k in ("e_tag", "version") if version.get(k)}
-            return self._put_if(key, data, mode)
+            return self._put_if(key, data, _version(version))
+
+    def version(self, name: str) -> Any:
+        """Tells an object from those that had its name before and after; None if there is none."""
+        with _translated():
+            try:
+                return _version(obstore.head(self._store, self._key(name)))
+            except FileNotFoundError:
+                return None
+
+    def write_if(self, name: str, data: bytes, version: Any) -> bool:
+        """Write an object only while it has this version.
+
+        One that is sent in parts is written in any case: a condition needs a single request.
+        """
+        if len(data) > PART_BYTES:
+            self.write(name, data)
+            return True
+        with _translated():
+            return self._put_if(self._key(name), data, "create" if version is None else version)
 
     def names(self, name: str) -> list[str]:
         """All objects below, relative to this directory."""
@@ -159,6 +184,11 @@ class Bucket:
                 raise
             obstore.put(self._store, key, data)
         return True
+
+
+def _version(about: Any) -> dict[str, str]:
+    """The condition of a put by an object's metadata."""
+    return {key: about[key] for key in ("e_tag", "version") if about.get(key)}
 
 
 def connect(address: Address) -> ObjectStore:

@@ -89,6 +89,9 @@ class RunStorage:
         """URI of a file of this directory, to print or to open elsewhere."""
         return self._address.join(name) if is_inside(name) else self.uri
 
+    def check(self) -> None:
+        """Raises WorkError if this process may not write here: see OwnedStorage."""
+
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or directory of this name."""
         return self._retry("look at", name, lambda: self._place.exists(name))
@@ -108,15 +111,34 @@ class RunStorage:
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value. Raises FileNotFoundError, or CorruptFileError if it is not JSON."""
+        return self._parsed(name, self.read_bytes(name))
+
+    def _parsed(self, name: str, content: bytes) -> Any:
         try:
-            return json.loads(self.read_bytes(name))
+            return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise CorruptFileError(f"{self.join(name)} is not JSON: {error}") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as UTF-8 JSON, keys in their own order. Raises ValueError for NaN."""
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-        self.write_bytes(name, f"{text}\n".encode())
+        self.write_bytes(name, _json(value))
+
+    def change_json(self, name: str, change: Callable[[Any], Any]) -> Any:
+        """Replace a JSON file's value by `change` of it; of several that do so none is lost.
+
+        Returns:
+            The new value.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            CorruptFileError: it is not JSON.
+        """
+        while True:
+            content = self.read_bytes(name)
+            value = change(self._parsed(name, content))
+            data = _json(value)
+            if data == content or self.replace_exclusive(name, content, data):
+                return value
 
     def list(self, name: str = "") -> Names:
         """Names, relative to this directory, of all files below `name`, sorted."""
@@ -182,6 +204,64 @@ class RunStorage:
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
+class OwnedStorage(RunStorage):
+    """A run's directory as its owner writes it: nothing more once another process has taken it.
+
+    Before every write the owner's mark is read. A write that was held up after that, as of a
+    suspended process, has no effect if another has written the file meanwhile. (Removals, and
+    objects of an object store above 5 MB, are checked before they are sent and not then.)
+
+    Args:
+        uri: the run's directory, which exists.
+        mark: the file that tells the owner.
+        check: is given its content, or None, and raises if the run is another's.
+    """
+
+    def __init__(self, uri: str, mark: str, check: Callable[[bytes | None], None]) -> None:
+        super().__init__(uri)
+        self._mark, self._check_mark = mark, check
+        if isinstance(self._place, Folder):
+            self._place.is_made = True
+
+    def check(self) -> None:
+        """Raises WorkError if the run is another's."""
+        self._retry("read", self._mark, self._check)
+
+    def _check(self) -> None:
+        try:
+            content = self._place.read(self._mark)
+        except FileNotFoundError:
+            content = None
+        self._check_mark(content)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file whole."""
+
+        def write() -> None:
+            version = self._place.version(name)
+            self._check()
+            if not self._place.write_if(name, data, version):
+                # Tried again, and only if the run is not theirs by now.
+                raise BlockingIOError(errno.EAGAIN, "another process writes it")
+
+        self._retry("write", name, write)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, or a directory with all in it."""
+        self.check()
+        super().delete(name)
+
+    def create_exclusive(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of this name."""
+        self.check()
+        return super().create_exclusive(name, data)
+
+    def replace_exclusive(self, name: str, expected: bytes, data: bytes | None) -> bool:
+        """Replace a file only while it holds `expected`."""
+        self.check()
+        return super().replace_exclusive(name, expected, data)
+
+
 def open_run(storage: str, name: str) -> RunStorage:
     """The directory of the run `name` below `storage`; makes nothing yet.
 
@@ -203,6 +283,10 @@ def check_writable(storage: str) -> None:
         run._retry("write to", "", lambda: run._place.probe(), at_most=CHECK_SECONDS)
     except WorkError as error:
         raise SettingsError(f"--storage: {error}") from error
+
+
+def _json(value: Any) -> bytes:
+    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def _retry_seconds() -> float:

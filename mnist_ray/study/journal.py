@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,18 @@ def _check_trials(storage: JournalStorage) -> None:
 # ---- the file of a search
 
 
-def journal_file(path: Path) -> "Journal":
+def journal_file(path: Path, check: Callable[[], None] | None = None) -> "Journal":
     """The journal in a local file, made if there is none.
+
+    Args:
+        path: the file.
+        check: called before every writing; raises if the run is another process's by now.
 
     Raises:
         CorruptFileError: it is damaged; names the line.
         OSError: it can be neither read nor made.
     """
-    log = FileLog(path)
+    log = FileLog(path, check or (lambda: None))
     path.touch()
     content = path.read_bytes()
     if whole(content) != content:
@@ -165,7 +169,8 @@ class FileLog(BaseJournalBackend):
     was written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
         self.path, self.lock, self.line = path, JournalFileOpenLock(str(path)), 0
         self._begins = [0]  # of each line, in bytes
 
@@ -188,6 +193,7 @@ class FileLog(BaseJournalBackend):
         """Appends a line for each; waits for the disk if one of them is not of LATER."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._named_errors(), self.locked(), self._opened() as file:
+            self.check()
             file.write(lines.encode())
             file.flush()
             if any(log["op_code"] not in LATER for log in logs):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import lightgbm
 import numpy as np
 
-from mnist_ray.storage import RunStorage
+from mnist_ray.run import lease
 from mnist_ray.training.metrics import score_of
 from mnist_ray.trials.function import FunctionTrial
 from mnist_ray.tune.trial import TrialContext
@@ -41,7 +41,8 @@ class LightGBMTrial(FunctionTrial):
         assert context is not None
         assert images is not None
         assert labels is not None
-        self.context, self.storage = context, RunStorage.existing(context.run)
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
         parts = [
             (images[part].reshape(len(part), -1), labels[part])
             for part in (train, val)

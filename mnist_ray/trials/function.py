@@ -20,12 +20,11 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.run.records import COLUMNS, METRIC_PREFIX, EpochRow, checked_row, rank, value_of
 from mnist_ray.settings import constraints
 from mnist_ray.settings.objectives import column, function_of
 from mnist_ray.settings.text import load
-from mnist_ray.storage import RunStorage
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext, ended, reported
 
@@ -58,7 +57,8 @@ class FunctionTrial(EpochTrial):
             data: Whatever the function wants as `data`.
         """
         assert context is not None
-        self.context, self.storage = context, RunStorage.existing(context.run)
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
         self.function, self.data = load(function, "--train", ()), data
         self.begin_config(config)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mnist_ray.storage import RunStorage
+from mnist_ray.run import lease
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext
 
@@ -53,7 +53,8 @@ class TrainTrial(EpochTrial):
         from mnist_ray.trials.worker import Worker  # noqa: PLC0415 (named trainable)
 
         assert context is not None
-        self.context, self.storage = context, RunStorage.existing(context.run)
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
         arrays = (images, labels, train, val, *(part for fold in folds[1:] for part in fold))
         self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
         self.begin_config(config)

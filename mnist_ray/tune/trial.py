@@ -37,6 +37,7 @@ class TrialContext:
         tensorboard: whether every epoch is written for it.
         activations: whether that has histograms of the layers' outputs.
         weights: float32 [n], how much each image counts in the loss; None: all alike.
+        owner: the token of the run's lease (see `lease.owned`).
     """
 
     run: str
@@ -54,6 +55,7 @@ class TrialContext:
     tensorboard: bool = False
     activations: bool = False
     weights: np.ndarray | None = None
+    owner: str = ""
 
 
 class Result(EpochRow, total=False):

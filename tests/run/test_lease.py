@@ -19,7 +19,7 @@ from mnist_ray import processes
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import lease
 from mnist_ray.signals import interruptible
-from mnist_ray.storage import RunStorage
+from mnist_ray.storage import RunStorage, open_run
 
 HOLD = str(Path(__file__).parents[1] / "programs" / "hold_lease.py")
 
@@ -50,16 +50,17 @@ def first_line(process: subprocess.Popen) -> str:
     return process.stdout.readline().strip()
 
 
+def place(folder: Path, request: pytest.FixtureRequest, kind: str, name: str) -> RunStorage:
+    """A run's directory on a disk or on S3."""
+    base = request.getfixturevalue("s3_server") if kind == "s3" else str(folder)
+    return open_run(base, name)
+
+
 @pytest.mark.parametrize("kind", ["disk", "s3"])
 def test_the_second_is_refused_and_a_killed_ones_place_is_taken(
     tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
-    base, _, query = (
-        request.getfixturevalue("s3_server").partition("?")
-        if kind == "s3"
-        else (str(tmp_path), "", "")
-    )
-    run = RunStorage(f"{base}/lease{'?' if query else ''}{query}")
+    run = place(tmp_path, request, kind, "lease")
     first = hold(run.uri)
     assert first_line(first) == "held"
     refused = f"--name: another search is at work at .*lease.* \\(process {first.pid} on "
@@ -180,12 +181,7 @@ def dead_lease(run: RunStorage) -> None:
 def test_one_held_up_between_its_look_and_its_write_does_not_get_the_lease(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    base, _, query = (
-        request.getfixturevalue("s3_server").partition("?")
-        if kind == "s3"
-        else (str(tmp_path), "", "")
-    )
-    run = RunStorage(f"{base}/held-up{'?' if query else ''}{query}")
+    run = place(tmp_path, request, kind, "held-up")
     dead_lease(run)
     quick, has_ended = lease.Lease(run, "search"), processes.has_ended
 
@@ -237,18 +233,63 @@ def test_the_callers_signal_handlers_are_left_alone(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_one_that_was_silent_looks_before_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["disk", "s3"])
+def test_who_was_suspended_and_has_lost_the_run_writes_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    """Before its next beat, and whatever its clock says: that of a laptop stands while it sleeps.
+
+    The same of a worker on another machine, which knows its owner's token alone.
+    """
     monkeypatch.setattr(lease, "BEAT", 60.0)
-    run = RunStorage(str(tmp_path / "run"))
+    run = place(tmp_path, request, kind, "suspended")
     held = lease.Lease(run, "search")
     held.take("--name")
-    run.write_json("search.lease", dict(run.read_json("search.lease"), token="another"))
-    held.check()  # it has just written it
-    time.sleep(1.1)
+    for storage in (held.owned, lease.owned(run.uri, "search", held.token)):
+        storage.write_bytes("a", b"1")
+        storage.check()
+    taken = dict(run.read_json("search.lease"), token="another")
+    run.write_json("search.lease", taken)
+    for storage in (lease.owned(run.uri, "search", held.token), held.owned):
+        for write in (
+            lambda storage=storage: storage.write_bytes("a", b"2"),
+            lambda storage=storage: storage.write_json("b", 2),
+            lambda storage=storage: storage.change_json("a", lambda value: value + 1),
+            lambda storage=storage: storage.create_exclusive("c", b"2"),
+            lambda storage=storage: storage.delete("a"),
+            storage.check,
+        ):
+            with pytest.raises(WorkError, match="taken over its run, or deleted it"):
+                write()
+    assert run.list() == ["a", "search.lease"]
+    assert run.read_bytes("a") == b"1"
+
+
+@pytest.mark.parametrize("kind", ["disk", "s3"])
+@pytest.mark.parametrize("before", [None, b"0"])
+def test_a_write_that_was_held_up_after_its_check_does_not_replace_the_next_owners(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    before: bytes | None,
+) -> None:
+    run = place(tmp_path, request, kind, "held-up-new" if before is None else "held-up")
+    held = lease.Lease(run, "search")
+    held.take("--name")
+    if before is not None:
+        run.write_bytes("study.journal", before)
+    write_if = held.owned._place.write_if
+
+    def held_up(*arguments: Any) -> bool:
+        run.write_json("search.lease", dict(run.read_json("search.lease"), token="another"))
+        run.write_bytes("study.journal", b"the next owner's")
+        return write_if(*arguments)
+
+    monkeypatch.setattr(held.owned._place, "write_if", held_up)
     with pytest.raises(WorkError, match="taken over"):
-        held.check()
+        held.owned.write_bytes("study.journal", b"older")
+    assert run.read_bytes("study.journal") == b"the next owner's"
 
 
 def test_the_lease_of_an_earlier_version_is_watched_while_its_process_lives(
@@ -259,6 +300,22 @@ def test_the_lease_of_an_earlier_version_is_watched_while_its_process_lives(
     run.write_json("search.lease", {"token": "t", "process": process, "beat": 3})
     with lease.held(run, "search"):
         assert capsys.readouterr().out.startswith("waiting 2 s to see whether process ")
+
+
+def test_a_lease_does_not_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunStorage(str(tmp_path / "run"))
+    process = {"machine": "m", "pid": "\x1b[2J", "node": "\x07\n" * 400}
+    run.write_json("search.lease", {"token": "t", "process": process, "beat": 3})
+    with pytest.raises(SettingsError) as error, monkeypatch.context() as patch:
+        patch.setattr(lease, "_has_ended", lambda *of: False)
+        lease.Lease(run, "search").take("--name")
+    with lease.held(run, "search"):
+        pass
+    for text in (str(error.value), capsys.readouterr().out.strip()):
+        assert text.isprintable()
+        assert len(text) < 1000
 
 
 def test_a_run_is_not_replaced_while_another_works_on_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About
 from mnist_ray.run.records import Record, Records
 from mnist_ray.search_job import summary
@@ -22,6 +22,7 @@ from mnist_ray.study import journal, studies, trials
 from mnist_ray.study.journal import journal_file
 from mnist_ray.study.optuna_private import started
 from mnist_ray.tune.suggestions import Suggestions
+from tests.support.about import facts
 
 
 def settings(folder: Path, **options: Any) -> SearchSettings:
@@ -123,6 +124,18 @@ def test_overwrite_keeps_the_lease_of_its_owner(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"run.json", "search.lease"}
 
 
+def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
+    (tmp_path / "a" / "photos").mkdir(parents=True)
+    (tmp_path / "a" / "photos" / "one.png").write_text("mine")
+    with pytest.raises(SettingsError, match=r"^--overwrite: .*/a is no run: it holds photos/one"):
+        prepare(settings(tmp_path, overwrite=True))
+    (tmp_path / "a" / "photos" / "one.png").unlink()
+    for ours in ("search.lease", "tune/checkpoints/00000/latest.safetensors", "model.onnx"):
+        (tmp_path / "a" / ours).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / ours).write_text("left by one that was killed while it replaced a run")
+    prepare(settings(tmp_path, overwrite=True))
+
+
 def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None:
     storage = prepare(settings(tmp_path)).storage
     records = Records("val_accuracy", 3)
@@ -141,14 +154,21 @@ def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None
 
 def test_who_has_lost_the_run_writes_nothing(tmp_path: Path) -> None:
     storage = prepare(settings(tmp_path)).storage
-
-    def taken() -> None:
-        raise WorkError("another process has taken over its run")
-
-    keeper = Keeper(storage, Records("val_accuracy", 1), {}, None, check=taken)
-    with pytest.raises(WorkError, match="taken over"):
-        keeper.save()
-    assert not storage.exists()
+    held = lease.Lease(storage, "search")
+    held.take("--name")
+    About.claim(held.owned, facts(), "")
+    study = optuna.create_study(storage=journal_file(tmp_path / "j", held.owned.check))
+    storage.write_json("search.lease", {**storage.read_json("search.lease"), "token": "another"})
+    for write in (
+        Keeper(held.owned, Records("val_accuracy", 1), {}, None).save,
+        lambda: About.read(held.owned, "").ended("interrupted"),
+        study.ask,
+    ):
+        with pytest.raises(WorkError, match="taken over"):
+            write()
+    assert storage.list() == ["run.json", "search.lease"]
+    assert storage.read_json("run.json")["state"] == "searching"
+    assert study.trials == []
 
 
 def test_the_summary_tells_how_trials_ended() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.storage import RunStorage, check_writable, open_run
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.storage import OwnedStorage, RunStorage, check_writable, open_run
+from mnist_ray.storage.object_store import PART_BYTES
 
 
 def test_files_of_a_run(place: str) -> None:
@@ -117,6 +118,41 @@ def test_of_those_who_replace_a_file_at_the_same_moment_one_wins(place: str) -> 
         won = all_at_once(take)
         before = run.read_bytes("lease")
         assert [mark + value for value in won] == [before]
+
+
+def test_of_changes_at_the_same_moment_none_is_lost(place: str) -> None:
+    run = open_run(place, "first")
+    run.write_json("run.json", {"state": "searching"})
+
+    def change(value: bytes) -> bool:
+        run.change_json("run.json", lambda now: {**now, value.decode(): 1})
+        return True
+
+    changes = all_at_once(change)
+    assert run.read_json("run.json") == {"state": "searching"} | {c.decode(): 1 for c in changes}
+    with pytest.raises(FileNotFoundError):
+        run.change_json("none.json", lambda now: now)
+
+
+def test_an_owner_writes_what_it_likes_while_the_mark_is_its_own(place: str) -> None:
+    run = open_run(place, "first")
+    run.write_bytes("mark", b"mine")
+
+    def check(content: bytes | None) -> None:
+        if content != b"mine":
+            raise WorkError(f"the mark is {content!r}")
+
+    owned = OwnedStorage(run.uri, "mark", check)
+    for data in (b"one", b"three", b"", bytes(PART_BYTES + 1)):
+        owned.write_bytes("best/a", data)
+        assert run.read_bytes("best/a") == data
+    run.write_bytes("mark", b"yours")
+    with pytest.raises(WorkError, match="^the mark is b'yours'$"):
+        owned.write_bytes("best/a", b"")
+    run.delete("")
+    with pytest.raises(WorkError, match="^the mark is None$"):
+        owned.write_bytes("best/a", b"")
+    assert run.list() == []
 
 
 def test_pickled_it_is_its_uri(place: str) -> None:
