@@ -5,7 +5,6 @@ Nothing is started and, but for a probe of the storage, nothing is written.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -238,7 +237,7 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
     changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
     for key in sorted(now.given - changeable):
         same = values[key] == before.get(key) or (
-            key == "study" and _same_place(values[key], before.get(key))
+            key == "study" and trust.same_place(values[key], before.get(key))
         )
         if not same:
             flag = f"--{key.replace('_', '-')}"
@@ -252,12 +251,6 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
         if key in values and key not in now.given | ONE_TIME
     }
     return dataclasses.replace(now, **kept)
-
-
-def _same_place(one: str | None, other: str | None) -> bool:
-    """Whether two URLs differ at most in how the password is given: literally or as ${VAR}."""
-    masked = [url and re.sub(r":\$\{\w+\}@", ":***@", url) for url in (one, other)]
-    return one is not None and masked[0] == masked[1]
 
 
 # ---- checks

@@ -137,6 +137,12 @@ def same_data(found: str, expected: str | None, source: str, dataset: str) -> No
         )
 
 
+def same_place(one: str | None, other: str | None) -> bool:
+    """Whether two URLs differ at most in how the password is given: literally or as ${VAR}."""
+    shown = [url and re.sub(r":\$\{\w+\}@", ":***@", url) for url in (one, other)]
+    return one is not None and shown[0] == shown[1]
+
+
 def may_download(data_dir: str | None, given: Collection[str]) -> bool:
     """Whether missing images may be downloaded into a folder: not if only a stored file names it.
 
