@@ -22,6 +22,7 @@ READERS: dict[str, Callable[[str, str], Listing]] = {
     "hf": tables.read_hf,
 }
 _noted: set[str] = set()  # notes of this process, which are logged once
+_of_train: dict[str, Listing] = {}  # of the source whose training part was read last
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
 
 
@@ -35,7 +36,11 @@ def read(name: str, part: str, reading: Reading) -> Images:
         SettingsError: names the source and the fault.
     """
     kind, _, where = name.partition(":")
-    listing = READERS[kind](name, where)
+    listing = _of_train.pop(name, None) if part == "test" else None
+    listing = listing or READERS[kind](name, where)
+    if part == "train":  # the test part is read next, of the same pictures
+        _of_train.clear()
+        _of_train[name] = listing
     parts, notes = _parts(listing)
     order = np.concatenate([np.flatnonzero(parts == each) for each in ORDER])
     if (name, listing.fingerprint) in _verified:

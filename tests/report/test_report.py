@@ -19,10 +19,12 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 from mnist_ray import data, report
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.report.read import read_run
-from mnist_ray.run.records import INTERRUPTED, Record
+from mnist_ray.run import layout
+from mnist_ray.run.records import INTERRUPTED, Record, Records
+from mnist_ray.run.tables import parquet, trials_table
 from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
-from tests.support.report_runs import Tables, answer, write_run, wrong_numbers
+from tests.support.report_runs import Tables, answer, made_up_trials, write_run, wrong_numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,6 +180,37 @@ def test_few_trials(tmp_path: Path, n: int) -> None:
         )
     text = Tables(report.build([storage])).text
     assert ("No trial has ended yet" in text) == (n == 0)
+
+
+def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
+    def limit(_: optuna.trial.FrozenTrial, record: Record) -> None:
+        for row in record.rows.values():
+            row["violation"] = max(0.0, (record.n_parameters or 0) / 30_000 - 1)
+
+    storage = write_run(tmp_path / "two", edit=limit)
+    records = Records("val_accuracy", 30, ("accuracy", "parameters"))
+    for frozen, record in made_up_trials(30, "val_accuracy"):
+        limit(frozen, record)
+        records.add(record)
+    storage.write_bytes(layout.TRIALS, parquet(trials_table(records)))
+    raw = storage.read_json("run.json")
+    raw["settings"] |= {
+        "objectives": "accuracy,parameters",
+        "constraint": ["parameters<=30000"],
+        "study": "sqlite:///elsewhere.db",
+    }
+    storage.write_json("run.json", raw)
+    page = report.build([storage])
+    head = page.partition("<section")[0]
+    assert head.count('id="figure-pareto"') == page.count('id="figure-pareto"') == 1
+    kept = [r for r, _ in records.top(30)]
+    assert 5 < len(kept) < 25
+    assert f"parameters&lt;=30,000: kept by {len(kept)} of 30 trials" in head
+    front = records.front()
+    assert f"{len(front)} complete trials are on the Pareto front" in page
+    assert records.best is not None
+    assert f"Of trial {records.best[0]} after" in head
+    assert all((records.trials[n].n_parameters or 99_999) <= 30_000 for n in front)
 
 
 def test_interrupted_and_running_trials(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def plan_of(tmp_path: Path, counts: list[int], shape: tuple[int, ...], **options
 @pytest.mark.parametrize(
     ("counts", "shape"),
     [
-        pytest.param([60, 40], (28, 28), id="two classes"),
+        pytest.param([60, 40], (8, 8), id="two classes"),
         pytest.param([3] * 1000, (8, 8), id="a thousand classes"),
-        pytest.param([9, 9, 9], (12, 12), id="fewer images than a batch"),
+        pytest.param([9, 9, 9], (8, 8), id="fewer images than a batch"),
         pytest.param([6] * 36 + [3], (64, 64, 3), id="3 x 64 x 64, 37 classes, one of them rare"),
     ],
 )
@@ -65,7 +65,8 @@ def test_it_is_trained_exported_and_judged(
     assert np.isfinite([row["train_loss"], row["val_loss"]]).all()
     assert 0 <= row["val_metric"] <= 1
     assert set(part.labels[plan.split.val]) == set(range(len(counts)))
-    rehearse(plan.space, part)
+    if len(counts) == 37:  # an export takes seconds
+        rehearse(plan.space, part)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_it_is_trained_exported_and_judged(
     [
         ([5, 5, 1], {}, "--dataset: a class has a single training image, a split needs two"),
         ([9, 9, 3], {"folds": 5}, "--folds 5: the rarest class has 3 images; take fewer"),
-        ([9], {}, "."),
+        ([9], {}, "has one class, '0'; expected at least two"),
     ],
 )
 def test_or_refused_in_one_line(
