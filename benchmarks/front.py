@@ -33,6 +33,9 @@ SIDES = {"front": "non-dominated rank", "accuracy": "accuracy alone"}
 class FrontSettings(BenchmarkSettings):
     """Compare what stops trials, on digits."""
 
+    repeats: int = 10
+    """Seeds of every side."""
+
 
 class Networks:
     """Trains, and keeps the epochs of every configuration: the sides begin with the same ones."""
