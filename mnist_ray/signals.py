@@ -6,6 +6,7 @@ put in order (`interruptible`). After its last line it ends with the exit code t
 (`ends_with`).
 """
 
+import atexit
 import contextlib
 import errno
 import os
@@ -27,6 +28,13 @@ _code: list[int] = []  # the exit code of a command after its last line
 def exit_at_once() -> None:
     """Has an interrupt end the process with a line and exit code 130."""
     _install(_exit)
+    atexit.register(_ignore)  # so early that it runs last
+
+
+def _ignore() -> None:
+    """Python's last act takes all handlers away: a signal would then change the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def ends_with(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray import signals
+from tests.support import PROGRAMS
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -72,3 +74,14 @@ def test_what_nohup_ignores_stays_ignored() -> None:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_in_pythons_last_act_does_not_change_the_exit_code(number: int) -> None:
+    program = str(PROGRAMS / "slow_end.py")
+    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["work is done\n", "ending\n"]
+    process.send_signal(number)
+    assert process.wait(30) == 3
+    process.stdout.close()

@@ -51,12 +51,14 @@ def load_split(  # noqa: PLR0913 (one a setting)
     """Load a training part and split it.
 
     Args:
-        dataset, data_dir, download: see `load`.
+        dataset: a name, see `load`.
+        data_dir: see `load`.
         train_images: images to train on; None takes all that are left.
         val_images: images to validate on; None takes `default_val_images`.
         seed: of the draw.
         val_by: `class`; `group`; `own`, those that it brings; or None: the last that it has.
         folds: divide all images into so many parts, each of which validates once.
+        download: see `load`.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
     part = load(dataset, "train", data_dir, reading=reading, download=download)
