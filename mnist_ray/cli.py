@@ -4,6 +4,7 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 """
 
 import difflib
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,13 @@ from mnist_ray.errors import SettingsError, printable
 from mnist_ray.settings import (
     DrawSettings,
     EvaluateSettings,
+    ExportSettings,
     FinetuneSettings,
     PredictSettings,
+    PushSettings,
     ReportSettings,
     SearchSettings,
+    ServeSettings,
     help,
     main,
 )
@@ -76,7 +80,8 @@ def predict(settings: PredictSettings) -> int:
             print(printable(str(error)), file=sys.stderr, flush=True)
             code = SettingsError.exit_code
             continue
-        shown = f"{found.label}  {found.probability:.4f}" if found.label else "-  nothing drawn"
+        shown = f"{found.label}  {found.probability:.4f}" if found.label else "-"
+        shown += "" if found.known else f"  {found.reason}"
         print(f"{printable(path)}  {shown}", flush=True)
     return code
 
@@ -113,6 +118,33 @@ def draw(settings: DrawSettings) -> None:
         print(f"page: {settings.export}/index.html")
 
 
+def serve(settings: ServeSettings) -> None:
+    """Answer pictures over HTTP with a published model."""
+    try:
+        room = importlib.import_module("mnist_ray.serve.server")  # an optional package
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"serve needs the package {error.name}: pip install 'mnist_ray[serve]'"
+        ) from error
+
+    room.serve(settings.model, settings.host, settings.port)
+
+
+def export(settings: ExportSettings) -> None:
+    """Write a published model as a folder for Hugging Face or Triton."""
+    _handover().export(settings.run, settings.to, settings.out)
+    print(f"{settings.to}: {settings.out}")
+
+
+def push(settings: PushSettings) -> None:
+    """Upload a published model to the Hugging Face Hub."""
+    print(_handover().push(settings.run, settings.repo))
+
+
+def _handover() -> Any:
+    return importlib.import_module("mnist_ray.handover")  # seconds at start
+
+
 class Command(NamedTuple):
     """A command: the type of its settings and the function that does it."""
 
@@ -127,6 +159,9 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(PredictSettings, predict),
     "report": Command(ReportSettings, report),
     "draw": Command(DrawSettings, draw),
+    "serve": Command(ServeSettings, serve),
+    "export": Command(ExportSettings, export),
+    "push": Command(PushSettings, push),
 }
 
 

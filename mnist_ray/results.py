@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import optuna
     import pandas
 
-    from mnist_ray.export.picture_model import PictureSession
-
 
 @dataclass(frozen=True)
 class Best:
@@ -192,14 +190,17 @@ class Prediction(_Pair):
         label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
         known: Whether the picture is one of the classes at all; False if nothing is drawn.
+        reason: Why it is not: `nothing drawn`; `unsure`, as it may be several of the classes; or
+            `foreign`, as nothing like it is among them. "" if it is.
     """
 
     known: bool
+    reason: str
 
-    def __new__(cls, label: str, probability: float, known: bool = True) -> Self:
-        """Makes the pair and notes `known` beside it."""
+    def __new__(cls, label: str, probability: float, known: bool = True, reason: str = "") -> Self:
+        """Makes the pair and notes the others beside it."""
         self = super().__new__(cls, label, probability)
-        self.known = known
+        self.known, self.reason = known, reason
         return self
 
 
@@ -258,7 +259,7 @@ class Model:
         Args:
             picture: A file; or a picture of Pillow's or uint8 [height, width] or [height, width,
                 3 or 4] of any size, dark on light or light on dark; or an image as the data set
-                has it, uint8 [C, H, W].
+                has it, uint8 [C, H, W], which counts as known.
 
         Raises:
             SettingsError: The file cannot be read, or the array is no picture.
@@ -267,13 +268,14 @@ class Model:
             if picture.dtype != np.uint8:
                 raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
             each = self.probabilities(picture[None])[0]
-            number, probability, known = int(each.argmax()), float(each.max()), True
+            number, probability, known, reason = int(each.argmax()), float(each.max()), True, ""
         else:
-            number, probability, known = self._pictures.of(picture, self.session.image_shape)
+            shape = self.session.image_shape
+            number, probability, known, reason = self._pictures.of(picture, shape)
         if not probability:
-            return Prediction("", 0.0, known=False)
+            return Prediction("", 0.0, False, reason)
         label = self.classes[number] if self.classes else str(number)
-        return Prediction(label, probability, known)
+        return Prediction(label, probability, known, reason)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Float32 [n, classes] for images of a data set, uint8 [n, C, H, W]."""
@@ -322,7 +324,7 @@ class Model:
             reading = data.Reading(
                 (size[0], size[1]),
                 "grey" if channels == 1 else "colour",
-                self._padding or "black",
+                self.session.padding or "black",
             )
         if by_model:
             trained = data.load(name, "train", reading=reading)
@@ -334,16 +336,20 @@ class Model:
         return temperature_of(self.session.metadata, self.path)
 
     @cached_property
-    def _pictures(self) -> "PictureSession":
-        from mnist_ray.export import picture_model  # noqa: PLC0415 (seconds at start)
+    def picture(self) -> bytes:
+        """The bytes of `picture.onnx`: the run's, or made of the model's file."""
+        made: bytes = self._picture or self._room.picture_file(self.content, self.path)
+        return made
 
-        made = self._picture or picture_model.picture_file(self.content, self.path)
-        return picture_model.PictureSession(made, layout.PICTURE)
+    @cached_property
+    def _pictures(self) -> Any:
+        return self._room.PictureSession(self.picture, layout.PICTURE)
 
     @property
-    def _padding(self) -> str | None:
-        """How a picture becomes an image: see `data.Images.padding`."""
-        return self.session.padding
+    def _room(self) -> Any:
+        from mnist_ray.export import picture_model  # noqa: PLC0415 (seconds at start)
+
+        return picture_model
 
 
 def open_run(uri: str | os.PathLike[str], study: str | None = None) -> Run:

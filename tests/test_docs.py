@@ -22,6 +22,7 @@ OTHERS = {
     *("working-dir", "runtime-env-json", "entrypoint-num-gpus", "head", "dashboard-host"),  # Ray
     *("logdir", "generate", "help", "version", "watch"),
     *("instance-types", "product-descriptions"),  # aws
+    "data-binary",  # curl
     *("recipe", "folds", "change"),  # benchmarks/crossval.py
 }
 OPTIONS = {

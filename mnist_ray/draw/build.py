@@ -15,8 +15,9 @@ from mnist_ray.data import MAX_PIXELS
 from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.picture_model import picture_file, with_inner_values
-from mnist_ray.export.read import load_verified, read_model
+from mnist_ray.export.read import load_verified
 from mnist_ray.export.session import Session
+from mnist_ray.results import load_model
 
 PAGE = ("index.html", "page.css", "page.js")
 # In index.html: a folder that has it may be written again.
@@ -44,7 +45,7 @@ def export(where: str, folder: str) -> None:
                 f"--export: {folder} holds other files; "
                 "expected a new or empty folder, or one that --export wrote"
             )
-        files = page(read_model(where), where)
+        files = page_of(where)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (target / name).write_bytes(content)
@@ -52,7 +53,13 @@ def export(where: str, folder: str) -> None:
         raise SettingsError(f"--export: {folder} cannot be written: {error.strerror}") from error
 
 
-def page(model: bytes, source: str) -> dict[str, bytes]:
+def page_of(where: str) -> dict[str, bytes]:
+    """The page's files for an ONNX file or a run, which may have published its picture.onnx."""
+    model = load_model(where)
+    return page(model.content, where, model.picture)
+
+
+def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, bytes]:
     """The page's files, name -> content.
 
     model.onnx and picture.onnx are for people; the page runs a copy of the latter in files.js.
@@ -60,10 +67,11 @@ def page(model: bytes, source: str) -> dict[str, bytes]:
     Args:
         model: The ONNX file.
         source: Its name in errors.
+        picture: The file of pictures; None: made of the model's.
     """
     session = Session(model, source)
     channels, height, width = session.image_shape
-    picture = picture_file(model, source)
+    picture = picture or picture_file(model, source)
     first = first_layer(load_verified(model, source))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {

@@ -4,9 +4,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
 from typing import Any
 
-from mnist_ray.draw.build import page
+from mnist_ray.draw.build import page_of
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.read import read_model
 
 # The worker and the runtime's module are blobs, made of the texts in files.js.
 POLICY = (
@@ -30,7 +29,7 @@ def serve(where: str, port: int = 0) -> None:
         raise SettingsError(
             f"--port: {port} is not allowed; expected 0 (any that is free) to 65535"
         )
-    files = page(read_model(where), where)
+    files = page_of(where)
     try:
         server = Server(files, port)
     except OSError as error:

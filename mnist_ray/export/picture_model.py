@@ -1,8 +1,9 @@
 """`picture.onnx`: from a picture as people have it to its class, in one ONNX file.
 
 It joins the preparation of `pictures.py` and a network's file, and decides: softmax at a
-temperature, the largest probability, and whether anything is drawn at all. `predict`, the page and
-`Model.predict` run it, so a person who runs it with onnxruntime alone gets the same answers.
+temperature, the largest probability, and whether the picture is one of the classes at all.
+`predict`, the page, `serve` and `Model.predict` run it, so a person who runs it with onnxruntime
+alone gets the same answers.
 """
 
 import hashlib
@@ -20,31 +21,61 @@ from mnist_ray.data.pictures import in_8_bits
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
 from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, metadata_of
-from mnist_ray.export.session import Session, probabilities, runtime_session, temperature_of
+from mnist_ray.export.session import (
+    Session,
+    median_ms,
+    probabilities,
+    runtime_session,
+    temperature_of,
+)
 
 IMAGE, PROBABILITIES = "image", "probabilities"  # inner values that the page shows as well
 TOLERANCE = 1e-4  # largest difference of a probability from that of the two files apart
+UNSURE, FOREIGN = "unsure_below", "foreign_above"  # the thresholds, in the metadata
 
 
 class Answer(NamedTuple):
-    """What `picture.onnx` says of a picture: a class's number, its probability, and `known`."""
+    """What `picture.onnx` says of a picture.
+
+    Attributes:
+        label: A class's number.
+        probability: Of that class, calibrated; 0 if nothing is drawn.
+        known: Whether the picture is one of the classes.
+        reason: Why not: `nothing drawn`, `unsure` or `foreign`; "" if it is.
+    """
 
     label: int
     probability: float
     known: bool
+    reason: str
 
 
-def picture_file(model: bytes, source: str) -> bytes:
+class Declining(NamedTuple):
+    """When a picture with something on it is none of the classes.
+
+    Attributes:
+        gate: An ONNX file, float32 [batch, C, H, W] in [0, 1] to scores [batch].
+        unsure: The picture is declined below this calibrated probability,
+        foreign: and above this score.
+    """
+
+    gate: bytes
+    unsure: float
+    foreign: float
+
+
+def picture_file(model: bytes, source: str, declining: Declining | None = None) -> bytes:
     """The bytes of `picture.onnx`: equal arguments give equal bytes.
 
     Input `picture`: uint8 [height, width, 4] (RGBA) of any size. Outputs: `label` int64 [],
-    `probability` float32 [], `known` bool []: false where nothing is drawn, and then the
-    probability is 0. Standard operators only.
+    `probability` float32 [], `known` bool []: false for none of the classes, and where nothing is
+    drawn; then the probability is 0 too. Standard operators only.
 
     Args:
         model: The network's file, float32 [batch, C, H, W] to logits [batch, classes]. Its
             metadata may have a `temperature`, by which the logits are divided before the softmax.
         source: Its name in errors.
+        declining: None: every picture with something on it is known.
 
     Raises:
         SettingsError: The network takes neither 1 nor 3 channels, or its file cannot be joined.
@@ -56,13 +87,19 @@ def picture_file(model: bytes, source: str) -> bytes:
     prepare = onnx.load_model_from_string(
         preprocessing_graph((height, width), channels, session.padding)
     )
+    gate = None if declining is None else load_verified(declining.gate, "the gate")
     try:
-        joined = _joined(prepare, network)
+        joined = _joined(prepare, network, gate)
     except ValueError as error:
         raise SettingsError(f"{source} takes no pictures: {first_line(error)}") from error
     _decide(
-        joined.graph, temperature_of(facts, source), drawn=channels == 1 and session.padding is None
+        joined.graph,
+        temperature_of(facts, source),
+        declining,
+        drawn=channels == 1 and session.padding is None,
     )
+    if declining is not None:
+        facts |= {UNSURE: repr(declining.unsure), FOREIGN: repr(declining.foreign)}
     facts["model_sha256"] = hashlib.sha256(model).hexdigest()
     for key in sorted(facts):
         joined.metadata_props.add(key=key, value=facts[key])
@@ -73,23 +110,39 @@ def picture_file(model: bytes, source: str) -> bytes:
     return data
 
 
-def _joined(prepare: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
-    """One graph: `picture` to IMAGE to the network's output, which is called `logits`."""
-    for proto in (prepare, network):
-        del proto.metadata_props[:]
-        proto.ir_version = 10
-    prepare = compose.add_prefix(prepare, "prepare/", rename_inputs=False, rename_outputs=False)
-    network = compose.add_prefix(network, "network/")
-    ends = (network.graph.input[0].name, network.graph.output[0].name)
-    joined = compose.merge_models(prepare, network, io_map=[(IMAGE, ends[0])], outputs=[ends[1]])
-    del joined.opset_import[1:]  # the same of both
-    joined.graph.node.append(helper.make_node("Identity", [ends[1]], ["logits"]))
+def _joined(
+    prepare: onnx.ModelProto, network: onnx.ModelProto, gate: onnx.ModelProto | None
+) -> onnx.ModelProto:
+    """One graph: `picture` to IMAGE, and that to the network's `logits` and the gate's `score`."""
+    joined = compose.add_prefix(
+        _bare(prepare), "prepare/", rename_inputs=False, rename_outputs=False
+    )
+    outputs = []
+    for name, part in (("logits", network), ("score", gate)):
+        if part is None:
+            continue
+        part = compose.add_prefix(_bare(part), f"{name}/")
+        outputs.append((name, part.graph.output[0].name))
+        io_map = [(IMAGE, part.graph.input[0].name)]
+        kept = [IMAGE, *(output for _, output in outputs)]
+        joined = compose.merge_models(joined, part, io_map=io_map, outputs=kept)
+    del joined.opset_import[1:]  # the same of all
+    for name, output in outputs:
+        joined.graph.node.append(helper.make_node("Identity", [output], [name]))
     joined.graph.name = "picture"
     return joined
 
 
-def _decide(graph: onnx.GraphProto, temperature: float, *, drawn: bool) -> None:
-    """Appends the decision: `logits` [1, classes] and IMAGE to the three outputs."""
+def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    del proto.metadata_props[:]
+    proto.ir_version = 10
+    return proto
+
+
+def _decide(
+    graph: onnx.GraphProto, temperature: float, declining: Declining | None, *, drawn: bool
+) -> None:
+    """Appends the decision: `logits` [1, classes], `score` [1] and IMAGE to the three outputs."""
 
     def constant(name: str, value: float | list[int]) -> str:
         kind = np.int64 if isinstance(value, list) else np.float32
@@ -107,8 +160,15 @@ def _decide(graph: onnx.GraphProto, temperature: float, *, drawn: bool) -> None:
     node("ArgMax", [flat], "label", axis=0, keepdims=0)
     # Any other picture is taken as it is: whether anything is on it is not asked.
     ink = node("ReduceMax", [IMAGE], "ink", keepdims=0) if drawn else constant("ink", 1.0)
-    node("Greater", [ink, constant("nothing", 0.0)], "known")
-    node("Where", ["known", largest, "nothing"], "probability")
+    node("Greater", [ink, constant("nothing", 0.0)], "drawn")
+    node("Where", ["drawn", largest, "nothing"], "probability")
+    if declining is None:
+        node("Identity", ["drawn"], "known")
+    else:
+        sure = node("GreaterOrEqual", [largest, constant(UNSURE, declining.unsure)], "sure")
+        score = node("ReduceMax", ["score"], "of one", keepdims=0)
+        near = node("LessOrEqual", [score, constant(FOREIGN, declining.foreign)], "near")
+        node("And", [node("And", ["drawn", sure], "drawn and sure"), near], "known")
     del graph.output[:]
     kinds = {
         "label": TensorProto.INT64,
@@ -128,35 +188,46 @@ def with_inner_values(picture: bytes) -> bytes:
     return data
 
 
-def verify_pictures(data: bytes, model: bytes, images: np.ndarray) -> float:
-    """Compares `picture.onnx` with the preparation and the network run apart.
+def verify_pictures(
+    data: bytes, model: bytes, images: np.ndarray, declining: Declining | None = None
+) -> float:
+    """Compares `picture.onnx` with the preparation, the network and the gate run apart.
 
     Args:
         data: `picture.onnx`.
         model: The network's file that it was made of.
         images: uint8 [n, C, H, W], of which pictures of every guise are made.
+        declining: As it was made with.
 
     Returns:
         The largest absolute difference of a probability.
 
     Raises:
-        WorkError: It is above TOLERANCE.
+        WorkError: It is above TOLERANCE, or `known` differs though no threshold is that close.
     """
     session = Session(model, "the exported model")
     channels, height, width = session.image_shape
     prepare = Preprocessor((height, width), channels, session.padding)
     answer = PictureSession(data, "picture.onnx")
     temperature = temperature_of(answer.metadata, "picture.onnx")
+    gate = None if declining is None else runtime_session(declining.gate, "the gate", threads=1)
     largest = 0.0
     for picture in guises(images):
         image = prepare(picture)
-        known = channels != 1 or session.padding is not None or bool(image.any())
-        expected = probabilities(session.run(image) / np.float32(temperature))[0].max() * known
+        drawn = channels != 1 or session.padding is not None or bool(image.any())
+        expected = probabilities(session.run(image) / np.float32(temperature))[0].max() * drawn
         found = answer(picture)
-        if found.known != known or not abs(found.probability - expected) <= TOLERANCE:
+        margins = [1.0 if drawn else -1.0]  # `known` where all are positive
+        if declining is not None and gate is not None:
+            [score] = gate.run(None, {gate.get_inputs()[0].name: image})
+            margins += [expected - declining.unsure, declining.foreign - float(score[0])]
+        clear = min(map(abs, margins)) > TOLERANCE
+        other = clear and found.known != (min(margins) > 0)
+        if other or not abs(found.probability - expected) <= TOLERANCE:
             raise WorkError(
-                f"picture.onnx differs from its parts: {found.probability:.6f} for a picture of "
-                f"{picture.shape[1]} x {picture.shape[0]} pixels, expected {expected:.6f}"
+                f"picture.onnx differs from its parts: {found.probability:.6f}, known "
+                f"{found.known} for a picture of {picture.shape[1]} x {picture.shape[0]} pixels, "
+                f"expected {expected:.6f}, {min(margins) > 0}"
             )
         largest = max(largest, abs(found.probability - float(expected)))
     return largest
@@ -172,7 +243,7 @@ def guises(images: np.ndarray) -> Iterator[np.ndarray]:
     for number, image in enumerate(images):
         kind = number % 6
         if kind == 0:
-            yield np.array(_resized(image).convert("RGBA"))
+            yield as_picture(image)
         elif kind == 1:
             yield _dark(_resized(image, 5 * image.shape[2]))
         elif kind == 2:
@@ -197,6 +268,11 @@ def _resized(image: np.ndarray, width: int | None = None) -> Image.Image:
     return picture.resize((width, max(1, round(width * picture.height / picture.width))))
 
 
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """An image uint8 [C, H, W] as a picture, uint8 [H, W, 4]."""
+    return np.array(_resized(image).convert("RGBA"))
+
+
 def _dark(picture: Image.Image) -> np.ndarray:
     return np.array(ImageOps.invert(picture.convert("RGB")).convert("RGBA"))
 
@@ -215,6 +291,7 @@ class PictureSession:
 
     def __init__(self, data: bytes, source: str) -> None:
         self.metadata = metadata_of(load_verified(data, source))
+        self._unsure = float(self.metadata.get(UNSURE, "0"))
         self._session = runtime_session(data, source, threads=1)
 
     def of(
@@ -229,7 +306,17 @@ class PictureSession:
         """The answer to a picture, uint8 [h, w, 4]."""
         names = ["label", "probability", "known"]
         label, probability, known = self._session.run(names, {"picture": picture})
-        return Answer(int(label), float(probability), bool(known))
+        if known:
+            reason = ""
+        elif not probability:
+            reason = "nothing drawn"
+        else:
+            reason = "unsure" if probability < self._unsure else "foreign"
+        return Answer(int(label), float(probability), bool(known), reason)
+
+    def latency_ms(self, picture: np.ndarray, n: int = 50) -> float:
+        """Median milliseconds for a picture uint8 [h, w, 4], over n runs after five to warm up."""
+        return median_ms(lambda: self(picture), n, 5)
 
 
 def as_rgba(
@@ -254,6 +341,8 @@ def as_rgba(
     if picture.dtype != np.uint8:
         raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
     try:
+        if picture.ndim not in (2, 3) or not picture.size:
+            raise ValueError("no picture")
         return np.array(Image.fromarray(picture).convert("RGBA"))
     except (TypeError, ValueError) as error:
         raise SettingsError(

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,12 +176,17 @@ class Session:
     def latency_ms(self, image: np.ndarray, n: int = 100) -> float:
         """Median milliseconds for one image uint8 [C, H, W], over n runs after ten to warm up."""
         one = pixels(image[None])
-        times = []
-        for _ in range(n + 10):
-            start = time.perf_counter()
-            self.run(one)
-            times.append(time.perf_counter() - start)
-        return 1000 * statistics.median(times[10:])
+        return median_ms(lambda: self.run(one), n, 10)
+
+
+def median_ms(call: Callable[[], object], n: int, first: int) -> float:
+    """The median milliseconds of n calls, after the first ones, which warm up."""
+    times = []
+    for _ in range(first + n):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[first:])
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -72,6 +72,20 @@ def export(
     return data
 
 
+def graph_file(model: nn.Module, image_shape: tuple[int, int, int]) -> bytes:
+    """The bytes of an ONNX file without metadata but its digest, for a part of another graph.
+
+    Args:
+        model: Maps float32 [batch, C, H, W] to one tensor. It is copied, not changed.
+        image_shape: C, H, W.
+    """
+    proto = _traced(_on_cpu(model), torch.zeros(2, *image_shape))
+    _strip(proto)
+    proto.metadata_props.add(key=WHOLE, value=digest(proto))
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
 def logits_of(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """Torch's logits, float32 [n, classes], in fp32 on the CPU. The model is copied, not changed.
 

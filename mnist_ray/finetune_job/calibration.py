@@ -17,6 +17,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from mnist_ray.data import Split
+from mnist_ray.export.session import probabilities
 from mnist_ray.export.write import logits_of
 from mnist_ray.models import Committee
 
@@ -40,6 +41,16 @@ class Calibration:
 NONE = Calibration("none", 1.0, 0, 0.0)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration, and the answers that it was fitted on."""
+
+    calibration: Calibration
+    sure: np.ndarray | None = None
+    """float64 [n]: the calibrated probability of the answer to each validation image; None if the
+    network was not calibrated."""
+
+
 def rule(calibrate: str, train_on: str, images: int) -> str:
     """How a chain is calibrated: `validation`, `twin` or `none`.
 
@@ -55,7 +66,7 @@ def rule(calibrate: str, train_on: str, images: int) -> str:
     return "twin" if calibrate == "twin" or images <= SMALL else "none"
 
 
-def fitted(by: str, networks: Sequence[nn.Module], split: Split, began: float) -> Calibration:
+def fitted(by: str, networks: Sequence[nn.Module], split: Split, began: float) -> Fitted:
     """Fits the temperature on the validation images.
 
     Args:
@@ -68,7 +79,8 @@ def fitted(by: str, networks: Sequence[nn.Module], split: Split, began: float) -
     network = networks[0] if len(networks) == 1 else Committee(networks)
     logits = logits_of(network, split.images.images[split.val])
     found = temperature(logits, split.images.labels[split.val])
-    return Calibration(by, found, len(split.val), round(seconds, 1))
+    sure = probabilities(logits.astype(np.float64) / found).max(1)
+    return Fitted(Calibration(by, found, len(split.val), round(seconds, 1)), sure)
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -8,83 +8,45 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mnist_ray import models
 from mnist_ray.data import Images, Split
-from mnist_ray.export.picture_model import picture_file, verify_pictures
 from mnist_ray.export.session import (
     TEMPERATURE,
-    Evaluation,
-    Session,
-    confidence_interval,
-    probabilities,
-    reliability,
 )
-from mnist_ray.export.write import export, rebuild, verify
-from mnist_ray.finetune_job.calibration import NONE, Calibration, fitted
+from mnist_ray.export.write import rebuild
+from mnist_ray.finetune_job.calibration import NONE, Fitted, fitted
 from mnist_ray.finetune_job.calibration import rule as calibration_rule
 from mnist_ray.finetune_job.card import model_card
+from mnist_ray.finetune_job.gate import gated
+from mnist_ray.finetune_job.judging import (
+    Judged,
+    Shipping,
+    Step,
+    judge,
+    shipped,
+    val_accuracy,
+)
 from mnist_ray.finetune_job.recipe import ChainTask
 from mnist_ray.finetune_job.stages import TrainingData, train_stages
 from mnist_ray.models import Committee
-from mnist_ray.run import checkpoint, layout, lease, predictions, tables
+from mnist_ray.run import checkpoint, layout, lease, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.run.records import checked_row
 from mnist_ray.settings import trust
-from mnist_ray.settings.objectives import column, function_of
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import use_threads
-from mnist_ray.training.metrics import BUILT_IN
 from mnist_ray.training.trainer import load_network
 
 MEASURED = ("epoch", "val_loss", "val_accuracy", "val_metric")  # of the search's best epoch
 VERIFIED_ON = 1000  # real images on which a file is compared with torch
+COMPARED_ON = 10_000  # training images on which a smaller file is compared
 PICTURES = 200  # pictures on which picture.onnx is compared with its parts
-
-
-@dataclass(frozen=True)
-class Step:
-    """A network of the chain: its start, a stage's, another member's, or the committee."""
-
-    facts: dict[str, Any]
-    """Of the manifest's lineage: `step` is its name."""
-    network: nn.Module
-    hyperparameters: tuple[dict[str, Any], ...]
-    """Those that its weights were trained with: one dict; of a committee, one for each member."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A step's exported file, and its answers."""
-
-    step: Step
-    file: bytes
-    difference: float
-    """The largest, of its logits from torch's on the sample."""
-    verified_on: int
-    """Images of the sample."""
-    evaluation: Evaluation
-    """On the test set."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The step's entry of the manifest's lineage."""
-        return {**self.step.facts, "test_accuracy": self.evaluation.accuracy}
-
-    def line(self) -> str:
-        """For the log."""
-        n, errors = self.evaluation.n, self.evaluation.n - self.evaluation.right
-        return (
-            f"{self.step.facts['step']}: test accuracy {self.evaluation.accuracy:.4f} "
-            f"({errors} errors in {n})"
-        )
 
 
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
@@ -96,12 +58,15 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
     yield from train(task, start, storage, split)
     steps = trained(task, start, storage)
-    calibration = yield from calibrated(task, start, storage, split)
+    fit = yield from calibrated(task, start, storage, split)
+    calibration, gate = fit.calibration, None
+    if task.gate != "none":
+        gate = yield from gated(split, _device(task), fit.sure, task.calibrate)
     # Training has ended: only now the test set is looked at.
     metadata = {
         "dataset": task.dataset,
         "run": task.run,
-        "val_accuracy": json.dumps(_val_accuracy(steps)),
+        "val_accuracy": json.dumps(val_accuracy(steps)),
         "classes": json.dumps(list(test.classes)),
         **_of_own_images(task, split.images),
         **({} if calibration is NONE else {TEMPERATURE: repr(calibration.temperature)}),
@@ -113,20 +78,13 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
         published = judge(steps[place], metadata, images, test)
         lineage[place] = published
         yield published.line()
-    pictures, about_pictures = pictured(published.file, images)
-    logits = published.evaluation.logits
-    described = dataclasses.replace(
-        manifest(task, lineage, published, test),
-        calibration=_with_errors(calibration, logits, test.labels),
-        picture=about_pictures,
+    training = split.images.images[:COMPARED_ON]
+    described, files = shipped(
+        task, lineage, published, test, Shipping(images, training, fit, gate)
     )
-    files = {
-        **pictures,
-        layout.MODEL: published.file,
-        layout.CARD: model_card(described, hp).encode(),
-        # For the report: the answers on the test set, so that nobody looks again.
-        layout.PREDICTIONS: predictions.pack(test.labels, logits, described.sha256),
-    }
+    if described.smaller is not None:
+        yield described.smaller["line"]
+    files[layout.CARD] = model_card(described, hp).encode()
     publish(storage, files, described.to_json())
     yield described
 
@@ -158,12 +116,12 @@ def begin(task: ChainTask, storage: RunStorage) -> Step:
 
 def calibrated(
     task: ChainTask, start: Step, storage: RunStorage, split: Split
-) -> Generator[str, None, Calibration]:
+) -> Generator[str, None, Fitted]:
     """Yields log lines, of a twin's training too; returns the temperature and how it was found."""
     recipe = task.recipe
     by = calibration_rule(task.calibrate, recipe.train_on, len(split.images.labels))
     if by == "none":
-        return NONE
+        return Fitted(NONE)
     began, twin = time.monotonic(), by == "twin"
     if twin:
         yield "calibration: a twin is trained without the validation images"
@@ -176,15 +134,20 @@ def calibrated(
     ]
     found = fitted(by, networks, split, began)
     yield (
-        f"calibration: temperature {found.temperature:g}, by {found.images:,} validation images "
+        f"calibration: temperature {found.calibration.temperature:g}, "
+        f"by {found.calibration.images:,} validation images "
         f"of the {'twin' if twin else 'network'}"
     )
     return found
 
 
+def _device(task: ChainTask) -> torch.device:
+    return torch.device("cuda" if task.gpus else "cpu")
+
+
 def train(task: ChainTask, start: Step, storage: RunStorage, split: Split) -> Iterator[str]:
     """Trains every stage of every member of the committee that is not done; yields log lines."""
-    device = torch.device("cuda" if task.gpus else "cpu")
+    device = _device(task)
     arrays = [split.images.images, split.images.labels, split.train, split.val]
     if split.images.weights is not None:
         arrays.append(split.images.weights)
@@ -242,95 +205,6 @@ def _other_members(task: ChainTask, storage: RunStorage) -> Iterator[Step]:
             "weights_sha256": checkpoint.digest(network.state_dict()),
         }
         yield Step(facts, network, (hp,))
-
-
-def judge(step: Step, metadata: Mapping[str, str], sample: np.ndarray, test: Images) -> Judged:
-    """Exports a step, compares the file with torch on the sample, and evaluates it on the test set.
-
-    sample: images uint8 [n, C, H, W]. Raises WorkError if the file differs from the network.
-    """
-    hp = step.hyperparameters
-    file = export(step.network, hp[0] if len(hp) == 1 else hp, metadata)
-    difference = verify(file, step.network, sample)
-    session = Session(file, step.facts["step"])
-    return Judged(step, file, difference, len(sample), session.evaluate(test.images, test.labels))
-
-
-def pictured(model: bytes, images: np.ndarray) -> tuple[dict[str, bytes], dict[str, Any] | None]:
-    """The pictures' file by its name, verified, and what the manifest says of it.
-
-    Args:
-        model: The network's file.
-        images: Training images uint8 [n, C, H, W], of which pictures are made.
-    """
-    if images.shape[1] not in (1, 3):
-        return {}, None
-    data = picture_file(model, layout.MODEL)
-    difference = verify_pictures(data, model, images[:PICTURES])
-    about = {
-        "file": layout.PICTURE,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "max_difference": difference,
-        "verified_on_pictures": len(images[:PICTURES]) + 1,
-    }
-    return {layout.PICTURE: data}, about
-
-
-def _with_errors(
-    calibration: Calibration, logits: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    """For the manifest, with the expected calibration errors on the test images."""
-    after = logits / np.float32(calibration.temperature)
-    return {
-        **dataclasses.asdict(calibration),
-        "ece_before": reliability(labels, probabilities(logits))[1],
-        "ece_after": reliability(labels, probabilities(after))[1],
-    }
-
-
-def manifest(
-    task: ChainTask, lineage: Sequence[Step | Judged], last: Judged, test: Images
-) -> Manifest:
-    """Describes the last step, which is published, and the steps that led to it."""
-    right, n = last.evaluation.right, last.evaluation.n
-    session = Session(last.file, layout.MODEL, threads=1)
-    return Manifest(
-        file=layout.MODEL,
-        sha256=hashlib.sha256(last.file).hexdigest(),
-        n_parameters=models.n_parameters(last.step.network),
-        val_accuracy=_val_accuracy(lineage),
-        test_accuracy=last.evaluation.accuracy,
-        test_images=n,
-        test_errors=n - right,
-        test_accuracy_interval=confidence_interval(right, n),
-        max_difference_from_torch=last.difference,
-        verified_on_images=last.verified_on,
-        latency_ms=session.latency_ms(test.images[0]),
-        dataset=task.dataset,
-        classes=tuple(test.classes),
-        run=task.run,
-        recipe=task.recipe.name,
-        train_on=task.recipe.train_on,
-        lineage=tuple(each.facts for each in lineage),
-        metric=function_of(task.metric),
-        val_metric=lineage[0].facts.get(column(task.metric)),
-        test_metric=_test_metric(task.metric, last.evaluation, test),
-    )
-
-
-def _test_metric(metric: str, evaluation: Evaluation, test: Images) -> float | None:
-    """The metric on the test images; None where it is a person's own, or accuracy or loss."""
-    score = BUILT_IN.get(metric)
-    if score is None:
-        return None
-    return score(test.labels, probabilities(evaluation.logits.astype(np.float64)))
-
-
-def _val_accuracy(steps: Iterable[Step | Judged]) -> float | None:
-    """The last that was measured: the start's, if the stages trained on all images."""
-    measured: list[float | None]
-    measured = [s.facts["val_accuracy"] for s in steps if "val_accuracy" in s.facts]
-    return measured[-1]
 
 
 def _stage_network(

@@ -32,8 +32,12 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
 SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by", "folds")
+SHIPPING = ("calibrate", "gate", "quantize")  # as in the search if they are not given
 # Options that the command to go on repeats if they were given.
-REPEATED = ("dataset", "network", "augment", "stages", "committee", "data_dir", "cpus", "gpus")
+REPEATED = (
+    "dataset", "network", "augment", "stages", "committee", *SHIPPING, "data_dir", "cpus",
+    "gpus",
+)  # fmt: skip
 
 
 def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Finished:
@@ -144,10 +148,9 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     trust.check(
         searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
     )
-    if settings.dataset not in (None, searched["dataset"]):
-        raise SettingsError(
-            f"--dataset: {settings.dataset!r} was given, but the run has {searched['dataset']!r}"
-        )
+    wanted, has = settings.dataset, searched["dataset"]
+    if wanted not in (None, has):
+        raise SettingsError(f"--dataset: {wanted!r} was given, but the run has {has!r}")
     onnx = _start_model(settings, about)
     recipe = read_stages(stages := settings.stages or searched["stages"])
     committee = _committee(settings, searched)
@@ -179,7 +182,7 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         augment=settings.augment,
         precision=searched["precision"],
         reading=reading,
-        calibrate=settings.calibrate or searched.get("calibrate", "none"),
+        **{key: getattr(settings, key) or searched.get(key, "none") for key in SHIPPING},
         test_steps=settings.test_steps or bool(searched.get("test_steps")),
         metric=goal(searched),
     )

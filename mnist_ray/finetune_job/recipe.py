@@ -110,6 +110,10 @@ class ChainTask:
     """`auto`, `twin` or `none`."""
     test_steps: bool = False
     """Whether every step is evaluated on the test set, or the published file alone."""
+    gate: str = "none"
+    """`auto` or `none`."""
+    quantize: str = "none"
+    """`none`, `int8` or `fp16`."""
     cpus: float = 1.0
     gpus: float = 0.0
     reading: Reading | None = None

@@ -32,6 +32,7 @@ from mnist_ray.report.page import (
 )  # fmt: skip
 from mnist_ray.report.read import RunData
 from mnist_ray.run import layout, predictions
+from mnist_ray.run.publication import Manifest
 from mnist_ray.settings import trust
 
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy and tell no more
@@ -129,6 +130,7 @@ def model_part(run: RunData, test: Tested, prefix: str) -> Markup:
         n_wrong=len(wrong),
         why_not=test.why_not if test.images is None else "",
         calibration=_calibration(labels, given),
+        declined=_declined(run.manifest),
     )
 
 
@@ -178,6 +180,25 @@ def _wrong(
         alt = f"test image {i}: {truth}, taken for {taken}"
         image = picture(as_pixels(test.images.images[i]), alt, 84, 84)
     return Wrong(i, truth, taken, float(given[i, found]), float(given[i, label]), image)
+
+
+# ---- none of these
+
+
+def _declined(manifest: Manifest) -> Table | None:
+    """The share of pictures that picture.onnx declines; None without a gate."""
+    known = manifest.known
+    if known is None:
+        return None
+    rows = [
+        ("test images", percent(known.own_declined)),
+        *((f"{kind}, made of training images", percent(n)) for kind, n in known.kinds.items()),
+    ]
+    left = [
+        (f"errors left of {manifest.test_errors}, the least sure {float(share):.1%} handed over", n)
+        for share, n in known.errors_left.items()
+    ]
+    return Table("None of these", ("pictures", "declined"), [*rows, *left])
 
 
 # ---- calibration

@@ -10,6 +10,7 @@ REPORT = "report.html"
 START = "start.onnx"  # a copy of the file that --onnx named, from which a resume reads
 MODEL = "model.onnx"
 PICTURE = "picture.onnx"  # from a picture as people have it to its class
+SMALLER = ("int8", "fp16")  # kinds of `smaller_model`
 MANIFEST = "model.json"  # names the model's file and its SHA-256; written last
 PREDICTIONS = "predictions.parquet"  # the published model's logits on the test images
 CARD = "README.md"
@@ -28,6 +29,15 @@ TENSORBOARD = "tensorboard"
 STAGE_STATE = "training.safetensors"  # to go on from; gone when the stage is done
 STAGE_NETWORK = "model.safetensors"
 STAGE_CURVE = "curve.parquet"
+
+
+def smaller_model(kind: str) -> str:
+    """The published model in another arithmetic.
+
+    Args:
+        kind: One of SMALLER.
+    """
+    return f"model.{kind}.onnx"
 
 
 def trial_folder(number: int) -> str:

@@ -22,6 +22,48 @@ READ_AGAIN = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between looks at a model that 
 
 
 @dataclass(frozen=True)
+class Known:
+    """When `picture.onnx` declines a picture, and how often."""
+
+    rate: float
+    """Share of a data set's own unseen images that is declined, at most."""
+    unsure_below: float
+    """The probability; 0 where the network was not calibrated."""
+    foreign_above: float
+    """The gate's score."""
+    images: int
+    """Validation images that set both."""
+    declined: float
+    """Their share."""
+    parameters: int
+    seconds: float
+    """Of the gate, and of its training."""
+    kinds: dict[str, float]
+    """The declined share of each kind of foreign pictures, made of validation images."""
+    own_declined: float
+    own_foreign: float
+    """The declined share of the test images, and that declined as foreign."""
+    errors_declined: int
+    """Test errors among the declined."""
+    errors_left: dict[str, int]
+    """Test errors that are left if this share, the least sure, is handed to a person."""
+
+    @classmethod
+    def of(cls, value: Any) -> "Known | None":
+        """What `model.json` holds. Raises TypeError, KeyError or ValueError for anything else."""
+        if value is None:
+            return None
+        found = checked(value, dict, "known")
+        kinds, left = (checked(found[name], dict, name) for name in ("kinds", "errors_left"))
+        return cls(
+            **{f.name: f.type(checked(found[f.name], (int, float), f.name))
+               for f in dataclasses.fields(cls) if f.type in (int, float)},
+            kinds={str(k): float(checked(v, (int, float), k)) for k, v in kinds.items()},
+            errors_left={f"{float(k):g}": checked(v, int, k) for k, v in left.items()},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `model.json`; accuracies are fractions."""
 
@@ -54,6 +96,14 @@ class Manifest:
     picture: dict[str, Any] | None = None
     """`picture.onnx`: its `file`, `sha256` and how far its probabilities are from those of
     `model.onnx`. None where the network takes neither 1 nor 3 channels, and in older runs."""
+    known: Known | None = None
+    """None without a gate, and in older runs."""
+    smaller: dict[str, Any] | None = None
+    """The model in int8 or fp16 against this one: agreement, size, latency, errors, and why it is
+    not published, if it is not (`refused`). None if it was not asked for."""
+    files: tuple[dict[str, Any], ...] = ()
+    """Of each published ONNX file `file`, `bytes` and `latency_ms`, the median time of one image
+    on one thread; of `picture.onnx` from a picture of the image's size."""
     metric: str = "val_accuracy"
     """What the search optimised."""
     val_metric: float | None = None
@@ -74,8 +124,9 @@ class Manifest:
                 for each in dataclasses.fields(cls)
                 if each.name in described or each.default is dataclasses.MISSING
             }  # older runs lack those that have a default
-            for name in ("calibration", "picture"):
+            for name in ("calibration", "picture", "smaller"):
                 checked(values.get(name), (dict, type(None)), name)
+            values["known"] = Known.of(values.get("known"))
             for name in ("n_parameters", "test_images", "test_errors", "verified_on_images"):
                 checked(values[name], int, name)
             for name in ("test_accuracy", "latency_ms", "max_difference_from_torch"):
@@ -89,6 +140,7 @@ class Manifest:
                 checked(values.get(name), (int, float, type(None)), name)
             checked(values.get("metric", ""), str, "metric")
             values["classes"] = tuple(checked(values["classes"], list, "classes"))
+            values["files"] = tuple(checked(values.get("files", []), list, "files"))
             values["lineage"] = tuple(checked(values["lineage"], list, "lineage"))
             found = cls(**values)
             found._check()
@@ -142,7 +194,10 @@ def publish(storage: RunStorage, files: Mapping[str, bytes], manifest: Mapping[s
         raise ValueError(f"the manifest's sha256 is not that of {name}")
     final = {**manifest, "sha256": sha256}
     # Of publications that were cut off. Looked for now: later, another's may be among them.
-    left = [f for f in storage.list() if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", f)]
+    there = storage.list()
+    left = [f for f in there if re.fullmatch(rf"[0-9a-f]{{16}}-{re.escape(name)}", f)]
+    smaller = set(map(layout.smaller_model, layout.SMALLER))  # of the model before
+    left += sorted(smaller.intersection(there) - files.keys())
     if storage.exists(layout.MANIFEST) or storage.exists(name):
         # Named until the name that both models have holds the new one.
         aside = f"{secrets.token_hex(8)}-{name}"

@@ -53,9 +53,12 @@ ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "n
 # --resume may change how much is trained and on which machines, not the task.
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
-    "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate",
-    "target", "patience", "test_steps", "tensorboard", "activations", "mlflow", "wandb",
+    "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate", "gate",
+    "quantize", "target", "patience", "test_steps", "tensorboard", "activations", "mlflow",
+    "wandb",
 }  # fmt: skip
+# As it was in runs that do not record it.
+UNRECORDED = {"val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none"}
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
@@ -232,8 +235,7 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
     Raises:
         SettingsError: another value was given for an option that may not change.
     """
-    values = resolved(now)
-    before = {"val_by": "class", "calibrate": "none", **before}  # of runs that record none
+    values, before = resolved(now), {**UNRECORDED, **before}
     changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
     for key in sorted(now.given - changeable):
         same = values[key] == before.get(key) or (

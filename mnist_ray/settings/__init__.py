@@ -4,9 +4,12 @@ from mnist_ray.settings.checks import check_lasting, check_search, check_storage
 from mnist_ray.settings.commands import (
     DrawSettings,
     EvaluateSettings,
+    ExportSettings,
     FinetuneSettings,
     PredictSettings,
+    PushSettings,
     ReportSettings,
+    ServeSettings,
 )
 from mnist_ray.settings.options import (
     DataOptions,
@@ -35,10 +38,13 @@ __all__ = [
     "DataOptions",
     "DrawSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "FinetuneSettings",
     "PredictSettings",
+    "PushSettings",
     "ReportSettings",
     "SearchSettings",
+    "ServeSettings",
     "arguments",
     "check_lasting",
     "check_search",

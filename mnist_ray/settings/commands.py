@@ -17,6 +17,7 @@ from mnist_ray.settings.options import (
 
 Model = Annotated[Positional[str], "MODEL"]
 Pictures = Annotated[Positional[tuple[str, ...]], "PICTURE ..."]
+Run = Annotated[Positional[str], "RUN"]
 RunPlace = Annotated[str, "RUN"]
 Runs = Annotated[Positional[tuple[str, ...]], "RUN ..."]
 
@@ -48,6 +49,12 @@ class FinetuneSettings(Options):
     """Networks to fine-tune for one ONNX file (default: that of the search)."""
     calibrate: Literal["auto", "twin", "none"] | None = None
     """How the probabilities become honest (default: as in the search)."""
+    gate: Literal["auto", "none"] | None = None
+    """Whether a small network tells pictures that are none of the classes (default: as in the
+    search)."""
+    quantize: Literal["none", "int8", "fp16"] | None = None
+    """Publish the model in smaller numbers too, if the answers stay and it is faster here
+    (default: as in the search)."""
     test_steps: bool = False
     """Evaluate every step of the chain on the test set, also if the search did not say so."""
     data_dir: Folder | None = None
@@ -109,3 +116,38 @@ class DrawSettings(Options):
     """Port on 127.0.0.1 (0: any that is free)."""
     export: Folder | None = None
     """Write the page into this folder instead of serving it."""
+
+
+@dataclass(frozen=True)
+class ServeSettings(Options):
+    """Answer pictures over HTTP. MNIST_RAY_TOKEN, if it is set, is asked of every request."""
+
+    model: Model
+    """An ONNX file or a run's directory, local or s3://…"""
+    host: Annotated[str, "ADDRESS"] = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs MNIST_RAY_TOKEN."""
+    port: int = 0
+    """Port (0: any that is free)."""
+
+
+@dataclass(frozen=True)
+class ExportSettings(Options):
+    """Write a published model as a folder that other programs take."""
+
+    run: Run
+    """The run's directory, local or s3://…; for Triton also an ONNX file."""
+    to: Literal["huggingface", "triton"] = "huggingface"
+    """huggingface: card, both ONNX files, weights and their description; triton: a model
+    repository."""
+    out: Folder = "exported"
+    """A new or empty folder, or one that this command wrote."""
+
+
+@dataclass(frozen=True)
+class PushSettings(Options):
+    """Upload a published model to the Hugging Face Hub, as export --to huggingface writes it."""
+
+    run: Run
+    """The run's directory, local or s3://…"""
+    repo: Annotated[Positional[str], "REPO"]
+    """The repository, as me/digits, which must exist."""

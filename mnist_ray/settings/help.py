@@ -62,6 +62,24 @@ EXAMPLES = {
         "model.onnx --export site",
         "s3://bucket/runs/first",
     ),
+    "ServeSettings": (
+        "~/mnist_ray/first",
+        "~/mnist_ray/first --port 8000",
+        "model.onnx --host 0.0.0.0 --port 8000",
+        "s3://bucket/runs/first",
+    ),
+    "ExportSettings": (
+        "~/mnist_ray/first",
+        "~/mnist_ray/first --to huggingface --out for-the-hub",
+        "~/mnist_ray/first --to triton --out models",
+        "s3://bucket/runs/first --to triton",
+    ),
+    "PushSettings": (
+        "~/mnist_ray/first me/digits",
+        "s3://bucket/runs/first me/digits",
+        "~/mnist_ray/second my-team/digits",
+        "/runs/first me/digits",
+    ),
 }
 
 

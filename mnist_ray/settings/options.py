@@ -245,6 +245,11 @@ class ModelOptions(Options):
     most 10,000 training images."""
     test_steps: bool = False
     """Evaluate every step of the chain on the test set, not the published file alone."""
+    gate: Literal["auto", "none"] = "none"
+    """Whether picture.onnx may decline a picture that is none of the classes, by a small network
+    beside it; auto: unless --calibrate none."""
+    quantize: Literal["none", "int8", "fp16"] = "none"
+    """Publish the model in smaller numbers too, if the answers stay and it is faster here."""
 
 
 @dataclass(frozen=True)

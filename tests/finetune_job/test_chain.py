@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from mnist_ray import data
+from mnist_ray.export.picture_model import PictureSession
 from mnist_ray.export.session import Session
 from mnist_ray.export.write import rebuild
-from mnist_ray.finetune_job import chain
+from mnist_ray.finetune_job import chain, gate, judging, negatives
 from mnist_ray.finetune_job.recipe import ChainTask, Recipe, Stage
 from mnist_ray.run import checkpoint, layout
 from mnist_ray.run.publication import Manifest, read_picture, read_verified
@@ -93,7 +94,7 @@ def test_each_stage_is_exported_with_the_hyperparameters_that_it_trained_with(
     task = dataclasses.replace(finished[0], recipe=finished[0].recipe.resolved(HP))
     step = chain.trained(task, chain.begin(task, storage), storage)[number]
     assert step.facts["step"] == f"stage-{number}"
-    file = chain.judge(step, {}, parts[0].images.images[:20], parts[1]).file
+    file = judging.judge(step, {}, parts[0].images.images[:20], parts[1]).file
     found, stage = hyperparameters(file), task.recipe.stages[number - 1]
     for key in ("batch_size", "lr", "weight_decay", "optimizer", "label_smoothing", "ema"):
         assert found[key] == getattr(stage, key), key
@@ -108,7 +109,7 @@ def test_the_start_is_exported_with_the_searchs_hyperparameters(
     finished: tuple[ChainTask, list], parts: tuple[data.Split, data.Images]
 ) -> None:
     start = chain.begin(finished[0], RunStorage(finished[0].uri))
-    found = hyperparameters(chain.judge(start, {}, parts[0].images.images[:20], parts[1]).file)
+    found = hyperparameters(judging.judge(start, {}, parts[0].images.images[:20], parts[1]).file)
     assert {key: found[key] for key in HP} == HP
 
 
@@ -140,14 +141,14 @@ def test_a_committee_carries_the_hyperparameters_of_each_member(
     storage.write_bytes(name, checkpoint.pack(tensors, metadata))
     steps = chain.trained(task, start, storage)
     assert [step.facts["step"] for step in steps] == ["search", "stage-1", "member-2", "committee"]
-    judged = [chain.judge(step, {}, parts[0].images.images[:20], parts[1]) for step in steps]
+    judged = [judging.judge(step, {}, parts[0].images.images[:20], parts[1]) for step in steps]
     found = [hyperparameters(each.file) for each in judged]
     assert found[3] == [found[1], found[2]]
     assert [each["lr"] for each in found[3]] == [0.02, 0.02 / 3]
     assert {each["dropout"] for each in found[3]} == {0.25}
     weights = [step.facts["weights_sha256"] for step in steps[1:3]]
     assert weights[0] != weights[1]
-    described = chain.manifest(task, judged, judged[-1], parts[1])
+    described = judging.manifest(task, judged, judged[-1], parts[1])
     assert described.n_parameters == 2 * sum(each.numel() for each in start.network.parameters())
     assert described.lineage[3]["networks"] == 2
 
@@ -179,6 +180,9 @@ def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list])
         "lineage",
         "calibration",
         "picture",
+        "known",
+        "smaller",
+        "files",
         "metric",
         "val_metric",
         "test_metric",
@@ -303,13 +307,43 @@ def test_a_twin_calibrates_where_all_images_are_trained_on(
     assert stages.exists(f"{layout.stage_folder(1, twin=True)}/{layout.STAGE_NETWORK}")
 
 
+def check_gate_and_smaller(manifest: Manifest, storage: RunStorage) -> None:
+    """The other files of a chain with a gate and int8."""
+    assert manifest.known is not None
+    assert manifest.known.declined <= 0.02  # of 100 images
+    assert set(manifest.known.kinds) == set(negatives.DRAWN)
+    assert set(manifest.known.errors_left) == {"0.002", "0.005", "0.01"}
+    card = storage.read_bytes(layout.CARD).decode()
+    assert "### None of these\n" in card
+    assert "\n\n\n" not in card
+    picture = read_picture(storage, manifest.to_json())
+    assert picture is not None
+    facts = PictureSession(picture, "picture.onnx").metadata
+    assert float(facts["foreign_above"]) == manifest.known.foreign_above
+    assert manifest.smaller is not None
+    name = layout.smaller_model("int8")
+    assert manifest.smaller["file"] == name
+    assert storage.exists(name) == (not manifest.smaller["refused"])
+    files = {each["file"]: each for each in manifest.files}
+    assert {layout.MODEL, layout.PICTURE} <= files.keys()
+    assert (name in files) == storage.exists(name)
+    assert all(files[name]["bytes"] == len(storage.read_bytes(name)) for name in files)
+    assert all(each["latency_ms"] > 0 for each in files.values())
+
+
 def test_validation_images_calibrate_where_they_are_left_out(
-    begun: bytes, parts: tuple[data.Split, data.Images], tmp_path: Path
+    begun: bytes,
+    parts: tuple[data.Split, data.Images],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(gate, "FEWEST_STEPS", 30)
+    monkeypatch.setattr(gate, "MOST_STEPS", 30)
     recipe = Recipe("one", "best", "train", STAGES[:1])
-    task = task_of(tmp_path, begun, recipe=recipe, calibrate="auto")
+    task = task_of(tmp_path, begun, recipe=recipe, calibrate="auto", gate="auto", quantize="int8")
     lines = list(chain.run_chain(task, *parts))
     manifest = published(lines)
+    check_gate_and_smaller(manifest, RunStorage(task.uri))
     assert manifest.calibration is not None
     assert (manifest.calibration["by"], manifest.calibration["seconds"]) == ("validation", 0.0)
     assert any(str(line).startswith("calibration: temperature ") for line in lines)

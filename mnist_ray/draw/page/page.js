@@ -71,7 +71,7 @@ const percent = p => `${(100 * p).toFixed(1)} %`;
 let bars = [];
 let later = 0;
 
-function present({ image, p, maps }, source) { // p: a probability a class, null where nothing is drawn
+function present({ image, p, known, maps }, source) { // p: a probability a class, null where nothing is drawn
   paint($("seen"), image, GREY ? 1 : 3, 0, 1);
   const best = p ? p.indexOf(Math.max(...p)) : -1;
   makeBars(p ? p.length : FACTS.classes?.length ?? 0);
@@ -84,11 +84,12 @@ function present({ image, p, maps }, source) { // p: a probability a class, null
   const word = p ? className(best) : "Nothing drawn";
   $("best").textContent = word;
   $("best").className = !p ? "none" : word.length > 3 ? "long" : "";
-  $("sure").textContent = p ? percent(p[best]) : "";
+  const sure = p ? percent(p[best]) + (known ? "" : ", perhaps none of these") : "";
+  $("sure").textContent = sure;
   presentMaps(maps);
   $("source").textContent = source;
   clearTimeout(later); // a reader of screens hears where the drawing ended, not each stroke
-  later = setTimeout(() => { $("status").textContent = p ? `${word}, ${percent(p[best])}` : word; }, 700);
+  later = setTimeout(() => { $("status").textContent = p ? `${word}, ${sure}` : word; }, 700);
 }
 
 function makeBars(n) {

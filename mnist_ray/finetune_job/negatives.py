@@ -1,0 +1,245 @@
+"""Pictures that are none of the classes, made of the data set's own images, a kind a function.
+
+A gate learns from them (see `gate`). They are made anew for each batch, on the images' device. The
+random numbers come from torch's global generator.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Kind = Callable[[Tensor], Tensor]
+"""Images float32 [n, C, H, W] in [0, 1] -> as many pictures of that kind."""
+
+POINTS = 24  # that a curve is drawn through
+BRIGHT = 10  # the picture's tenth brightest pixel becomes white, as in `export.pictures`
+
+
+def _uniform(x: Tensor, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(len(x), *shape, device=x.device)
+
+
+def _others(x: Tensor) -> Tensor:
+    """Each image's partner: another image."""
+    shift = int(torch.randint(1, max(2, len(x)), (1,), device=x.device))
+    return x.roll(shift, 0)
+
+
+def _side(x: Tensor, reach: float = 0.15) -> Tensor:
+    """float32 [n, 1, H, W]: 1 on one side of a random line close to the middle, 0 on the other."""
+    height, width = x.shape[2:]
+    angle = _uniform(x, 1, 1, high=6.2832)
+    offset = _uniform(x, 1, 1, low=-reach, high=reach) * max(height, width)
+    down = torch.arange(height, device=x.device).view(1, -1, 1) - (height - 1) / 2
+    across = torch.arange(width, device=x.device).view(1, 1, -1) - (width - 1) / 2
+    return (torch.cos(angle) * across + torch.sin(angle) * down > offset).float()[:, None]
+
+
+def bright(x: Tensor) -> Tensor:
+    """The images with their strongest pixels at 1, as the preparation leaves a drawing."""
+    k = min(BRIGHT, x[0].numel())
+    full = x.flatten(1).topk(k, dim=1).values[:, -1].clamp(min=0.05)
+    return (x / full.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def fitted(x: Tensor, share: float = 20 / 28) -> Tensor:
+    """Drawings, bright on black, scaled and centred as the preparation does it.
+
+    The box around the ink gets `share` of the shorter side, and its centre of mass the middle.
+    """
+    n, _, height, width = x.shape
+    ink = (x.amax(1) > 0.1).float()
+    down, across = (torch.arange(s, device=x.device).float() for s in (height, width))
+    middle, half = [], []
+    for places, line in ((across, ink.amax(1)), (down, ink.amax(2))):
+        low = torch.where(line > 0, places, float(len(places))).amin(1).clamp(max=len(places) - 1.0)
+        high = torch.where(line > 0, places, -1.0).amax(1).clamp(min=0.0)
+        middle.append((low + high) / 2)
+        half.append((high - low + 1).clamp(min=1) / 2)
+    scale = torch.maximum(*half) * 2 / (share * min(height, width))
+    scale = scale.clamp(0.25, 2.0)
+    boxed = _moved(x, middle, scale)
+    mass = boxed.sum(1)
+    total = mass.sum((1, 2)).clamp(min=1e-6)
+    centre = [
+        (mass.sum(1) * across).sum(1) / total,
+        (mass.sum(2) * down).sum(1) / total,
+    ]
+    return bright(_moved(boxed, [c.round() for c in centre], torch.ones(n, device=x.device)))
+
+
+def _moved(x: Tensor, middle: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """The images about another middle (across, down) in pixels; scale 2 halves their size."""
+    sides = x.shape[3], x.shape[2]
+    theta = x.new_zeros(len(x), 2, 3)
+    for axis in (0, 1):
+        theta[:, axis, axis] = scale
+        theta[:, axis, 2] = (middle[axis] + 0.5) * 2 / sides[axis] - 1
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+# ---- kinds
+
+
+def halves(x: Tensor) -> Tensor:
+    """One side of a line through the drawing is gone; half of them are then fitted again."""
+    cut = x * _side(x)
+    again = _uniform(x, 1, 1, 1) < 0.5
+    return torch.where(again, fitted(cut), cut)
+
+
+def pairs(x: Tensor) -> Tensor:
+    """Two drawings beside or above each other, in the room of one."""
+    both = torch.cat([x, _others(x)], 3)
+    height, width = x.shape[2:]
+    small = F.interpolate(both, (height // 2, width), mode="bilinear", antialias=True)
+    room = height - height // 2
+    beside = F.pad(small, (0, 0, room // 2, room - room // 2))
+    above = torch.cat([x, _others(x)], 2)
+    small = F.interpolate(above, (height, width // 2), mode="bilinear", antialias=True)
+    room = width - width // 2
+    above = F.pad(small, (room // 2, room - room // 2))
+    upright = _uniform(x, 1, 1, 1) < 0.3
+    return fitted(torch.where(upright, above, beside))
+
+
+def overlays(x: Tensor) -> Tensor:
+    """Two drawings over one another, the second shifted."""
+    n = len(x)
+    shift = [_uniform(x, low=-0.3, high=0.3) * side for side in (x.shape[3], x.shape[2])]
+    middle = [(s - 1) / 2 + d for s, d in zip((x.shape[3], x.shape[2]), shift, strict=True)]
+    moved = _moved(_others(x), middle, torch.ones(n, device=x.device))
+    return fitted(torch.maximum(x, moved))
+
+
+def rotations(x: Tensor) -> Tensor:
+    """A quarter turn; a drawing that it hardly changes is laid over another one instead."""
+    side = min(x.shape[2:])
+    square = F.interpolate(x, (side, side), mode="bilinear") if x.shape[2] != x.shape[3] else x
+    left = _uniform(x, 1, 1, 1) < 0.5
+    turned = torch.where(left, torch.rot90(square, 1, (2, 3)), torch.rot90(square, 3, (2, 3)))
+    if turned.shape != x.shape:
+        turned = F.interpolate(turned, x.shape[2:], mode="bilinear")
+    alike = F.cosine_similarity(turned.flatten(1), x.flatten(1)) > 0.6
+    return torch.where(alike.view(-1, 1, 1, 1), overlays(x), turned)
+
+
+def scales(x: Tensor) -> Tensor:
+    """Drawings much smaller than usual somewhere, or so large that parts are cut off."""
+    sides = (x.shape[3], x.shape[2])
+    small = _uniform(x) < 0.5
+    scale = torch.where(small, _uniform(x, low=1.8, high=3.5), _uniform(x, low=0.35, high=0.6))
+    reach = torch.where(small, 0.5 * (scale - 1), 0.2 * torch.ones_like(scale))
+    middle = [(s - 1) / 2 + s * reach * _uniform(x, low=-1, high=1) for s in sides]
+    return bright(_moved(x, middle, scale))
+
+
+def jigsaws(x: Tensor) -> Tensor:
+    """The four quarters in another order."""
+    order = ((1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1))
+    height, width = (side // 2 for side in x.shape[2:])
+    parts = [x[:, :, i * height : (i + 1) * height, j * width : (j + 1) * width]
+             for i in (0, 1) for j in (0, 1)]  # fmt: skip
+    out = x.clone()
+    which = torch.randint(len(order), (len(x),), device=x.device)
+    for number, places in enumerate(order):
+        a, b, c, d = (parts[place] for place in places)
+        made = torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
+        chosen = which == number
+        out[chosen, :, : 2 * height, : 2 * width] = made[chosen]
+    return out
+
+
+def mixes(x: Tensor) -> Tensor:
+    """One side of a line from one image, the other from another."""
+    side = _side(x)
+    return x * side + _others(x) * (1 - side)
+
+
+def blends(x: Tensor) -> Tensor:
+    """Two images seen through one another."""
+    share = _uniform(x, 1, 1, 1, low=0.35, high=0.65)
+    return x * share + _others(x) * (1 - share)
+
+
+def strokes(x: Tensor) -> Tensor:
+    """One to four curves of random width, or one long scribble."""
+    n, channels, height, width = x.shape
+    curves, t = 4, torch.linspace(0, 1, POINTS, device=x.device)
+    ends = _uniform(x, curves, 4, 2, low=0.1, high=0.9)
+    scribble = _uniform(x) < 0.5  # each curve begins at the end of the one before
+    joined = ends.clone()
+    joined[:, 1:, 0] = ends[:, :-1, 3]
+    ends = torch.where(scribble.view(-1, 1, 1, 1), joined, ends)
+    basis = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
+    along = torch.einsum("ncpd,pt->nctd", ends, basis)
+    scale = torch.tensor([height, width], device=x.device)
+    number = torch.randint(1, curves + 1, (n,), device=x.device)
+    number = torch.where(scribble, curves, number)
+    left_out = torch.arange(curves, device=x.device) >= number[:, None]
+    along = torch.where(left_out[:, :, None, None], along[:, :1], along)
+    points = (along * scale).flatten(1, 2)
+    down = torch.arange(height, device=x.device) + 0.5
+    across = torch.arange(width, device=x.device) + 0.5
+    pixels = torch.stack(torch.meshgrid(down, across, indexing="ij"), -1).view(-1, 2)
+    distance = torch.cdist(points, pixels.float().expand(n, -1, -1)).amin(1)
+    radius = _uniform(x, 1, low=0.02, high=0.08) * min(height, width)
+    ink = (radius + 0.5 - distance).clamp(0, 1).view(n, 1, height, width)
+    return bright(ink).expand(-1, channels, -1, -1)
+
+
+def noise(x: Tensor) -> Tensor:
+    """Grain of random size; half of it in black and white, with a random share of white."""
+    n, channels, height, width = x.shape
+    made = torch.empty_like(x)
+    for number, grain in enumerate((1, 2, 4, 7)):
+        part = slice(number * n // 4, (number + 1) * n // 4)
+        size = max(2, height // grain), max(2, width // grain)
+        raw = _uniform(x[part], channels, *size)
+        made[part] = F.interpolate(raw, (height, width), mode="bilinear")
+    level = _uniform(x, 1, 1, 1, low=0.1, high=0.9)
+    two_tone = _uniform(x, 1, 1, 1) < 0.5
+    return torch.where(two_tone, (made > level).float(), made)
+
+
+def blanks(x: Tensor) -> Tensor:
+    """One colour, or a slow change from one to another."""
+    channels, height, width = x.shape[1:]
+    corners = _uniform(x, channels, 2, 2)
+    even = _uniform(x, 1, 1, 1) < 0.5
+    corners = torch.where(even, corners[:, :, :1, :1], corners)
+    return F.interpolate(corners, (height, width), mode="bilinear", align_corners=True)
+
+
+DRAWN: dict[str, Kind] = {
+    "halves": halves,
+    "pairs": pairs,
+    "overlays": overlays,
+    "rotations": rotations,
+    "scales": scales,
+    "jigsaws": jigsaws,
+    "mixes": mixes,
+    "strokes": strokes,
+    "noise": noise,
+    "blanks": blanks,
+}
+"""For data sets like MNIST: a drawing, bright on black."""
+GENERAL: dict[str, Kind] = {
+    "jigsaws": jigsaws,
+    "mixes": mixes,
+    "blends": blends,
+    "strokes": strokes,
+    "noise": noise,
+    "blanks": blanks,
+}
+"""For any other images: a turned or cut one may well be of its class."""
+
+
+def batch(x: Tensor, kinds: Sequence[Kind]) -> Tensor:
+    """As many pictures as images, of each kind the same number (to one)."""
+    edges = [len(x) * i // len(kinds) for i in range(len(kinds) + 1)]
+    pieces = zip(kinds, edges, edges[1:], strict=False)
+    return torch.cat([kind(x[low:high]) for kind, low, high in pieces if high > low])

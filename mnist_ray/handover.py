@@ -1,0 +1,172 @@
+"""A published model handed on: a folder for the Hugging Face Hub, a model repository for Triton."""
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+from safetensors.numpy import save
+
+from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.export.read import load_verified
+from mnist_ray.results import Model, load_model
+from mnist_ray.run import layout
+from mnist_ray.storage import RunStorage
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+NETWORK, PICTURE = "mnist_ray_network", "mnist_ray_picture"  # models of Triton's repository
+LABELS = "labels.txt"
+LARGEST_BATCH, WAIT_MICROSECONDS = 256, 1000
+
+
+def export(run: str, to: str, folder: str) -> None:
+    """Writes a published model as another program takes it.
+
+    Args:
+        run: The run's directory, local or s3://…; for Triton also an ONNX file.
+        to: `huggingface` or `triton`.
+        folder: A new or empty folder, or one that this wrote.
+
+    Raises:
+        SettingsError: There is no such model, or the folder holds other files or cannot be
+            written.
+    """
+    files = huggingface(run) if to == "huggingface" else triton(load_model(run))
+    _write(files, Path(folder))
+
+
+def push(run: str, repo: str) -> str:
+    """Uploads a published model to the Hugging Face Hub; the address of the commit.
+
+    Args:
+        run: The run's directory, local or s3://…
+        repo: The repository, which must exist, as `me/digits`.
+
+    Raises:
+        SettingsError: There is no such run, or the package huggingface_hub is missing.
+        WorkError: The upload failed.
+    """
+    try:
+        hub = importlib.import_module("huggingface_hub")  # an optional package
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"push needs the package {error.name}: pip install 'mnist_ray[push]'"
+        ) from error
+
+    files = huggingface(run)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(files, Path(folder))
+        try:
+            done = hub.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message="Model found by mnist_ray"
+            )
+        except (OSError, ValueError) as error:  # those of the Hub's client are among them
+            raise WorkError(f"{repo} takes no model: {first_line(error)}") from error
+    return str(done)
+
+
+def _write(files: dict[str, bytes], folder: Path) -> None:
+    try:
+        found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        if others := sorted(found - files.keys()):
+            raise SettingsError(
+                f"--out: {folder} holds other files, as {others[0]}; "
+                "expected a new or empty folder, or one that export wrote"
+            )
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise SettingsError(f"--out: {folder} cannot be written: {error.strerror}") from error
+
+
+def huggingface(run: str) -> dict[str, bytes]:
+    """The files of the Hub by name.
+
+    `config.json` describes the network without code: `models.build` makes it of the
+    `hyperparameters`, and `model.safetensors` holds its weights by the names that torch gives.
+
+    Raises:
+        SettingsError: It is no run that has published a model.
+    """
+    model, storage = load_model(run), RunStorage(run)
+    if not model.manifest or not storage.exists(layout.CARD):
+        raise SettingsError(
+            f"{run}: no card lies there; expected the directory of a run that has ended"
+        )
+    facts = model.session.metadata
+    proto = load_verified(model.content, run)
+    channels, height, width = model.session.image_shape
+    config = {
+        "library_name": "mnist_ray",
+        "hyperparameters": json.loads(facts.get("hyperparameters", "null")),
+        "classes": list(model.classes),
+        "input": {"channels": channels, "height": height, "width": width, "range": [0, 1]},
+        "temperature": float(facts.get("temperature", "1")),
+    }
+    return {
+        layout.CARD: storage.read_bytes(layout.CARD),
+        layout.MANIFEST: _json(model.manifest),
+        layout.MODEL: model.content,
+        layout.PICTURE: model.picture,
+        WEIGHTS: weights(proto),
+        CONFIG: _json(config),
+    }
+
+
+def weights(proto: onnx.ModelProto) -> bytes:
+    """The network's weights in safetensors, under the names that torch gave them."""
+    arrays = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    named = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    data: bytes = save(named, {"format": "pt"})
+    return data
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def triton(model: Model) -> dict[str, bytes]:
+    """A model repository of Triton by file name: both ONNX files, each with its configuration.
+
+    Triton names a model by its folder. Triton batches the network's images; pictures of any size
+    come one at a time.
+    """
+    channels, height, width = model.session.image_shape
+    classes = model.session.n_classes or len(model.classes)
+    network = f"""\
+backend: "onnxruntime"
+max_batch_size: {LARGEST_BATCH}
+input [ {{ name: "input" data_type: TYPE_FP32 dims: [ {channels}, {height}, {width} ] }} ]
+output [ {{
+  name: "output" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS}"
+}} ]
+dynamic_batching {{ max_queue_delay_microseconds: {WAIT_MICROSECONDS} }}
+"""
+    # Triton takes no empty shape: a scalar is told by `reshape`.
+    scalars = "\n".join(
+        f'output [ {{ name: "{name}" data_type: {kind} dims: [ 1 ] reshape {{ shape: [ ] }} }} ]'
+        for name, kind in (
+            ("label", "TYPE_INT64"),
+            ("probability", "TYPE_FP32"),
+            ("known", "TYPE_BOOL"),
+        )
+    )
+    picture = f"""\
+backend: "onnxruntime"
+max_batch_size: 0
+input [ {{ name: "picture" data_type: TYPE_UINT8 dims: [ -1, -1, 4 ] }} ]
+{scalars}
+"""
+    names = model.classes or tuple(map(str, range(classes)))
+    return {
+        f"{NETWORK}/config.pbtxt": network.encode(),
+        f"{NETWORK}/{LABELS}": "".join(f"{name}\n" for name in names).encode(),
+        f"{NETWORK}/1/{layout.MODEL}": model.content,
+        f"{PICTURE}/config.pbtxt": picture.encode(),
+        f"{PICTURE}/{LABELS}": "".join(f"{name}\n" for name in names).encode(),
+        f"{PICTURE}/1/{layout.MODEL}": model.picture,
+    }

@@ -1,0 +1,43 @@
+"""The smaller files: they answer as the model does, or are refused with the figures."""
+
+import numpy as np
+import onnx
+import pytest
+
+from mnist_ray import data
+from mnist_ray.export import quantize
+from mnist_ray.export.quantize import Bounds, smaller
+from mnist_ray.export.read import load_verified, metadata_of
+from mnist_ray.export.session import Session
+
+LENIENT = Bounds(0.0, 99.0, 99.0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_a_smaller_file_answers_nearly_the_same(
+    exported: bytes, digits: data.Images, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quantize.BOUNDS, kind, LENIENT)
+    file, compared = smaller(exported, kind, digits.images)
+    assert compared.refused == ""
+    assert compared.line().endswith(": published")
+    found = Session(file, kind)
+    logits = [session.logits(digits.images) for session in (found, Session(exported, "model"))]
+    assert (logits[0].argmax(1) == logits[1].argmax(1)).mean() == compared.agreement
+    assert compared.agreement > 0.9
+    assert np.abs(logits[0] - logits[1]).max() > 0
+    facts = metadata_of(load_verified(file, kind))
+    assert (facts["arithmetic"], facts["dataset"]) == (kind, "digits")
+    types = {t.data_type for t in onnx.load_model_from_string(file).graph.initializer}
+    expected = onnx.TensorProto.INT8 if kind == "int8" else onnx.TensorProto.FLOAT16
+    assert expected in types
+
+
+def test_it_is_refused_with_its_figures(
+    exported: bytes, digits: data.Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quantize.BOUNDS, "fp16", Bounds(1.0, 0.01, 0.001))
+    _, compared = smaller(exported, "fp16", digits.images[:50])
+    assert f"size {compared.size:.2f}, expected at most 0.01" in compared.refused
+    assert f"latency {compared.latency:.2f}, expected at most 0.00" in compared.refused
+    assert "refused: " in compared.line()

@@ -1,0 +1,119 @@
+"""A model handed on: its folders hold all that others need, and their code runs."""
+
+import json
+import re
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load
+
+from mnist_ray import data, handover, load_model, models
+from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.export.read import load_verified
+from mnist_ray.export.write import export, logits_of
+from mnist_ray.run import layout
+from mnist_ray.storage import RunStorage
+from tests.support.networks import HP, network
+from tests.support.published import published
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = published(tmp_path_factory.mktemp("run"))
+    (folder / layout.CARD).write_text("# A card\n", encoding="utf-8")
+    return folder
+
+
+def test_weights_and_description_make_the_network_again(run: Path, tmp_path: Path) -> None:
+    handover.export(str(run), "huggingface", str(tmp_path / "out"))
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "config.json", "model.json", "model.onnx", "model.safetensors",
+        "picture.onnx",
+    ]  # fmt: skip
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    made = models.build(config["hyperparameters"])
+    lost = made.load_state_dict(load((out / "model.safetensors").read_bytes()), strict=False)
+    assert set(lost.unexpected_keys) == {"0.mean", "0.scale"}  # the description has these too
+    assert all(key.endswith("num_batches_tracked") for key in lost.missing_keys)
+    images = data.load("digits", "test").images[:20]
+    expected = load_model(out / "model.onnx").session.logits(images)
+    assert np.abs(logits_of(made.eval(), images) - expected).max() < 1e-4
+    assert config["classes"][5] == "five"
+    assert load_model(out).predict(images[0, 0]) == load_model(run).predict(images[0, 0])
+
+
+def test_a_committee_has_the_weights_of_all() -> None:
+    committee = models.Committee([network(HP, seed=1), network(HP, seed=2)]).eval()
+    proto = load_verified(export(committee, [HP, HP], {}), "model.onnx")
+    found = load(handover.weights(proto))
+    state = {k: v for k, v in committee.state_dict().items() if "num_batches" not in k}
+    assert state.keys() <= found.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_triton_s_repository_says_what_the_files_take(run: Path, tmp_path: Path) -> None:
+    handover.export(str(run), "triton", str(tmp_path))
+    handover.export(str(run), "triton", str(tmp_path))  # again, over its own files
+    kinds = {
+        "tensor(float)": "TYPE_FP32", "tensor(uint8)": "TYPE_UINT8",
+        "tensor(int64)": "TYPE_INT64", "tensor(bool)": "TYPE_BOOL",
+    }  # fmt: skip
+    for name, batches in ((handover.NETWORK, True), (handover.PICTURE, False)):
+        text = (tmp_path / name / "config.pbtxt").read_text(encoding="utf-8")
+        assert text.count("{") == text.count("}")
+        session = onnxruntime.InferenceSession(tmp_path / name / "1" / "model.onnx")
+        values = [*session.get_inputs(), *session.get_outputs()]
+        found = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ ([^]]*) \]', text)
+        assert len(found) == len(values)
+        for value, (called, kind, dims) in zip(values, found, strict=True):
+            shape = [d if isinstance(d, int) else -1 for d in value.shape][batches:] or [1]
+            assert (value.name, kinds[value.type]) == (called, kind)
+            assert [int(d) for d in dims.split(", ")] == shape
+        assert ("max_batch_size: 0" in text) != batches
+        labels = (tmp_path / name / "labels.txt").read_text(encoding="utf-8").splitlines()
+        assert labels[5] == "five"
+
+
+def test_a_folder_of_other_files_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for to in ("huggingface", "triton"):
+        with pytest.raises(SettingsError, match=r"^--out: .* holds other files, as mine\.txt; "):
+            handover.export(str(run), to, str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_file_without_a_card_goes_to_triton_alone(run: Path, tmp_path: Path) -> None:
+    file = str(run / "model.onnx")
+    with pytest.raises(SettingsError, match="no card lies there; expected the directory of a run"):
+        handover.export(file, "huggingface", str(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    handover.export(file, "triton", str(tmp_path / "b"))
+
+
+def test_push_uploads_that_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def upload(*, repo_id: str, folder_path: str, commit_message: str) -> str:
+        seen[repo_id] = {p.name for p in Path(folder_path).iterdir()}
+        return "https://hub.example/commit"
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert handover.push(str(run), "me/digits") == "https://hub.example/commit"
+    assert seen["me/digits"] == handover.huggingface(str(run)).keys()
+
+    def fail(**_: object) -> str:
+        raise OSError("401 Client Error\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", fail)
+    with pytest.raises(WorkError, match="^me/digits takes no model: 401 Client Error$"):
+        handover.push(str(run), "me/digits")
+
+
+def test_a_published_manifest_goes_with_it(run: Path) -> None:
+    manifest = RunStorage(str(run)).read_json(layout.MANIFEST)
+    assert json.loads(handover.huggingface(str(run))[layout.MANIFEST]) == manifest
