@@ -46,6 +46,7 @@ def header_part(run: RunData, out: str | None, prefix: str = "") -> Markup:
         front=next(pareto_figures(run), None) if run.objectives else None,
         prefix=prefix,
         limits=bool(run.limits),
+        damaged=run.damaged,
     )
 
 
@@ -109,7 +110,6 @@ def details_part(run: RunData) -> Markup:
         when=_when(run),
         where=[value for value in (machine.get("node"), cpus, machine.get("system")) if value],
         nodes=len({row["node"] for row in run.trials if row["node"]}),
-        damaged=run.damaged,
         versions=[f"{name} {version}" for name, version in versions.items() if version],
         commit=raw.get("git_commit"),
         command=f"python {command}" if command.partition(" ")[0].endswith(".py") else command,
