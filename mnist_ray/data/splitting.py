@@ -36,7 +36,7 @@ class Split(NamedTuple):
     `val`."""
 
 
-def load_split(  # noqa: PLR0913, D417 (one a setting; three as `load`)
+def load_split(  # noqa: PLR0913 (one a setting)
     dataset: str,
     data_dir: str | None = None,
     *,
