@@ -174,7 +174,7 @@ def prepare(settings: SearchSettings) -> Plan:
     options = spaces.options(found, settings.space, key_values(settings.space_args, "--space-args"))
     work: Work
     if settings.train is not None:
-        work = own_work(settings)
+        work = own_work(settings, resumed, given)
     else:
         start = read_start(settings, found, storage, resumed)
         work = ImageWork(load_split(settings, resumed, given), start, found)

@@ -111,8 +111,8 @@ def _facts(split: data.Split) -> dict[str, Any]:
     }
 
 
-def own_work(settings: SearchSettings) -> OwnWork:
-    """The work of --train and --train-data, whose function is called.
+def own_work(settings: SearchSettings, resumed: About | None, given: Collection[str]) -> OwnWork:
+    """The work of --train and --train-data, whose function is called; arguments as in load_split.
 
     Raises:
         SettingsError: One of them cannot be imported or used.
@@ -122,7 +122,7 @@ def own_work(settings: SearchSettings) -> OwnWork:
     if settings.train_data is None:
         return OwnWork(settings.train, None)
     if settings.train_data == IMAGES:
-        return OwnWork(settings.train, load_split(settings, None))
+        return OwnWork(settings.train, load_split(settings, resumed, given))
     make = load(settings.train_data, "--train-data", (IMAGES,))
     try:
         return OwnWork(settings.train, make())
