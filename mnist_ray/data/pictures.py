@@ -69,7 +69,8 @@ def _header(image: Image.Image) -> tuple[int, int, bool]:
 
 
 def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]) -> T:
-    if isinstance(picture, str) and os.path.exists(picture) and not os.path.isfile(picture):
+    path = picture if isinstance(picture, str) else ""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise SettingsError(f"{name} cannot be read: it is no regular file")
     try:
         file = io.BytesIO(picture) if isinstance(picture, bytes) else picture

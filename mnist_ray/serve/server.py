@@ -116,7 +116,7 @@ def serve(where: str, host: str, port: int) -> None:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
         print(
-            f"POST pictures to {address}/predict; {address}/docs describes it; Ctrl-C ends it",
+            f"{address}/predict takes pictures; {address}/docs describes it; Ctrl-C ends it",
             flush=True,
         )
         server_of(app).run(sockets=[listening])

@@ -205,7 +205,7 @@ def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
     assert head.count('id="figure-pareto"') == page.count('id="figure-pareto"') == 1
     kept = [r for r, _ in records.top(30)]
     assert 5 < len(kept) < 25
-    assert f"parameters&lt;=30,000: kept by {len(kept)} of 30 trials" in head
+    assert f"parameters&lt;=30,000: kept by {len(kept)} of 30 trials" in page
     front = records.front()
     assert f"{len(front)} complete trials are on the Pareto front" in page
     assert records.best is not None

@@ -269,7 +269,7 @@ def test_ctrl_c_ends_it_in_order(run: Path, picture: bytes) -> None:
     )
     try:
         assert process.stdout is not None
-        address = process.stdout.readline().split()[3]
+        address = process.stdout.readline().split()[0]
         request = urllib.request.Request(address, picture, {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert json.load(answer)["known"] is True
