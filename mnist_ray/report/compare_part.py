@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -9,15 +10,17 @@ from markupsafe import Markup
 from optuna import visualization as draw
 from scipy.stats import binomtest
 
-from mnist_ray.report.model_part import Answers
 from mnist_ray.report.page import BLUE, Figure, Number, Table, count, percent, render
 from mnist_ray.report.read import RunData, value_of
 from mnist_ray.report.search_figures import edf, plain
 
+if TYPE_CHECKING:
+    from mnist_ray.report.model_part import Answers
+
 PALETTE = [BLUE, "#d1601a", "#16906a", "#9c4fa8", "#947a10", "#6b7688"]
 
 
-def compare_part(runs: Mapping[str, RunData], answers: Mapping[str, Answers]) -> Markup:
+def compare_part(runs: Mapping[str, RunData], answers: Mapping[str, "Answers"]) -> Markup:
     """The comparison.
 
     Args:
@@ -94,7 +97,7 @@ def _intervals(runs: Mapping[str, RunData]) -> Figure:
     )
 
 
-def _paired(answers: Mapping[str, Answers]) -> Table | None:
+def _paired(answers: Mapping[str, "Answers"]) -> Table | None:
     """Exact McNemar tests of the models that were measured on the same images."""
     rows = []
     for (a, (labels_a, given_a)), (b, (labels_b, given_b)) in combinations(answers.items(), 2):

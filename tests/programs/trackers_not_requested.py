@@ -2,6 +2,7 @@
 
 import sys
 
+import mnist_ray.report.whole
 import mnist_ray.search_job.engine
 import mnist_ray.search_job.job
 import mnist_ray.search_job.placement
