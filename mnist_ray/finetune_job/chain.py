@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from mnist_ray.data import Images, Split
-from mnist_ray.export.session import (
-    TEMPERATURE,
-)
+from mnist_ray.export.session import TEMPERATURE
 from mnist_ray.export.write import rebuild
 from mnist_ray.finetune_job.calibration import NONE, Fitted, fitted
 from mnist_ray.finetune_job.calibration import rule as calibration_rule
@@ -46,7 +44,6 @@ from mnist_ray.training.trainer import load_network
 MEASURED = ("epoch", "val_loss", "val_accuracy", "val_metric")  # of the search's best epoch
 VERIFIED_ON = 1000  # real images on which a file is compared with torch
 COMPARED_ON = 10_000  # training images on which a smaller file is compared
-PICTURES = 200  # pictures on which picture.onnx is compared with its parts
 
 
 def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:

@@ -49,7 +49,7 @@ def text(run: Records, study: optuna.Study) -> str:
 def _best(run: Records) -> str:
     """The five best trials. A training function of one's own has its metric alone."""
     metric, top = run.metric, run.top(5)
-    if not metric.endswith((objectives.MINIMISED, objectives.MAXIMISED)) or ":" in metric:
+    if not objectives.is_yielded(metric):
         rows = [
             [
                 r.number, r.state, row["epoch"], f"{row['val_accuracy']:.4f}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray import data, spaces
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, described
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
 from mnist_ray.settings import SearchSettings, constraints, resolved, trust
@@ -126,10 +126,11 @@ def own_work(settings: SearchSettings, resumed: About | None, given: Collection[
     make = load(settings.train_data, "--train-data", (IMAGES,))
     try:
         return OwnWork(settings.train, make())
+    except SettingsError:
+        raise
     except Exception as error:  # any error of a person's function
-        raise SettingsError(
-            f"--train-data: {settings.train_data!r} failed: {type(error).__name__}: {error}"
-        ) from error
+        failed = f"--train-data: {settings.train_data!r} failed"
+        raise SettingsError(f"{failed}: {described(error)}") from error
 
 
 def check_function(function: Any, flag: str, name: str) -> None:

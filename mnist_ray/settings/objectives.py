@@ -37,6 +37,11 @@ def function_of(metric: str) -> str:
     return metric.removesuffix(MINIMISED).removesuffix(MAXIMISED)
 
 
+def is_yielded(metric: str) -> bool:
+    """Whether a training function of one's own yields it: then it alone is known of an epoch."""
+    return ":" not in metric and metric.endswith((MINIMISED, MAXIMISED))
+
+
 def column(metric: str) -> str:
     """The key of the metric's value in an epoch's row."""
     return metric if metric in OF_METRIC else "val_metric"

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import lightgbm
 import numpy as np
 
-from mnist_ray.run import lease
 from mnist_ray.training.metrics import score_of
 from mnist_ray.trials.function import FunctionTrial
 from mnist_ray.tune.trial import TrialContext
@@ -38,11 +37,10 @@ class LightGBMTrial(FunctionTrial):
         start: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Takes the data and begins the first trial; arguments as in TrainTrial.setup."""
+        self.take(context)
         assert context is not None
         assert images is not None
         assert labels is not None
-        self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
         parts = [
             (images[part].reshape(len(part), -1), labels[part])
             for part in (train, val)

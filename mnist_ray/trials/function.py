@@ -6,8 +6,9 @@
             model.fit(data)
             yield {"accuracy": model.score(data)}, pickle.dumps(model)
 
-Only `hp` must be there; of the others a function takes those that it needs. A function that yields
-no state begins anew after an interruption. One that ends by itself makes its trial complete.
+Only `hp` must be there; of the others a function takes those that it needs. After an interruption
+it goes on from the last state that it yielded, or begins anew if there is none. One that ends by
+itself makes its trial complete.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run import layout, lease
+from mnist_ray.run import layout
 from mnist_ray.run.records import COLUMNS, METRIC_PREFIX, EpochRow, checked_row, rank, value_of
 from mnist_ray.settings import constraints
 from mnist_ray.settings.objectives import column, function_of
@@ -56,9 +57,7 @@ class FunctionTrial(EpochTrial):
             function: `module:function`.
             data: Whatever the function wants as `data`.
         """
-        assert context is not None
-        self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
+        self.take(context)
         self.function, self.data = load(function, "--train", ()), data
         self.begin_config(config)
 
@@ -67,7 +66,7 @@ class FunctionTrial(EpochTrial):
         super().begin(number, hp)
         self._close()
         self.rows: list[EpochRow] = []
-        self.state: bytes | None = None
+        self.state: bytes | None = None  # the last that was yielded
         self.n_parameters: int | None = None
 
     def cleanup(self) -> None:
@@ -94,12 +93,12 @@ class FunctionTrial(EpochTrial):
                 return ended(reason="the training function ended without a yield")
             result = self._report(self.rows[-1], None)
             return {**result, "complete": True, "done": True}
-        row = self._row(yielded, time.perf_counter() - began)
+        row, state = self._row(yielded, time.perf_counter() - began)
         if not math.isfinite(value_of(row, self.context.metric)):
             name = function_of(self.context.metric)
             return ended(reason=f"{name} is not finite at epoch {row['epoch']}")
         self.rows.append(row)
-        self._save(row)
+        self._save(row, state)
         return self._report(row, None)
 
     def _started(self) -> Iterator[Any]:
@@ -115,8 +114,8 @@ class FunctionTrial(EpochTrial):
         wanted = {k: v for k, v in given.items() if everything or k in parameters}
         return self.function(dict(self.hp), **wanted)
 
-    def _row(self, yielded: Any, seconds: float) -> EpochRow:
-        """The epoch's row; the state is noted."""
+    def _row(self, yielded: Any, seconds: float) -> tuple[EpochRow, bytes | None]:
+        """The epoch's row, and the state that came with it."""
         metrics, state = yielded if isinstance(yielded, tuple) else (yielded, None)
         if not isinstance(metrics, Mapping) or not (state is None or isinstance(state, bytes)):
             raise TypeError(
@@ -124,7 +123,6 @@ class FunctionTrial(EpochTrial):
                 f"bytes; found {type(metrics).__name__} and {type(state).__name__}"
             )
         values = {str(key): _number(key, value) for key, value in metrics.items()}
-        self.state = state
         parameters = values.pop("n_parameters", None)
         self.n_parameters = None if parameters is None else int(parameters)
         row: dict[str, Any] = {name: values.get(name, math.nan) for name in COLUMNS}
@@ -140,7 +138,7 @@ class FunctionTrial(EpochTrial):
         if limits := self.context.constraints:
             measured = {"parameters": parameters, "accuracy": row["val_accuracy"]}
             row["violation"] = constraints.violation(limits, measured)
-        return checked_row(row)
+        return checked_row(row), state
 
     def _report(self, row: EpochRow, rows: list[EpochRow] | None) -> Result:
         return reported(self.context, row, self.n_parameters, rows)
@@ -156,19 +154,22 @@ class FunctionTrial(EpochTrial):
         self.rows = rows if self.state is not None else []
         return self.state is not None
 
-    def _save(self, row: EpochRow) -> None:
-        folder, state = layout.trial_folder(self.number), self.state or b""
+    def _save(self, row: EpochRow, state: bytes | None) -> None:
+        """Keeps the best epoch. The checkpoint stays that of the last epoch with a state."""
+        folder, content = layout.trial_folder(self.number), state or b""
         if max(self.rows, key=lambda r: rank(r, self.context.metric)) is row:
             metadata = {
                 "number": self.number,
                 "row": {k: v for k, v in row.items() if v == v},  # JSON has no NaN
                 "hyperparameters": self.hp,
-                "sha256": hashlib.sha256(state).hexdigest(),
+                "sha256": hashlib.sha256(content).hexdigest(),
             }
             described, kept = self.BEST
             self.storage.write_json(f"{folder}/{described}", metadata)
-            self.storage.write_bytes(f"{folder}/{kept}", state)
-        self.storage.write_bytes(f"{folder}/{self.LATEST}", pack(self.rows, self.state))
+            self.storage.write_bytes(f"{folder}/{kept}", content)
+        if state is not None or self.state is None:
+            self.state = state
+            self.storage.write_bytes(f"{folder}/{self.LATEST}", pack(self.rows, state))
 
 
 def _number(name: Any, value: Any) -> float:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mnist_ray.run import lease
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext
 
@@ -52,11 +51,9 @@ class TrainTrial(EpochTrial):
         # The driver, which only names this class, starts seconds earlier without torch.
         from mnist_ray.trials.worker import Worker  # noqa: PLC0415 (named trainable)
 
-        assert context is not None
-        self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
+        self.take(context)
         arrays = (images, labels, train, val, *(part for fold in folds[1:] for part in fold))
-        self.worker = Worker(context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
+        self.worker = Worker(self.context, self.storage, arrays, start, self.DETERMINISTIC)  # type: ignore[arg-type]
         self.begin_config(config)
 
     def begin(self, number: int, hp: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ray import tune
 
 from mnist_ray.errors import WorkError, reason
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
 from mnist_ray.tune.trial import NUMBER, Result, TrialContext, ended
@@ -22,8 +22,8 @@ from mnist_ray.tune.trial import NUMBER, Result, TrialContext, ended
 class EpochTrial(tune.Trainable):
     """A trial whose step is an epoch. An error in it ends the trial, not the search.
 
-    A class derived from it names its files, sets `context` and `storage` in `setup`, calls `begin`
-    there, and has an `epoch`.
+    A class derived from it names its files, calls `take` and `begin_config` in `setup`, and has an
+    `epoch`.
     """
 
     # In the trial's folder: the file that it goes on from.
@@ -36,6 +36,12 @@ class EpochTrial(tune.Trainable):
     storage: RunStorage
     number: int
     hp: dict[str, Any]
+
+    def take(self, context: TrialContext | None) -> None:
+        """Takes the values that all trials have in common; the run is written as its owner's."""
+        assert context is not None
+        self.context = context
+        self.storage = lease.owned(context.run, "search", context.owner)
 
     def begin(self, number: int, hp: dict[str, Any]) -> None:
         """Takes up a trial."""
