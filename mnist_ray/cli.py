@@ -4,13 +4,13 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 """
 
 import difflib
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import mnist_ray
 from mnist_ray import __version__
 from mnist_ray.errors import SettingsError, printable
 from mnist_ray.settings import (
@@ -47,9 +47,7 @@ def finetune(settings: FinetuneSettings) -> int:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate an ONNX model on a data set."""
-    from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
-
-    model = load_model(settings.model)
+    model = mnist_ray.load_model(settings.model)
     part = model.images(settings.dataset, settings.part, settings.data_dir)
     result = model.session.evaluate(part.images, part.labels)
     low, high = result.interval
@@ -65,11 +63,9 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def predict(settings: PredictSettings) -> int:
     """Classify pictures with a published model."""
-    from mnist_ray.results import load_model  # noqa: PLC0415 (seconds at start)
-
     if not settings.pictures:
         raise SettingsError("name at least one picture after the model")
-    model, code = load_model(settings.model), 0
+    model, code = mnist_ray.load_model(settings.model), 0
     files = list(_files(settings.pictures))
     for path in files:
         try:
@@ -121,13 +117,12 @@ def draw(settings: DrawSettings) -> None:
 def serve(settings: ServeSettings) -> None:
     """Answer pictures over HTTP with a published model."""
     try:
-        room = importlib.import_module("mnist_ray.serve.server")  # an optional package
+        from mnist_ray.serve import server  # noqa: PLC0415 (optional package)
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"serve needs the package {error.name}: pip install 'mnist_ray[serve]'"
         ) from error
-
-    room.serve(settings.model, settings.host, settings.port)
+    server.serve(settings.model, settings.host, settings.port)
 
 
 def export(settings: ExportSettings) -> None:
@@ -142,7 +137,9 @@ def push(settings: PushSettings) -> None:
 
 
 def _handover() -> Any:
-    return importlib.import_module("mnist_ray.handover")  # seconds at start
+    from mnist_ray import handover  # noqa: PLC0415 (seconds at start)
+
+    return handover
 
 
 class Command(NamedTuple):

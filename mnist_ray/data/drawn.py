@@ -18,7 +18,7 @@ def stratified(
     # scikit-learn can divide neither fewer images than classes, nor the single image of a class.
     counts = np.unique(labels[indices], return_counts=True)[1]
     exact = min(left, count) >= len(counts) and counts.min() > 1
-    others, chosen = _model_selection().train_test_split(
+    others, chosen = model_selection_of_sklearn().train_test_split(
         indices, test_size=count, stratify=labels[indices] if exact else None, random_state=seed
     )
     return chosen, others
@@ -38,12 +38,15 @@ def test_part(labels: np.ndarray) -> np.ndarray:
 def test_part_of_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The places of about a fifth of the images, whole groups, near the classes' proportions."""
     folds = max(2, min(FOLDS, len(np.unique(groups)), int(np.bincount(labels).max())))
-    splitter = _model_selection().StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    splitter = model_selection_of_sklearn().StratifiedGroupKFold(
+        folds, shuffle=True, random_state=0
+    )
     found: np.ndarray = next(iter(splitter.split(labels, labels, groups)))[1]
     return found
 
 
-def _model_selection() -> Any:
+def model_selection_of_sklearn() -> Any:
+    """scikit-learn's splitters, imported when they are used."""
     from sklearn import model_selection  # noqa: PLC0415 (seconds at start)
 
     return model_selection

@@ -111,15 +111,11 @@ def folded(
     Raises:
         SettingsError: a class, or the groups, cannot be divided so often.
     """
-    from sklearn.model_selection import (  # noqa: PLC0415 (seconds at start)
-        StratifiedGroupKFold,
-        StratifiedKFold,
-    )
-
     least = int(np.unique(labels, return_counts=True)[1].min())
     if least < folds:
         raise SettingsError(f"--folds {folds}: the rarest class has {least} images; take fewer")
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitters = drawn.model_selection_of_sklearn()
+    kind = splitters.StratifiedKFold if groups is None else splitters.StratifiedGroupKFold
     if groups is not None and len(np.unique(groups)) < folds:
         raise SettingsError(f"--folds {folds}: there are {len(np.unique(groups))} groups")
     parts = list(kind(folds, shuffle=True, random_state=seed).split(labels, labels, groups))
