@@ -121,8 +121,9 @@ def masked_command(words: Sequence[str]) -> str:
 def scrubbed(text: str, *urls: str) -> str:
     """Another's message, in which none of the secrets of these URLs stands, however quoted."""
     for url in urls:
-        text = text.replace(url, masked(url))
-        text = text.replace(" ".join(url.split()), masked(url))  # of a message that was wrapped
+        unwrapped = " ".join(url.split())  # as it stands in a message that was wrapped
+        if unwrapped:  # str.replace would put a blank text between all characters
+            text = text.replace(url, masked(url)).replace(unwrapped, masked(url))
     forms = {form for url in urls for secret in _secrets(url) for form in _spellings(secret)}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, HIDDEN)

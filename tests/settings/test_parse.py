@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -144,6 +144,7 @@ def test_any_command_line_is_settings_or_one_line(pairs: list[tuple[str, str]]) 
         max_size=4,
     )
 )
+@example({"trials": ["0", "\n"]})
 @hypothesis_settings(max_examples=100, deadline=None)
 def test_any_file_is_settings_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, values: dict

@@ -113,6 +113,8 @@ def test_no_secret_is_shown(url: str) -> None:
         "mine:function",
         "--space-args",
         "max_width=16",
+        "",
+        "\n",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
