@@ -23,6 +23,7 @@ OTHERS = {
     *("logdir", "generate", "help", "version", "watch"),
     *("instance-types", "product-descriptions"),  # aws
     "data-binary",  # curl
+    "hypothesis-profile",  # pytest
     *("recipe", "folds", "change"),  # benchmarks/crossval.py
 }
 OPTIONS = {

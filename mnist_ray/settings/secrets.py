@@ -123,7 +123,8 @@ def scrubbed(text: str, *urls: str) -> str:
     for url in urls:
         unwrapped = " ".join(url.split())  # as it stands in a message that was wrapped
         if unwrapped:  # str.replace would put a blank text between all characters
-            text = text.replace(url, masked(url)).replace(unwrapped, masked(url))
+            shown = " ".join(masked(url).split())
+            text = text.replace(url, shown).replace(unwrapped, shown)
     forms = {form for url in urls for secret in _secrets(url) for form in _spellings(secret)}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, HIDDEN)

@@ -145,6 +145,7 @@ def test_any_command_line_is_settings_or_one_line(pairs: list[tuple[str, str]]) 
     )
 )
 @example({"trials": ["0", "\n"]})
+@example({"trials": ["0", "0\n"]})
 @hypothesis_settings(max_examples=100, deadline=None)
 def test_any_file_is_settings_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, values: dict
