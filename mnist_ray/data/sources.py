@@ -9,7 +9,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.settings import text
 
 DATASETS = (*torchvision_files.SOURCES, "digits")
-NAMES = (*DATASETS, *(f"{kind}:…" for kind in stored.READERS))
+NAMES = (*DATASETS, *(f"{kind}:…" for kind in text.STORED))
 
 
 def load(

@@ -2,25 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
-from mnist_ray.data import arrays, drawn, folder, tables
+from mnist_ray.data import drawn
 from mnist_ray.data.decoding import Decoded, Reading, decoded
 from mnist_ray.data.images import Images, digest
 from mnist_ray.data.listing import ORDER, Listing
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings import text
 
 log = logging.getLogger(__name__)
 
-READERS: dict[str, Callable[[str, str], Listing]] = {
-    "folder": folder.read,
-    "npz": arrays.read_npz,
-    "csv": tables.read_csv,
-    "parquet": tables.read_parquet,
-    "hf": tables.read_hf,
-}
 _noted: set[str] = set()  # notes of this process, which are logged once
 _of_train: dict[str, Listing] = {}  # of the source whose training part was read last
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
@@ -37,7 +30,7 @@ def read(name: str, part: str, reading: Reading) -> Images:
     """
     kind, _, where = name.partition(":")
     listing = _of_train.pop(name, None) if part == "test" else None
-    listing = listing or READERS[kind](name, where)
+    listing = listing or text.load(text.STORED[kind], "--dataset", text.STORED)(name, where)
     if part == "train":  # the test part is read next, of the same pictures
         _of_train.clear()
         _of_train[name] = listing

@@ -39,6 +39,7 @@ from mnist_ray.settings import (
     resolved,
     trust,
 )
+from mnist_ray.settings.options import TRACKERS, TrackerOptions
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
 from mnist_ray.study.objectives import check_parts
@@ -54,8 +55,8 @@ ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "n
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
     "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate", "gate",
-    "quantize", "target", "patience", "test_steps", "tensorboard", "activations", "mlflow",
-    "wandb",
+    "quantize", "target", "patience", "test_steps", "finetune_with", "finetune_epochs",
+    *(field.name for field in dataclasses.fields(TrackerOptions)),
 }  # fmt: skip
 # As it was in runs that do not record it.
 UNRECORDED = {"val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none"}
@@ -64,7 +65,7 @@ FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
 # A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
-RESUMED_TRUST = (*trust.CODE, "study", "mlflow", "wandb", "stages", "class_weights")
+RESUMED_TRUST = (*trust.CODE, "study", *TRACKERS, "stages", "class_weights")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial

@@ -8,7 +8,7 @@ import difflib
 import os
 import typing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from tyro.conf import Fixed
 
@@ -252,6 +252,20 @@ class ModelOptions(Options):
     """Publish the model in smaller numbers too, if the answers stay and it is faster here."""
 
 
+class TrackerPart(NamedTuple):
+    """The class that an option of TrackerOptions makes, and the package that it needs, if any."""
+
+    made: str
+    package: str | None
+
+
+# option -> what follows the search; the class gets the option's value
+TRACKERS = {
+    "mlflow": TrackerPart("mnist_ray.trackers.mlflow:MLflow", "mlflow"),
+    "wandb": TrackerPart("mnist_ray.trackers.wandb:WandB", "wandb"),
+}
+
+
 @dataclass(frozen=True)
 class TrackerOptions(Options):
     """Other programs that show the trials."""
@@ -327,7 +341,7 @@ def resolved(settings: Options) -> dict[str, Any]:
         for name, value in dataclasses.asdict(settings).items()
         if name != "given"
     }
-    for name in ("study", "warm_start", "mlflow"):
+    for name in ("study", "warm_start", *TRACKERS):
         if values.get(name):
             values[name] = masked(values[name])
     return values

@@ -141,8 +141,14 @@ def command(*words: str) -> str:
 
 # ---- objects that a text names
 
-STORED = ("folder", "npz", "csv", "parquet", "hf")
-"""Kinds of data sets that are files: --dataset KIND:PATH."""
+STORED = {
+    "folder": "mnist_ray.data.folder:read",
+    "npz": "mnist_ray.data.arrays:read_npz",
+    "csv": "mnist_ray.data.tables:read_csv",
+    "parquet": "mnist_ray.data.tables:read_parquet",
+    "hf": "mnist_ray.data.tables:read_hf",
+}
+"""Kinds of data sets that are files, --dataset KIND:PATH, and the function that reads each."""
 
 
 def is_stored(dataset: str) -> bool:

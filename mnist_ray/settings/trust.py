@@ -14,12 +14,15 @@ from typing import Any
 from mnist_ray import hyperparameters
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import text
-from mnist_ray.settings.options import default_data_dir
+from mnist_ray.settings.options import TRACKERS, default_data_dir
 from mnist_ray.settings.secrets import masked
 
 # Settings that may name code as module:attribute, and settings that name a host or a path.
-CODE = ("dataset", "space", "sampler", "scheduler", "metric", "augment", "train", "train_data")
-PLACES = ("study", "class_weights", "warm_start", "mlflow", "wandb", "stages", "onnx")
+CODE = (
+    "dataset", "space", "sampler", "scheduler", "metric", "augment", "train", "train_data",
+    "finetune_with",
+)  # fmt: skip
+PLACES = ("study", "class_weights", "warm_start", *TRACKERS, "stages", "onnx")
 
 
 def is_code(value: Any) -> bool:
@@ -48,14 +51,14 @@ def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES))
     found: dict[str, str] = {}
     for key in keys:
         value = settings.get(key)
-        # A project of Weights & Biases is always a place: its data leave this machine.
+        # A tracker's value, as a project's name, is always a place: data leave this machine.
         if key == "dataset" and is_data(value):
             continue
         if key == "class_weights" and str(value).startswith("{"):
             continue  # the file's content, not its name
         if key == "augment":
             found |= {key: str(value)} if hyperparameters.own_function(value) else {}
-        elif is_code(value) if key in CODE else is_place(value) or (key == "wandb" and value):
+        elif is_code(value) if key in CODE else is_place(value) or (key in TRACKERS and value):
             found[key] = str(value)
     return found
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
-from mnist_ray.settings import SearchSettings, masked
+from mnist_ray.settings import SearchSettings, load, masked
+from mnist_ray.settings.options import TRACKERS
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import Tracker, commands
 
@@ -40,14 +41,12 @@ def check(settings: SearchSettings) -> None:
     Raises:
         SettingsError: A package is missing, or --mlflow is not an address.
     """
-    for package, wanted in (
-        ("tensorboard", settings.tensorboard),
-        ("mlflow", settings.mlflow),
-        ("wandb", settings.wandb),
-    ):
-        if wanted and importlib.util.find_spec(package) is None:
+    packages = {"tensorboard": "tensorboard", **{o: part.package for o, part in TRACKERS.items()}}
+    for option, package in packages.items():
+        if package and getattr(settings, option) and importlib.util.find_spec(package) is None:
             raise SettingsError(
-                f"--{package}: the package {package} is missing; pip install 'mnist_ray[{package}]'"
+                f"{_flag(option)}: the package {package} is missing; "
+                f"pip install 'mnist_ray[{option}]'"
             )
     address = r"(sqlite:///.|((postgresql|mysql)(\+\w+)?|https?)://.)"
     if settings.mlflow and not re.match(address, settings.mlflow):
@@ -63,16 +62,16 @@ def opened(settings: SearchSettings) -> list[Tracker]:
     Raises:
         SettingsError: One does not answer; names the flag.
     """
-    trackers: list[Tracker] = []
-    if settings.mlflow:
-        from mnist_ray.trackers.mlflow import MLflow  # noqa: PLC0415 (optional package)
+    requested = {option: getattr(settings, option) for option in TRACKERS}
+    return [
+        load(TRACKERS[option].made, _flag(option), ())(value)
+        for option, value in requested.items()
+        if value
+    ]
 
-        trackers.append(MLflow(settings.mlflow))
-    if settings.wandb:
-        from mnist_ray.trackers.wandb import WandB  # noqa: PLC0415 (optional package)
 
-        trackers.append(WandB(settings.wandb))
-    return trackers
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 # ---- while the search runs
