@@ -2,6 +2,9 @@
 starts as fast as it always does.
 """
 
+import os
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from mnist_ray.spaces import DataShape
@@ -22,3 +25,10 @@ def space(
         else convnet(trial, data)
     )
     return {**suggested, "seconds": seconds, "stamps": stamps}
+
+
+def slept(hp: Mapping[str, Any], start: float) -> None:
+    """Sleeps until hp["seconds"] after `start`, and notes both times down."""
+    time.sleep(max(0.0, start + hp["seconds"] - time.time()))
+    with open(f"{hp['stamps']}/{os.getpid()}.stamps", "a") as file:
+        file.write(f"{start} {time.time()}\n")

@@ -17,9 +17,11 @@ down: stamped.py);
 (history.parquet);
 - each trial process's memory (PSS, the largest of samples twice a second) less that of the bare
 worker.
-trials: many trials that only sleep for 0.1 s, some at a time, through the shipped search and
-through stock OptunaSearch with actors reused (noop_trial.py): wall time from the first trial's
-start to the last one's end, less the sleep.
+trials: many trials that only sleep for 0.1 s, some at a time, through the shipped search, through
+the same with a training function of one's own (noop_function.py) and through stock OptunaSearch
+with actors reused (noop_trial.py): wall time from the first trial's start to the last one's end,
+less the sleep. A function's checkpoint is written after its sleep and counts; a network's is
+written within it.
 """
 
 import json
@@ -42,7 +44,14 @@ from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
 PARTS = ("search", "trials")
-SIDES = ("ours", "stock")
+SIDES = ("ours", "function", "stock")
+WORKS = {  # what a search of ours is told to train
+    "ours": ["--dataset", "digits", "--space", "noop_space:space"],
+    "function": [
+        *("--train", "noop_function:train", "--space", "noop_function:space"),
+        *("--metric", "accuracy"),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class OverheadSettings(BenchmarkSettings):
     floats: int = 0
     """So many real parameters instead of the default space."""
     sides: tuple[str, ...] = SIDES
-    """Whose trials sleep: ours, stock."""
+    """Whose trials sleep: ours, a training function of one's own (--train), stock."""
     sampler: str = "tpe"
     """Ours; stock has TPE."""
 
@@ -275,16 +284,8 @@ def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float,
 
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
-        if side == "ours":
-            command = [
-                str(ROOT / "jobs" / "search.py"),
-                "--dataset",
-                "digits",
-                "--space",
-                "noop_space:space",
-                "--max-epochs",
-                "1",
-            ]
+        if side != "stock":
+            command = [str(ROOT / "jobs" / "search.py"), "--max-epochs", "1", *WORKS[side]]
             command += [
                 "--space-args",
                 f"seconds={settings.seconds}",
@@ -299,7 +300,7 @@ def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float,
                 settings.sampler,
             ]
             run(
-                [*command, "--storage", name, "--name", "ours", "--no-finetune"],
+                [*command, "--storage", name, "--name", side, "--no-finetune"],
                 folder / "log",
                 sample,
             )
@@ -334,7 +335,11 @@ def measure_trials(settings: OverheadSettings) -> None:
                 flush=True,
             )
     beyond = {length: [ms for ms, _ in values] for length, values in found.items()}
-    names = {"ours": "the shipped search", "stock": "stock OptunaSearch with TPE, actors reused"}
+    names = {
+        "ours": "the shipped search",
+        "function": "the shipped search, a training function of one's own",
+        "stock": "stock OptunaSearch with TPE, actors reused",
+    }
     counts = " to ".join(
         f"{trials:,}" for trials in sorted({settings.trials[0], settings.trials[-1]})
     )
@@ -356,7 +361,7 @@ def measure_trials(settings: OverheadSettings) -> None:
                 spread(values, 1),
                 ratios(values, beyond[lengths[0]]),
                 ratios(beyond["stock", trials], values)
-                if side == "ours" and "stock" in settings.sides
+                if side != "stock" and "stock" in settings.sides
                 else "",
                 spread([mb for _, mb in found[side, trials]]),
             ]
@@ -375,7 +380,7 @@ def measure(settings: OverheadSettings) -> None:
     """The parts that are asked for."""
     if not settings.sides or set(settings.sides) - set(SIDES):
         raise SettingsError(
-            f"--sides: {' '.join(settings.sides)!r} is not allowed; expected {' or '.join(SIDES)}"
+            f"--sides: {' '.join(settings.sides)!r} is not allowed; expected {', '.join(SIDES)}"
         )
     if not settings.parts or set(settings.parts) - set(PARTS):
         raise SettingsError(
