@@ -52,7 +52,7 @@ class ReplaySettings(BenchmarkSettings):
 
     repeats: int = 50
     """Seeds of every variant."""
-    curves: str = str(ROOT / "benchmarks" / "curves.parquet")
+    curves: str = str(ROOT / "benchmarks" / "curves" / "curves.parquet")
     """What replay_curves.py has recorded."""
     budget: int = 200
     """Epochs that a search may spend."""

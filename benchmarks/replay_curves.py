@@ -36,7 +36,7 @@ worker: Any
 class CurveSettings:
     """Train random configurations and record their learning curves."""
 
-    out: str = str(Path(__file__).with_name("curves.parquet"))
+    out: str = str(Path(__file__).parent / "curves" / "curves.parquet")
     """The Parquet file; where it exists it is gone on with."""
     configurations: int = 200
     """How many the file shall hold."""

@@ -28,7 +28,7 @@ class SimulateSettings(BenchmarkSettings):
 
     repeats: int = 1
     """Seeds."""
-    curves: str = str(ROOT / "benchmarks" / "curves.parquet")
+    curves: str = str(ROOT / "benchmarks" / "curves" / "curves.parquet")
     """What replay_curves.py has recorded."""
     workers: int = 200
     """Trials at a time."""

@@ -1,0 +1,34 @@
+"""The published learning curves: what their card says, and the loader that it shows."""
+
+import math
+import re
+import runpy
+
+from tests.support import ROOT
+
+FOLDER = ROOT / "benchmarks" / "curves"
+
+
+def test_the_curves_are_as_their_card_says() -> None:
+    program = FOLDER / "load.py"
+    module = runpy.run_path(str(program))
+    curves = module["load"]()
+    card = (FOLDER / "README.md").read_text()
+    assert len(program.read_text().splitlines()) <= 40
+    assert [curve.number for curve in curves] == list(range(200))
+    assert {len(curve.val_accuracy) for curve in curves} <= set(range(9))
+    last = sorted((curve.val_accuracy or [0.1])[-1] for curve in curves)
+    assert f"median of {(last[99] + last[100]) / 2:.4f}" in card
+    assert f"largest value of {last[-1]:.4f}" in re.sub(r"\s+", " ", card)
+    assert all(math.isfinite(s) for curve in curves for s in curve.seconds)
+    assert "lr" in " ".join(curves[0].params)
+
+
+def test_the_settings_of_the_recording_are_in_the_file() -> None:
+    made = runpy.run_path(str(FOLDER / "load.py"))["made_with"]()
+    assert (made["dataset"], made["epochs"], made["train_images"], made["val_images"]) == (
+        "mnist",
+        "8",
+        "1000",
+        "5000",
+    )
