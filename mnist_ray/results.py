@@ -21,6 +21,7 @@ from mnist_ray.run import layout, tables
 from mnist_ray.run.about import About
 from mnist_ray.run.publication import read_picture
 from mnist_ray.run.records import keeps_limits, rank, usable, value_of
+from mnist_ray.run.tuned import Tuned
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.settings.objectives import goal
 from mnist_ray.storage import RunStorage
@@ -56,7 +57,6 @@ class Run:
     Example:
         >>> run = mnist_ray.open_run("runs/first")
         >>> run.best.params["lr"], run.best.value
-        >>> run.trials.sort_values("value").tail(3)
         >>> run.model.predict("seven.png")
     """
 
@@ -158,9 +158,13 @@ class Run:
     @property
     def report_path(self) -> Path | None:
         """The page of the run; None if it does not lie on this machine."""
-        folder = self._storage.local_path
-        path = None if folder is None else folder / layout.REPORT
-        return path if path is not None and path.is_file() else None
+        path = (folder := self._storage.local_path) and folder / layout.REPORT
+        return path if path and path.is_file() else None
+
+    @property
+    def tuned(self) -> Tuned:
+        """The result of --finetune-with; WorkError if there is none."""
+        return Tuned.read(self._storage)
 
     @cached_property
     def model(self) -> "Model":

@@ -116,9 +116,10 @@ def test_a_search_over_a_function_is_killed_and_goes_on(
         train="examples.sklearn_mlp:train",
         train_data="examples.sklearn_mlp:data",
         space="examples.sklearn_mlp:space",
+        finetune_with="examples.sklearn_mlp:train",
     )
     run = flags(storage=tmp_path, name="own")
-    limits = flags(metric="accuracy", trials=8, max_epochs=60, scheduler="none")
+    limits = flags(metric="accuracy", trials=8, max_epochs=60, scheduler="none", finetune_epochs=3)
     killed = search(ray_head, *own, *run, *limits)
     seen = wait_for(killed, " COMPLETE ")
     killed.kill()
@@ -133,6 +134,12 @@ def test_a_search_over_a_function_is_killed_and_goes_on(
     assert len(found.trials) == 8
     assert found.best.value > 0.9
     assert (tmp_path / "own" / "best" / "state").stat().st_size > 100
+    # The second job went on with the best trial's state.
+    assert found.state == "done"
+    tuned = found.tuned.manifest
+    assert (tuned["epochs"], tuned["trial"]) == (3, found.best.number)
+    assert tuned["value"] > 0.9
+    assert "By the second function" in (tmp_path / "own" / "report.html").read_text()
     assert "the best of 8 trials" in (tmp_path / "own" / "report.html").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 from mnist_ray import cluster, data, report
 from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.finetune_job import own
+from mnist_ray.finetune_job.own import OwnTask
 from mnist_ray.finetune_job.recipe import ChainTask, check_augmentations, read_stages
 from mnist_ray.hyperparameters import own_function
 from mnist_ray.run import layout, lease
@@ -36,7 +39,7 @@ SHIPPING = ("calibrate", "gate", "quantize")  # as in the search if they are not
 # Options that the command to go on repeats if they were given.
 REPEATED = (
     "dataset", "network", "augment", "stages", "committee", *SHIPPING, "data_dir", "cpus",
-    "gpus",
+    "gpus", "finetune_with", "finetune_epochs", "train_data",
 )  # fmt: skip
 
 
@@ -54,12 +57,20 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
     """
     cluster.quiet_ray()
     if settings.run is None:
+        if settings.finetune_with or settings.train_data:
+            raise SettingsError("--finetune-with: needs --run, the directory of a run of --train")
         check_storage(settings.storage)
         about = _new_run(settings)
     else:
         check_lasting("--run", settings.run)
         about = About.read(RunStorage(settings.run), "--run")
-    task, split, test = _prepare(settings, about)
+    task: ChainTask | OwnTask
+    inputs: list[Any]
+    if about.settings.get("train"):
+        _check_resources(settings)
+        task, *inputs = own.prepare(settings, about, functools.partial(_images, settings, about))
+    else:
+        task, *inputs = _prepare(settings, about)
     in_main = threading.current_thread() is threading.main_thread()
     signals = interruptible if handle_signals and in_main else contextlib.nullcontext
     storage = about.storage
@@ -75,14 +86,18 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
             from mnist_ray.finetune_job.task import run_in_task  # noqa: PLC0415 (Ray's environment)
 
             task = dataclasses.replace(_with_resources(task, settings), owner=held.token)
-            manifest = run_in_task(task, split, test)
+            made = run_in_task(task, *inputs)
     except KeyboardInterrupt:
         if not handle_signals:
             raise
         print(f"interrupted; to go on: {resume_command(settings, about)}", flush=True)
         return Finished(INTERRUPTED, storage.uri)
-    print(report.write_or_warn(storage, test=test), flush=True)
-    print(summary(manifest, storage.join(layout.MODEL), _data_flags(about)), flush=True)
+    if isinstance(task, OwnTask):
+        print(report.write_or_warn(storage), flush=True)
+        print(f"{made.summary()}\nstate: {storage.join(made.manifest['file'])}", flush=True)
+    else:
+        print(report.write_or_warn(storage, test=inputs[1]), flush=True)
+        print(summary(made, storage.join(layout.MODEL), _data_flags(about)), flush=True)
     return Finished(0, storage.uri)
 
 
@@ -97,8 +112,9 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
     ]
     if settings.run is not None and settings.onnx is not None:  # a new run keeps a copy of it
         words += ["--onnx", settings.onnx]
-    own = trust.flags(about.settings, [key for key in ("dataset", "stages") if not given[key]])
-    return command("finetune", "--run", about.storage.uri, *words, *own)
+    named = ("dataset", "stages", "finetune_with", "train_data")
+    flags = trust.flags(about.settings, [key for key in named if not given[key]])
+    return command("finetune", "--run", about.storage.uri, *words, *flags)
 
 
 @contextlib.contextmanager
@@ -144,27 +160,15 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         SettingsError: the run, a recipe or the images cannot be used.
     """
     searched = about.settings
-    given = {k for k in ("dataset", "stages", "data_dir") if getattr(settings, k) is not None}
-    trust.check(
-        searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
-    )
-    wanted, has = settings.dataset, searched["dataset"]
-    if wanted not in (None, has):
-        raise SettingsError(f"--dataset: {wanted!r} was given, but the run has {has!r}")
+    if settings.finetune_with or settings.train_data:
+        raise SettingsError(
+            f"--finetune-with: is for runs of --train, and that at {about.storage.uri} has networks"
+        )
+    place = _place(settings, about)
     onnx = _start_model(settings, about)
     recipe = read_stages(stages := settings.stages or searched["stages"])
     committee = _committee(settings, searched)
-    data_dir = settings.data_dir or searched["data_dir"]
-    download = trust.may_download(data_dir, given)
-    # A run that records no val_by was split by class.
-    splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
-    reading = data.Reading.of(searched)
-    split = data.load_split(data_dir=data_dir, reading=reading, download=download, **splitting)
-    if split.images.sha256 != about.data.sha256:
-        raise SettingsError(
-            f"--data-dir: the images in {data_dir} are not those that the run was searched on "
-            "(SHA-256 differs)"
-        )
+    split = _images(settings, about)
     if settings.augment and not own_function(settings.augment):
         raise SettingsError(
             f"--augment: {settings.augment!r} is not allowed; expected the run's module:function "
@@ -181,22 +185,67 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         network=settings.network,
         augment=settings.augment,
         precision=searched["precision"],
-        reading=reading,
+        reading=place["reading"],
         **{key: getattr(settings, key) or searched.get(key, "none") for key in SHIPPING},
         test_steps=settings.test_steps or bool(searched.get("test_steps")),
         metric=goal(searched),
     )
-    test = data.load(searched["dataset"], "test", data_dir, reading=reading, download=download)
+    test = data.load(searched["dataset"], "test", **place)
     data.check_test_part(split.images, test)
     return task, split, test
 
 
-def _committee(settings: FinetuneSettings, searched: Mapping[str, Any]) -> int:
-    """How many networks are trained. SettingsError if that, or a resource, is not allowed."""
+def _place(settings: FinetuneSettings, about: About) -> dict[str, Any]:
+    """Where the run's images are read, and how.
+
+    Raises:
+        SettingsError: a file alone chooses code, or the data set is not the run's.
+    """
+    searched = about.settings
+    given = {k for k in ("dataset", "stages", "data_dir") if getattr(settings, k) is not None}
+    trust.check(
+        searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
+    )
+    wanted, has = settings.dataset, searched["dataset"]
+    if wanted not in (None, has):
+        raise SettingsError(f"--dataset: {wanted!r} was given, but the run has {has!r}")
+    data_dir = settings.data_dir or searched["data_dir"]
+    return {
+        "data_dir": data_dir,
+        "reading": data.Reading.of(searched),
+        "download": trust.may_download(data_dir, given),
+    }
+
+
+def _images(settings: FinetuneSettings, about: About) -> data.Split:
+    """The training part as the search had split it.
+
+    Raises:
+        SettingsError: it cannot be used, or is not what the run was searched on.
+    """
+    searched, place = about.settings, _place(settings, about)
+    # A run that records no val_by was split by class.
+    splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
+    split = data.load_split(**place, **splitting)
+    if split.images.sha256 != about.data.sha256:
+        raise SettingsError(
+            f"--data-dir: the images in {place['data_dir']} are not those that the run was "
+            "searched on (SHA-256 differs)"
+        )
+    return split
+
+
+def _check_resources(settings: FinetuneSettings) -> None:
+    """SettingsError if a resource is not allowed."""
     if settings.gpus is not None and not 0 <= settings.gpus <= 1:  # NaN too
         raise SettingsError(f"--gpus: {settings.gpus:g} is not allowed; expected 0 to 1")
     if settings.cpus is not None and not 0 < settings.cpus < math.inf:
         raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
+
+
+def _committee(settings: FinetuneSettings, searched: Mapping[str, Any]) -> int:
+    """How many networks are trained. SettingsError if that, or a resource, is not allowed."""
+    _check_resources(settings)
     committee = settings.committee
     if committee is None:
         committee = searched.get("committee", 1)
@@ -234,7 +283,7 @@ def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
     return None
 
 
-def _with_resources(task: ChainTask, settings: FinetuneSettings) -> ChainTask:
+def _with_resources(task: ChainTask | OwnTask, settings: FinetuneSettings) -> ChainTask | OwnTask:
     """With the CPUs and GPUs of the cluster's largest node, unless the settings say.
 
     Raises:

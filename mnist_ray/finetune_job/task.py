@@ -1,4 +1,4 @@
-"""The chain in a Ray task: on a node that has the resources, begun again if its worker dies."""
+"""The second job's work in a Ray task: on a node that has the resources, begun again if it dies."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,26 +6,32 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
 
-from mnist_ray.data import Images, Split
 from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.finetune_job.own import OwnTask, run_own
 from mnist_ray.finetune_job.recipe import ChainTask
-from mnist_ray.run.publication import Manifest
 
 RESTARTS = 3  # if the worker or its node dies; the chain goes on from its last epoch
 PATIENCE = 30.0  # seconds before the missing resources are named; each time twice as long
 
 
-def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
-    """Runs the chain on the cluster, printing its lines.
+def run_in_task(task: ChainTask | OwnTask, *data: Any) -> Any:
+    """Runs the chain, or a function of one's own, on the cluster, printing its lines.
+
+    Args:
+        task: Its kind says which.
+        data: The chain's split and test part; the function's data.
+
+    Returns:
+        The manifest of the model, or what the function made.
 
     Raises:
-        WorkError: the chain failed, or its worker died too often.
+        WorkError: it failed, or its worker died too often.
     """
-    images = ray.put(split), ray.put(test)  # once, whichever part is begun again
-    remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=0)(_chain)
+    stored = [ray.put(each) for each in data]  # once, whichever part is begun again
+    remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=0)(_work)
     for restart in range(RESTARTS + 1):
         try:
-            return _printed(remote.remote(task, *images), task)
+            return _printed(remote.remote(task, *stored), task)
         except RayTaskError as error:
             if isinstance(error.cause, SettingsError | WorkError | OSError):
                 raise WorkError(str(error.cause)) from error
@@ -43,21 +49,24 @@ def run_in_task(task: ChainTask, split: Split, test: Images) -> Manifest:
     raise AssertionError("unreachable")
 
 
-def _chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Manifest]:
+def _work(task: ChainTask | OwnTask, *data: Any) -> Iterator[Any]:
+    if isinstance(task, OwnTask):
+        yield from run_own(task, *data)
+        return
     from mnist_ray.finetune_job.chain import run_chain  # noqa: PLC0415 (named trainable)
 
-    yield from run_chain(task, split, test)
+    yield from run_chain(task, *data)
 
 
-def _printed(lines: Any, task: ChainTask) -> Manifest:
-    """Prints a task's lines; returns the manifest that comes last."""
+def _printed(lines: Any, task: ChainTask | OwnTask) -> Any:
+    """Prints a task's lines; returns the result that comes last."""
     wait_for_first(lines, task.cpus, task.gpus)
     for reference in lines:
         result = ray.get(reference)
-        if isinstance(result, Manifest):
+        if not isinstance(result, str):
             return result
         print(result, flush=True)
-    raise WorkError("the fine-tuning ended without a model")
+    raise WorkError("the fine-tuning ended without a result")
 
 
 def wait_for_first(lines: Any, cpus: float, gpus: float) -> None:

@@ -13,6 +13,7 @@ from mnist_ray.report.read import RunData, known, varied
 from mnist_ray.report.search_part import pareto_figures
 from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, value_of
+from mnist_ray.run.tuned import Tuned
 
 WINNER = 12  # most settings of the best trial; the table of all trials has the others
 
@@ -63,6 +64,10 @@ def _cards(run: RunData) -> Iterator[tuple[str, str, str]]:
             yield "Calibration error", percent(calibration["ece_after"], 1), remark
     elif best and known(parameters := _parameters(run, best["number"])):
         yield "Parameters", count(int(parameters or 0)), "of the best trial"
+    if run.own and run.storage.exists(layout.TUNED):
+        tuned = Tuned.read(run.storage)
+        before = f"{run.metric}; {tuned.manifest['value_before']:.4g} before"
+        yield "By the second function", f"{tuned.value:.4g}", before
     if run.end is not None and run.end >= run.start:
         yield "Time", span((run.end - run.start).total_seconds()), "the whole run"
     if run.trials:

@@ -18,6 +18,9 @@ CARD = "README.md"
 BEST = "best"  # the files of the best epoch of the best trial
 BEST_NETWORK = f"{BEST}/model.safetensors"
 BEST_TREES = f"{BEST}/model.txt"  # of a run of LightGBM
+BEST_STATE = f"{BEST}/state"  # of a training function of one's own
+BEST_DESCRIBED = f"{BEST}/state.json"  # its trial, epoch, hyperparameters and SHA-256
+TUNED = "tuned.json"  # the result of --finetune-with: names a `tuned_state`; written last
 
 TUNE = "tune"
 CHECKPOINTS = f"{TUNE}/checkpoints"
@@ -29,6 +32,10 @@ TENSORBOARD = "tensorboard"
 STAGE_STATE = "training.safetensors"  # to go on from; gone when the stage is done
 STAGE_NETWORK = "model.safetensors"
 STAGE_CURVE = "curve.parquet"
+# In the folder of a second function of one's own; also a STAGE_CURVE.
+OWN_LATEST = "latest.state"
+OWN_BEST = "best.state"
+OWN_ERROR = "error.txt"
 
 
 def smaller_model(kind: str) -> str:
@@ -73,6 +80,21 @@ def stage_folder(number: int, member: int = 1, *, twin: bool = False) -> str:
     return "/".join([*parts, f"stage-{number}"])
 
 
+def own_folder(key: str) -> str:
+    """The folder of a second function of one's own. key: tells it, and its start, from others."""
+    return f"{FINETUNE}/own-{key}"
+
+
+def tuned_state(sha256: str) -> str:
+    """The file of a state that a second function of one's own made."""
+    return f"tuned-{sha256[:16]}.state"
+
+
+def is_tuned_state(name: str) -> bool:
+    """Whether a file is a `tuned_state`."""
+    return bool(re.fullmatch(r"tuned-[0-9a-f]{16}\.state", name))
+
+
 def stage_of(name: str) -> tuple[int, int] | None:
     """Number and member of the stage that a file belongs to; None for all others."""
     match = re.match(rf"{FINETUNE}/(?:member-(\d+)/)?stage-(\d+)\b", name)
@@ -82,10 +104,13 @@ def stage_of(name: str) -> tuple[int, int] | None:
 def is_ours(name: str) -> bool:
     """Whether a file of this name may be a run's."""
     first = name.partition("/")[0]
-    files = {RUN, JOURNAL, TRIALS, HISTORY, REPORT, START, MODEL, PICTURE, MANIFEST, PREDICTIONS}
+    files = {
+        RUN, JOURNAL, TRIALS, HISTORY, REPORT, START, MODEL, PICTURE, MANIFEST, PREDICTIONS, TUNED,
+    }  # fmt: skip
     folders = {BEST, TUNE, FINETUNE, TENSORBOARD}
     other = rf"{CARD}|{JOURNAL}\.lock|.+\.lease|[0-9a-f]{{16}}-{MODEL}"
-    return first in (files if first == name else folders) or bool(re.fullmatch(other, name))
+    named = is_tuned_state(name) or bool(re.fullmatch(other, name))
+    return named or first in (files if first == name else folders)
 
 
 def lease_file(work: str) -> str:

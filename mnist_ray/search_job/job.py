@@ -19,6 +19,7 @@ from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, prepare
 from mnist_ray.search_job.work import ImageWork
 from mnist_ray.settings import SearchSettings, command, masked, trust
+from mnist_ray.settings.functions import IMAGES
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import take_over
@@ -94,13 +95,14 @@ def _on_cluster(
             print(summary.text(records, study), flush=True)
         if plan.finetune:
             print(report.write_or_warn(plan.storage), flush=True)
-            print("fine-tuning the best network in a second job", flush=True)
+            best = "network" if plan.work.networks else "trial"
+            print(f"fine-tuning the best {best} in a second job", flush=True)
             cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, records))
             return
     about.ended("searched")
     print(report.write_or_warn(plan.storage), flush=True)
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
-    if plan.work.networks:
+    if plan.work.networks or plan.settings.finetune_with:
         print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
 
 
@@ -139,7 +141,8 @@ def _begins(plan: Plan, records: Records, continued: int) -> str:
         return f"resuming {plan.storage.uri}: {done}"
     begins = f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
     if not isinstance(plan.work, ImageWork):
-        return f"{begins}, each by {plan.work.function}"
+        second = f"; then the best by {plan.settings.finetune_with}" if plan.finetune else ""
+        return f"{begins}, each by {plan.work.function}{second}"
     train, val = len(plan.split.train), len(plan.split.val)
     images = f"each on {train:,} training and {val:,} validation images"
     if plan.settings.folds:
@@ -177,6 +180,14 @@ def _watch(
 
 
 def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
+    common = ["--verbose"] if plan.settings.verbose else []
+    if not plan.resumed and "data_dir" in plan.settings.given:
+        common += ["--data-dir", str(plan.settings.data_dir)]
+    recorded = plan.recorded_settings()
+    if not isinstance(plan.work, ImageWork):
+        images = ["dataset"] if recorded["train_data"] == IMAGES else []
+        code = trust.flags(recorded, [*images, "finetune_with", "train_data"])
+        return ["--run", plan.storage.uri, *code, *common]
     assert records.best is not None
     best = records.trials[records.best[0]]
     hp = plan.space(optuna.trial.FixedTrial(best.params))
@@ -185,7 +196,5 @@ def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
     augment = hp.get("augment", "none") if augment == "none" else augment
     if function := hyperparameters.own_function(augment):
         own += ["--augment", function]
-    own += trust.flags(plan.recorded_settings(), ("dataset", "stages"))
-    if not plan.resumed and "data_dir" in plan.settings.given:
-        own += ["--data-dir", str(plan.settings.data_dir)]
-    return ["--run", plan.storage.uri, *own, *(["--verbose"] if plan.settings.verbose else [])]
+    own += trust.flags(recorded, ("dataset", "stages"))
+    return ["--run", plan.storage.uri, *own, *common]

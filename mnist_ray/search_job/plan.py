@@ -195,12 +195,12 @@ def prepare(settings: SearchSettings) -> Plan:
         scheduler=read_scheduler(settings),
         time_budget=duration(settings.time_budget, "--time-budget"),
         trial_timeout=duration(settings.trial_timeout, "--trial-timeout"),
-        finetune=settings.finetune and work.networks,
+        finetune=settings.finetune and (work.networks or settings.finetune_with is not None),
         purpose=purpose(settings, work, names),
     )
     _check_parts(plan)
     plan = _with_older_knowledge(plan)
-    if plan.finetune:
+    if plan.finetune and work.networks:
         _check_second_job(plan)
     if not settings.dry_run:
         _check_study(plan)
@@ -222,7 +222,7 @@ def _check_trust(now: SearchSettings, resumed: About) -> None:
     before = resumed.settings
     used = {*RESUMED_TRUST}
     if not (now.finetune if "finetune" in now.given else before.get("finetune")):
-        used.discard("stages")
+        used -= {"stages", "finetune_with"}
     if not resumed.warm_started:
         used.add("warm_start")
     if not resumed.storage.exists(layout.START):
@@ -253,6 +253,8 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
         for key, value in before.items()
         if key in values and key not in now.given | ONE_TIME
     }
+    if "finetune_with" in now.given:  # a run without one was recorded as not to be fine-tuned
+        kept.pop("finetune", None)
     return dataclasses.replace(now, **kept)
 
 

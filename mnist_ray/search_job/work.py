@@ -4,21 +4,19 @@ Both know the class of Tune's that trains, the values that every trial gets, and
 run records of them.
 """
 
-import inspect
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray import data, spaces
-from mnist_ray.errors import SettingsError, described
+from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
 from mnist_ray.settings import SearchSettings, constraints, resolved, trust
+from mnist_ray.settings.functions import check_function, own_data
 from mnist_ray.settings.text import load
 from mnist_ray.training import metrics
-
-IMAGES = "images"  # of --train-data: those of --dataset
-ARGUMENTS = ("seed", "device", "state", "data")  # that a training function may take, by name
 
 
 @dataclass(frozen=True)
@@ -115,38 +113,14 @@ def own_work(settings: SearchSettings, resumed: About | None, given: Collection[
     """The work of --train and --train-data, whose function is called; arguments as in load_split.
 
     Raises:
-        SettingsError: One of them cannot be imported or used.
+        SettingsError: One of them, or --finetune-with, cannot be imported or used.
     """
     assert settings.train is not None
-    check_function(load(settings.train, "--train", ()), "--train", settings.train)
-    if settings.train_data is None:
-        return OwnWork(settings.train, None)
-    if settings.train_data == IMAGES:
-        return OwnWork(settings.train, load_split(settings, resumed, given))
-    make = load(settings.train_data, "--train-data", (IMAGES,))
-    try:
-        return OwnWork(settings.train, make())
-    except SettingsError:
-        raise
-    except Exception as error:  # any error of a person's function
-        failed = f"--train-data: {settings.train_data!r} failed"
-        raise SettingsError(f"{failed}: {described(error)}") from error
-
-
-def check_function(function: Any, flag: str, name: str) -> None:
-    """Raises SettingsError if it cannot be a training function."""
-    try:
-        wanted = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{flag}: {name!r} is no function") from error
-    by_name = [p for p in wanted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    unknown = [p.name for p in by_name[1:] if p.name not in ARGUMENTS and p.default is p.empty]
-    if not by_name or unknown:
-        found = f"found {unknown[0]!r}" if unknown else "found no argument"
-        raise SettingsError(
-            f"{flag}: {name!r} is no training function: expected the hyperparameters first, then "
-            f"any of {', '.join(ARGUMENTS)}; {found}"
-        )
+    check_function(settings.train, "--train")
+    if settings.finetune_with is not None:
+        check_function(settings.finetune_with, "--finetune-with")
+    images = functools.partial(load_split, settings, resumed, given)
+    return OwnWork(settings.train, own_data(settings.train_data, images))
 
 
 def load_split(

@@ -25,6 +25,7 @@ LEAST = {
     "image_size": 1,
     "folds": 2,
     "patience": 1,
+    "finetune_epochs": 1,
 }
 # Options of data sets that are files of one's own.
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
@@ -137,8 +138,12 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
 
 def _of_metric(s: SearchSettings) -> Iterator[str]:
     """Which metrics there are, and whose they are."""
-    if s.train_data and not s.train:
-        yield "--train-data: is for --train, which names your training function"
+    for name in ("train_data", "finetune_with"):
+        if getattr(s, name) and not s.train:
+            flag = f"--{name.replace('_', '-')}"
+            yield f"{flag}: is for --train, which names your training function"
+    if s.finetune_epochs and not (s.finetune_with or s.resume):
+        yield "--finetune-epochs: is for --finetune-with, which names your second function"
     if s.metric not in objectives.METRICS and ":" not in s.metric and not s.train:
         yield (
             f"--metric: {s.metric!r} is unknown; expected one of {', '.join(objectives.METRICS)} "

@@ -9,6 +9,7 @@ from mnist_ray.settings.options import (
     Data,
     File,
     Folder,
+    Function,
     Name,
     Options,
     Recipe,
@@ -57,6 +58,12 @@ class FinetuneSettings(Options):
     (default: as in the search)."""
     test_steps: bool = False
     """Evaluate every step of the chain on the test set, also if the search did not say so."""
+    finetune_with: Function | None = None
+    """For a run of --train: module:function that goes on with the best trial's state."""
+    finetune_epochs: int | None = None
+    """Its most epochs (default: as in the search)."""
+    train_data: Function | None = None
+    """Its data, as --train-data of the search."""
     data_dir: Folder | None = None
     """torchvision's root (default: that of the search)."""
     cpus: float | None = None

@@ -135,6 +135,11 @@ class TrainOptions(Options):
     train_data: Function | None = None
     """module:function whose result every trial gets as data, or images: those of --dataset in their
     split."""
+    finetune_with: Function | None = None
+    """module:function that goes on with the best trial's state in a second job; its yields are
+    those of --train."""
+    finetune_epochs: int | None = None
+    """The most epochs of --finetune-with (default: --max-epochs)."""
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,18 @@ itself makes its trial complete.
 """
 
 import hashlib
-import inspect
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import layout
-from mnist_ray.run.records import COLUMNS, METRIC_PREFIX, EpochRow, checked_row, rank, value_of
+from mnist_ray.run.records import EpochRow, rank, value_of
 from mnist_ray.settings import constraints
-from mnist_ray.settings.objectives import column, function_of
+from mnist_ray.settings.functions import started
+from mnist_ray.settings.objectives import function_of
 from mnist_ray.settings.text import load
+from mnist_ray.trials.steps import pack, step, unpack
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import Result, TrialContext, ended, reported
 
@@ -103,42 +101,24 @@ class FunctionTrial(EpochTrial):
 
     def _started(self) -> Iterator[Any]:
         """The generator, given those arguments that the function takes."""
-        parameters = inspect.signature(self.function).parameters
-        everything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        given = {
-            "seed": self.context.seed,
-            "device": "cuda" if self.context.gpus else "cpu",
-            "state": self.state,
-            "data": self.data,
-        }
-        wanted = {k: v for k, v in given.items() if everything or k in parameters}
-        return self.function(dict(self.hp), **wanted)
+        return started(
+            self.function,
+            self.hp,
+            seed=self.context.seed,
+            device="cuda" if self.context.gpus else "cpu",
+            state=self.state,
+            data=self.data,
+        )
 
     def _row(self, yielded: Any, seconds: float) -> tuple[EpochRow, bytes | None]:
         """The epoch's row, and the state that came with it."""
-        metrics, state = yielded if isinstance(yielded, tuple) else (yielded, None)
-        if not isinstance(metrics, Mapping) or not (state is None or isinstance(state, bytes)):
-            raise TypeError(
-                "the training function must yield a dict of metrics, or that and its state as "
-                f"bytes; found {type(metrics).__name__} and {type(state).__name__}"
-            )
-        values = {str(key): _number(key, value) for key, value in metrics.items()}
-        parameters = values.pop("n_parameters", None)
-        self.n_parameters = None if parameters is None else int(parameters)
-        row: dict[str, Any] = {name: values.get(name, math.nan) for name in COLUMNS}
-        row |= {"epoch": len(self.rows) + 1, "seconds": seconds}
-        own = {k: v for k, v in values.items() if k not in COLUMNS and k != "val_metric"}
-        row |= {f"{METRIC_PREFIX}{key}": value for key, value in own.items()}
-        if column(self.context.metric) == "val_metric":
-            name = function_of(self.context.metric)
-            if name not in values and "val_metric" not in values:
-                names = ", ".join(values) or "none"
-                raise KeyError(f"--metric {name} is not among the metrics yielded: {names}")
-            row["val_metric"] = values.get("val_metric", values.get(name))
+        row, state, self.n_parameters = step(
+            yielded, len(self.rows) + 1, seconds, self.context.metric
+        )
         if limits := self.context.constraints:
-            measured = {"parameters": parameters, "accuracy": row["val_accuracy"]}
+            measured = {"parameters": self.n_parameters, "accuracy": row["val_accuracy"]}
             row["violation"] = constraints.violation(limits, measured)
-        return checked_row(row), state
+        return row, state
 
     def _report(self, row: EpochRow, rows: list[EpochRow] | None) -> Result:
         return reported(self.context, row, self.n_parameters, rows)
@@ -170,37 +150,3 @@ class FunctionTrial(EpochTrial):
         if state is not None or self.state is None:
             self.state = state
             self.storage.write_bytes(f"{folder}/{self.LATEST}", pack(self.rows, state))
-
-
-def _number(name: Any, value: Any) -> float:
-    """A metric's value, also NumPy's or a tensor's of one element, as a Python number."""
-    plain = value.item() if hasattr(value, "item") else value
-    if not isinstance(plain, Real):
-        raise TypeError(f"the metric {name!r} is {value!r:.60}; expected a number")
-    return float(plain)
-
-
-def pack(rows: list[EpochRow], state: bytes | None) -> bytes:
-    """A line of JSON, with the rows and the SHA-256 of rows and state; then the state."""
-    body = state or b""
-    digest = hashlib.sha256(json.dumps(rows).encode() + body).hexdigest()
-    header = {"rows": rows, "sha256": digest, "state": state is not None}
-    return json.dumps(header).encode() + b"\n" + body
-
-
-def unpack(data: bytes, source: str) -> tuple[list[EpochRow], bytes | None]:
-    """The arguments of `pack`. Raises CorruptFileError naming `source` if a byte differs."""
-    head, _, body = data.partition(b"\n")
-    try:
-        header = json.loads(head)
-        rows, expected = header["rows"], header["sha256"]
-        checked = [checked_row(row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{source} is not a checkpoint of this project or is damaged: {error!r}"
-        ) from error
-    if hashlib.sha256(json.dumps(rows).encode() + body).hexdigest() != expected:
-        raise CorruptFileError(
-            f"{source} is damaged: its content does not match the SHA-256 that it carries"
-        )
-    return checked, body if header.get("state", True) else None

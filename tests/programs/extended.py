@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from mnist_ray import cli, data, trackers
-from mnist_ray.run.records import Record, Records
+from mnist_ray.run.records import Record, Records, epoch_row
 from mnist_ray.settings import SearchSettings, parse
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.pruners import read_scheduler
@@ -60,7 +60,9 @@ def trained(optimizer, metric):
 
 def metric():
     labels = np.array([0, 0, 1, 1])
-    value = score_of("worst_class")(labels, np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0, 1]]))
+    score = score_of("worst_class")
+    assert score is not None
+    value = score(labels, np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0, 1]]))
     shown = "metric: worst_class" in dry_run("--dataset", "digits", "--metric", "worst_class")
     return [shown, value, 0 <= trained("adam", "worst_class").rows[0]["val_metric"] < 1]
 
@@ -89,7 +91,8 @@ def tracker():
     [one] = opened = trackers.opened(parse(SearchSettings, ["--csv-log", "log.csv"]))
     known = trackers.begin(opened, "tracked", {}, storage, {})
     with trackers.following(opened, records):
-        records.add(Record(0, {}, rows={1: {"epoch": 1, "val_accuracy": 0.5, "val_loss": 2.0}}))
+        row = epoch_row({"epoch": 1, "val_accuracy": 0.5, "val_loss": 2.0})
+        records.add(Record(0, {}, rows={1: row}))
     lines = Path("log.csv").read_text().splitlines()
     return [shown, one.viewer, known, lines]
 

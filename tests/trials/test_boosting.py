@@ -21,7 +21,7 @@ from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
 from mnist_ray.trials.boosting import LightGBMTrial
-from mnist_ray.trials.function import pack, unpack
+from mnist_ray.trials.steps import pack, unpack
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support.runs import finish, load_study, search, tables
 

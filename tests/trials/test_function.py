@@ -17,7 +17,8 @@ from mnist_ray.run.layout import error_file, trial_folder
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
-from mnist_ray.trials.function import FunctionTrial, pack, unpack
+from mnist_ray.trials.function import FunctionTrial
+from mnist_ray.trials.steps import pack, unpack
 from mnist_ray.tune.trial import NUMBER, TrialContext
 
 
