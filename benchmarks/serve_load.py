@@ -116,7 +116,7 @@ def measure(settings: LoadSettings) -> None:
             stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert server.stdout is not None
-        url = server.stdout.readline().split()[3]
+        url = server.stdout.readline().split()[0]
         memory = psutil.Process(server.pid).memory_info
         pictures = pictures_of()
         rows = []

@@ -1,5 +1,6 @@
 """The server: the answers of `predict`, and a line for whatever else it is sent."""
 
+import asyncio
 import io
 import json
 import os
@@ -259,6 +260,22 @@ def test_a_connection_that_does_not_go_on_is_closed(
     assert begins or not answer
     with urllib.request.urlopen("http://{}:{}/healthz".format(*address), timeout=5) as health:
         assert json.load(health)["status"] == "ok"
+
+
+def test_an_answer_does_not_wait_for_the_receipt_of_its_head(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nagle's algorithm would hold the body back for 40 ms, in every answer."""
+    begun, at_once = server.H11Protocol.connection_made, []
+
+    def noted(self: server.H11Protocol, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        at_once.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        begun(self, transport)
+
+    monkeypatch.setattr(server.H11Protocol, "connection_made", noted)
+    with urllib.request.urlopen("http://{}:{}/healthz".format(*address), timeout=5):
+        assert at_once == [1]
 
 
 def test_ctrl_c_ends_it_in_order(run: Path, picture: bytes) -> None:
