@@ -5,6 +5,7 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,10 +86,13 @@ def predict(settings: PredictSettings) -> int:
 def _files(pictures: Sequence[str]) -> Iterator[str]:
     """The picture files; of a folder those within it, by name."""
     for path in map(Path, pictures):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             yield str(path)
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        try:
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        except OSError as error:
+            raise SettingsError(f"{path}: the folder cannot be read: {error.strerror}") from error
         if not inside:
             raise SettingsError(
                 f"{path}: the folder holds no picture; expected {'/'.join(PICTURES)}"

@@ -35,6 +35,7 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 
 # The settings of a search that decide its split.
 SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by", "folds")
+USED = ("stages", "data_dir", "precision", "train_images", "val_images")  # in every run
 SHIPPING = ("calibrate", "gate", "quantize")  # as in the search if they are not given
 # Options that the command to go on repeats if they were given.
 REPEATED = (
@@ -78,7 +79,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         # Twice: joining the cluster puts Ray's own handler in the place of the first.
         with (
             signals(),
-            lease.held(storage, "fine-tuning", "--run") as held,
+            _held(storage) as held,
             _outcome(dataclasses.replace(about, storage=held.owned)),
             cluster.connected(settings.verbose),
             signals(),
@@ -99,6 +100,18 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         print(report.write_or_warn(storage, test=inputs[1]), flush=True)
         print(summary(made, storage.join(layout.MODEL), _data_flags(about)), flush=True)
     return Finished(0, storage.uri)
+
+
+@contextlib.contextmanager
+def _held(storage: RunStorage) -> Iterator[lease.Lease]:
+    """Holds the run, unless a search is at work on it.
+
+    A search that has ended, and waits for its second job, has noted that: see its `job`.
+    """
+    with lease.held(storage, "fine-tuning", "--run") as held:
+        if About.read(storage, "--run").state == "searching":
+            lease.refuse_while_held(storage, "search", "--run")
+        yield held
 
 
 def resume_command(settings: FinetuneSettings, about: About) -> str:
@@ -163,6 +176,11 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     if settings.finetune_with or settings.train_data:
         raise SettingsError(
             f"--finetune-with: is for runs of --train, and that at {about.storage.uri} has networks"
+        )
+    lacking = [key for key in USED if key not in searched]
+    if lacking:
+        raise SettingsError(
+            f"--run: {about.storage.join(layout.RUN)} is damaged: its settings lack {lacking[0]}"
         )
     place = _place(settings, about)
     onnx = _start_model(settings, about)

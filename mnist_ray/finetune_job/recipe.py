@@ -1,6 +1,7 @@
 """A recipe of fine-tune stages, read from a YAML file; and the task that a worker is given."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def read_stages(name: str) -> Recipe:
         SettingsError: one line that names the file and the key.
     """
     path = packaged(name, "stages-")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise SettingsError(f"--stages: {name!r} is neither {' nor '.join(BUILT_IN)} nor a file")
     values = read_yaml(path)
     unknown = set(values) - {"start", "train_on", "stages"}

@@ -151,7 +151,8 @@ class _StageTraining:
         if state is None:
             return self._trainer()
         source = self.storage.join(f"{self.folder}/{layout.STAGE_STATE}")
-        self.hp["lr"] = checkpoint.unpack(state, source)[1]["hyperparameters"]["lr"]
+        with checkpoint.fitting(source):
+            self.hp["lr"] = float(checkpoint.unpack(state, source)[1]["hyperparameters"]["lr"])
         trainer = self._trainer()
         trainer.load_state(state, source)
         return trainer

@@ -88,6 +88,8 @@ class About:
         for key in ("max_epochs", "trials", "seed"):
             get(settings, key, int)
         points = get(raw, "points", list, default=[])
+        for point in points:
+            get({"a point": point}, "a point", dict)
         return cls(
             storage,
             get(raw, "name", str),
@@ -123,14 +125,19 @@ class About:
 
     @staticmethod
     def check_replaceable(storage: RunStorage, flag: str) -> None:
-        """Raises SettingsError naming the flag if other files than a run's would be removed."""
-        if not storage.exists(layout.RUN):
+        """Raises SettingsError naming the flag if a directory with other files is no run.
+
+        A run.json alone makes none: other programs write files of that name too.
+        """
+        try:
+            About.read(storage, flag)
+        except SettingsError:
             strange = [name for name in storage.list() if not layout.is_ours(name)]
             if strange:
                 raise SettingsError(
                     f"{flag}: {storage.uri} is no run: it holds {strange[0]}; "
                     "give another name, or remove it yourself"
-                )
+                ) from None
 
     def patch(self, **fields: Any) -> "About":
         """Changes these fields of the file, as it is now, and no others.

@@ -107,6 +107,7 @@ def is_ours(name: str) -> bool:
     files = {
         RUN, JOURNAL, TRIALS, HISTORY, REPORT, START, MODEL, PICTURE, MANIFEST, PREDICTIONS, TUNED,
     }  # fmt: skip
+    files |= set(map(smaller_model, SMALLER))
     folders = {BEST, TUNE, FINETUNE, TENSORBOARD}
     other = rf"{CARD}|{JOURNAL}\.lock|.+\.lease|[0-9a-f]{{16}}-{MODEL}"
     named = is_tuned_state(name) or bool(re.fullmatch(other, name))

@@ -97,6 +97,7 @@ def _on_cluster(
             print(report.write_or_warn(plan.storage), flush=True)
             best = "network" if plan.work.networks else "trial"
             print(f"fine-tuning the best {best} in a second job", flush=True)
+            about.patch(state="finetuning")
             cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, records))
             return
     about.ended("searched")

@@ -29,9 +29,9 @@ def claim(plan: Plan) -> About:
         about = plan.resumed.patch(settings=plan.recorded_settings(), state="searching")
     else:
         if plan.settings.overwrite:
-            for part in {file.partition("/")[0] for file in storage.list()} - {
-                layout.lease_file("search")
-            }:
+            # Files that somebody keeps beside a run's stay.
+            own = {file.partition("/")[0] for file in storage.list() if layout.is_ours(file)}
+            for part in own - {layout.lease_file("search")}:
                 storage.delete(part)
         taken = f"--name: another search has just taken the name at {storage.uri}; give another"
         about = About.claim(storage, _facts(plan), taken)

@@ -27,9 +27,9 @@ class _Printed(logging.Handler):
     """Prints what this package logs: notes as output, warnings as errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one line."""
+        """Prints one line. It may name a file, or quote one."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=stream, flush=True)
+        print(printable(self.format(record)), file=stream, flush=True)
 
 
 def _print_the_log() -> None:

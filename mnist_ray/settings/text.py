@@ -26,6 +26,7 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SHIPPED = "working_dir_files"  # Ray's folder for a working directory that came from elsewhere
 WRONG = object()  # no value of the wanted type
+MOST_VALUES = 100_000  # in a YAML file, each counted as often as it is named
 
 
 # ---- values from Python
@@ -273,7 +274,7 @@ def load_json(text: str) -> Any:
     """The value of a JSON text; None where it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -286,7 +287,7 @@ def packaged(path: str, prefix: str = "") -> str:
     A recipe is named as "default", or by its old path "jobs/recipes/default.yaml"; `prefix` may be
     left out of its name. Any other path is returned as it is.
     """
-    if Path(path).is_file():
+    if os.path.isfile(path):
         return path
     name = Path(path).name.removesuffix(".yaml") if re.search(r"(^|/)jobs/recipes/", path) else path
     if re.fullmatch(r"[\w-]+", name):
@@ -295,7 +296,7 @@ def packaged(path: str, prefix: str = "") -> str:
             RECIPES / f"{name}.yaml",
             RECIPES / "points" / f"{name}.yaml",
         ):
-            if found.is_file():
+            if os.path.isfile(found):
                 return str(found)
     return path
 
@@ -307,17 +308,35 @@ def load_yaml(path: str, where: str) -> Any:
         SettingsError: It cannot be read or parsed.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise SettingsError(
             f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:
+    try:
+        value = yaml.safe_load(text)
+        _check_size(value)
+        return value
+    except Exception as error:  # `!!bool x` is a KeyError, deep nesting a RecursionError
         # Not the line itself, which may hold a password.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" in line {mark.line + 1}" if mark else ""
         found = one_line(problem or type(error).__name__)
         raise SettingsError(f"{where}: is not plain YAML{line}: {found}") from error
+
+
+def _check_size(value: Any) -> None:
+    """Raises YAMLError for a small file of aliases (`*a`) that stands for a huge value."""
+    found, rest = 0, [value]
+    while rest:
+        each = rest.pop()
+        found += 1
+        if found > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MOST_VALUES:,} values")
+        if isinstance(each, dict):
+            rest += each.values()
+        elif isinstance(each, list | tuple | set):
+            rest += each
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -23,6 +23,9 @@ CODE = (
     "finetune_with",
 )  # fmt: skip
 PLACES = ("study", "class_weights", "warm_start", *TRACKERS, "stages", "onnx")
+BUILT_IN = {"study": ("memory",), "class_weights": ("balanced",)}
+# Any other value is a file.
+ALWAYS = ("class_weights", "warm_start", "onnx")
 
 
 def is_code(value: Any) -> bool:
@@ -38,12 +41,20 @@ def is_data(value: Any) -> bool:
     return kind != "hf" or os.path.isabs(path)
 
 
-def is_place(value: Any) -> bool:
-    """Whether a setting's value is more than a built-in name: a path, an address, a ${VARIABLE}."""
-    if not isinstance(value, str) or value == "memory":
+def is_place(key: str, value: Any) -> bool:
+    """Whether a setting's value is more than a built-in name: a path, an address, a ${VARIABLE}.
+
+    Args:
+        key: One of PLACES.
+        value: As a stored file has it.
+    """
+    if key in TRACKERS:  # also a project's name: data leave this machine
+        return bool(value)
+    if not isinstance(value, str) or value in BUILT_IN.get(key, ()):
         return False
     packaged = re.fullmatch(r"(?:.*/)?jobs/recipes/(?:points/)?[\w-]+\.yaml|[\w-]+", value)
-    return packaged is None
+    # A file of a recipe's name would be read in the recipe's place, and may lie in the run itself.
+    return key in ALWAYS or packaged is None or os.path.isfile(value)
 
 
 def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES)) -> dict[str, str]:
@@ -51,14 +62,13 @@ def names(settings: Mapping[str, Any], keys: Collection[str] = (*CODE, *PLACES))
     found: dict[str, str] = {}
     for key in keys:
         value = settings.get(key)
-        # A tracker's value, as a project's name, is always a place: data leave this machine.
         if key == "dataset" and is_data(value):
             continue
         if key == "class_weights" and str(value).startswith("{"):
             continue  # the file's content, not its name
         if key == "augment":
             found |= {key: str(value)} if hyperparameters.own_function(value) else {}
-        elif is_code(value) if key in CODE else is_place(value) or (key in TRACKERS and value):
+        elif is_code(value) if key in CODE else is_place(key, value):
             found[key] = str(value)
     return found
 

@@ -16,7 +16,7 @@ from mnist_ray import cluster, data, report
 from mnist_ray.errors import SettingsError
 from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.recipe import ChainTask
-from mnist_ray.run import layout
+from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
 from mnist_ray.run.publication import Manifest, read_verified
 from mnist_ray.settings import FinetuneSettings, SearchSettings, resolved
@@ -66,6 +66,32 @@ def stages(tmp_path: Path) -> str:
     path = tmp_path / "stages.yaml"
     path.write_text(STAGES)
     return str(path)
+
+
+def test_a_run_that_is_searched_is_not_fine_tuned_beside(run: RunStorage, stages: str) -> None:
+    about = About.read(run, "--run")
+    settings = FinetuneSettings(run=run.uri, stages=stages)
+    with lease.held(run, "search"):
+        about.patch(state="searching")
+        before = run.read_bytes(layout.RUN)
+        with pytest.raises(SettingsError, match="^--run: another search is at work at "):
+            job.finetune(settings)
+        assert run.read_bytes(layout.RUN) == before
+        assert not run.exists(layout.lease_file("fine-tuning"))
+        about.patch(state="finetuning")  # as by the search whose second job it is
+        with job._held(run):
+            pass
+
+
+def test_a_run_whose_settings_lack_one_is_named(run: RunStorage, stages: str) -> None:
+    for key in ("stages", "data_dir", "precision", "train_images", "val_images"):
+        settings = dict(About.read(run, "--run").settings)
+        whole = dict(settings)
+        del settings[key]
+        About.read(run, "--run").patch(settings=settings)
+        with pytest.raises(SettingsError, match=f"^--run: .*run.json is damaged: .* lack {key}"):
+            job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+        About.read(run, "--run").patch(settings=whole)
 
 
 Body = Callable[[ChainTask, data.Split, data.Images], Manifest]

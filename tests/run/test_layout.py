@@ -22,3 +22,13 @@ def test_other_names_belong_to_no_trial_and_no_stage() -> None:
     ):
         assert layout.trial_of(name) is None
         assert layout.stage_of(name) is None
+
+
+def test_every_file_of_a_run_is_known_as_one() -> None:
+    named = [v for k, v in vars(layout).items() if k.isupper() and isinstance(v, str) and "." in v]
+    stage = [f"{layout.stage_folder(1)}/{name}" for name in named]
+    names = [name for name in named if name not in (layout.STAGE_STATE, layout.STAGE_CURVE)]
+    names = [name for name in names if name != layout.STAGE_NETWORK]
+    smaller = [layout.smaller_model(kind) for kind in layout.SMALLER]
+    assert [n for n in (*names, *stage, *smaller, "search.lease") if not layout.is_ours(n)] == []
+    assert not layout.is_ours("notes.txt")

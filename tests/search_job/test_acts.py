@@ -115,13 +115,14 @@ def test_what_a_cluster_decides_is_recorded_for_a_resume(tmp_path: Path) -> None
         prepare(settings(tmp_path))
 
 
-def test_overwrite_keeps_the_lease_of_its_owner(tmp_path: Path) -> None:
+def test_overwrite_keeps_the_lease_of_its_owner_and_files_of_others(tmp_path: Path) -> None:
     claim(prepare(settings(tmp_path)))
-    (tmp_path / "a" / "old").mkdir()
-    (tmp_path / "a" / "old" / "file").touch()
+    for name in ("tune/old", "best/old", "notes/mine"):
+        (tmp_path / "a" / name).parent.mkdir()
+        (tmp_path / "a" / name).touch()
     (tmp_path / "a" / layout.lease_file("search")).write_text("mine")
     claim(prepare(settings(tmp_path, overwrite=True)))
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"run.json", "search.lease"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"run.json", "search.lease", "notes"}
 
 
 def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
@@ -129,6 +130,10 @@ def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
     (tmp_path / "a" / "photos" / "one.png").write_text("mine")
     with pytest.raises(SettingsError, match=r"^--overwrite: .*/a is no run: it holds photos/one"):
         prepare(settings(tmp_path, overwrite=True))
+    (tmp_path / "a" / "run.json").write_text('{"name": "of another program"}')
+    with pytest.raises(SettingsError, match=r"^--overwrite: .*/a is no run: it holds photos/one"):
+        prepare(settings(tmp_path, overwrite=True))
+    (tmp_path / "a" / "run.json").unlink()
     (tmp_path / "a" / "photos" / "one.png").unlink()
     for ours in ("search.lease", "tune/checkpoints/00000/latest.safetensors", "model.onnx"):
         (tmp_path / "a" / ours).parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import command, duration, key_values, load
+from mnist_ray.settings import command, duration, key_values, load, packaged, read_yaml
+from mnist_ray.settings.text import load_json
 
 
 def test_durations_and_pairs() -> None:
@@ -70,3 +71,33 @@ def test_a_printed_command_is_short_where_it_can_be(
     sent.mkdir(parents=True)
     monkeypatch.chdir(sent)
     assert command("draw") == "python -m mnist_ray draw"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: !!bool maybe",
+        "a: !!int ''",
+        "a: !!float ''",
+        "a: !!timestamp noon",
+        "a: " + "[" * 50_000,
+        "? {a: 1}\n: 2",
+        "a: &a [*a]",
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40)),
+        "a: !!python/object/apply:os.getcwd []",
+        "a: \0",
+    ],
+    ids=["bool", "int", "float", "time", "deep", "key", "circle", "bomb", "tag", "zero"],
+)
+def test_yaml_that_no_schema_foresees_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(SettingsError, match=r"a\.yaml: is not plain YAML") as caught:
+        read_yaml(str(tmp_path / "a.yaml"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_name_too_long_for_a_file_is_no_file() -> None:
+    assert packaged("a" * 5000) == "a" * 5000
+    assert load_json('{"a":' * 50_000) is None

@@ -51,6 +51,29 @@ def test_built_in_names_are_believed(value: str) -> None:
     trust.check(dict.fromkeys(set(trust.CODE) | {"stages", "study"}, value), (), "FILE")
 
 
+def test_a_file_of_a_recipe_s_name_is_a_persons_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in the shared run itself, and its stages may name code."""
+    monkeypatch.chdir(tmp_path)
+    recipes = tmp_path / "runs" / "shared" / "jobs" / "recipes"
+    recipes.mkdir(parents=True)
+    stage = "{epochs: 1, batch_size: 8, lr: 0.1, weight_decay: 0, optimizer: sgd, seed: 1"
+    for file in (recipes / "evil.yaml", tmp_path / "default"):
+        file.write_text(f"stages: [{stage}, augment: 'evil:f'}}]\n")
+        value = str(file.relative_to(tmp_path))
+        with pytest.raises(SettingsError, match=f"^--stages: FILE names '{value}'"):
+            trust.check({"stages": value}, (), "FILE")
+    trust.check({"stages": "small"}, (), "FILE")
+
+
+@pytest.mark.parametrize("key", ["onnx", "warm_start", "class_weights", "wandb"])
+def test_a_plain_word_may_be_a_file_or_a_project(key: str) -> None:
+    with pytest.raises(SettingsError, match="FILE names 'word'"):
+        trust.check({key: "word"}, (), "FILE")
+    trust.check({"class_weights": "balanced", "study": "memory"}, (), "FILE")
+
+
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Modules in the working directory that note down when they are imported."""
