@@ -6,7 +6,6 @@ Also `npz:FILE`, which holds such arrays.
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,8 +112,12 @@ def read_npz(source: str, path: str) -> Listing:
         with np.load(path, allow_pickle=False) as file:
             named = _by_part(source, file.files)
             parts = {part: _part(source, file, names) for part, names in named.items()}
-            classes = [str(each) for each in file["classes"]] if "classes" in file.files else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            classes = None
+            if "classes" in file.files:
+                classes = [str(each) for each in np.atleast_1d(file["classes"]).tolist()]
+    except SettingsError:
+        raise
+    except Exception as error:  # zipfile raises RuntimeError, NumPy MemoryError, and others
         said = getattr(error, "strerror", None) or first_line(error)
         raise SettingsError(f"--dataset: {source} cannot be read as npz: {said}") from error
     columns = Columns([], [])
@@ -168,9 +171,13 @@ def _part(source: str, file: Any, names: dict[str, str]) -> dict[str, Any]:
         arrays["labels"] = flat_labels(arrays["labels"])
     except ValueError as error:
         raise SettingsError(f"--dataset: {source}, {names['images']}: {error}") from error
-    if len(arrays["images"]) != len(arrays["labels"]):
-        raise SettingsError(
-            f"--dataset: {source}: {names['images']} has {len(arrays['images'])} images, "
-            f"{names['labels']} {len(arrays['labels'])} labels"
-        )
+    n = len(arrays["images"])
+    for kind in ("labels", "groups", "weights"):
+        found = arrays.get(kind)
+        if found is not None and found.shape != (n,):
+            has = f"{len(found)} {kind}" if found.ndim == 1 else f"the shape {list(found.shape)}"
+            raise SettingsError(
+                f"--dataset: {source}: {names['images']} has {n} images, {names[kind]} {has}; "
+                "expected one value an image"
+            )
     return arrays

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 Channels = Literal["grey", "colour"]
 FORMAT = 1  # of the decoded file: a change makes older ones unread
 LARGEST = 64  # pixels: the longer side if --image-size is not given
+LARGEST_ASKED = 1024  # of --image-size, which a file may name too: memory grows with its square
 CHUNK = 256  # pictures that a thread decodes at a time
 KEPT = 8  # decoded files in the cache, those that were used last
+LEFT = 86_400.0  # seconds
 NAMED = 20  # broken pictures that are named, a line each
 
 T = TypeVar("T")
@@ -173,10 +176,14 @@ def _read(path: Path) -> Decoded:
 
 
 def _tidy(folder: Path) -> None:
-    """Leaves the files that were used last; a file that a process has mapped stays for it."""
+    """Leaves the files that were used last; a file that a process has mapped stays for it.
+
+    Files of processes that were killed while they decoded go after LEFT seconds.
+    """
     with suppress(OSError):
         files = sorted(folder.glob("*.images"), key=lambda file: file.stat().st_mtime)
-        for file in files[:-KEPT]:
+        cut_off = [f for f in folder.glob(".new-*") if f.stat().st_mtime < time.time() - LEFT]
+        for file in files[:-KEPT] + cut_off:
             file.unlink(missing_ok=True)
 
 
@@ -228,6 +235,10 @@ def _look(listing: Listing, reading: Reading) -> tuple[tuple[int, int], bool, li
     fixed = reading.image_size
     if isinstance(fixed, int):
         fixed = fixed, fixed
+    if fixed and max(fixed) > LARGEST_ASKED:
+        raise SettingsError(
+            f"--image-size: {max(fixed)} is not allowed; expected at most {LARGEST_ASKED}"
+        )
     if fixed and reading.channels:
         return fixed, reading.channels == "colour", []
     seen: list[tuple[int, int, bool]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.data.pictures import Picture
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 
 PART_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -103,9 +103,9 @@ def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]
     Whole numbers are in the order of their values, also if they are written as text.
     """
     if columns.classes is not None:
-        classes = tuple(str(each) for each in columns.classes)
-        numbers = np.array([_number(source, each, len(classes)) for each in columns.labels])
-        return numbers.astype(np.int64), _printable(source, classes)
+        classes = _printable(source, tuple(str(each) for each in columns.classes))
+        numbers = np.array([_number(source, each, classes) for each in columns.labels])
+        return numbers.astype(np.int64), classes
     texts = [_label(source, each) for each in columns.labels]
     found = set(texts)
     numeric = all(re.fullmatch(r"-?\d+", each) for each in found)
@@ -114,11 +114,13 @@ def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]
     return np.array([place[each] for each in texts], np.int64), _printable(source, tuple(ordered))
 
 
-def _number(source: str, value: Any, classes: int) -> int:
-    number = int(_missing_refused(source, "label", value))
-    if not 0 <= number < classes:
+def _number(source: str, value: Any, classes: tuple[str, ...]) -> int:
+    text = _label(source, value)
+    number = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
+    if not 0 <= number < len(classes):
         raise SettingsError(
-            f"--dataset: {source} has the label {number}; allowed are 0..{classes - 1}"
+            f"--dataset: {source} names its classes, and has the label {shortened(text, 40)!r}; "
+            f"allowed are 0..{len(classes) - 1}"
         )
     return number
 
@@ -145,9 +147,11 @@ def _printable(source: str, classes: tuple[str, ...]) -> tuple[str, ...]:
         if not each.isprintable():
             raise SettingsError(f"--dataset: {source} has a class {each!r}: expected plain text")
     if len(classes) < 2:
-        raise SettingsError(
-            f"--dataset: {source} has one class, {classes[0]!r}; expected at least two"
-        )
+        found = f"one class, {classes[0]!r}" if classes else "no class"
+        raise SettingsError(f"--dataset: {source} has {found}; expected at least two")
+    if len(set(classes)) < len(classes):
+        twice = next(each for each in classes if classes.count(each) > 1)
+        raise SettingsError(f"--dataset: {source} names two classes {twice!r}")
     return classes
 
 
@@ -163,8 +167,10 @@ def _part(source: str, value: Any) -> str:
 def _weights(source: str, values: Any) -> np.ndarray:
     try:
         weights = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SettingsError(f"--dataset: {source}: weights must be numbers: {error}") from error
+    if weights.ndim != 1:
+        raise SettingsError(f"--dataset: {source}: weights must be one number a picture")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise SettingsError(
             f"--dataset: {source}: weights must be finite numbers of at least 0, and not all 0"
@@ -173,13 +179,17 @@ def _weights(source: str, values: Any) -> np.ndarray:
 
 
 def fingerprint(paths: Iterable[str]) -> str:
-    """A digest of the files' paths, sizes and times; of a missing file its path."""
+    """A digest of the files' whole paths, sizes and times; of a missing file its path.
+
+    Archives give their files the times that they had elsewhere; that of the last change (ctime) is
+    this disk's own.
+    """
     sha = hashlib.sha256()
-    for path in paths:
+    for path in map(os.path.abspath, paths):
         try:
             status = os.stat(path)
-            text = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
+            text = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        except (OSError, ValueError):
             text = "missing"
         sha.update(os.fsencode(path) + f"\0{text}\0".encode())
     return sha.hexdigest()

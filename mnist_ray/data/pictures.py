@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, first_line
 
 T = TypeVar("T")
 Padding = Literal["black", "white", "edge", "stretch"]
@@ -48,6 +48,7 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
             MAX_PIXELS.
     """
     if isinstance(picture, np.ndarray):
+        header(picture, name)
         return Image.fromarray(picture)
     name = name or (picture if isinstance(picture, str) else "a picture")
     return _guarded(picture, name, in_8_bits)
@@ -56,6 +57,11 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
 def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
     """Height, width and whether it may be in colour, without decoding; raises as `opened`."""
     if isinstance(picture, np.ndarray):
+        if not picture.size or not (picture.ndim == 2 or picture.shape[2:] in ((3,), (4,))):
+            raise SettingsError(
+                f"{name} is an array of {list(picture.shape)}; expected [height, width] or "
+                "[height, width, 3 or 4]"
+            )
         return picture.shape[0], picture.shape[1], picture.ndim == 3
     return _guarded(picture, name or str(picture)[:200], _header)
 
@@ -86,9 +92,11 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
         raise SettingsError(
             f"{name}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except SettingsError:
+        raise
+    except Exception as error:  # a damaged file has Pillow raise anything: struct.error, TypeError
         raise SettingsError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
         ) from error
 
 

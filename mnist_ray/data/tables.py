@@ -4,7 +4,8 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def read_csv(source: str, path: str) -> Listing:
     try:
         with open(path, encoding="utf-8-sig") as file:
             header = file.readline().rstrip("\r\n")
-        names = [name.strip().strip('"') for name in header.split(",")]
-        pixels = [name for name in names if re.fullmatch(r"(pixel|px|p)_?\d+", name)]
+        names = [name.strip('"') for name in header.split(",")]
+        pixels = [name for name in names if re.fullmatch(r"(pixel|px|p)_?\d+", name.strip())]
         kinds = dict.fromkeys(names, pa.string()) | dict.fromkeys(pixels, pa.uint8())
         options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
         table = pyarrow.csv.read_csv(path, convert_options=options)
@@ -54,13 +55,18 @@ def read_csv(source: str, path: str) -> Listing:
         side = round(len(pixels) ** 0.5)
         if side * side != len(pixels):
             raise SettingsError(f"--dataset: {source} has {len(pixels)} pixels; expected a square")
+        _check_single(source, names, pixels)
         images = np.empty((len(table), len(pixels)), np.uint8)
         for i, name in enumerate(pixels):
+            if table[name].null_count:
+                raise SettingsError(f"--dataset: {source}: a value of {name} is missing")
             images[:, i] = table[name].to_numpy()
         squares = images.reshape(-1, side, side)
         return listing(source, columns, lambda: iter(squares), fingerprint([path]))
     folder = os.path.dirname(path)
-    files = [os.path.join(folder, each or "") for each in table[found["image"]].to_pylist()]
+    files = [
+        os.path.join(folder, (each or "").strip()) for each in table[found["image"]].to_pylist()
+    ]
     columns.names = files
     return listing(source, columns, lambda: iter(files), fingerprint([path, *files]))
 
@@ -110,7 +116,7 @@ def _names_of_labels(schema: pa.Schema, label: str) -> list[str] | None:
     try:
         metadata = json.loads((schema.metadata or {})[b"huggingface"])
         names = metadata["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return [str(each) for each in names] if isinstance(names, list) else None
 
@@ -118,10 +124,15 @@ def _names_of_labels(schema: pa.Schema, label: str) -> list[str] | None:
 def _parquet_pictures(files: Sequence[str], column: str) -> Iterator[Picture]:
     for file in files:
         folder = os.path.dirname(file)
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(BATCH, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield _picture(value, folder)
+        try:
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(BATCH, columns=[column]):
+                    for value in batch.column(column).to_pylist():
+                        yield _picture(value, folder)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise SettingsError(
+                f"--dataset: {file}: the column {column} cannot be read: {first_line(error)}"
+            ) from error
 
 
 def _picture(value: Any, folder: str) -> Picture:
@@ -212,7 +223,18 @@ def _found(source: str, names: Sequence[str], *, need_image: bool) -> dict[str, 
                 f"--dataset: {source} has the columns {there}; expected one of "
                 f"{', '.join(COLUMNS[kind])}"
             )
-    return {kind: name for kind, name in found.items() if name is not None}
+    there = {kind: name for kind, name in found.items() if name is not None}
+    _check_single(source, names, there.values())
+    return there
+
+
+def _check_single(source: str, names: Sequence[str], used: Iterable[str]) -> None:
+    times = Counter(names)
+    for name in used:
+        if times[name] > 1:
+            raise SettingsError(
+                f"--dataset: {source} has {times[name]} columns {name!r}; expected one"
+            )
 
 
 def _columns(

@@ -1,14 +1,11 @@
 """The published model's answers on the test images, kept beside it for the report."""
 
-import io
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
-from mnist_ray.run.tables import parquet
+from mnist_ray.run.tables import parquet, read_bounded
 from mnist_ray.storage import RunStorage
 
 _MODEL = b"model_sha256"
@@ -41,7 +38,7 @@ def read(storage: RunStorage, model_sha256: str) -> tuple[np.ndarray, np.ndarray
     if not storage.exists(name):
         return None
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(name)))
+        table = read_bounded(storage.read_bytes(name))
         if (table.schema.metadata or {}).get(_MODEL) != model_sha256.encode():
             return None
         labels = table["label"].cast(pa.int64()).to_numpy()

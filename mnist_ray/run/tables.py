@@ -14,6 +14,7 @@ from mnist_ray.run.records import COLUMNS as OF_EPOCH
 from mnist_ray.run.records import METRIC_PREFIX, MOST, EpochRow, Records, value_of
 from mnist_ray.storage import RunStorage
 
+MOST_VALUES = 100_000_000  # of a table
 STATES = {"COMPLETE", "PRUNED", "FAIL"}  # of a settled trial
 
 HISTORY: dict[str, pa.DataType] = {
@@ -39,7 +40,7 @@ def read(storage: RunStorage, name: str) -> pa.Table:
     """
     content = storage.read_bytes(name)
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = read_bounded(content)
         own = {each: pa.float64() for each in table.column_names if is_own(each)}
         for column, kind in {**COLUMNS.get(name, HISTORY), **own}.items():
             place = table.schema.get_field_index(column)
@@ -51,6 +52,16 @@ def read(storage: RunStorage, name: str) -> pa.Table:
             f"{storage.join(name)} is not a Parquet file or is damaged: {first_line(error)}"
         ) from error
     return table
+
+
+def read_bounded(content: bytes) -> pa.Table:
+    """A Parquet file's table. ValueError if it is too large: a few bytes may hold 10^9 rows."""
+    file = pq.ParquetFile(pa.BufferReader(content))
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    values = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
+    if values > MOST_VALUES:
+        raise ValueError(f"it holds {values:,} values; at most {MOST_VALUES:,} are allowed")
+    return file.read()
 
 
 def is_own(column: str) -> bool:

@@ -1,13 +1,18 @@
 """Sources of one's own without code: folders, npz files, tables and Hugging Face's library."""
 
 import csv
+import json
 import logging
 import os
 import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -200,6 +205,23 @@ def test_labels_are_ordered_as_people_count(tmp_path: Path) -> None:
     assert load(f"npz:{tmp_path / 'a.npz'}", "train").classes == ("0", "5", "10", "15")
 
 
+def test_a_table_may_have_spaces_after_its_commas(tmp_path: Path) -> None:
+    pixels = coloured(40, (4, 4))[..., 0]
+    rows = [f"{i % 4}, {', '.join(map(str, each.ravel()))}" for i, each in enumerate(pixels)]
+    header = ", ".join(["label", *(f"pixel{i}" for i in range(16))])
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]))
+    (tmp_path / "a.png").write_bytes(png(coloured(1)[0]))
+    (tmp_path / "b.png").write_bytes(png(coloured(2)[1]))
+    lines = [f"{name}.png, {name}" for name in "ab"] * 20
+    (tmp_path / "b.csv").write_text("\n".join(["path, label", *lines]))
+    whole = [
+        np.concatenate([load(f"csv:{tmp_path / name}.csv", p).images for p in ("train", "test")])
+        for name in "ab"
+    ]
+    assert [len(each) for each in whole] == [40, 40]
+    assert sorted(map(bytes, whole[0])) == sorted(map(bytes, pixels))
+
+
 def test_pixels_in_a_table(tmp_path: Path) -> None:
     pixels = np.arange(20 * 9).reshape(20, 9) % 256
     rows = [[i % 2, *line] for i, line in enumerate(pixels.tolist())]
@@ -334,6 +356,98 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         assert "\n" not in str(caught.value), name
 
 
+def odd_sources(folder: Path) -> dict[str, str]:
+    """Files that other programs write or that somebody has prepared -> the fault that is named."""
+    images, two, pixels = coloured(8), np.arange(8) % 2, coloured(8)[..., 0]
+    arrays: dict[str, dict[str, Any]] = {
+        "named": {"classes": np.array(["a", "b"]), "y": np.array(["a", "b"] * 4)},
+        "scalar": {"classes": np.array("a"), "y": two},
+        "twice": {"classes": np.array(["a", "a"]), "y": two},
+        "none": {"classes": np.array([], "U1"), "y": two},
+        "groups": {"groups": np.zeros((8, 2)), "y": two},
+        "short": {"weights": np.ones(7), "y": two},
+        "wide": {"weights": np.ones((8, 2)), "y": two},
+        "scalar-group": {"groups": np.array(1), "y": two},
+    }
+    for name, found in arrays.items():
+        np.savez(folder / f"{name}.npz", x=images, **found)
+    whole = (folder / "named.npz").read_bytes()
+    for name, at, value in (("secret", 6, 1), ("packed", 8, 99)):  # bits and method of zip's header
+        central = whole.index(b"PK\1\2") + at + 2
+        changed = bytearray(whole)
+        changed[at], changed[central] = value, value
+        (folder / f"{name}.npz").write_bytes(bytes(changed))
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 9, 9), }\n"
+    for name, n in (("huge", 2**40), ("negative", -1)):
+        with zipfile.ZipFile(folder / f"{name}.npz", "w") as file:
+            text = header % n
+            file.writestr("x.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text)
+            file.writestr("y.npy", b"")
+    write_csv(folder / "twice.csv", ["path", "label", "label"], [["a.png", 0, 1]] * 4)
+    write_csv(folder / "null.csv", ["label", *(f"pixel{i}" for i in range(4))], [[0, 1, 2, 3, ""]])
+    write_csv(folder / "same.csv", ["label", "p0", "p1", "p2", "p2"], [[0, 1, 2, 3, 4]])
+    cells = [{"bytes": png(image), "path": None} for image in images]
+    flat = [each.ravel().tolist() for each in pixels]
+    deep = [each[None].tolist() for each in images]
+    label = two.tolist()
+    for name, columns in {
+        "text": {"image": cells, "label": ["a", "b"] * 4},
+        "flat": {"image": flat, "label": label},
+        "deep": {"image": deep, "label": label},
+        "cut": {"image": cells, "label": label},
+    }.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    table = pq.read_table(folder / "text.parquet")
+    features = {"info": {"features": {"label": {"names": ["a", "b"]}}}}
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(features)}),
+        folder / "text.parquet",
+    )
+    cut = bytearray((folder / "cut.parquet").read_bytes())
+    cut[200:900] = bytes(700)  # within the pictures' pages
+    (folder / "cut.parquet").write_bytes(bytes(cut))
+    (folder / "parts").mkdir()
+    for part, columns in (("train", {"image": cells}), ("test", {"pictures": cells})):
+        file = folder / "parts" / f"{part}.parquet"
+        pq.write_table(pa.table({**columns, "label": label}), file)
+    return {
+        "npz:named.npz": "has the label 'a'; allowed are 0..1",
+        "npz:scalar.npz": "one class",
+        "npz:twice.npz": "two classes 'a'",
+        "npz:none.npz": "no class",
+        "npz:groups.npz": r"groups the shape \[8, 2\]",
+        "npz:short.npz": "8 images, weights 7 weights",
+        "npz:wide.npz": r"weights the shape \[8, 2\]",
+        "npz:scalar-group.npz": r"groups the shape \[\]",
+        "npz:secret.npz": "cannot be read as npz: .*encrypted",
+        "npz:packed.npz": "cannot be read as npz: .*compression",
+        "npz:huge.npz": "cannot be read as npz: ",
+        "npz:negative.npz": "cannot be read as npz: ",
+        "csv:twice.csv": "2 columns 'label'",
+        "csv:null.csv": "a value of pixel3 is missing",
+        "csv:same.csv": "2 columns 'p2'",
+        "parquet:text.parquet": "has the label 'a'; allowed are 0..1",
+        "parquet:flat.parquet": r"an array of \[120\]",
+        "parquet:deep.parquet": r"an array of \[1, 12, 10, 3\]",
+        "parquet:cut.parquet": "cannot be read",
+        "parquet:parts": "column image cannot be read",
+    }
+
+
+def test_odd_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, said in odd_sources(tmp_path).items():
+        with pytest.raises(SettingsError, match=f"^--dataset: .*{said}") as caught:
+            load(name, "train")
+        assert "\n" not in str(caught.value), name
+
+
+def test_images_of_any_memory_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=coloured(40), y=np.arange(40) % 2)
+    with pytest.raises(SettingsError, match="^--image-size: 50000 is not allowed; expected at"):
+        load(f"npz:{tmp_path / 'a.npz'}", "train", reading=Reading(image_size=50_000))
+
+
 def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
@@ -381,6 +495,20 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(decoded) == 5
 
 
+def test_the_cache_tells_files_of_equal_names_sizes_and_times_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two archives give them that were unpacked in two folders, or one over the other."""
+    found = []
+    for folder, seed in (("a", 1), ("b", 2), ("b", 3)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        np.savez("images.npz", x=coloured(40, seed=seed), y=np.arange(40) % 4)
+        os.utime("images.npz", (0, 0))
+        found.append(load("npz:images.npz", "train").sha256)
+    assert len(set(found)) == 3
+
+
 def test_without_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_folders(tmp_path / "d", {"": coloured(20)})
     (tmp_path / "file").write_text("")
@@ -395,3 +523,9 @@ def test_the_cache_keeps_the_last_files(tmp_path: Path, monkeypatch: pytest.Monk
         load(f"folder:{tmp_path / 'd'}", "train", reading=Reading(image_size=size))
     assert len(list((tmp_path / "cache").rglob("*.images"))) == 2
     assert not list((tmp_path / "cache").rglob(".new-*"))
+    folder = next((tmp_path / "cache").rglob("*.images")).parent
+    for name, age in ((".new-killed", 2 * decoding.LEFT), (".new-at-work", 0)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    load(f"folder:{tmp_path / 'd'}", "train", reading=Reading(image_size=8))
+    assert [file.name for file in folder.glob(".new-*")] == [".new-at-work"]

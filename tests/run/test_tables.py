@@ -1,9 +1,15 @@
 """The tables of a run, as Parquet and as text."""
 
 import io
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from mnist_ray.errors import CorruptFileError
+from mnist_ray.run import layout, predictions, tables
 from mnist_ray.run.records import Record, Records
 from mnist_ray.run.tables import (
     HISTORY,
@@ -13,6 +19,7 @@ from mnist_ray.run.tables import (
     table_text,
     trials_table,
 )
+from mnist_ray.storage import RunStorage
 from tests.run.conftest import row
 
 
@@ -63,3 +70,23 @@ def test_text_columns() -> None:
         "1234",
         "0.123",
     ]
+
+
+def test_a_small_file_of_very_many_values_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 10^9 equal numbers are: they take a few kilobytes in the file, and 8 GB when read."""
+    monkeypatch.setattr(tables, "MOST_VALUES", 1_000_000)
+    storage = RunStorage(str(tmp_path))
+    bomb = parquet(pa.table({name: np.ones(300_000) for name in HISTORY}))
+    assert len(bomb) < 20_000
+    storage.write_bytes(layout.HISTORY, bomb)
+    with pytest.raises(CorruptFileError, match="history.parquet is .* damaged: it holds 2,400,000"):
+        tables.read(storage, layout.HISTORY)
+    storage.write_bytes(
+        layout.PREDICTIONS, predictions.pack(np.zeros(10, int), np.zeros((10, 200_000)), "a")
+    )
+    with pytest.raises(
+        CorruptFileError, match="predictions.parquet is damaged: it holds 2,000,020"
+    ):
+        predictions.read(storage, "a")

@@ -1,0 +1,62 @@
+"""Damaged pictures of every format: read, or named in one line."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_ray.data.pictures import FORMATS, header, opened
+from mnist_ray.errors import SettingsError
+
+FEW, MANY = 60, 3000  # damaged files of a format
+
+
+def whole(kind: str) -> bytes:
+    """A picture with EXIF data, a palette or several frames where the format has them."""
+    file, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 255, (24, 20, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112], exif[0x010F], exif[0x829A] = 6, "somebody", 0.5  # turned; maker; exposure
+    options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    if kind == "GIF":
+        image = image.quantize(16)
+        options = {"save_all": True, "append_images": [image.rotate(90)], "transparency": 3}
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """With bytes changed, taken out or doubled, mostly in the first 300, where headers are."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(min(len(data), rng.choice((40, 300, len(data)))))
+        kind = rng.random()
+        if kind < 0.6:
+            data[at] = rng.choice((0, 1, 255, 127, rng.randrange(256)))
+        elif kind < 0.8:
+            data[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff"))
+        elif kind < 0.9:
+            del data[at : at + rng.randint(1, 30)]
+        else:
+            data[at:at] = data[at : at + 20]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("number", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_picture_is_one_line(kind: str, number: int) -> None:
+    content, rng = whole(kind), random.Random(kind)
+    assert header(content) in ((20, 24, True), (24, 20, True))
+    read = 0
+    for _ in range(number):
+        file = damaged(content, rng)
+        for look in (header, opened):
+            try:
+                look(file, "a picture")
+                read += 1
+            except SettingsError as error:
+                assert "\n" not in str(error)
+    assert read
