@@ -12,9 +12,12 @@ from safetensors.numpy import save
 
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.read import load_verified
+from mnist_ray.export.session import temperature_of
 from mnist_ray.results import Model, load_model
 from mnist_ray.run import layout
+from mnist_ray.settings.text import load_json
 from mnist_ray.storage import RunStorage
+from mnist_ray.storage.folder import Folder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NETWORK, PICTURE = "mnist_ray_network", "mnist_ray_picture"  # models of Triton's repository
@@ -69,16 +72,16 @@ def push(run: str, repo: str) -> str:
 
 
 def _write(files: dict[str, bytes], folder: Path) -> None:
+    target = Folder(folder.absolute())
     try:
-        found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        found = set(target.names(""))
         if others := sorted(found - files.keys()):
             raise SettingsError(
                 f"--out: {folder} holds other files, as {others[0]}; "
                 "expected a new or empty folder, or one that export wrote"
             )
         for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            target.write(name, content)  # whole, and through no link
     except OSError as error:
         raise SettingsError(f"--out: {folder} cannot be written: {error.strerror}") from error
 
@@ -100,12 +103,15 @@ def huggingface(run: str) -> dict[str, bytes]:
     facts = model.session.metadata
     proto = load_verified(model.content, run)
     channels, height, width = model.session.image_shape
+    hyperparameters = load_json(facts.get("hyperparameters", "null"))
+    if not isinstance(hyperparameters, dict | list):
+        raise SettingsError(f"{run}: the model's metadata have no hyperparameters")
     config = {
         "library_name": "mnist_ray",
-        "hyperparameters": json.loads(facts.get("hyperparameters", "null")),
+        "hyperparameters": hyperparameters,
         "classes": list(model.classes),
         "input": {"channels": channels, "height": height, "width": width, "range": [0, 1]},
-        "temperature": float(facts.get("temperature", "1")),
+        "temperature": temperature_of(facts, run),
     }
     return {
         layout.CARD: storage.read_bytes(layout.CARD),

@@ -194,8 +194,8 @@ class Prediction(_Pair):
         label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
         known: Whether the picture is one of the classes at all; False if nothing is drawn.
-        reason: Why it is not: `nothing drawn`; `unsure`, as it may be several of the classes; or
-            `foreign`, as nothing like it is among them. "" if it is.
+        reason: Why it is not: `nothing drawn`; `several` digits; `unsure`, as it may be one or
+            another of the classes; or `foreign`, as nothing like it is among them. "" if it is.
     """
 
     known: bool
@@ -278,6 +278,8 @@ class Model:
             number, probability, known, reason = self._pictures.of(picture, shape)
         if not probability:
             return Prediction("", 0.0, False, reason)
+        if self.classes and not 0 <= number < len(self.classes):
+            raise SettingsError(f"{self.path}: its answer is class {number}, which has no name")
         label = self.classes[number] if self.classes else str(number)
         return Prediction(label, probability, known, reason)
 

@@ -16,7 +16,9 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.read import load_verified
 from mnist_ray.export.write import export, logits_of
 from mnist_ray.run import layout
+from mnist_ray.run.publication import publish
 from mnist_ray.storage import RunStorage
+from tests.support.hostile import with_metadata
 from tests.support.networks import HP, network
 from tests.support.published import published
 
@@ -117,3 +119,23 @@ def test_push_uploads_that_folder(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_published_manifest_goes_with_it(run: Path) -> None:
     manifest = RunStorage(str(run)).read_json(layout.MANIFEST)
     assert json.loads(handover.huggingface(str(run))[layout.MANIFEST]) == manifest
+
+
+def test_it_writes_through_no_link(run: Path, tmp_path: Path) -> None:
+    """The folder may be a repository that was cloned from elsewhere."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").symlink_to(tmp_path / "mine")
+    handover.export(str(run), "huggingface", str(tmp_path / "out"))
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_model_without_a_description_is_refused(run: Path, tmp_path: Path) -> None:
+    for key, value in (("hyperparameters", "[" * 9000), ("temperature", "warm")):
+        model = with_metadata((run / layout.MODEL).read_bytes(), key, value)
+        folder = tmp_path / key
+        described = {"file": layout.MODEL}
+        publish(RunStorage(str(folder)), {layout.MODEL: model}, described)
+        (folder / layout.CARD).write_text("# A card\n")
+        with pytest.raises(SettingsError, match=f"^{folder}.*{key}"):
+            handover.export(str(folder), "huggingface", str(tmp_path / "out"))

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper
 from mnist_ray.data import MAX_PIXELS
 from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
-from mnist_ray.export.picture_model import picture_file, with_inner_values
+from mnist_ray.export.picture_model import with_inner_values
 from mnist_ray.export.read import load_verified
-from mnist_ray.export.session import Session
-from mnist_ray.results import load_model
+from mnist_ray.results import Model, load_model
+from mnist_ray.storage.folder import Folder
 
 PAGE = ("index.html", "page.css", "page.js")
 # In index.html: a folder that has it may be written again.
@@ -46,9 +46,9 @@ def export(where: str, folder: str) -> None:
                 "expected a new or empty folder, or one that --export wrote"
             )
         files = page_of(where)
-        target.mkdir(parents=True, exist_ok=True)
+        place = Folder(target.absolute())
         for name, content in files.items():
-            (target / name).write_bytes(content)
+            place.write(name, content)  # whole, and through no link
     except OSError as error:
         raise SettingsError(f"--export: {folder} cannot be written: {error.strerror}") from error
 
@@ -69,9 +69,9 @@ def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, b
         source: Its name in errors.
         picture: The file of pictures; None: made of the model's.
     """
-    session = Session(model, source)
+    found = Model(model, source, {}, picture)
+    session, picture = found.session, found.picture
     channels, height, width = session.image_shape
-    picture = picture or picture_file(model, source)
     first = first_layer(load_verified(model, source))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {
@@ -80,7 +80,7 @@ def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, b
         "picture.onnx": with_inner_values(picture),
     }
     facts: dict[str, Any] = {
-        "classes": json.loads(session.metadata.get("classes", "null")),
+        "classes": found.classes or None,
         "channels": channels,
         "size": [height, width],
         "dataset": session.metadata.get("dataset"),

@@ -59,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers a request with one of the server's files."""
 
     server: Server
+    timeout = 10.0  # seconds for a request to arrive
 
     def do_GET(self) -> None:
         """A file, or 404; 403 if the request names another host."""

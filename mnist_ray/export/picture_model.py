@@ -19,9 +19,10 @@ from PIL import Image, ImageOps
 from mnist_ray.data import read_picture
 from mnist_ray.data.pictures import in_8_bits
 from mnist_ray.errors import SettingsError, WorkError, first_line
-from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
+from mnist_ray.export.pictures import SEVERAL, Preprocessor, preprocessing_graph
 from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, metadata_of
 from mnist_ray.export.session import (
+    CANNOT_RUN,
     Session,
     median_ms,
     probabilities,
@@ -31,6 +32,8 @@ from mnist_ray.export.session import (
 
 IMAGE, PROBABILITIES = "image", "probabilities"  # inner values that the page shows as well
 TOLERANCE = 1e-4  # largest difference of a probability from that of the two files apart
+OUTPUTS = {"label": "tensor(int64)", "probability": "tensor(float)", "known": "tensor(bool)"}
+OF_ONE_STROKE = ("mnist", "digits")  # data sets whose pictures are declined if they show several
 UNSURE, FOREIGN = "unsure_below", "foreign_above"  # the thresholds, in the metadata
 
 
@@ -41,7 +44,7 @@ class Answer(NamedTuple):
         label: A class's number.
         probability: Of that class, calibrated; 0 if nothing is drawn.
         known: Whether the picture is one of the classes.
-        reason: Why not: `nothing drawn`, `unsure` or `foreign`; "" if it is.
+        reason: Why not: `nothing drawn`, `several`, `unsure` or `foreign`; "" if it is.
     """
 
     label: int
@@ -97,6 +100,7 @@ def picture_file(model: bytes, source: str, declining: Declining | None = None) 
         temperature_of(facts, source),
         declining,
         drawn=channels == 1 and session.padding is None,
+        one=facts.get("dataset") in OF_ONE_STROKE,
     )
     if declining is not None:
         facts |= {UNSURE: repr(declining.unsure), FOREIGN: repr(declining.foreign)}
@@ -117,6 +121,7 @@ def _joined(
     joined = compose.add_prefix(
         _bare(prepare), "prepare/", rename_inputs=False, rename_outputs=False
     )
+    found = [each.name for each in joined.graph.output]
     outputs = []
     for name, part in (("logits", network), ("score", gate)):
         if part is None:
@@ -124,7 +129,7 @@ def _joined(
         part = compose.add_prefix(_bare(part), f"{name}/")
         outputs.append((name, part.graph.output[0].name))
         io_map = [(IMAGE, part.graph.input[0].name)]
-        kept = [IMAGE, *(output for _, output in outputs)]
+        kept = [*found, *(output for _, output in outputs)]
         joined = compose.merge_models(joined, part, io_map=io_map, outputs=kept)
     del joined.opset_import[1:]  # the same of all
     for name, output in outputs:
@@ -140,7 +145,12 @@ def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _decide(
-    graph: onnx.GraphProto, temperature: float, declining: Declining | None, *, drawn: bool
+    graph: onnx.GraphProto,
+    temperature: float,
+    declining: Declining | None,
+    *,
+    drawn: bool,
+    one: bool,
 ) -> None:
     """Appends the decision: `logits` [1, classes], `score` [1] and IMAGE to the three outputs."""
 
@@ -162,13 +172,18 @@ def _decide(
     ink = node("ReduceMax", [IMAGE], "ink", keepdims=0) if drawn else constant("ink", 1.0)
     node("Greater", [ink, constant("nothing", 0.0)], "drawn")
     node("Where", ["drawn", largest, "nothing"], "probability")
-    if declining is None:
-        node("Identity", ["drawn"], "known")
-    else:
+    conditions = ["drawn"]
+    if one and drawn:
+        conditions.append(node("Less", [SEVERAL, constant("half", 0.5)], "one"))
+    if declining is not None:
         sure = node("GreaterOrEqual", [largest, constant(UNSURE, declining.unsure)], "sure")
         score = node("ReduceMax", ["score"], "of one", keepdims=0)
         near = node("LessOrEqual", [score, constant(FOREIGN, declining.foreign)], "near")
-        node("And", [node("And", ["drawn", sure], "drawn and sure"), near], "known")
+        conditions += [sure, near]
+    known = conditions[0]
+    for number, condition in enumerate(conditions[1:]):
+        known = node("And", [known, condition], f"and {number}")
+    node("Identity", [known], "known")
     del graph.output[:]
     kinds = {
         "label": TensorProto.INT64,
@@ -179,13 +194,20 @@ def _decide(
 
 
 def with_inner_values(picture: bytes) -> bytes:
-    """The same file with IMAGE and PROBABILITIES as further outputs, for the page."""
+    """The same file with IMAGE, PROBABILITIES and SEVERAL as further outputs, for the page."""
     proto = onnx.load_model_from_string(picture)
     del proto.metadata_props[:]
-    for name in (IMAGE, PROBABILITIES):
-        proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    _give(proto, IMAGE, PROBABILITIES, SEVERAL)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def _give(proto: onnx.ModelProto, *names: str) -> None:
+    """Makes inner values outputs; those on which nothing depends are left out."""
+    there = {name for node in proto.graph.node for name in node.input}
+    for name in names:
+        if name in there:
+            proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def verify_pictures(
@@ -213,11 +235,12 @@ def verify_pictures(
     gate = None if declining is None else runtime_session(declining.gate, "the gate", threads=1)
     largest = 0.0
     for picture in guises(images):
-        image = prepare(picture)
+        image, several = prepare.looked_at(picture)
         drawn = channels != 1 or session.padding is not None or bool(image.any())
         expected = probabilities(session.run(image) / np.float32(temperature))[0].max() * drawn
         found = answer(picture)
-        margins = [1.0 if drawn else -1.0]  # `known` where all are positive
+        one = not (several and answer.metadata.get("dataset") in OF_ONE_STROKE)
+        margins = [1.0 if drawn and one else -1.0]  # `known` where all are positive
         if declining is not None and gate is not None:
             [score] = gate.run(None, {gate.get_inputs()[0].name: image})
             margins += [expected - declining.unsure, declining.foreign - float(score[0])]
@@ -286,13 +309,27 @@ class PictureSession:
 
     Raises:
         CorruptFileError: The file is damaged.
-        SettingsError: onnxruntime cannot run it.
+        SettingsError: onnxruntime cannot run it, or it takes and gives other values.
     """
 
     def __init__(self, data: bytes, source: str) -> None:
-        self.metadata = metadata_of(load_verified(data, source))
-        self._unsure = float(self.metadata.get(UNSURE, "0"))
-        self._session = runtime_session(data, source, threads=1)
+        self.source = source
+        proto = load_verified(data, source)
+        self.metadata = metadata_of(proto)
+        _give(proto, SEVERAL)
+        self._session = runtime_session(proto.SerializeToString(), source, threads=1)
+        try:
+            self._unsure = float(self.metadata.get(UNSURE, "0"))
+        except ValueError as error:
+            raise SettingsError(f"{source}: {UNSURE} in its metadata is no number") from error
+        given = {each.name: each.type for each in self._session.get_inputs()}
+        found = {each.name: each.type for each in self._session.get_outputs()}
+        if given != {"picture": "tensor(uint8)"} or not OUTPUTS.items() <= found.items():
+            raise SettingsError(
+                f"{source} takes {', '.join(given)} and gives {', '.join(found)}; expected picture "
+                f"and {', '.join(OUTPUTS)} as a picture.onnx has them"
+            )
+        self._names = [*OUTPUTS, *({SEVERAL} & found.keys())]
 
     def of(
         self,
@@ -304,15 +341,20 @@ class PictureSession:
 
     def __call__(self, picture: np.ndarray) -> Answer:
         """The answer to a picture, uint8 [h, w, 4]."""
-        names = ["label", "probability", "known"]
-        label, probability, known = self._session.run(names, {"picture": picture})
+        try:
+            answer = self._session.run(self._names, {"picture": picture})
+            label, probability, known, *several = (each.item() for each in answer)
+        except (*CANNOT_RUN, ValueError) as error:  # ValueError: more than one value
+            raise SettingsError(f"{self.source} cannot be run: {first_line(error)}") from error
         if known:
             reason = ""
         elif not probability:
             reason = "nothing drawn"
+        elif any(several):
+            reason = "several"
         else:
             reason = "unsure" if probability < self._unsure else "foreign"
-        return Answer(int(label), float(probability), bool(known), reason)
+        return Answer(label, probability, known, reason)
 
     def latency_ms(self, picture: np.ndarray, n: int = 50) -> float:
         """Median milliseconds for a picture uint8 [h, w, 4], over n runs after five to warm up."""

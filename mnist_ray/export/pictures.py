@@ -34,9 +34,11 @@ from mnist_ray.export.picture_parts import (
     resized,
     stretched,
 )
+from mnist_ray.export.picture_strokes import clear_in, foreign_in, several_in
 from mnist_ray.export.session import runtime_session
 
 COARSE = 128  # longest side of the picture in which the ink is looked for
+SEVERAL = "several"  # the second output
 # Of the window for the background, at that size: wider than half of any stroke.
 REACH = 24
 WINDOW = 2 * REACH + 1
@@ -123,12 +125,11 @@ def extent(has_ink: FLOAT) -> INT64:
 
 
 @script()
-def box_of(ink: FLOAT, share: FLOAT) -> INT64:
-    """[1, 1, h, w] -> the box around the ink: [[top, left], [bottom, right]].
+def box_of(clear: FLOAT) -> INT64:
+    """[1, 1, h, w], 1 for ink -> the box around it: [[top, left], [bottom, right]].
 
-    Ink is above the noise and above this share of the strongest ink. Without ink: the whole image.
+    Without ink: the whole image.
     """
-    clear = op.Cast(ink > op.Max(share * op.ReduceMax(ink, keepdims=0), 6.0 * noise_of(ink)), to=1)
     rows = extent(op.Reshape(op.ReduceMax(clear, [3]), [-1]))
     columns = extent(op.Reshape(op.ReduceMax(clear, [2]), [-1]))
     return op.Transpose(op.Concat(op.Unsqueeze(rows, [0]), op.Unsqueeze(columns, [0]), axis=0))
@@ -156,17 +157,25 @@ def bright_digit(grey: FLOAT) -> FLOAT:
 
 
 @script()
-def zoomed(bright: FLOAT) -> FLOAT:
-    """The surroundings of the ink: its box with a margin of a fifth, within the picture."""
-    coarse = at_most(bright, COARSE)
-    box = op.Cast(box_of(ink_of(coarse), 0.3), to=1)
+def around_ink(coarse: FLOAT, foreign: FLOAT) -> FLOAT:
+    """The box of the ink with a margin of a fifth, within the picture: shares of its sides."""
+    ink = ink_of(coarse)
+    noise = noise_of(ink)
+    box = op.Cast(box_of(clear_in(ink * (1.0 - foreign), 0.3, noise)), to=1)
     margin = 1.0 + 0.2 * op.ReduceMax(box[1] - box[0])
-    size = op.Cast(op.Shape(bright, start=2), to=1)
-    scale = size / op.Cast(op.Shape(coarse, start=2), to=1)
-    start = op.Max(op.Floor((box[0] - margin) * scale), 0.0)
-    end = op.Min(op.Ceil((box[1] + margin) * scale), size)
+    size = op.Cast(op.Shape(coarse, start=2), to=1)
+    start = op.Max(box[0] - margin, 0.0)
+    end = op.Min(box[1] + margin, size)
+    return op.Concat(op.Unsqueeze(start / size, [0]), op.Unsqueeze(end / size, [0]), axis=0)
+
+
+@script()
+def part_of(image: FLOAT, box: FLOAT) -> FLOAT:
+    """The part of [1, 1, h, w] within a box that is given in shares of its sides."""
+    size = op.Cast(op.Shape(image, start=2), to=1)
+    start, end = op.Floor(box[0] * size + 1e-3), op.Ceil(box[1] * size - 1e-3)
     around = op.Concat(op.Unsqueeze(start, [0]), op.Unsqueeze(end, [0]), axis=0)
-    return at_most(cropped(bright, op.Cast(around, to=7)), COARSE)
+    return cropped(image, op.Cast(around, to=7))
 
 
 @script()
@@ -193,20 +202,32 @@ def centred(image: FLOAT, size: INT64) -> FLOAT:
 
 
 @script()
-def digit(picture: UINT8, size: INT64, box: INT64) -> FLOAT:
+def digit(picture: UINT8, size: INT64, box: INT64) -> tuple[FLOAT, FLOAT]:
     """uint8 [h, w, 4] -> float32 [1, 1, *size] in [0, 1], the digit within box x box pixels.
 
-    All zero if nothing is drawn.
+    All zero if nothing is drawn. The second value is 1 if several digits are drawn, else 0.
     """
-    ink = ink_of(zoomed(bright_digit(luminance(channels_of(picture)))))
-    floor = 3.0 * noise_of(ink)
-    ink = cropped(ink, box_of(ink, 0.1))
+    bright = bright_digit(luminance(channels_of(picture)))
+    coarse = at_most(bright, COARSE)
+    ink = ink_of(coarse)
+    # A picture no larger than the images themselves is taken as it is.
+    photo = op.ReduceMax(op.Shape(bright, start=2)) > 2 * op.ReduceMax(size)
+    foreign = foreign_in(ink, noise_of(ink)) * op.Cast(photo, to=1)
+    around = around_ink(coarse, foreign)
+    ink = ink_of(at_most(part_of(bright, around), COARSE))
+    noise = noise_of(ink)
+    hidden = op.Resize(part_of(foreign, around), None, None, op.Shape(ink), mode="nearest")
+    ink = ink * (1.0 - hidden)
+    found = op.Cast(photo, to=1) * several_in(ink)
+    floor = 3.0 * noise
+    ink = cropped(ink, box_of(clear_in(ink, 0.1, noise)))
     ink = op.Relu(resized(ink, fitted_size(ink, box)) - floor)
     strongest, _ = op.TopK(op.Reshape(ink, [-1]), op.Reshape(op.Min(op.Size(ink), 10), [1]))
     full = op.ReduceMin(
         strongest
     )  # the tenth: the noise on top of a stroke must not make the rest of it pale
-    return centred(op.Where(full > 0.05, op.Min(ink / op.Max(full, 0.05), 1.0), 0.0), size)
+    prepared = centred(op.Where(full > 0.05, op.Min(ink / op.Max(full, 0.05), 1.0), 0.0), size)
+    return prepared, found
 
 
 # Padding -> what it does for one channel and for three; None as MNIST was prepared.
@@ -223,7 +244,8 @@ def preprocessing_graph(size: tuple[int, int], channels: int, padding: str | Non
     """An ONNX file from a picture to a network's input.
 
     `picture`: uint8 [height, width, 4] (RGBA) of any size. `image`: float32 [1, channels, *size] in
-    [0, 1]. Standard operators of opset 20 only.
+    [0, 1]. `several`, float32 []: 1 if several digits are drawn; only where a digit is looked for.
+    Standard operators of opset 20 only.
 
     Args:
         size: Height and width of the image.
@@ -254,10 +276,10 @@ def preprocessing_graph(size: tuple[int, int], channels: int, padding: str | Non
         helper.make_tensor_value_info("picture", TensorProto.UINT8, ["height", "width", 4])
     )
     graph.initializer.extend(given.values())
-    graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["image"]))
-    graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *size])
-    )
+    outputs = {"image": [1, channels, *size], SEVERAL: []}
+    for output, (name, shape) in zip(graph.output, outputs.items(), strict=False):
+        graph.node.append(helper.make_node("Identity", [output.name], [name]))
+        output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     for opset in [opset for opset in proto.opset_import if opset.domain]:
         proto.opset_import.remove(opset)  # onnxscript's name for the functions that are inlined now
     proto.producer_name, proto.producer_version = "mnist_ray", ""
@@ -274,5 +296,9 @@ class Preprocessor:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 4] -> float32 [1, channels, *size] in [0, 1]."""
-        image: np.ndarray = self._session.run(None, {"picture": picture})[0]
-        return image
+        return self.looked_at(picture)[0]
+
+    def looked_at(self, picture: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The same, and whether several digits are drawn."""
+        image, *several = self._session.run(None, {"picture": picture})
+        return image, bool(several and several[0])

@@ -25,6 +25,7 @@ CANNOT_RUN = (
     runtime_errors.RuntimeException,
 )
 
+LONGEST = 4096  # pixels of an image's side: a file from elsewhere could ask for any memory
 TEMPERATURE = "temperature"  # in the metadata
 BINS = 15  # of equal width, as in Guo et al. 2017
 
@@ -105,6 +106,11 @@ class Session:
                 "expected fixed channels, height and width"
             )
 
+        if max(self.image_shape) > LONGEST:
+            raise SettingsError(
+                f"{source} takes images of {_text(self.image_shape)}; expected at most {LONGEST} "
+                "pixels a side"
+            )
         self._check_batches(inputs[0].shape[0])
         self.n_classes = self._classes()
 

@@ -113,6 +113,8 @@ def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | 
         print(f"report: {write(storages[0], data_dir)}", flush=True)
     else:
         path = Path(out or layout.REPORT)
+        if not path.name.isprintable() or path.name in ("", "..") or "\\" in path.name:
+            raise SettingsError(f"--out: {out!r} is no name of a file")
         page = build(storages, data_dir, out=str(path.parent))
         RunStorage(str(path.parent)).write_bytes(path.name, page.encode())
         print(f"report: {path}", flush=True)

@@ -111,7 +111,9 @@ class Classifier:
         self.model, self.metrics = model, metrics
         self.pool = ThreadPoolExecutor(os.cpu_count() or 1, "picture")
         self.at_work = 0
-        model.predict(np.zeros((28, 28), np.uint8))  # everything is loaded before the first request
+        # Everything is loaded, and damage is told, before the first request.
+        self.classes = list(model.classes)
+        model.predict(np.zeros((28, 28), np.uint8))
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -158,7 +160,7 @@ def app_of(model: Model, token: str | None = None, *, local: bool = True) -> Fas
     app = FastAPI(
         title="mnist_ray",
         version="1",
-        description=f"The model of {model.path}: the class of a picture.",
+        description="The class of a picture.",
         redoc_url=None,
     )
     app.add_middleware(Guard, metrics=metrics, local=local)
@@ -187,9 +189,9 @@ def app_of(model: Model, token: str | None = None, *, local: bool = True) -> Fas
         """That the server answers, and for which model."""
         return {
             "status": "ok",
-            "model": model.path,
+            "model": os.path.basename(model.path.rstrip("/")),
             "sha256": model.manifest.get("sha256"),
-            "classes": list(model.classes),
+            "classes": classifier.classes,
         }
 
     @app.get("/metrics", dependencies=guarded, response_class=Response)

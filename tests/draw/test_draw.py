@@ -154,6 +154,18 @@ def test_export_writes_and_writes_again(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_runtime")
+def test_export_writes_through_no_link(model: Path, tmp_path: Path) -> None:
+    """A page's folder may come from elsewhere, and hold links."""
+    draw.export(str(model), str(tmp_path / "site"))
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "site" / "page.css").unlink()
+    (tmp_path / "site" / "page.css").symlink_to(tmp_path / "mine")
+    draw.export(str(model), str(tmp_path / "site"))
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "site" / "page.css").is_symlink()
+
+
+@pytest.mark.usefixtures("no_runtime")
 def test_export_leaves_other_folders_alone(model: Path, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(SettingsError, match=r"--export: .* holds other files"):

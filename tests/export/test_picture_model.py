@@ -22,6 +22,8 @@ from mnist_ray.export.picture_model import (
 )
 from mnist_ray.export.session import Session, probabilities
 from mnist_ray.export.write import export
+from mnist_ray.results import Model
+from tests.support.hostile import with_metadata
 from tests.support.networks import HP, network
 
 
@@ -124,3 +126,31 @@ def test_pillows_16_bits_are_scaled_as_a_files(
     assert len(np.unique(expected)) > 2
     with pytest.raises(SettingsError, match="^picture: its pixels are floating-point"):
         as_rgba(Image.new("F", (9, 9)), (1, 28, 28))
+
+
+def test_a_file_that_is_no_picture_onnx_is_named(exported: bytes, digits: data.Images) -> None:
+    """A run from elsewhere names its own, with the digest that fits."""
+    picture = picture_file(exported, "model")
+    with pytest.raises(SettingsError, match=r"^a file takes input and gives output; expected pic"):
+        PictureSession(exported, "a file")
+    unsure = with_metadata(picture, "unsure_below", "rather")
+    with pytest.raises(SettingsError, match=r"^a file: unsure_below .* is no number"):
+        PictureSession(unsure, "a file")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [([3, 4], "cannot be run"), (99, "its answer is class 99"), (-1, "its answer is class -1")],
+)
+def test_an_answer_that_cannot_be_is_named(
+    calibrated: bytes, label: int | list[int], message: str
+) -> None:
+    graph = onnx.load_model_from_string(picture_file(calibrated, "model"))
+    given = onnx.numpy_helper.from_array(np.array(label, np.int64), "given")
+    graph.graph.initializer.append(given)
+    next(n for n in graph.graph.node if "label" in n.output).output[0] = "argmax"
+    graph.graph.node.append(onnx.helper.make_node("Identity", ["given"], ["label"]))
+    changed = with_metadata(graph.SerializeToString(), "of", "another")
+    model = Model(calibrated, "a run", {}, changed)
+    with pytest.raises(SettingsError, match=message):
+        model.predict(np.eye(50, dtype=np.uint8) * 255)

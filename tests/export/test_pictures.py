@@ -217,7 +217,7 @@ def test_graph_is_plain_onnx() -> None:
     assert not proto.functions
     assert {node.domain for node in proto.graph.node} == {""}
     assert [i.name for i in proto.graph.input] == ["picture"]
-    assert [o.name for o in proto.graph.output] == ["image"]
+    assert [o.name for o in proto.graph.output] == ["image", "several"]
     with pytest.raises(SettingsError, match="2 channels"):
         preprocessing_graph((28, 28), 2)
 

@@ -71,7 +71,7 @@ const percent = p => `${(100 * p).toFixed(1)} %`;
 let bars = [];
 let later = 0;
 
-function present({ image, p, known, maps }, source) { // p: a probability a class, null where nothing is drawn
+function present({ image, p, known, several, maps }, source) { // p: a probability a class, null where nothing is drawn
   paint($("seen"), image, GREY ? 1 : 3, 0, 1);
   const best = p ? p.indexOf(Math.max(...p)) : -1;
   makeBars(p ? p.length : FACTS.classes?.length ?? 0);
@@ -84,7 +84,7 @@ function present({ image, p, known, maps }, source) { // p: a probability a clas
   const word = p ? className(best) : "Nothing drawn";
   $("best").textContent = word;
   $("best").className = !p ? "none" : word.length > 3 ? "long" : "";
-  const sure = p ? percent(p[best]) + (known ? "" : ", perhaps none of these") : "";
+  const sure = p ? percent(p[best]) + (known ? "" : several ? ", perhaps several digits" : ", perhaps none of these") : "";
   $("sure").textContent = sure;
   presentMaps(maps);
   $("source").textContent = source;

@@ -14,11 +14,11 @@ async function start(files) {
 
 // pixels: the bytes of [height, width, 4]
 async function answer({ pixels, width, height }) {
-  const { image, probabilities, probability, known } =
+  const { image, probabilities, probability, known, several } =
     await picture.run({ picture: new ort.Tensor("uint8", new Uint8Array(pixels), [height, width, 4]) });
   if (!probability.data[0]) return { image: image.data, p: null, known: false, maps: null };
   const maps = firstLayer && (await firstLayer.run({ [firstLayer.inputNames[0]]: image })).maps;
-  return { image: image.data, p: Array.from(probabilities.data), known: Boolean(known.data[0]), maps: maps && { data: maps.data, dims: maps.dims } };
+  return { image: image.data, p: Array.from(probabilities.data), known: Boolean(known.data[0]), several: Boolean(several?.data[0]), maps: maps && { data: maps.data, dims: maps.dims } };
 }
 
 onmessage = async ({ data }) => {
