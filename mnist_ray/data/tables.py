@@ -223,9 +223,9 @@ def _found(source: str, names: Sequence[str], *, need_image: bool) -> dict[str, 
                 f"--dataset: {source} has the columns {there}; expected one of "
                 f"{', '.join(COLUMNS[kind])}"
             )
-    there = {kind: name for kind, name in found.items() if name is not None}
-    _check_single(source, names, there.values())
-    return there
+    result = {kind: name for kind, name in found.items() if name is not None}
+    _check_single(source, names, result.values())
+    return result
 
 
 def _check_single(source: str, names: Sequence[str], used: Iterable[str]) -> None:

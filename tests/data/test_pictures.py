@@ -2,6 +2,7 @@
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def whole(kind: str) -> bytes:
     image = Image.fromarray(pixels)
     exif = image.getexif()
     exif[0x0112], exif[0x010F], exif[0x829A] = 6, "somebody", 0.5  # turned; maker; exposure
-    options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    options: dict[str, Any] = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
     if kind == "GIF":
         image = image.quantize(16)
         options = {"save_all": True, "append_images": [image.rotate(90)], "transparency": 3}

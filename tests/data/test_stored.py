@@ -408,8 +408,8 @@ def odd_sources(folder: Path) -> dict[str, str]:
     (folder / "cut.parquet").write_bytes(bytes(cut))
     (folder / "parts").mkdir()
     for part, columns in (("train", {"image": cells}), ("test", {"pictures": cells})):
-        file = folder / "parts" / f"{part}.parquet"
-        pq.write_table(pa.table({**columns, "label": label}), file)
+        parquet = folder / "parts" / f"{part}.parquet"
+        pq.write_table(pa.table({**columns, "label": label}), parquet)
     return {
         "npz:named.npz": "has the label 'a'; allowed are 0..1",
         "npz:scalar.npz": "one class",
