@@ -16,6 +16,7 @@ from mnist_ray.storage import RunStorage
 from mnist_ray.training.trainer import Trainer
 
 SLOWER = 3  # a stage that diverges is begun again with the learning rate divided by this
+HOT, ENOUGH_STEPS = 0.1, 600  # SGD reaches this learning rate safely in a one-cycle of those steps
 SLOWEST = 100  # and given up if that were more than this altogether
 
 Weights = Mapping[str, Tensor]
@@ -108,7 +109,10 @@ class _StageTraining:
             yield f"stage {self.number}: done already"
             return checkpoint.unpack(done, self.storage.join(self.folder))[0]
         slowest = self.hp["lr"] / SLOWEST
-        trainer = self._resumed()
+        state = self._read(layout.STAGE_STATE)
+        if state is None:
+            yield from self._cooled()
+        trainer = self._trainer() if state is None else self._resumed(state)
         if trainer.epoch:
             yield f"stage {self.number}: going on after epoch {trainer.epoch}"
         images, labels, train, val = self.data[:4]
@@ -133,6 +137,24 @@ class _StageTraining:
         self.storage.delete(f"{self.folder}/{layout.STAGE_STATE}")
         return weights
 
+    def _cooled(self) -> Iterator[str]:
+        """Lowers the learning rate of a one-cycle that has few steps: a fast one diverges.
+
+        The recipes are made for tens of thousands of images.
+        """
+        stage = self.identity.stage
+        n = len(self.data.labels if self.identity.train_on == "all" else self.data.train)
+        steps = stage.epochs * math.ceil(n / self.hp["batch_size"])
+        most = HOT * steps / ENOUGH_STEPS
+        hot = self.hp.get("schedule") == "one_cycle" and self.hp["optimizer"] == "sgd"
+        if not hot or stage.lr is None or steps >= ENOUGH_STEPS or stage.lr <= most:
+            return
+        self.hp["lr"] = most
+        yield (
+            f"stage {self.number}: {steps} steps are few for a learning rate of {stage.lr:g}: "
+            f"it is lowered to {self.hp['lr']:.3g}"
+        )
+
     def _trainer(self) -> Trainer:
         trainer = Trainer(
             self.hp,
@@ -145,11 +167,8 @@ class _StageTraining:
         trainer.image_weights = self.data.weights
         return trainer
 
-    def _resumed(self) -> Trainer:
+    def _resumed(self, state: bytes) -> Trainer:
         """The trainer after the last epoch that was saved."""
-        state = self._read(layout.STAGE_STATE)
-        if state is None:
-            return self._trainer()
         source = self.storage.join(f"{self.folder}/{layout.STAGE_STATE}")
         with checkpoint.fitting(source):
             self.hp["lr"] = float(checkpoint.unpack(state, source)[1]["hyperparameters"]["lr"])

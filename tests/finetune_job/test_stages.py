@@ -43,7 +43,7 @@ STAGES = (
         weight_decay=1e-4,
         optimizer="sgd",
         seed=1,
-        schedule="one_cycle",
+        schedule="cosine",
         ema=0.9,
     ),
     Stage(epochs=1, batch_size=16, lr=0.01, weight_decay=0, optimizer="adam", seed=2, dropout=0),
@@ -111,6 +111,27 @@ def test_a_stopped_chain_ends_with_the_same_bytes(
     again = run(tmp_path / "cut", data, start)
     assert len([line for line in again if "epoch " in line and "/" in line]) == 5 - stopped_after
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_one_cycle_of_few_steps_is_cooler(tmp_path: Path, data: Data, start: dict) -> None:
+    cycle = dataclasses.replace(STAGES[0], schedule="one_cycle")
+    lines = run(tmp_path, data, start, Recipe("test", "best", "train", (cycle,)))
+    assert lines[0] == (
+        "stage 1: 24 steps are few for a learning rate of 0.05: it is lowered to 0.004"
+    )
+    whole = files(tmp_path)
+    found = checkpoint.unpack(whole["finetune/stage-1/model.safetensors"], "it")[1]
+    assert found["hyperparameters"]["lr"] == pytest.approx(0.1 * 24 / 600)
+    long = dataclasses.replace(cycle, epochs=50)
+    gentle = dataclasses.replace(cycle, lr=0.003)
+    for recipe in (long, gentle, dataclasses.replace(cycle, optimizer="adam")):
+        first = run(tmp_path / "b", data, start, Recipe("test", "best", "train", (recipe,)), 1)
+        assert "epoch 1/" in first[0]
+    cut = Recipe("test", "best", "train", (cycle,))
+    run(tmp_path / "cut", data, start, cut, lines=2)
+    again = run(tmp_path / "cut", data, start, cut)
+    assert not any("lowered" in line for line in again)
+    assert files(tmp_path / "cut") == whole
 
 
 def test_a_stage_that_diverges_is_begun_again_slower(
