@@ -278,9 +278,7 @@ class Model:
             number, probability, known, reason = self._pictures.of(picture, shape)
         if not probability:
             return Prediction("", 0.0, False, reason)
-        if self.classes and not 0 <= number < len(self.classes):
-            raise SettingsError(f"{self.path}: its answer is class {number}, which has no name")
-        label = self.classes[number] if self.classes else str(number)
+        label = dict(enumerate(self.classes)).get(number, str(number))
         return Prediction(label, probability, known, reason)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

@@ -138,12 +138,9 @@ def test_a_file_that_is_no_picture_onnx_is_named(exported: bytes, digits: data.I
         PictureSession(unsure, "a file")
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [([3, 4], "cannot be run"), (99, "its answer is class 99"), (-1, "its answer is class -1")],
-)
-def test_an_answer_that_cannot_be_is_named(
-    calibrated: bytes, label: int | list[int], message: str
+@pytest.mark.parametrize("label", [[3, 4], 99, -1])
+def test_an_answer_that_cannot_be_is_no_traceback(
+    calibrated: bytes, label: int | list[int]
 ) -> None:
     graph = onnx.load_model_from_string(picture_file(calibrated, "model"))
     given = onnx.numpy_helper.from_array(np.array(label, np.int64), "given")
@@ -152,5 +149,9 @@ def test_an_answer_that_cannot_be_is_named(
     graph.graph.node.append(onnx.helper.make_node("Identity", ["given"], ["label"]))
     changed = with_metadata(graph.SerializeToString(), "of", "another")
     model = Model(calibrated, "a run", {}, changed)
-    with pytest.raises(SettingsError, match=message):
-        model.predict(np.eye(50, dtype=np.uint8) * 255)
+    picture = np.eye(50, dtype=np.uint8) * 255
+    if isinstance(label, list):
+        with pytest.raises(SettingsError, match=r"^picture.onnx cannot be run: "):
+            model.predict(picture)
+    else:
+        assert model.predict(picture).label == str(label)
