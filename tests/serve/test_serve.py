@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mnist_ray import data, load_model
 from mnist_ray.errors import SettingsError
@@ -266,14 +267,14 @@ def test_an_answer_does_not_wait_for_the_receipt_of_its_head(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nagle's algorithm would hold the body back for 40 ms, in every answer."""
-    begun, at_once = server.H11Protocol.connection_made, []
+    begun, at_once = H11Protocol.connection_made, []
 
-    def noted(self: server.H11Protocol, transport: asyncio.Transport) -> None:
+    def noted(self: H11Protocol, transport: asyncio.Transport) -> None:
         connection = transport.get_extra_info("socket")
         at_once.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         begun(self, transport)
 
-    monkeypatch.setattr(server.H11Protocol, "connection_made", noted)
+    monkeypatch.setattr(H11Protocol, "connection_made", noted)
     with urllib.request.urlopen("http://{}:{}/healthz".format(*address), timeout=5):
         assert at_once == [1]
 
