@@ -3,6 +3,7 @@
 import sys
 from unittest.mock import MagicMock
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search import Searcher, SearchGenerator
 
@@ -16,6 +17,6 @@ class AtRandom(Searcher):
 scheduler = PopulationBasedTraining("epoch", "accuracy", "max", hyperparam_mutations={"lr": [1]})
 controller = MagicMock(search_alg=SearchGenerator(AtRandom("accuracy", "max")))
 try:
-    scheduler.on_trial_add(controller, MagicMock(config={"lr": 1}))
+    scheduler.on_trial_add(controller, Trial("reproducer", stub=True, config={"lr": 1}))
 except ValueError as error:
     sys.exit(f"FAULT: {error}")
