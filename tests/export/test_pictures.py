@@ -121,6 +121,49 @@ def test_predictions_stay_the_same(
     assert same.mean() >= 0.95
 
 
+def specks(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The digit on a white sheet with three specks of dirt."""
+    sheet = 1 - somewhere(image, 150, (400, 500), rng)
+    for _ in range(3):
+        y, x, r = *rng.integers(5, 395, 2), rng.integers(2, 5)
+        sheet[y - r : y + r, x - r : x + r] = 0.1
+    return sheet
+
+
+def beside_a_table(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A photo of the digit on paper, with a dark strip of the table at one of its sides."""
+    canvas = np.zeros((400, 500))
+    top, left = rng.integers(120, 180), rng.integers(130, 200)
+    canvas[top : top + 150, left : left + 150] = enlarged(image, 150)
+    photo = paper(canvas, rng, 0.03)
+    turned, width = np.rot90(photo, rng.integers(4)), rng.integers(30, 60)
+    turned[:, :width] = 0.2 + rng.normal(0, 0.03, (len(turned), width))  # a view of the photo
+    return photo
+
+
+@pytest.mark.parametrize(("guise", "least"), [(specks, 0.97), (beside_a_table, 0.8)])
+def test_dirt_and_a_table_are_ignored(
+    guise: Guise,
+    least: float,
+    digits: np.ndarray,
+    preprocess: Preprocessor,
+    classify: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    rng = np.random.default_rng(0)
+    seen = np.stack([preprocess(rgba(guise(i, rng)))[0, 0] for i in digits[:40]])
+    assert (classify(seen) == classify(digits[:40] / 255)).mean() >= least
+
+
+def test_several_digits_are_told_apart(digits: np.ndarray, preprocess: Preprocessor) -> None:
+    singles = [preprocess.looked_at(rgba(1 - enlarged(i, 150)))[1] for i in digits[:40]]
+    assert sum(singles) <= 2
+    pairs = [np.hstack([a, b]) for a, b in zip(digits[:30], digits[30:60], strict=True)]
+    sheets = [1 - np.pad(np.kron(pair, np.ones((4, 4))), 40) / 255 for pair in pairs]
+    assert sum(preprocess.looked_at(rgba(sheet))[1] for sheet in sheets) >= 27
+    # As the data set has them, they are no photos: nothing is asked.
+    assert not any(preprocess.looked_at(rgba(pair / 255))[1] for pair in pairs[:5])
+
+
 def test_mnist_format_passes_unchanged(digits: np.ndarray, preprocess: Preprocessor) -> None:
     again = np.stack([preprocess(rgba(i / 255))[0, 0] for i in digits])
     assert np.abs(again - digits / 255).mean() < 0.005
