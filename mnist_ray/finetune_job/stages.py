@@ -17,6 +17,7 @@ from mnist_ray.training.trainer import Trainer
 
 SLOWER = 3  # a stage that diverges is begun again with the learning rate divided by this
 HOT, ENOUGH_STEPS = 0.1, 600  # SGD reaches this learning rate safely in a one-cycle of those steps
+WARM = 0.02  # the least that it is lowered to: a few steps at less would change nothing
 SLOWEST = 100  # and given up if that were more than this altogether
 
 Weights = Mapping[str, Tensor]
@@ -145,7 +146,7 @@ class _StageTraining:
         stage = self.identity.stage
         n = len(self.data.labels if self.identity.train_on == "all" else self.data.train)
         steps = stage.epochs * math.ceil(n / self.hp["batch_size"])
-        most = HOT * steps / ENOUGH_STEPS
+        most = max(WARM, HOT * steps / ENOUGH_STEPS)
         hot = self.hp.get("schedule") == "one_cycle" and self.hp["optimizer"] == "sgd"
         if not hot or stage.lr is None or steps >= ENOUGH_STEPS or stage.lr <= most:
             return

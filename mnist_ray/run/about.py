@@ -14,6 +14,9 @@ from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.storage import RunStorage
 
+# Settings that are text, where a run has them, and those that may be null too.
+NAMES = {"space", "sampler", "scheduler", "data_dir", "stages"}
+PERHAPS = {"objectives", "study", "study_name", "train", "onnx", "warm_start", "class_weights"}
 STATES = ("searching", "searched", "finetuning", "done", "interrupted", "failed")
 
 
@@ -87,9 +90,13 @@ class About:
             get(settings, key, str)
         for key in ("max_epochs", "trials", "seed"):
             get(settings, key, int)
+        for key in NAMES & settings.keys():
+            get(settings, key, str)
+        for key in PERHAPS & settings.keys():
+            get(settings, key, str, type(None))
         points = get(raw, "points", list, default=[])
         for point in points:
-            get({"a point": point}, "a point", dict)
+            get({"points": point}, "points", dict)
         return cls(
             storage,
             get(raw, "name", str),

@@ -117,13 +117,13 @@ def test_a_one_cycle_of_few_steps_is_cooler(tmp_path: Path, data: Data, start: d
     cycle = dataclasses.replace(STAGES[0], schedule="one_cycle")
     lines = run(tmp_path, data, start, Recipe("test", "best", "train", (cycle,)))
     assert lines[0] == (
-        "stage 1: 24 steps are few for a learning rate of 0.05: it is lowered to 0.004"
+        "stage 1: 24 steps are few for a learning rate of 0.05: it is lowered to 0.02"
     )
     whole = files(tmp_path)
     found = checkpoint.unpack(whole["finetune/stage-1/model.safetensors"], "it")[1]
-    assert found["hyperparameters"]["lr"] == pytest.approx(0.1 * 24 / 600)
+    assert found["hyperparameters"]["lr"] == pytest.approx(0.02)
     long = dataclasses.replace(cycle, epochs=50)
-    gentle = dataclasses.replace(cycle, lr=0.003)
+    gentle = dataclasses.replace(cycle, lr=0.02)
     for recipe in (long, gentle, dataclasses.replace(cycle, optimizer="adam")):
         first = run(tmp_path / "b", data, start, Recipe("test", "best", "train", (recipe,)), 1)
         assert "epoch 1/" in first[0]

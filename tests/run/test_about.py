@@ -47,6 +47,10 @@ def test_a_run_json_that_was_cut_short_is_named(tmp_path: Path) -> None:
         (["settings", "metric"], 1),
         (["name"], {}),
         (["points"], "x"),
+        (["points"], [[1]]),
+        (["settings", "data_dir"], 1e308),
+        (["settings", "objectives"], 10**30),
+        (["settings", "stages"], None),
         (["trackers"], [1]),
     ],
 )
