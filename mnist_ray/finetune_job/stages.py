@@ -18,6 +18,7 @@ from mnist_ray.training.trainer import Trainer
 SLOWER = 3  # a stage that diverges is begun again with the learning rate divided by this
 HOT, ENOUGH_STEPS = 0.1, 600  # SGD reaches this learning rate safely in a one-cycle of those steps
 WARM = 0.02  # the least that it is lowered to: a few steps at less would change nothing
+HOPELESS = 20  # times the loss of guessing, with which the lowest rate is given up too
 SLOWEST = 100  # and given up if that were more than this altogether
 
 Weights = Mapping[str, Tensor]
@@ -122,7 +123,10 @@ class _StageTraining:
         metadata, guessing = self.identity.metadata(), math.log(self.hp["classes"])
         while trainer.epoch < self.identity.stage.epochs:
             row = trainer.run_epoch(images, labels, *parts)
-            if not row["train_loss"] < 2 * guessing:  # so written that NaN is caught too
+            last = self.hp["lr"] / SLOWER < slowest
+            # So written that NaN is caught too. A start that is as bad, as after a search on few
+            # images, is trained on at the lowest rate: it would look so at any.
+            if not row["train_loss"] < (HOPELESS if last else 2) * guessing:
                 trainer = self._slower(slowest)
                 yield (
                     f"stage {self.number} diverged in epoch {row['epoch']}: "

@@ -136,7 +136,7 @@ def beside_a_table(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     top, left = rng.integers(120, 180), rng.integers(130, 200)
     canvas[top : top + 150, left : left + 150] = enlarged(image, 150)
     photo = paper(canvas, rng, 0.03)
-    turned, width = np.rot90(photo, rng.integers(4)), rng.integers(30, 60)
+    turned, width = np.rot90(photo, int(rng.integers(4))), rng.integers(30, 60)
     turned[:, :width] = 0.2 + rng.normal(0, 0.03, (len(turned), width))  # a view of the photo
     return photo
 

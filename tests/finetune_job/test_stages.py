@@ -181,3 +181,13 @@ def test_another_stage_or_start_is_done_anew(tmp_path: Path, data: Data, start: 
 def test_all_images_leave_no_validation_figure(tmp_path: Path, data: Data, start: dict) -> None:
     lines = run(tmp_path, data, start, Recipe("test", "best", "all", STAGES[:1]))
     assert not any("val_" in line for line in lines)
+
+
+def test_a_start_that_is_bad_itself_is_trained_on_at_the_lowest_rate(
+    tmp_path: Path, data: Data, start: dict
+) -> None:
+    """As after a search on a few pictures: no rate makes its first epoch's loss look well."""
+    bad = {k: v * 12 if k.endswith("weight") and v.ndim == 2 else v for k, v in start.items()}
+    stage = dataclasses.replace(STAGES[0], epochs=2, lr=0.01, schedule="constant", ema=0.0)
+    lines = run(tmp_path, data, bad, Recipe("test", "best", "train", (stage,)))
+    assert lines[-1].startswith("stage 1 epoch 2/2 ")
