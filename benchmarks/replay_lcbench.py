@@ -341,6 +341,7 @@ def one(job: tuple[LcbenchSettings, dict[str, Any]]) -> dict[str, Any]:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.enable_cpu_mem_arena = False  # it would keep the memory of 20,000 rows
         file = folder(settings) / "model.onnx"
         _tasks[code] = Task(onnxruntime.InferenceSession(file, options), code)
     task = _tasks[code]
