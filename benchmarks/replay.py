@@ -5,6 +5,7 @@ python benchmarks/replay.py                                          # 3 minutes
 curves.parquet (replay_curves.py) python benchmarks/replay.py --variants stock shipped tpe:2
 random:3   # others: SAMPLER:REDUCTION_FACTOR python benchmarks/replay.py --budget 600 --variants
 tpe:3 tpe:3:100   # and :KEPT, how many trials TPE looks at (see samplers.TPE)
+python benchmarks/replay.py --variants shipped tpe:3:1000:2          # and :GRACE, --grace-period
 
 Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and
 ResumableASHA; OptunaSearch and ASHAScheduler as they come) are asked for configurations and told of
@@ -26,7 +27,7 @@ import heapq
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class ReplaySettings(BenchmarkSettings):
     budget: int = 200
     """Epochs that a search may spend."""
     variants: tuple[str, ...] = ("stock", "shipped")
-    """stock, shipped, or SAMPLER:REDUCTION_FACTOR[:KEPT] of our searcher."""
+    """stock, shipped, or SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher."""
     workers: int = CORES
     """Processes at a time."""
 
@@ -166,13 +167,15 @@ def stock(space: Callable[..., dict[str, Any]], epochs: int, seed: int) -> TuneL
     return TuneLoop(searcher, ASHAScheduler(time_attr="training_iteration", max_t=epochs), SLOTS)
 
 
-def shipped(
+def shipped(  # noqa: PLR0913 (a benchmark)
     space: Callable[..., Any],
     epochs: int,
     seed: int,
     name: str,
     reduction_factor: float,
     kept: int | None,
+    grace_period: int = SHIPPED.grace_period,
+    sampler_args: Mapping[str, str] | None = None,
 ) -> TuneLoop:
     """StudySearch and the scheduler that a search makes."""
     import optuna
@@ -184,8 +187,13 @@ def shipped(
     from mnist_ray.tune import schedulers
     from mnist_ray.tune.searcher import StudySearch
 
-    settings = SearchSettings(max_epochs=epochs, sampler=name, reduction_factor=reduction_factor)
-    sampler: Any = make_sampler(name, seed)
+    settings = SearchSettings(
+        max_epochs=epochs,
+        sampler=name,
+        reduction_factor=reduction_factor,
+        grace_period=grace_period,
+    )
+    sampler: Any = make_sampler(name, seed, sampler_args)
     if kept is not None:
         sampler.KEPT = kept
     storage = optuna.storages.InMemoryStorage()
@@ -228,11 +236,12 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
             sampler,
             float(numbers[0]),
             int(numbers[1]) if numbers[1:] else None,
+            int(numbers[2]) if numbers[2:] else SHIPPED.grace_period,
         )
     except (ValueError, IndexError) as error:
         raise SettingsError(
             f"--variants: {variant!r} is not allowed; expected stock, shipped or "
-            f"SAMPLER:REDUCTION_FACTOR[:KEPT]"
+            f"SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]]"
         ) from error
 
 

@@ -12,7 +12,8 @@ Nothing is trained and no Ray is started. The objects that Tune would ask are as
 time, two trials at a time, until `budget` full trainings are spent. Every second task in the order
 of their numbers is kept apart: nothing in the product was decided by these.
 
-- `shipped`: the searcher and the scheduler of a search with default options.
+- `shipped`: the searcher and the scheduler of a search with default options. `shipped:6` has
+  --grace-period 6; `shipped:6:independent` also --sampler-args multivariate=false group=false.
 - `stock`: Ray's OptunaSearch and ASHAScheduler as they come.
 - `hyperband`, `median`: Optuna alone, TPE with HyperbandPruner and MedianPruner as they come.
 - `random`: random configurations, each trained to its end.
@@ -290,9 +291,19 @@ def make_arm(name: str, seed: int) -> Any:
         ),
         "top-k": lambda: TopAfterOne(seed),
     }
-    if name not in arms:
-        raise SettingsError(f"--arms: {name!r} is not allowed; expected {', '.join(arms)}")
-    return arms[name]()
+    if name in arms:
+        return arms[name]()
+    ours, _, options = name.partition(":")
+    grace, _, independent = options.partition(":")
+    if ours != "shipped" or not grace.isdecimal() or independent not in ("", "independent"):
+        allowed = f"{', '.join(arms)} or shipped:GRACE[:independent]"
+        raise SettingsError(f"--arms: {name!r} is not allowed; expected {allowed}")
+    return Tuned(
+        shipped(
+            space, EPOCHS, seed, default.sampler, default.reduction_factor, None, int(grace),
+            {"multivariate": "false", "group": "false"} if independent else None,
+        )
+    )  # fmt: skip
 
 
 def search(arm: Any, task: Task, budget: float) -> list[float]:
