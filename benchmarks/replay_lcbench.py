@@ -43,6 +43,7 @@ from tests.support.tune_loop import FakeTrial, result
 
 EPOCHS = 52
 MOMENTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # shares of the budget
+RUNGS = (1, 2, 4, 6, 13, 26)  # epochs whose rank correlation with the last is told
 INPUTS = (
     "epoch",
     "batch_size",
@@ -340,13 +341,7 @@ def search(arm: Any, task: Task, budget: float) -> list[float]:
 _tasks: dict[int, Task] = {}
 
 
-def one(job: tuple[LcbenchSettings, dict[str, Any]]) -> dict[str, Any]:
-    """One search, in a worker process."""
-    import optuna
-
-    settings, key = job
-    code, seed = key["code"], key["seed"]
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+def _task(settings: LcbenchSettings, code: int) -> Task:
     if code not in _tasks:
         import onnxruntime
 
@@ -355,7 +350,26 @@ def one(job: tuple[LcbenchSettings, dict[str, Any]]) -> dict[str, Any]:
         options.enable_cpu_mem_arena = False  # it would keep the memory of 20,000 rows
         file = folder(settings) / "model.onnx"
         _tasks[code] = Task(onnxruntime.InferenceSession(file, options), code)
-    task = _tasks[code]
+    return _tasks[code]
+
+
+def rank_correlations(task: Task, n: int = 300) -> list[float]:
+    """Spearman's, of the accuracy after each of RUNGS epochs with the last, over n random ones."""
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(1)
+    curves = np.array([task(random_configuration(chance))[0] for _ in range(n)])
+    return [float(spearmanr(curves[:, rung - 1], curves[:, -1]).statistic) for rung in RUNGS]
+
+
+def one(job: tuple[LcbenchSettings, dict[str, Any]]) -> dict[str, Any]:
+    """One search, in a worker process."""
+    import optuna
+
+    settings, key = job
+    code, seed = key["code"], key["seed"]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    task = _task(settings, code)
     np.random.seed(seed)  # Ray's ASHA draws its bracket (there is one) from the global generator
     course = search(make_arm(key["arm"], seed), task, settings.budget * task.full / SLOTS)
     best = max(task.best, *course)
@@ -377,7 +391,9 @@ def measure(settings: LcbenchSettings) -> None:
         for arm in settings.arms
     ]
     os.environ["OMP_NUM_THREADS"] = "1"  # of each process
-    _report(settings, list(tasks), cached(one, settings, keys))
+    rows = cached(one, settings, keys)
+    found = [rank_correlations(_task(settings, code)) for code in tasks.values()]
+    _report(settings, list(tasks), rows, np.array(found))
 
 
 def regrets(
@@ -412,7 +428,12 @@ def over_tasks(values: np.ndarray, digits: int) -> str:
     return f"{values.mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _report(settings: LcbenchSettings, tasks: list[str], rows: list[dict[str, Any]]) -> None:
+def _report(
+    settings: LcbenchSettings,
+    tasks: list[str],
+    rows: list[dict[str, Any]],
+    correlations: np.ndarray,
+) -> None:
     from scipy.stats import rankdata
 
     found = regrets(tasks, settings.arms, settings.repeats, rows)
@@ -441,7 +462,14 @@ def _report(settings: LcbenchSettings, tasks: list[str], rows: list[dict[str, An
             f"Means over tasks with the 95 % interval of a bootstrap over tasks; ranks among "
             f"{len(settings.arms)} searches, paired by seed; of regret the median of the seeds. "
             f"{settings.budget:g} full trainings a search, {SLOTS} trials at a time; moments "
-            f"{', '.join(f'{share:g}' for share in MOMENTS)} of the budget."
+            f"{', '.join(f'{share:g}' for share in MOMENTS)} of the budget.",
+            "Rank correlation of the accuracy after an epoch with that after the last, 300 random "
+            "configurations, median of the tasks: "
+            + ", ".join(
+                f"epoch {rung}: {value:.2f}"
+                for rung, value in zip(RUNGS, np.median(correlations, axis=0), strict=True)
+            )
+            + ".",
         ],
     )
 
