@@ -279,6 +279,10 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
         ("--constraint", settings.train is not None and bool(settings.constraint)),
         ("--onnx", settings.train is not None and settings.onnx is not None),
         ("--class-weights", settings.train is not None and settings.class_weights is not None),
+        *(
+            (f"--{name.replace('_', '-')}", settings.train is not None and name in settings.given)
+            for name in ("stages", "committee", "calibrate", "test_steps", "gate", "quantize")
+        ),
     ):
         if wanted:
             raise SettingsError(f"{flag}: is for networks, and {_trains_none(settings)}")

@@ -218,6 +218,8 @@ def test_a_plan_has_the_function_and_its_data(own: types.ModuleType, tmp_path: P
         ({"augment": "shift"}, "--augment: is for networks, and --train own:train"),
         ({"objectives": "accuracy,parameters", "metric": "val_accuracy"}, "--objectives: is for"),
         ({"scheduler": "pbt"}, "--scheduler pbt: is for networks"),
+        ({"committee": 3}, "--committee: is for networks, and --train own:train"),
+        ({"test_steps": True}, "--test-steps: is for networks"),
         ({"train": None, "train_data": "own:failing"}, "--train-data: is for --train"),
         ({"train": None}, "--metric: 'score' is unknown"),
     ],
