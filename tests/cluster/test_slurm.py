@@ -1,5 +1,6 @@
 """slurm.sbatch: its calls by fakes of Slurm's and Ray's commands, and a run on a real Slurm."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -20,6 +21,16 @@ FAKES = ROOT / "tests" / "programs" / "slurm_fakes.sh"
 NAMED = ["--name", "first"]
 
 
+def free_job() -> int:
+    """The number of a job whose port is free."""
+    for number in range(os.getpid(), os.getpid() + 2400):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", 20000 + number % 2400 * 5))
+            return number
+    raise OSError("no port is free")
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> dict[str, str]:
     """The environment of a job on two nodes, whose commands are fakes."""
@@ -31,7 +42,7 @@ def job(tmp_path: Path) -> dict[str, str]:
         "PYTHON": sys.executable,
         "CALLS": str(tmp_path / "calls"),
         "QUICK": "1",
-        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_ID": str(free_job()),
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_ON_NODE": "4",

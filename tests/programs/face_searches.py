@@ -44,7 +44,8 @@ handlers = [signal.getsignal(number) is own_handler for number in (signal.SIGTER
 import ray
 
 left_no_ray = not ray.is_initialized()
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+# local: Ray would join one that another test has just started.
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 found: list[mr.Run] = []
 thread = threading.Thread(target=lambda: found.append(mr.search(**SMALL, trials=1, name="second")))
 thread.start()

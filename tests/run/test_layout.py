@@ -25,10 +25,13 @@ def test_other_names_belong_to_no_trial_and_no_stage() -> None:
 
 
 def test_every_file_of_a_run_is_known_as_one() -> None:
-    named = [v for k, v in vars(layout).items() if k.isupper() and isinstance(v, str) and "." in v]
-    stage = [f"{layout.stage_folder(1)}/{name}" for name in named]
-    names = [name for name in named if name not in (layout.STAGE_STATE, layout.STAGE_CURVE)]
-    names = [name for name in names if name != layout.STAGE_NETWORK]
-    smaller = [layout.smaller_model(kind) for kind in layout.SMALLER]
-    assert [n for n in (*names, *stage, *smaller, "search.lease") if not layout.is_ours(n)] == []
+    named = {
+        k: v for k, v in vars(layout).items() if k.isupper() and isinstance(v, str) and "." in v
+    }
+    stage = [f"{layout.stage_folder(1)}/{v}" for k, v in named.items() if k.startswith("STAGE_")]
+    own = [f"{layout.own_folder('0')}/{v}" for k, v in named.items() if k.startswith("OWN_")]
+    names = [v for k, v in named.items() if not k.startswith(("STAGE_", "OWN_"))]
+    made = [layout.tuned_state("0" * 64), *map(layout.smaller_model, layout.SMALLER)]
+    found = [*names, *stage, *own, *made, layout.lease_file("search")]
+    assert [name for name in found if not layout.is_ours(name)] == []
     assert not layout.is_ours("notes.txt")
