@@ -19,15 +19,13 @@ from mnist_ray.run.about import About, now
 from mnist_ray.run.records import EpochRow, epoch_row, rank, value_of
 from mnist_ray.run.tuned import Tuned, publish
 from mnist_ray.settings import FinetuneSettings, load, trust
-from mnist_ray.settings.functions import IMAGES, check_function, own_data, started
+from mnist_ray.settings.functions import IMAGES, OF_CHAIN, check_function, own_data, started
 from mnist_ray.settings.objectives import function_of, goal
 from mnist_ray.storage import RunStorage
 from mnist_ray.trials.steps import Step, pack, step, unpack
 
 # Options that are for networks on images.
-OF_NETWORKS = (
-    "onnx", "dataset", "network", "augment", "stages", "committee", "calibrate", "gate", "quantize",
-)  # fmt: skip
+OF_NETWORKS = ("onnx", "dataset", "network", "augment", *OF_CHAIN)
 # Settings of run.json that are used here, and their types if they are given.
 USED = {"train": str, "train_data": str, "finetune_with": str, "finetune_epochs": int}
 

@@ -39,6 +39,7 @@ from mnist_ray.settings import (
     resolved,
     trust,
 )
+from mnist_ray.settings.functions import OF_CHAIN
 from mnist_ray.settings.options import TRACKERS, TrackerOptions
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
@@ -281,7 +282,7 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
         ("--class-weights", settings.train is not None and settings.class_weights is not None),
         *(
             (f"--{name.replace('_', '-')}", settings.train is not None and name in settings.given)
-            for name in ("stages", "committee", "calibrate", "test_steps", "gate", "quantize")
+            for name in (*OF_CHAIN, "test_steps")
         ),
     ):
         if wanted:

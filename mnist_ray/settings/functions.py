@@ -8,6 +8,8 @@ from mnist_ray.errors import SettingsError, described
 from mnist_ray.settings.text import load
 
 IMAGES = "images"  # of --train-data: those of --dataset
+# Options for the fine-tuning of networks.
+OF_CHAIN = ("stages", "committee", "calibrate", "gate", "quantize")
 ARGUMENTS = ("seed", "device", "state", "data")  # that a training function may take, by name
 
 

@@ -1,18 +1,15 @@
 """finetune() called in this process; the chain runs here instead of in a Ray task."""
 
-import contextlib
 import json
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mnist_ray import cluster, data, report
+from mnist_ray import data
 from mnist_ray.errors import SettingsError
 from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.recipe import ChainTask
@@ -103,25 +100,6 @@ def run_here(task: ChainTask, split: data.Split, test: data.Images) -> Manifest:
     *_, manifest = run_chain(task, split, test)
     assert isinstance(manifest, Manifest)
     return manifest
-
-
-@pytest.fixture
-def in_task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Body], None]:
-    """Replaces the cluster by one node with a CPU, and its task by a function of this process."""
-
-    def replace(body: Body) -> None:
-        fake = SimpleNamespace(run_in_task=body)
-        monkeypatch.setitem(sys.modules, "mnist_ray.finetune_job.task", fake)
-
-    @contextlib.contextmanager
-    def connected(verbose: bool) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(cluster, "connected", connected)
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}])
-    monkeypatch.setattr(cluster, "autoscaler_maximum", dict)
-    monkeypatch.setattr(report, "write_or_warn", lambda storage, test: "report: none")
-    return replace
 
 
 def test_it_publishes_and_ends_as_done(

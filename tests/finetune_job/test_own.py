@@ -1,6 +1,5 @@
 """--finetune-with: a second function of one's own, called in this process instead of a Ray task."""
 
-import contextlib
 import hashlib
 import json
 import signal
@@ -8,13 +7,12 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_ray import cluster, open_run, report
+from mnist_ray import open_run
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.own import OwnTask, run_own
@@ -85,23 +83,10 @@ def run_here(task: OwnTask, data: Any) -> Tuned:
 
 
 @pytest.fixture
-def in_task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Replaces the cluster by one node with a CPU, and its task by a function of this process."""
-
-    def replace(body: Any) -> None:
-        fake = SimpleNamespace(run_in_task=body)
-        monkeypatch.setitem(sys.modules, "mnist_ray.finetune_job.task", fake)
-
-    @contextlib.contextmanager
-    def connected(verbose: bool) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(cluster, "connected", connected)
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}])
-    monkeypatch.setattr(cluster, "autoscaler_maximum", dict)
-    monkeypatch.setattr(report, "write_or_warn", lambda storage: "report: none")
-    replace(run_here)
-    return replace
+def in_task(in_task: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The function runs in this process from the start."""
+    in_task(run_here)
+    return in_task
 
 
 def settings(of: RunStorage, **options: Any) -> FinetuneSettings:
