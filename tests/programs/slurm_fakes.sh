@@ -4,7 +4,9 @@ name=$(basename "$0")
 echo "$name $*" >> "$CALLS"
 case $name in
     hostname) echo 127.0.0.1 ;;
-    scontrol) [ "$1" != show ] || printf 'node1\nnode2\n' ;;
+    scontrol) # the second name comes when its reader may have gone
+        [ "$1" != show ] || { echo node1 && sleep 0.2 && echo node2; }
+        ;;
     srun) # a head that answers at its port until the job ends
         port=$(grep -oP -- '(?<=--port=)\d+' <<< "$*") || exit 0
         exec "$PYTHON" -m http.server --bind 127.0.0.1 "$port" 2> /dev/null
