@@ -6,7 +6,7 @@ An interrupt ends a command in order from its first import on, so that signals c
 import importlib
 from typing import Any, NoReturn
 
-from mnist_ray import signals
+from mnist_ray import output, signals
 
 
 def _cli() -> Any:
@@ -16,13 +16,15 @@ def _cli() -> Any:
 
 def console() -> NoReturn:
     """Does what `mnist-ray` is called for, and exits."""
-    _cli().console()
+    with output.read_on():
+        _cli().console()
     raise AssertionError
 
 
 def job(name: str) -> NoReturn:
     """Does what `jobs/NAME.py` is called for, and exits."""
-    _cli().job(name)
+    with output.read_on():
+        _cli().job(name)
     raise AssertionError
 
 

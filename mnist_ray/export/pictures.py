@@ -39,9 +39,8 @@ from mnist_ray.export.session import runtime_session
 
 COARSE = 128  # longest side of the picture in which the ink is looked for
 SEVERAL = "several"  # the second output
-# Of the window for the background, at that size: wider than half of any stroke.
-REACH = 24
-WINDOW = 2 * REACH + 1
+# How far the window for the background reaches, at that size: further than half of any stroke.
+REACH = 24  # the steps of smallest_beside are for this one
 
 
 @script()
@@ -70,10 +69,43 @@ def luminance(rgba: FLOAT) -> FLOAT:
 
 
 @script()
+def smallest_beside(image: FLOAT) -> FLOAT:
+    """The minimum of 49 pixels around each one in its row of [1, 1, h, w].
+
+    Each step doubles the pixels that it covers. MaxPool would compare all 49 for every pixel.
+    """
+    none = op.Constant(value_float=float("inf"))
+    pads = op.Constant(value_ints=[0, 0, 0, REACH, 0, 0, 0, REACH])
+    of_1 = op.Pad(image, pads, none)
+    of_2 = op.Min(of_1[:, :, :, :-1], of_1[:, :, :, 1:])
+    of_4 = op.Min(of_2[:, :, :, :-2], of_2[:, :, :, 2:])
+    of_8 = op.Min(of_4[:, :, :, :-4], of_4[:, :, :, 4:])
+    of_16 = op.Min(of_8[:, :, :, :-8], of_8[:, :, :, 8:])
+    of_32 = op.Min(of_16[:, :, :, :-16], of_16[:, :, :, 16:])
+    return op.Min(of_32[:, :, :, :-17], of_32[:, :, :, 17:])
+
+
+@script()
 def smallest_around(image: FLOAT) -> FLOAT:
-    """The minimum in a WINDOW x WINDOW square around each pixel."""
-    across = op.MaxPool(-image, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
-    return -op.MaxPool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
+    """The minimum in a square of 49 x 49 around each pixel."""
+    down = smallest_beside(op.Transpose(image, perm=[0, 1, 3, 2]))
+    return smallest_beside(op.Transpose(down, perm=[0, 1, 3, 2]))
+
+
+@script()
+def largest_near(image: FLOAT) -> FLOAT:
+    """The maximum in a 9 x 9 square around each pixel of [1, 1, h, w]."""
+    across = op.MaxPool(image, kernel_shape=[1, 9], pads=[0, 4, 0, 4])
+    return op.MaxPool(across, kernel_shape=[9, 1], pads=[4, 0, 4, 0])
+
+
+@script()
+def mean_beside(image: FLOAT) -> FLOAT:
+    """The mean of 49 pixels around each one in its row of [1, 1, h, w]."""
+    place = op.Range(0, op.Squeeze(op.Shape(image, start=3)), 1)
+    distance = op.Abs(op.Unsqueeze(place, [0]) - op.Unsqueeze(place, [1]))
+    near = op.Cast(distance <= REACH, to=1)
+    return op.MatMul(image, near) / op.ReduceSum(near, [0])
 
 
 @script()
@@ -83,9 +115,7 @@ def background_of(image: FLOAT) -> FLOAT:
     The picture is continued beyond its border, or light that falls off there would remain. Not if
     strokes reach the border: they would grow into surfaces.
     """
-    contrast = op.MaxPool(image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]) + op.MaxPool(
-        -image, kernel_shape=[9, 9], pads=[4, 4, 4, 4]
-    )
+    contrast = largest_near(image) + largest_near(-image)
     strokes_end = op.ReduceMax(border(contrast)) < 0.5 * op.ReduceMax(contrast, keepdims=0)
     more = op.Reshape(op.Where(strokes_end, REACH, 0), [1])
     both = op.Concat(more, more, axis=0)
@@ -161,8 +191,8 @@ def bright_digit(grey: FLOAT) -> FLOAT:
     differences (ink) outvote many weak ones (light and shadow).
     """
     coarse = at_most(grey, COARSE)
-    across = op.AveragePool(coarse, kernel_shape=[1, WINDOW], pads=[0, REACH, 0, REACH])
-    around = op.AveragePool(across, kernel_shape=[WINDOW, 1], pads=[REACH, 0, REACH, 0])
+    down = mean_beside(op.Transpose(coarse, perm=[0, 1, 3, 2]))
+    around = mean_beside(op.Transpose(down, perm=[0, 1, 3, 2]))
     difference = coarse - 0.5 * (around + median(border(coarse)))
     return grey * op.Sign(op.ReduceSum(op.Pow(difference, 9.0)))
 
@@ -222,7 +252,8 @@ def digit(picture: UINT8, size: INT64, box: INT64) -> tuple[FLOAT, FLOAT]:
     coarse = at_most(bright, COARSE)
     ink = ink_of(coarse)
     # A picture no larger than the images themselves is taken as it is.
-    photo = op.ReduceMax(op.Shape(bright, start=2)) > 2 * op.ReduceMax(size)
+    longest = op.ReduceMax(op.Shape(bright, start=2), keepdims=0)
+    photo = longest > 2 * op.ReduceMax(size, keepdims=0)
     foreign = foreign_in(ink, calm_noise_of(ink)) * op.Cast(photo, to=1)
     around = around_ink(coarse, foreign)
     ink = ink_of(at_most(part_of(bright, around), COARSE))

@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from tqdm import tqdm
 
+from mnist_ray import output
 from mnist_ray.run.records import Record, Records, value_of
 
 BAR_SECONDS = 1.0
@@ -45,8 +46,9 @@ class Progress(tune.Callback):
 
     def settled(self, number: int) -> None:
         """Prints the line of a trial that has ended."""
-        self.bar.write(self.records.line(number))
-        sys.stdout.flush()
+        with output.or_interrupt():
+            self.bar.write(self.records.line(number))
+            sys.stdout.flush()
         self.last = time.monotonic()
         self.bar.update()
 
@@ -57,7 +59,8 @@ class Progress(tune.Callback):
             return
         self.last = now
         if self.bar.disable:
-            print(self.text(), flush=True)
+            with output.or_interrupt():
+                print(self.text(), flush=True)
         else:
             self.bar.set_postfix_str(self._running())
 

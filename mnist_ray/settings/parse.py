@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
+from mnist_ray import output
 from mnist_ray.errors import MnistRayError, SettingsError, printable
 from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
@@ -29,7 +30,8 @@ class _Printed(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one line. It may name a file, or quote one."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(printable(self.format(record)), file=stream, flush=True)
+        with output.or_interrupt():
+            print(printable(self.format(record)), file=stream, flush=True)
 
 
 def _print_the_log() -> None:
@@ -163,12 +165,12 @@ def _together(flag: str, argv: Sequence[str]) -> list[str]:
 
 def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: str = "") -> T:
     """tyro.cli, with its error as one line."""
-    output = io.StringIO()
+    shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(output):
+        with contextlib.redirect_stderr(shown):
             return cast(T, tyro.cli(cls, args=argv, default=default, add_help=False))
     except SystemExit:
-        raise SettingsError(where + scrubbed(_first_message(output.getvalue()), *argv)) from None
+        raise SettingsError(where + scrubbed(_first_message(shown.getvalue()), *argv)) from None
 
 
 def _first_message(framed: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mnist_ray import output
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.records import Records
@@ -141,8 +142,9 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
 
 def tell(line: str) -> None:
     """Prints a line, above the progress bar if there is one."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    with output.or_interrupt():
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 def forget_unknown(storage: RunStorage, numbers: Collection[int]) -> None:

@@ -1,0 +1,58 @@
+"""What happens where a command's output can no longer be written."""
+
+import _thread
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+NOBODY_READS = 128 + signal.SIGPIPE  # as a shell names the end of a command before `| head`
+
+
+@contextlib.contextmanager
+def read_on() -> Iterator[None]:
+    """Ends a command without a traceback if its output fails.
+
+    If nobody reads on, as after `mnist-ray predict … | head`, silently and with 141. For any other
+    reason, as a full disk, with a line and 1.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError:
+        sys.exit(_code_of_output())
+
+
+@contextlib.contextmanager
+def or_interrupt() -> Iterator[None]:
+    """Interrupts a job in order if the lines that are printed within fail.
+
+    Its trials are kept, and the failure is not taken for one of the storage.
+    """
+    try:
+        yield
+    except OSError:
+        _leave()
+        _thread.interrupt_main()
+
+
+def _leave() -> None:
+    """Sends what is still printed nowhere, or Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _code_of_output() -> int:
+    """The exit code; raises the error that is handled if the output is not its reason."""
+    try:
+        print(flush=True)  # an empty line does no harm before a traceback
+    except OSError as error:
+        _leave()
+        if isinstance(error, BrokenPipeError):
+            return NOBODY_READS
+        with contextlib.suppress(OSError):
+            print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    raise
