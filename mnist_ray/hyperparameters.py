@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from mnist_ray.errors import SettingsError
 
-OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "muon")
 SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "elu")
 POOLINGS = ("max", "avg", "blur", "conv")
@@ -212,7 +212,7 @@ TRAINING_KEYS = (
     _P("beta1", float, "decay of the mean gradient", 0.9, high=1, of=ADAMS),
     _P("beta2", float, "decay of the mean squared gradient", 0.999, high=1, of=ADAMS),
     _P("eps", float, "added to the denominator", 1e-8, of=ADAMS),
-    _P("momentum", float, "of SGD", 0.9, high=1, of=("sgd",)),
+    _P("momentum", float, "of SGD and Muon", 0.9, high=1, of=("sgd", "muon")),
     _P("nesterov", bool, "Nesterov's momentum; None: if momentum is above 0", None, of=("sgd",)),
 )
 DATA_KEYS = (

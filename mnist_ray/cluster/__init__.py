@@ -7,7 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.cluster.connection import connected, quiet_ray, running
-from mnist_ray.cluster.resources import Cluster, capacity, check_fits, cpu_count, machine_resources
+from mnist_ray.cluster.resources import (
+    Cluster,
+    capacity,
+    check_fits,
+    check_sendable,
+    cpu_count,
+    machine_resources,
+)
 
 if TYPE_CHECKING:
     from mnist_ray.cluster.jobs import submit_and_follow
@@ -19,6 +26,7 @@ __all__ = [
     "autoscaler_maximum",
     "capacity",
     "check_fits",
+    "check_sendable",
     "check_shared_storage",
     "connected",
     "cpu_count",

@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, described
 
 Resources = Mapping[str, float]  # as Ray counts them: "CPU", "GPU"
 
@@ -86,3 +87,24 @@ def capacity(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resou
         return int(min(node.get("CPU", 0) / cpus, by_gpu))
 
     return max(1, sum(map(hold, each)), hold(maximum))
+
+
+def check_sendable(value: Any, source: str) -> None:
+    """SettingsError if Ray cannot send a value to its workers.
+
+    Args:
+        value: Large arrays in it are not copied here.
+        source: The option that it came from, for the message.
+    """
+    with open(os.devnull, "wb") as nowhere:
+        try:
+            pickle.Pickler(nowhere, 5, buffer_callback=lambda _: None).dump(value)
+        except Exception:  # it may be a lambda, which Ray can send, or raise any error of its own
+            from ray import cloudpickle  # noqa: PLC0415 (seconds at start)
+
+            try:
+                cloudpickle.CloudPickler(nowhere, 5, buffer_callback=lambda _: None).dump(value)
+            except Exception as error:
+                raise SettingsError(
+                    f"{source}: its result cannot be sent to the trials: {described(error)}"
+                ) from error

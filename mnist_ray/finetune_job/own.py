@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mnist_ray.cluster import check_sendable
 from mnist_ray.errors import SettingsError, WorkError, reason
 from mnist_ray.run import layout, lease, tables
 from mnist_ray.run.about import About, now
@@ -114,7 +115,10 @@ def prepare(
         seed=searched["seed"],
         epochs=epochs or searched.get("finetune_epochs") or searched["max_epochs"],
     )
-    return task, own_data(source, images)
+    made = own_data(source, images)
+    if source not in (None, IMAGES):
+        check_sendable(made, f"--train-data: {source!r}")
+    return task, made
 
 
 def _best(storage: RunStorage) -> tuple[dict[str, Any], bytes]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray import data, spaces
+from mnist_ray.cluster import check_sendable
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
 from mnist_ray.settings import SearchSettings, constraints, resolved, trust
-from mnist_ray.settings.functions import check_function, own_data
+from mnist_ray.settings.functions import IMAGES, check_function, own_data
 from mnist_ray.settings.text import load
 from mnist_ray.training import metrics
 
@@ -120,7 +121,10 @@ def own_work(settings: SearchSettings, resumed: About | None, given: Collection[
     if settings.finetune_with is not None:
         check_function(settings.finetune_with, "--finetune-with")
     images = functools.partial(load_split, settings, resumed, given)
-    return OwnWork(settings.train, own_data(settings.train_data, images))
+    made = own_data(settings.train_data, images)
+    if settings.train_data not in (None, IMAGES):
+        check_sendable(made, f"--train-data: {settings.train_data!r}")
+    return OwnWork(settings.train, made)
 
 
 def load_split(

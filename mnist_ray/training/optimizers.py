@@ -55,11 +55,77 @@ def make_optimizer(model: nn.Module, hp: Mapping[str, Any]) -> torch.optim.Optim
         return torch.optim.SGD(
             parameters, momentum=momentum, nesterov=nesterov, fused=True, **common
         )
+    if hp["optimizer"] == "muon":
+        return Muon(parameters, momentum=hp["momentum"], **common)
     if hp["optimizer"] == "rmsprop":
         return torch.optim.RMSprop(parameters, foreach=True, **common)
     adam = torch.optim.Adam if hp["optimizer"] == "adam" else torch.optim.AdamW
     betas = (hp["beta1"], hp["beta2"])
     return adam(parameters, betas=betas, eps=hp["eps"], fused=True, **common)
+
+
+class Muon(torch.optim.SGD):
+    """SGD whose steps are orthogonal matrices for the kernels of convolutions (Jordan 2024).
+
+    A kernel [out, in, height, width] is a matrix [out, in * height * width] here. All directions of
+    it learn at one speed, which saves epochs. Other parameters learn as by SGD with Nesterov's
+    momentum. torch.optim.Muon takes matrices alone, and a second optimiser beside it.
+
+    Args:
+        parameters: Those of a network.
+        lr: Of both kinds. A kernel's step has singular values of about lr.
+        momentum: Of both kinds.
+        weight_decay: As SGD's.
+    """
+
+    def __init__(
+        self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        kernels = [p for p in parameters if p.ndim == 4]
+        others = [p for p in parameters if p.ndim != 4]
+        # SGD adds no momentum to the kernels' steps: they have it already.
+        groups: list[dict[str, Any]] = [
+            {"params": kernels, "momentum": 0.0, "nesterov": False},
+            {"params": others},
+        ]
+        super().__init__(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=momentum > 0,
+            fused=True,
+        )
+        self._kernels, self._momentum = kernels, momentum
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; gradients of kernels are replaced by their orthogonal steps."""
+        for kernel in self._kernels:
+            gradient = kernel.grad
+            if gradient is None:
+                continue
+            mean = self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(gradient))
+            mean.lerp_(gradient, 1 - self._momentum)
+            gradient.copy_(orthogonal(gradient.lerp(mean, self._momentum)))
+        return super().step(closure)
+
+
+def orthogonal(kernel: Tensor) -> Tensor:
+    """The orthogonal matrix [out, in * h * w] nearest to a kernel [out, in, h, w], in its shape.
+
+    Five Newton-Schulz iterations with Jordan's coefficients: singular values become 0.7 to 1.2.
+    """
+    matrix = kernel.flatten(1)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
+    x = x.T * math.sqrt(matrix.shape[0] / matrix.shape[1]) if tall else x
+    return x.reshape(kernel.shape)
 
 
 class WeightAverage:

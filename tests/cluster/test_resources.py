@@ -1,7 +1,9 @@
 """What a cluster can hold."""
 
 import os
+import threading
 
+import numpy as np
 import psutil
 import pytest
 
@@ -44,3 +46,11 @@ def test_the_cpus_of_a_machine_without_affinity(monkeypatch: pytest.MonkeyPatch)
     assert cluster.cpu_count() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(psutil.Process, "cpu_affinity")
     assert cluster.cpu_count() == os.cpu_count()
+
+
+def test_what_ray_cannot_send_is_named() -> None:
+    for value in (None, {"a": [1]}, lambda: 1, np.zeros(10)):
+        cluster.check_sendable(value, "--train-data")
+    message = r"^--train-data: its result cannot be sent to the trials: TypeError: cannot pickle"
+    with pytest.raises(SettingsError, match=message):
+        cluster.check_sendable({"a lock": threading.Lock()}, "--train-data")

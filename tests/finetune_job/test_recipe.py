@@ -41,7 +41,7 @@ TRIAL = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "muon"])
 def test_a_stage_inherits_only_from_its_own_optimizer(optimizer: str) -> None:
     hp = Stage(1, 8, 0.1, 0, optimizer, 1).hyperparameters(TRIAL)
     betas = {key: hp[key] for key in ("beta1", "beta2", "eps") if key in hp}

@@ -24,7 +24,7 @@ HP = {
     "lr": 0.01,
 }
 images, labels = torch.randint(0, 255, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 10
-for kind in ("adam", "adamw", "sgd", "rmsprop"):
+for kind in ("adam", "adamw", "sgd", "rmsprop", "muon"):
     trainer = Trainer({**HP, "optimizer": kind}, epochs=2, seed=0)
     trainer.run_epoch(images, labels, torch.arange(48), torch.arange(48, 64))
     trainer.load_state(trainer.state_bytes({}), "here")

@@ -1,9 +1,10 @@
 """Schedules and the refusal of unknown optimisers."""
 
 import pytest
+import torch
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.training.optimizers import SCHEDULES, one_cycle
+from mnist_ray.training.optimizers import SCHEDULES, Muon, one_cycle, orthogonal
 from mnist_ray.training.trainer import Trainer
 from tests.support.networks import TRAINED as HP
 
@@ -24,3 +25,32 @@ def test_one_cycle_warms_up_for_a_quarter() -> None:
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(SettingsError, match="optimizer is 'adamax': expected one of adam, adamw"):
         Trainer({**HP, "optimizer": "adamax"}, epochs=1, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (64, 4, 3, 3), (32, 1, 3, 3)])
+def test_an_orthogonal_kernel_has_equal_singular_values(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(shape).to(memory_format=torch.channels_last)
+    found = torch.linalg.svdvals(orthogonal(kernel).flatten(1))
+    rows, columns = shape[0], shape[1] * shape[2] * shape[3]
+    found /= max(1, rows / columns) ** 0.5
+    assert 0.6 < found.min() < found.max() < 1.3
+    # It points as the kernel does.
+    assert (orthogonal(kernel) * kernel).sum() > 0.5 * kernel.norm() * orthogonal(kernel).norm()
+
+
+def test_muon_moves_kernels_orthogonally_and_the_rest_as_sgd_does() -> None:
+    torch.manual_seed(0)
+    kernel, bias = (torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 4, 3, 3), (8,)))
+    other = torch.nn.Parameter(bias.detach().clone())
+    muon = Muon([kernel, bias], lr=0.1, momentum=0.9, weight_decay=0.01)
+    sgd = torch.optim.SGD([other], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for _ in range(3):
+        before, kernel.grad = kernel.detach().clone(), torch.randn(kernel.shape)
+        bias.grad = torch.randn(8)
+        other.grad = bias.grad.clone()
+        muon.step()
+        sgd.step()
+        step = torch.linalg.svdvals((before * (1 - 0.1 * 0.01) - kernel.detach()).flatten(1))
+        assert 0.05 < step.min() < step.max() < 0.14
+    torch.testing.assert_close(bias, other)

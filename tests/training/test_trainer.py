@@ -34,7 +34,7 @@ def quarters() -> Quarters:
 TRAIN, VAL = torch.arange(300), torch.arange(300, 400)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learns(quarters: Quarters, optimizer: str, precision: str) -> None:
     hp = {**HP, "optimizer": optimizer, "lr": 0.1 if optimizer == "sgd" else 0.005}
@@ -46,7 +46,7 @@ def test_learns(quarters: Quarters, optimizer: str, precision: str) -> None:
     assert row["images_per_second"] > 0
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "muon"])
 def test_goes_on_to_the_bit(quarters: Quarters, optimizer: str) -> None:
     hp = {**HP, "optimizer": optimizer, "lr": 0.01}
     undisturbed = Trainer(hp, epochs=3, seed=5, precision="bf16")
