@@ -57,6 +57,8 @@ class ReplaySettings(BenchmarkSettings):
     """What replay_curves.py has recorded."""
     budget: int = 200
     """Epochs that a search may spend."""
+    trainings: float | None = None
+    """In place of epochs, seconds: those of so many full trainings of a random configuration."""
     variants: tuple[str, ...] = ("stock", "shipped")
     """stock, shipped, or SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher."""
     workers: int = CORES
@@ -174,7 +176,7 @@ def shipped(  # noqa: PLR0913 (a benchmark)
     name: str,
     reduction_factor: float,
     kept: int | None,
-    grace_period: int = SHIPPED.grace_period,
+    grace_period: int | None = None,
     sampler_args: Mapping[str, str] | None = None,
 ) -> TuneLoop:
     """StudySearch and the scheduler that a search makes."""
@@ -236,7 +238,7 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
             sampler,
             float(numbers[0]),
             int(numbers[1]) if numbers[1:] else None,
-            int(numbers[2]) if numbers[2:] else SHIPPED.grace_period,
+            int(numbers[2]) if numbers[2:] else None,
         )
     except (ValueError, IndexError) as error:
         raise SettingsError(
@@ -288,8 +290,16 @@ def end_epoch(side: TuneLoop, running: Running) -> tuple[float, bool]:
     return accuracy, done
 
 
-def replay(side: TuneLoop, answers: Callable[[dict[str, Any]], Curve], budget: int) -> list[float]:
-    """The best accuracy seen so far after each epoch that the search has spent."""
+def replay(
+    side: TuneLoop,
+    answers: Callable[[dict[str, Any]], Curve],
+    budget: int,
+    seconds: float | None = None,
+) -> list[float]:
+    """The best accuracy seen so far after each of `budget` epochs that the search has spent.
+
+    seconds: of virtual time, in which all slots end; the moments are `budget` equal parts of it.
+    """
     best, trials = 0.0, 0
     course: list[float] = []
     under_way: list[tuple[float, int, Running]] = []  # when its next epoch ends, its number
@@ -300,9 +310,12 @@ def replay(side: TuneLoop, answers: Callable[[dict[str, Any]], Curve], budget: i
             heapq.heappush(under_way, (now + running.seconds[0], trials, running))
             trials += 1
         now, number, running = heapq.heappop(under_way)
+        while seconds and len(course) < budget and now > (len(course) + 1) * seconds / budget:
+            course.append(best)
         accuracy, done = end_epoch(side, running)
         best = max(best, accuracy)
-        course.append(best)
+        if not seconds:
+            course.append(best)
         if not done:
             heapq.heappush(under_way, (now + running.seconds[running.epoch], number, running))
     return course
@@ -320,7 +333,9 @@ def one(task: tuple[ReplaySettings, str, str, int]) -> tuple[str, str, list[floa
     answers = _of(kind, settings.curves)
     np.random.seed(seed)  # Ray's ASHA draws its bracket (there is one) from the global generator
     side = make_side(variant, answers.accuracies.shape[1], seed)
-    return kind, variant, replay(side, answers, settings.budget)
+    trainings = settings.trainings or 0.0
+    seconds = trainings * float(answers.seconds.sum(1).mean()) / SLOTS
+    return kind, variant, replay(side, answers, settings.budget, seconds)
 
 
 def _of(kind: str, path: str) -> Answers:
@@ -356,7 +371,7 @@ def measure(settings: ReplaySettings) -> None:
             f"makes it"
         )
     for variant in settings.variants:
-        make_side(variant, 2, 0)
+        make_side(variant, 100, 0)
     tasks = [
         (settings, kind, v, seed)
         for kind in ANSWERS
@@ -392,6 +407,8 @@ def _report(
     courses: dict[str, np.ndarray],
 ) -> None:
     quarter = settings.budget // 4
+    unit = "moments of equal seconds" if settings.trainings else "epochs"
+    length = f", the seconds of {settings.trainings:g} trainings" if settings.trainings else ""
     rows = []
     for variant, course in courses.items():
         reached = course >= best - 0.001
@@ -412,7 +429,7 @@ def _report(
         f"the best value is {best:.4f}, "
         f"recorded accuracies: median {np.median(answers.accuracies[:, -1]):.4f}, largest "
         f"{answers.accuracies.max():.4f}; "
-        f"{SLOTS} trials at a time, {settings.budget} epochs a search."
+        f"{SLOTS} trials at a time, {settings.budget} {unit} a search{length}."
     ]
     if answers.forest is not None:
         notes.append(
@@ -423,10 +440,10 @@ def _report(
         f"Searches replayed on recorded curves, answers by {kind}",
         [
             "search",
-            "epochs until the best − 0.1 points, median (quartiles)",
+            f"{unit} until the best − 0.1 points, median (quartiles)",
             "got there",
-            f"regret after {quarter} epochs, points",
-            f"regret after {settings.budget} epochs, points",
+            f"regret after {quarter} {unit}, points",
+            f"regret after {settings.budget} {unit}, points",
         ],
         rows,
         n=f"n = {settings.repeats} seeds of each",

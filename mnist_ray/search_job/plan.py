@@ -60,7 +60,9 @@ CHANGEABLE = {
     *(field.name for field in dataclasses.fields(TrackerOptions)),
 }  # fmt: skip
 # As it was in runs that do not record it.
-UNRECORDED = {"val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none"}
+UNRECORDED = {
+    "val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none", "grace_period": 1,
+}  # fmt: skip
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 
@@ -147,6 +149,7 @@ class Plan:
             **({"val_by": self.split.val_by} if isinstance(self.work, ImageWork) else {}),
             "finetune": self.finetune,
             "sampler": self.sampling.name,
+            "grace_period": self.scheduler.grace_period,
         }
         if self.placement and s.gpus_per_trial == "auto":
             found["gpus_per_trial"] = self.placement.gpus

@@ -102,7 +102,7 @@ def _numbers(s: SearchSettings) -> Iterator[str]:
             )
     if not 0 < s.cpus_per_trial < float("inf"):
         yield f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0"
-    if s.grace_period > s.max_epochs:
+    if s.grace_period is not None and s.grace_period > s.max_epochs:
         yield f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}"
     if s.target is not None and not math.isfinite(s.target):
         yield f"--target: {s.target} is not allowed; expected a finite number"

@@ -187,8 +187,9 @@ class MethodOptions(Options):
     the worst trials continue with the weights of the best."""
     scheduler_args: KeyValues = ()
     """The scheduler's own options, as KEY=VALUE."""
-    grace_period: int = 1
-    """Epochs before a trial can be stopped."""
+    grace_period: int | None = None
+    """Epochs before a trial can be stopped (default: 1; with asha or successive-halving a tenth of
+    --max-epochs, at least 2 of 6 or more)."""
     reduction_factor: float = 3
     """At each rung one trial in so many continues, for asha, hyperband and successive-halving."""
     warm_start: Annotated[str, "RUN|STUDY"] | None = None

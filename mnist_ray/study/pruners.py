@@ -172,6 +172,7 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "threshold": threshold,
 }
 RAY = ("asha", "pbt", "none")  # are no pruners: see tune/schedulers.py
+HALVING = ("asha", "successive-halving")
 NAMES = (*RAY, *PRUNERS, "patient")
 
 
@@ -277,7 +278,17 @@ def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
             raise SettingsError(f"--scheduler: {name!r} cannot be made: {error}") from error
         if name in ("patient", "pbt"):
             options = function(**options)
-    return Scheduler(name, s.max_epochs, s.grace_period, s.reduction_factor, options, wrapped)
+    grace_period = s.grace_period or (_honest_rung(s.max_epochs) if name in HALVING else 1)
+    return Scheduler(name, s.max_epochs, grace_period, s.reduction_factor, options, wrapped)
+
+
+def _honest_rung(max_epochs: int) -> int:
+    """The first epoch whose values are worth a comparison: see docs/decisions/first-rung.md.
+
+    There the rank correlation with the last epoch's values is about 0.8, on recorded curves of 8
+    and of 52 epochs.
+    """
+    return max(2 if max_epochs >= 6 else 1, (max_epochs + 5) // 10)
 
 
 def check_population(settings: SearchSettings, networks: bool) -> None:

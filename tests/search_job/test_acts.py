@@ -115,6 +115,16 @@ def test_what_a_cluster_decides_is_recorded_for_a_resume(tmp_path: Path) -> None
         prepare(settings(tmp_path))
 
 
+def test_a_run_keeps_its_first_rung(tmp_path: Path) -> None:
+    again = SearchSettings(storage=str(tmp_path), name="a", resume=True, dry_run=True)
+    about = claim(prepare(settings(tmp_path, max_epochs=52)))
+    assert about.settings["grace_period"] == 5
+    for older in ({"grace_period": 1}, {}):  # as runs recorded it when 1 was the default
+        kept = {k: v for k, v in about.settings.items() if k != "grace_period"}
+        about.patch(settings={**kept, **older})
+        assert prepare(again).scheduler.grace_period == 1
+
+
 def test_overwrite_keeps_the_lease_of_its_owner_and_files_of_others(tmp_path: Path) -> None:
     claim(prepare(settings(tmp_path)))
     for name in ("tune/old", "best/old", "notes/mine"):

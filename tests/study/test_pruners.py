@@ -10,7 +10,8 @@ from optuna import pruners
 from optuna.trial import TrialState
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import SearchSettings
+from mnist_ray.settings import SearchSettings, parse
+from mnist_ray.settings.text import RECIPES
 from mnist_ray.study.pruners import NAMES, read_scheduler
 
 
@@ -85,6 +86,33 @@ def test_when_a_falling_curve_is_stopped(
         )
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "rung"),
+    [(1, 1), (4, 1), (5, 1), (6, 2), (8, 2), (10, 2), (24, 2), (25, 3), (52, 5), (100, 10)],
+)
+def test_the_first_rung_is_at_a_tenth_of_the_epochs(max_epochs: int, rung: int) -> None:
+    for options in ({}, {"deterministic": True}, {"objectives": "accuracy,parameters"}):
+        settings = SearchSettings.of(max_epochs=max_epochs, **options)
+        assert read_scheduler(settings).grace_period == rung
+    given = SearchSettings(max_epochs=max_epochs, grace_period=1)
+    assert read_scheduler(given).grace_period == 1
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median", "patient", "none", "pbt"])
+def test_other_schedulers_may_stop_a_trial_after_one_epoch(scheduler: str) -> None:
+    settings = SearchSettings(max_epochs=52, scheduler=scheduler)
+    assert read_scheduler(settings).grace_period == 1
+
+
+SEARCHES = [path for path in sorted(RECIPES.glob("*.yaml")) if "stages-" not in path.name]
+
+
+@pytest.mark.parametrize("recipe", SEARCHES, ids=lambda path: path.stem)
+def test_recipes_keep_their_first_rung(recipe: Path) -> None:
+    settings = parse(SearchSettings, ["--config", str(recipe)])
+    assert read_scheduler(settings).grace_period == (3 if recipe.stem == "s5-vgg" else 1)
 
 
 def test_hyperband_takes_its_layout_from_the_settings() -> None:

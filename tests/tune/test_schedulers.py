@@ -94,6 +94,7 @@ def tune(
         scheduler=scheduler,
         scheduler_args=SCHEDULERS.get(scheduler, ()),
         max_epochs=max_epochs,
+        grace_period=1,
         trials=trials,
     )
     study = open_study(
