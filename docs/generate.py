@@ -21,7 +21,8 @@ sys.path.insert(0, str(DOCS.parent))
 import mnist_ray  # noqa: E402
 from mnist_ray import cli, hyperparameters  # noqa: E402
 from mnist_ray.hyperparameters import REQUIRED, Hyperparameter  # noqa: E402
-from mnist_ray.results import Best, Prediction  # noqa: E402
+from mnist_ray.results import Prediction  # noqa: E402
+from mnist_ray.run.best import Best, Confirmed  # noqa: E402
 from mnist_ray.run.tuned import Tuned  # noqa: E402
 from mnist_ray.search_job.part_options import part_options  # noqa: E402
 from mnist_ray.settings import help  # noqa: E402
@@ -217,7 +218,7 @@ def api() -> list[str]:
         mnist_ray.open_run,
         mnist_ray.load_model,
     ]
-    classes = [mnist_ray.Run, Best, Tuned, mnist_ray.Model, Prediction, mnist_ray.Images]
+    classes = [mnist_ray.Run, Best, Confirmed, Tuned, mnist_ray.Model, Prediction, mnist_ray.Images]
     classes += [mnist_ray.DataShape, mnist_ray.SearchSettings, mnist_ray.FinetuneSettings]
     classes += [mnist_ray.MnistRayError, mnist_ray.SettingsError, mnist_ray.WorkError]
     lines += ["## Functions", ""]

@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +16,11 @@ from mnist_ray import data
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.read import read_model
 from mnist_ray.export.session import Evaluation, Session, probabilities, temperature_of
-from mnist_ray.run import layout, tables
+from mnist_ray.run import best, layout, tables
 from mnist_ray.run.about import About
+from mnist_ray.run.best import Best
 from mnist_ray.run.publication import read_picture
-from mnist_ray.run.records import keeps_limits, rank, usable, value_of
+from mnist_ray.run.records import EpochRow, usable, value_of
 from mnist_ray.run.tuned import Tuned
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.settings.objectives import goal
@@ -29,23 +29,6 @@ from mnist_ray.storage import RunStorage
 if TYPE_CHECKING:
     import optuna
     import pandas
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best epoch of a search, and its trial.
-
-    Attributes:
-        number: The trial's number.
-        epoch: The epoch, from 1.
-        value: The run's metric after it: an accuracy in [0, 1], or a loss.
-        params: The sampler's suggestions for the trial.
-    """
-
-    number: int
-    epoch: int
-    value: float
-    params: dict[str, Any]
 
 
 class Run:
@@ -99,19 +82,20 @@ class Run:
 
     @cached_property
     def best(self) -> Best:
-        """The best epoch by the run's metric.
+        """The best epoch by the run's metric; with --confirm, of the trial that was chosen.
 
         Raises:
             WorkError: No epoch has ended yet.
         """
         metric = goal(self._about.settings)
-        rows = [row for row in self._table(layout.HISTORY).to_pylist() if usable(row, metric)]
-        if not rows:
+        history = self._table(layout.HISTORY).to_pylist()
+        if not any(usable(row, metric) for row in history):
             raise WorkError(f"the run at {self.uri} has no epoch that has ended yet")
-        rows = [row for row in rows if keeps_limits(row)]
-        if not rows:
+        confirmed = best.read(self._storage)
+        chosen = confirmed[0] if confirmed else None
+        row = best.best_epoch(history, metric, chosen)
+        if row is None:
             raise WorkError(f"no trial of the run at {self.uri} keeps its --constraint")
-        row = max(rows, key=lambda row: rank(row, metric))
         trials = self._table(layout.TRIALS).to_pylist()
         found: dict[str, Any] = next((t for t in trials if t["number"] == row["number"]), {})
         params = {
@@ -119,7 +103,8 @@ class Run:
             for key, value in found.items()
             if key.startswith("params_") and value is not None
         }
-        return Best(row["number"], row["epoch"], value_of(row, metric), params)
+        value = value_of(cast(EpochRow, row), metric)
+        return Best(row["number"], row["epoch"], value, params, chosen)
 
     @cached_property
     def study(self) -> "optuna.Study":

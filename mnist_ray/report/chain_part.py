@@ -119,6 +119,8 @@ def _mark_chosen(figure: go.Figure, run: RunData, steps: list[Step]) -> None:
         chosen = run.manifest.lineage[0].get("epoch")
     else:
         chosen = run.best["epoch"] if run.best else None
+    if run.confirmed:  # the weights are a retraining's
+        return
     if steps[0].name.startswith("trial") and chosen is not None and len(steps) > 1:
         value = next((r["val_accuracy"] for r in steps[0].rows if r["epoch"] == chosen), None)
         ring = {"symbol": "circle-open", "size": 15, "color": ORANGE, "line": {"width": 2.5}}

@@ -47,6 +47,7 @@ def header_part(run: RunData, out: str | None, prefix: str = "") -> Markup:
         front=next(pareto_figures(run), None) if run.objectives else None,
         prefix=prefix,
         limits=bool(run.limits),
+        confirmed=bool(run.confirmed),
         damaged=run.damaged,
     )
 
@@ -64,6 +65,8 @@ def _cards(run: RunData) -> Iterator[tuple[str, str, str]]:
             yield "Calibration error", percent(calibration["ece_after"], 1), remark
     elif best and known(parameters := _parameters(run, best["number"])):
         yield "Parameters", count(int(parameters or 0)), "of the best trial"
+    if run.confirmed:
+        yield from _confirmed(run)
     if run.own and run.storage.exists(layout.TUNED):
         tuned = Tuned.read(run.storage)
         before = f"{run.metric}; {tuned.manifest['value_before']:.4g} before"
@@ -73,6 +76,19 @@ def _cards(run: RunData) -> Iterator[tuple[str, str, str]]:
     if run.trials:
         stopped = sum(row["state"] == "PRUNED" for row in run.trials)
         yield "Trials", count(len(run.trials)), f"{stopped:,} stopped early"
+
+
+def _confirmed(run: RunData) -> Iterator[tuple[str, str, str]]:
+    """The card of the chosen trial's retrainings."""
+    chosen, several = run.confirmed[0], len(run.confirmed)
+    shown = percent if run.metric == "val_accuracy" else "{:.4g}".format
+    low, high = min(chosen.values), max(chosen.values)
+    yield (
+        "With fresh seeds",
+        shown(chosen.mean),
+        f"{shown(low)} to {shown(high)}, {shown(chosen.found)} in the search; "
+        f"best of {several} trained again",
+    )
 
 
 def _parameters(run: RunData, number: int) -> float | None:

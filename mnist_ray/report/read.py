@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -20,10 +20,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import CorruptFileError, SettingsError
-from mnist_ray.run import layout, tables
+from mnist_ray.run import best, layout, tables
 from mnist_ray.run.about import About
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.run.records import keeps_limits, rank, usable
 from mnist_ray.settings import SearchSettings, constraints, objectives, resolved
 from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
@@ -49,6 +49,7 @@ class RunData:
     stages: list[tuple[int, list[Row]]]  # number and curve of each fine-tune stage
     manifest: Manifest | None  # model.json; None before the chain has ended
     onnx: bytes  # the published model, verified; empty before
+    confirmed: tuple[Confirmed, ...] = ()  # the chosen one first
     damaged: str = ""  # the file that could not be read, if the tables stand in for it, and why
 
     @property
@@ -100,8 +101,8 @@ class RunData:
     @cached_property
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None without a finite loss."""
-        finite = [r for r in self.history if usable(r, self.goal) and keeps_limits(r)]
-        return max(finite, key=lambda row: rank(row, self.goal), default=None)
+        chosen = self.confirmed[0] if self.confirmed else None
+        return cast(Row | None, best.best_epoch(self.history, self.goal, chosen))
 
     @cached_property
     def importances(self) -> dict[str, dict[str, float]]:
@@ -222,7 +223,7 @@ def read_run(storage: RunStorage) -> RunData:
     stages = _stages(storage, manifest)
     return RunData(
         storage, about, settings, start, end, trials, history, frozen, bool(kept), stages,
-        manifest, onnx, damaged,
+        manifest, onnx, best.read(storage), damaged,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ RUN = "run.json"
 JOURNAL = "study.journal"  # the Optuna study, unless --study keeps it elsewhere
 TRIALS = "trials.parquet"  # one row a settled trial
 HISTORY = "history.parquet"  # one row a trial and epoch
+CONFIRMED = "confirmed.parquet"  # one row a retraining of --confirm
 REPORT = "report.html"
 START = "start.onnx"  # a copy of the file that --onnx named, from which a resume reads
 MODEL = "model.onnx"
@@ -25,6 +26,7 @@ TUNED = "tuned.json"  # the result of --finetune-with: names a `tuned_state`; wr
 TUNE = "tune"
 CHECKPOINTS = f"{TUNE}/checkpoints"
 ERRORS = f"{TUNE}/errors"
+CONFIRM = "confirm"  # the retrainings of --confirm: their study and checkpoints
 FINETUNE = "finetune"
 TENSORBOARD = "tensorboard"
 
@@ -106,9 +108,10 @@ def is_ours(name: str) -> bool:
     first = name.partition("/")[0]
     files = {
         RUN, JOURNAL, TRIALS, HISTORY, REPORT, START, MODEL, PICTURE, MANIFEST, PREDICTIONS, TUNED,
+        CONFIRMED,
     }  # fmt: skip
     files |= set(map(smaller_model, SMALLER))
-    folders = {BEST, TUNE, FINETUNE, TENSORBOARD}
+    folders = {BEST, TUNE, CONFIRM, FINETUNE, TENSORBOARD}
     other = rf"{CARD}|{JOURNAL}\.lock|.+\.lease|[0-9a-f]{{16}}-{MODEL}"
     named = is_tuned_state(name) or bool(re.fullmatch(other, name))
     return named or first in (files if first == name else folders)

@@ -29,10 +29,17 @@ COLUMNS = {layout.TRIALS: TRIALS, layout.HISTORY: {"number": pa.int64(), **HISTO
 FORMATS = {"accuracy": ".4f", "loss": ".4f", "parameters": ".0f", "latency": ".3f"}
 
 
-def read(storage: RunStorage, name: str) -> pa.Table:
+def read(
+    storage: RunStorage, name: str, columns: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
     """A table of a run: trials.parquet, history.parquet, or a stage's curve.
 
     Columns are converted to the types that they should have, so that no text stands for a number.
+
+    Args:
+        storage: The run's directory.
+        name: The file's.
+        columns: Of another table: its columns.
 
     Raises:
         FileNotFoundError: It is not there yet.
@@ -42,7 +49,7 @@ def read(storage: RunStorage, name: str) -> pa.Table:
     try:
         table = read_bounded(content)
         own = {each: pa.float64() for each in table.column_names if is_own(each)}
-        for column, kind in {**COLUMNS.get(name, HISTORY), **own}.items():
+        for column, kind in {**(columns or COLUMNS.get(name, HISTORY)), **own}.items():
             place = table.schema.get_field_index(column)
             table = table.set_column(place, column, table[column].cast(kind))
         table.validate(full=True)

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from optuna.trial import FrozenTrial
 from ray import tune
 
 from mnist_ray import cluster, data, trackers
-from mnist_ray.errors import WorkError, shortened
+from mnist_ray.errors import WorkError
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Records
+from mnist_ray.search_job import confirm, summary
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
@@ -136,44 +139,76 @@ def train(
     Raises:
         WorkError: The storage failed, or no trial succeeded.
     """
-    records, s = restored.records, plan.settings
-    remaining = s.trials - records.settled()
-    progress = Progress(records, s.max_epochs)
-
-    def settled(number: int) -> None:
-        progress.settled(number)
-        keeper.settled(number)
-
+    records = restored.records
+    progress = Progress(records, plan.settings.max_epochs)
     # A search that has ended is still made known to a tracker that is new to it.
-    with progress.bar, trackers.following(watchers, records), _kept_at_interrupt(keeper):
-        if remaining > 0:
-            searcher = _searcher(plan, study, restored, settled, keeper.keep_journal)
-            with patches.patched_tune(searcher.worker_lost):
-                _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
-            searcher.close()
-            _check_end(plan, searcher, lost)
+    with trackers.following(watchers, records):
+        _fit(plan, study, restored, keeper, progress, folder, lost)
     keeper.save()
     if _is_population(plan):
         for name in plan.storage.list(layout.TUNE):
             if "/checkpoint_" in name:
                 plan.storage.delete(name)
     if records.best is None:
-        raise WorkError(f"no trial of {len(records.trials)} {_no_winner(plan, records)}")
+        raise WorkError(f"no trial of {len(records.trials)} {summary.no_winner(plan, records)}")
 
 
-def _no_winner(plan: Plan, records: Records) -> str:
-    """Why no trial can win: which limit the nearest one is beyond, or how they failed."""
-    if limits := constraints.read(plan.settings.constraint):
-        measured = [r.measured(records.metric) for r in records.trials.values()]
-        known = [each for each in measured if constraints.violation(limits, each)]
-        if known:
-            nearest = min(known, key=lambda each: constraints.violation(limits, each))
-            return (
-                f"keeps --constraint {' '.join(map(str, limits))}; "
-                f"the nearest has {constraints.broken(limits, nearest)}"
-            )
-    reasons = sorted({r.reason for r in records.trials.values()})
-    return f"succeeded: {shortened('; '.join(reasons), 400)}"
+def _fit(
+    plan: Plan,
+    study: optuna.Study,
+    restored: Restored,
+    keeper: Keeper,
+    progress: Progress,
+    folder: Path,
+    lost: Callable[[], bool],
+) -> None:
+    """Trains the trials that remain, if any; arguments as in `train`."""
+    remaining = plan.settings.trials - restored.records.settled()
+
+    def settled(number: int) -> None:
+        progress.settled(number)
+        keeper.settled(number)
+
+    with progress.bar, _kept_at_interrupt(keeper):
+        if remaining > 0:
+            searcher = _searcher(plan, study, restored, settled, keeper.keep_journal)
+            with patches.patched_tune(searcher.worker_lost):
+                _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
+            searcher.close()
+            _check_end(plan, searcher, lost)
+
+
+def train_again(
+    plan: Plan, records: Records, ends: float | None, lost: Callable[[], bool]
+) -> tuple[Confirmed, ...]:
+    """Trains the best again, as --confirm says, and keeps the best of them in best/.
+
+    Args:
+        plan: The search's.
+        records: Its trials.
+        ends: When --time-budget is used up, by the monotonic clock; None: never.
+        lost: As in `train`.
+
+    Returns:
+        The trials that were trained again with every seed, the chosen one first.
+    """
+    again = confirm.plan_of(plan, records, ends and max(0.0, ends - time.monotonic()))
+    if again.storage.local_path is not None:
+        again.storage.local_path.mkdir(exist_ok=True)
+    with opened_study(again) as (study, journal), temporary_folder("mray-confirm-") as folder:
+        again = confirm.listed(again, study, confirm.wanted(plan, records))
+        restored = restore(again, study)
+        mine = restored.records
+        keeper = confirm.AllKept(again.storage, mine, {}, journal)
+        progress = Progress(
+            mine,
+            again.settings.max_epochs,
+            functools.partial(confirm.line, records, mine),
+            functools.partial(confirm.named, mine),
+        )
+        _fit(again, study, restored, keeper, progress, folder, lost)
+        keeper.save()
+    return confirm.keep(plan.storage, best_files(plan), records, mine)
 
 
 @contextlib.contextmanager
@@ -271,7 +306,8 @@ def _facts(plan: Plan) -> dict[str, str]:
 def _context(plan: Plan) -> TrialContext:
     s = plan.settings
     return TrialContext(
-        run=plan.storage.uri,
+        run=(plan.whole or plan.storage).uri,
+        folder=layout.CONFIRM if plan.whole else "",
         metric=s.goal,
         max_epochs=s.max_epochs,
         seed=s.seed,
@@ -326,7 +362,12 @@ def _tuner(
             # Of Tune's files only a population's states are read again, by any node.
             storage_path=plan.storage.uri if population else str(folder),
             stop=schedulers.Ending(
-                searcher, plan.time_budget, lost, target=s.target, patience=s.patience
+                searcher,
+                plan.time_budget,
+                lost,
+                target=s.target,
+                patience=s.patience,
+                reserve=confirm.Reserve(plan, restored.records),
             ),
             failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
             callbacks=callbacks,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.processes import temporary_folder
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
-from mnist_ray.run.records import Records
-from mnist_ray.search_job import summary
+from mnist_ray.run.records import Record, Records
+from mnist_ray.search_job import confirm, summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Plan, prepare
 from mnist_ray.search_job.work import ImageWork
@@ -91,20 +92,38 @@ def _on_cluster(
                 journal,
                 resumed=bool(plan.resumed),
             )
+            if records.settled() < plan.settings.trials:
+                plan.storage.delete(layout.CONFIRMED)  # another may be the best now
+            ends = None if plan.time_budget is None else time.monotonic() + plan.time_budget
             engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)
+        best = _best(plan, records, ends, held)
         if plan.finetune:
             print(report.write_or_warn(plan.storage), flush=True)
-            best = "network" if plan.work.networks else "trial"
-            print(f"fine-tuning the best {best} in a second job", flush=True)
+            kind = "network" if plan.work.networks else "trial"
+            print(f"fine-tuning the best {kind} in a second job", flush=True)
             about.patch(state="finetuning")
-            cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, records))
+            cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, best))
             return
     about.ended("searched")
     print(report.write_or_warn(plan.storage), flush=True)
     print(f"best checkpoint: {plan.storage.join(layout.BEST)}", flush=True)
     if plan.work.networks or plan.settings.finetune_with:
-        print(f"next: {command('finetune', *_finetune_arguments(plan, records))}", flush=True)
+        print(f"next: {command('finetune', *_finetune_arguments(plan, best))}", flush=True)
+
+
+def _best(plan: Plan, records: Records, ends: float | None, held: lease.Lease) -> Record:
+    """The best trial: the search's, or with --confirm that of the retrainings."""
+    from mnist_ray.search_job import engine  # noqa: PLC0415 (Ray's environment)
+
+    assert records.best is not None
+    number = records.best[0]
+    if plan.settings.confirm:
+        print(confirm.begins(plan), flush=True)
+        confirmed = engine.train_again(plan, records, ends, held.lost.is_set)
+        print(confirm.text(records, confirmed), flush=True)
+        number = confirmed[0].number if confirmed else number
+    return records.trials[number]
 
 
 def _held(plan: Plan, held: lease.Lease) -> Plan:
@@ -180,7 +199,7 @@ def _watch(
     print("\n".join(lines), flush=True)
 
 
-def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
+def _finetune_arguments(plan: Plan, best: Record) -> list[str]:
     common = ["--verbose"] if plan.settings.verbose else []
     if not plan.resumed and "data_dir" in plan.settings.given:
         common += ["--data-dir", str(plan.settings.data_dir)]
@@ -189,8 +208,6 @@ def _finetune_arguments(plan: Plan, records: Records) -> list[str]:
         images = ["dataset"] if recorded["train_data"] == IMAGES else []
         code = trust.flags(recorded, [*images, "finetune_with", "train_data"])
         return ["--run", plan.storage.uri, *code, *common]
-    assert records.best is not None
-    best = records.trials[records.best[0]]
     hp = plan.space(optuna.trial.FixedTrial(best.params))
     network, augment = str(hp["model"]), plan.settings.augment
     own = ["--network", network] if trust.is_code(network) else []

@@ -56,7 +56,7 @@ ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "n
 CHANGEABLE = {
     *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
     "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate", "gate",
-    "quantize", "target", "patience", "test_steps", "finetune_with", "finetune_epochs",
+    "quantize", "confirm", "target", "patience", "test_steps", "finetune_with", "finetune_epochs",
     *(field.name for field in dataclasses.fields(TrackerOptions)),
 }  # fmt: skip
 # As it was in runs that do not record it.
@@ -105,6 +105,7 @@ class Plan:
     older: tuple[FrozenTrial, ...] = ()
     placement: Placement | None = None
     owner: str = ""  # the token of the lease, once the run is held
+    whole: RunStorage | None = None  # the run's directory, if `storage` is a folder of it
 
     @property
     def split(self) -> data.Split:

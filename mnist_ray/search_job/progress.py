@@ -6,6 +6,7 @@ has ended meanwhile.
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ray import tune
@@ -26,10 +27,19 @@ class Progress(tune.Callback):
     Args:
         records: The run's trials; the search adds to them.
         max_epochs: The most epochs of a trial.
+        line: The log line of a trial that has ended, by its number.
+        name: A trial's name, by its number.
     """
 
-    def __init__(self, records: Records, max_epochs: int) -> None:
+    def __init__(
+        self,
+        records: Records,
+        max_epochs: int,
+        line: Callable[[int], str] | None = None,
+        name: Callable[[int], str] = "trial {}".format,
+    ) -> None:
         self.records, self.max_epochs = records, max_epochs
+        self.line, self.name = line or records.line, name
         self.bar: tqdm[NoReturn] = tqdm(
             total=records.total,
             initial=records.settled(),
@@ -47,7 +57,7 @@ class Progress(tune.Callback):
     def settled(self, number: int) -> None:
         """Prints the line of a trial that has ended."""
         with output.or_interrupt():
-            self.bar.write(self.records.line(number))
+            self.bar.write(self.line(number))
             sys.stdout.flush()
         self.last = time.monotonic()
         self.bar.update()
@@ -78,4 +88,4 @@ class Progress(tune.Callback):
         return (f"running: {shown}{more}" if running else "no trial runs yet") + value
 
     def _epochs(self, record: Record) -> str:
-        return f"trial {record.number} epoch {len(record.rows)}/{self.max_epochs}"
+        return f"{self.name(record.number)} epoch {len(record.rows)}/{self.max_epochs}"

@@ -9,10 +9,11 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
+from mnist_ray.errors import shortened
 from mnist_ray.run import tables
 from mnist_ray.run.records import Records, value_of
 from mnist_ray.search_job.plan import Plan
-from mnist_ray.settings import objectives
+from mnist_ray.settings import constraints, objectives
 from mnist_ray.study import importance
 from mnist_ray.study.objectives import single
 
@@ -84,6 +85,21 @@ def front(run: Records) -> str:
     return "Pareto front of the complete trials:\n" + tables.table_text(
         ["trial", *units, "settings"], lines
     )
+
+
+def no_winner(plan: Plan, records: Records) -> str:
+    """Why no trial can win: which limit the nearest one is beyond, or how they failed."""
+    if limits := constraints.read(plan.settings.constraint):
+        measured = [r.measured(records.metric) for r in records.trials.values()]
+        known = [each for each in measured if constraints.violation(limits, each)]
+        if known:
+            nearest = min(known, key=lambda each: constraints.violation(limits, each))
+            return (
+                f"keeps --constraint {' '.join(map(str, limits))}; "
+                f"the nearest has {constraints.broken(limits, nearest)}"
+            )
+    reasons = sorted({r.reason for r in records.trials.values()})
+    return f"succeeded: {shortened('; '.join(reasons), 400)}"
 
 
 def short(params: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ LEAST = {
     "image_size": 1,
     "folds": 2,
     "patience": 1,
+    "confirm": 0,
     "finetune_epochs": 1,
 }
 # Options of data sets that are files of one's own.
@@ -132,6 +133,10 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
     if s.folds and s.scheduler == "pbt":
         yield "--folds: a trial has several networks, and --scheduler pbt copies one; give asha"
     yield from _of_metric(s)
+    if s.confirm and s.objectives is not None:
+        yield "--confirm: --objectives has a front as its result, and no best trial; leave one out"
+    if s.confirm and s.scheduler == "pbt":
+        yield "--confirm: with --scheduler pbt a trial has no settings of its own; give asha"
     if s.activations and not s.tensorboard:
         yield "--activations needs --tensorboard, which shows them"
 

@@ -169,6 +169,9 @@ class GoalOptions(Options):
     """End the search when a trial reaches this value of the metric, as 0.995."""
     patience: int | None = None
     """End the search when so many trials in a row brought no better value."""
+    confirm: int = 0
+    """Train so many of the best trials again, each with 2 fresh seeds, and choose by their means:
+    the search's best value is partly luck. Within --time-budget."""
     trial_timeout: Duration | None = None
     """Give up a trial that reports no epoch for this time, as 10m (default: never)."""
 

@@ -89,6 +89,10 @@ class RunStorage:
         """URI of a file of this directory, to print or to open elsewhere."""
         return self._address.join(name) if is_inside(name) else self.uri
 
+    def below(self, name: str) -> "RunStorage":
+        """A folder of it. Whoever may write here may write there."""
+        return RunStorage(self.join(name))
+
     def check(self) -> None:
         """Raises WorkError if this process may not write here: see OwnedStorage."""
 
@@ -220,8 +224,17 @@ class OwnedStorage(RunStorage):
     def __init__(self, uri: str, mark: str, check: Callable[[bytes | None], None]) -> None:
         super().__init__(uri)
         self._mark, self._check_mark = mark, check
+        self._guard = self._place  # holds the mark
         if isinstance(self._place, Folder):
             self._place.is_made = True
+
+    def below(self, name: str) -> "OwnedStorage":
+        """A folder of it, which need not exist yet."""
+        made = OwnedStorage(self.join(name), self._mark, self._check_mark)
+        made._guard = self._guard
+        if isinstance(made._place, Folder):
+            made._place.is_made = False
+        return made
 
     def check(self) -> None:
         """Raises WorkError if the run is another's."""
@@ -229,7 +242,7 @@ class OwnedStorage(RunStorage):
 
     def _check(self) -> None:
         try:
-            content = self._place.read(self._mark)
+            content = self._guard.read(self._mark)
         except FileNotFoundError:
             content = None
         self._check_mark(content)

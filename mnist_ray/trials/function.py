@@ -139,7 +139,7 @@ class FunctionTrial(EpochTrial):
         folder, content = layout.trial_folder(self.number), state or b""
         if max(self.rows, key=lambda r: rank(r, self.context.metric)) is row:
             metadata = {
-                "number": self.number,
+                "number": self.shown,
                 "row": {k: v for k, v in row.items() if v == v},  # JSON has no NaN
                 "hyperparameters": self.hp,
                 "sha256": hashlib.sha256(content).hexdigest(),

@@ -61,7 +61,7 @@ class TrainTrial(EpochTrial):
         if self.context.augment != "none":
             hp["augment"] = self.context.augment
         super().begin(number, hp)
-        self.worker.begin(number, hp)
+        self.worker.begin(number, hp, self.shown, self.context.seed)
 
     def epoch(self) -> Result:
         """Trains one epoch, or reports the last one of the trial's checkpoint."""

@@ -75,9 +75,9 @@ class Worker:
         self.weights = None if weights is None else torch.tensor(weights, device=self.device)
         self.score = score_of(context.metric)
 
-    def begin(self, number: int, hp: Mapping[str, Any]) -> None:
+    def begin(self, number: int, hp: Mapping[str, Any], shown: int, seed: int) -> None:
         """Takes up a trial; its network is made with its first epoch."""
-        self.number, self.hp = number, hp
+        self.number, self.hp, self.shown, self.seed = number, hp, shown, seed
         self.made: Trainer | None = None
         self.network: Measured = {}  # the values that are known before its first epoch
         self.unreported = False
@@ -88,7 +88,7 @@ class Worker:
         if self.made is None:
             options: dict[str, Any] = {
                 "epochs": self.context.max_epochs,
-                "seed": self.context.seed,
+                "seed": self.seed,
                 "device": self.device,
                 "precision": self.context.precision,
                 "weights": self.start,
@@ -154,7 +154,7 @@ class Worker:
         that the driver has cleaned up after.)
         """
         folder = layout.trial_folder(self.number)
-        metadata = {"number": self.number, "row": dict(row)}
+        metadata = {"number": self.shown, "row": dict(row)}
         state = self.trainer.state_bytes(metadata)
         if max(self.trainer.rows, key=lambda r: rank(r, self.context.metric)) is row:
             weights = self.trainer.weights_bytes(metadata)

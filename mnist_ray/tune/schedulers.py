@@ -133,6 +133,7 @@ class Ending(Stopper):
         search_alg: told the reason.
         budget: seconds, or None.
         lost: whether another process has taken over the run.
+        reserve: the seconds of the budget that are kept for later work.
         target: a value of the metric that is good enough, or None.
         patience: trials in a row without a better value, or None.
     """
@@ -143,11 +144,12 @@ class Ending(Stopper):
         budget: float | None,
         lost: Callable[[], bool] = lambda: False,
         *,
+        reserve: Callable[[], float] = lambda: 0.0,
         target: float | None = None,
         patience: int | None = None,
     ) -> None:
         self.search_alg, self.budget, self.lost = search_alg, budget, lost
-        self.target, self.patience = target, patience
+        self.reserve, self.target, self.patience = reserve, target, patience
         self.start = time.monotonic()
         records = search_alg.records
         self.best = records.best
@@ -167,13 +169,19 @@ class Ending(Stopper):
         """Whether all trials end now."""
         if self.lost():
             self.search_alg.taken_over = True
-        elif self.budget is not None and time.monotonic() - self.start > self.budget:
+        elif self._spent():
             self.search_alg.ending = "stopped by --time-budget"
         elif self._reached():
             self.search_alg.ending = "stopped by --target"
         elif self.patience is not None and self._fruitless() >= self.patience:
             self.search_alg.ending = "stopped by --patience"
         return self.search_alg.ending is not None or self.search_alg.silent
+
+    def _spent(self) -> bool:
+        """Whether the budget is used up, but for the reserve."""
+        if self.budget is None:
+            return False
+        return time.monotonic() - self.start > self.budget - self.reserve()
 
     def _reached(self) -> bool:
         """Whether the best value is as good as the target."""

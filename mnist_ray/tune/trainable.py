@@ -6,6 +6,7 @@ the driver's, passes the same number and finds them there: one way back for all 
 own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
+import dataclasses
 import traceback
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from mnist_ray.errors import WorkError, reason
 from mnist_ray.run import layout, lease
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
-from mnist_ray.tune.trial import NUMBER, Result, TrialContext, ended
+from mnist_ray.tune.trial import NUMBER, RETRAINS, Result, TrialContext, ended
 
 
 class EpochTrial(tune.Trainable):
@@ -35,13 +36,15 @@ class EpochTrial(tune.Trainable):
     context: TrialContext
     storage: RunStorage
     number: int
+    shown: int  # the number that its files name: of a trial that is trained again, the first one's
     hp: dict[str, Any]
 
     def take(self, context: TrialContext | None) -> None:
         """Takes the values that all trials have in common; the run is written as its owner's."""
         assert context is not None
         self.context = context
-        self.storage = lease.owned(context.run, "search", context.owner)
+        run = lease.owned(context.run, "search", context.owner)
+        self.storage = run.below(context.folder) if context.folder else run
 
     def begin(self, number: int, hp: dict[str, Any]) -> None:
         """Takes up a trial."""
@@ -53,7 +56,12 @@ class EpochTrial(tune.Trainable):
 
     def begin_config(self, config: Mapping[str, Any]) -> None:
         """Takes up the trial of Tune's config."""
-        self.begin(config[NUMBER], {key: v for key, v in config.items() if key != NUMBER})
+        hp = dict(config)
+        number = self.shown = hp.pop(NUMBER)
+        if RETRAINS in hp:
+            self.shown, seed = hp.pop(RETRAINS)
+            self.context = dataclasses.replace(self.context, seed=seed)
+        self.begin(number, hp)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serves the next trial in the same process, which has the data already."""

@@ -13,7 +13,9 @@ from mnist_ray.settings.constraints import Constraint
 
 STATE = "state.safetensors"  # a checkpoint of Tune's
 LATEST = "latest.safetensors"  # of a network, in the trial's folder: the state that it goes on from
-NUMBER = "number"  # key of the trial's number in Tune's config; all other keys are hyperparameters
+# Keys of Tune's config; all others are hyperparameters.
+NUMBER = "number"  # the trial's
+RETRAINS = "mnist_ray:retrains"  # of a trial that trains another again: (its number, the new seed)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TrialContext:
         activations: whether that has histograms of the layers' outputs.
         weights: float32 [n], how much each image counts in the loss; None: all alike.
         owner: the token of the run's lease (see `lease.owned`).
+        folder: of the run's directory, where the trials keep their files; "" is the whole.
     """
 
     run: str
@@ -56,6 +59,7 @@ class TrialContext:
     activations: bool = False
     weights: np.ndarray | None = None
     owner: str = ""
+    folder: str = ""
 
 
 class Result(EpochRow, total=False):
