@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mnist_ray import data, load_model
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.picture_model import guises
+from mnist_ray.results import Model
 from mnist_ray.serve import app, body, server
 from tests.support.pictures import png
 from tests.support.published import published
@@ -222,11 +223,16 @@ def test_too_many_at_once_and_slow_answers_are_turned_away(
     assert client.post("/predict", content=picture).is_success
 
 
+@pytest.fixture(scope="module")
+def loaded(run: Path) -> Model:
+    return load_model(run)
+
+
 @pytest.fixture
-def address(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+def address(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """A server in this process that waits for half a second."""
     monkeypatch.setattr(body, "PATIENCE", 0.5)
-    made = server.server_of(app.app_of(load_model(run)))
+    made = server.server_of(app.app_of(loaded))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -247,6 +253,14 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\
         (HEAD + b"Content-Length: 9\r\n\r\nhalf", b"HTTP/1.1 408 "),
         (HEAD + b"Content-Length: 99999999\r\n\r\n", b"HTTP/1.1 413 "),
         (b"\x16\x03\x01 no HTTP \r\n\r\n", b"HTTP/1.1 400 "),
+        (HEAD + b"Content-Length: -5\r\n\r\n", b"HTTP/1.1 400 "),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 9\r\n\r\nhello", b"HTTP/1.1 400 "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n", b"HTTP/1.1 400 "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFF\r\nabc", b"HTTP/1.1 408 "),
+        (HEAD + b"Host: elsewhere\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 "),  # no host
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 40"),
+        (bytes(range(128, 256)) * 20, b""),
     ],
 )
 def test_a_connection_that_does_not_go_on_is_closed(
