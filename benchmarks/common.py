@@ -235,10 +235,11 @@ def section(
     notes: Sequence[str] = (),
 ) -> None:
     """Prints a section and puts it into the file `out`: in place of the one with the same title, or
-    at the end.
+    at the end. The title names the CPU's matrix units: results of each kind stay beside each other.
 
     n: how much was repeated, in words. notes: paragraphs (or further tables) below the table.
     """
+    title = f"{title} ({matrix_units()})"
     body = [
         f"## {title}",
         "",
@@ -274,8 +275,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def matrix_units(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """The CPU's fastest instructions for matrices; speeds of two kinds do not compare."""
+    flags = [
+        line.partition(":")[2].split()
+        for line in _lines(cpuinfo)
+        if line.startswith(("flags", "Features"))
+    ]
+    has = set(flags[0] if flags else ())
+    kinds = {
+        "amx_bf16": "AMX",
+        "avx512_bf16": "AVX-512 bf16",
+        "avx512f": "AVX-512",
+        "avx2": "AVX2",
+    }
+    return next((kind for flag, kind in kinds.items() if flag in has), "no matrix units known")
+
+
 def machine() -> str:
-    """Processor, cores and versions, in one line."""
+    """Processor, matrix units, cores and versions, in one line."""
     names = [
         line.partition(":")[2].strip()
         for line in _lines("/proc/cpuinfo")
@@ -284,7 +302,8 @@ def machine() -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "onnxruntime")
     )
-    return f"{names[0] if names else platform.machine()}, {CORES} cores, Python {platform.python_version()}, {versions}"  # noqa: E501
+    processor = f"{names[0] if names else platform.machine()} with {matrix_units()}"
+    return f"{processor}, {CORES} cores, Python {platform.python_version()}, {versions}"
 
 
 def command() -> str:

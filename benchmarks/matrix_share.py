@@ -1,13 +1,13 @@
-"""The share of this machine's bf16 matrix rate that training a convnet reaches, and where the rest
+"""The share of this machine's matrix rate that training a convnet reaches, and where the rest
 of the time goes.
 
 MNIST_RAY_DATA=DIR python benchmarks/matrix_share.py     # 3 minutes on two cores
 
 Floating-point operations of a step are counted by torch's FlopCounterMode over forward and backward
 pass; the rate that they are compared with is the best matrix product of a few sizes, measured by
-the same process before each training. One process with one thread while the others rest, and one on
-every core at the same time. The networks train as trials of the default space do: SGD, weight
-average.
+the same process before each training, in the precision that trials have on this CPU. One process
+with one thread while the others rest, and one on every core at the same time. The networks train
+as trials of the default space do: SGD, weight average.
 """
 
 import copy
@@ -32,6 +32,7 @@ NETWORKS = {
     "32-32-64-64": convnet(blocks=2, width=32, **RECIPE),
     "32-32-64-64-128-128": convnet(blocks=3, width=32, **RECIPE),
     "48-48-96-96": convnet(blocks=2, width=48, **RECIPE),
+    "default's: six layers, GELU, blur": convnet(3, activation="gelu", pooling="blur", **RECIPE),
 }
 # An operator belongs to the first group one of whose words is in its name.
 GROUPS = {
@@ -47,24 +48,26 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class MatrixShareSettings(BenchmarkSettings):
-    """Measure the share of the bf16 matrix rate that training reaches."""
+    """Measure the share of the matrix rate that training reaches."""
 
     images: int = 5120
     """Images that each process trains in a repetition."""
 
 
 def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
-    """A process with one thread. Its calls: ("peak", "") GFLOP/s; ("train", network) GFLOP/s;
-    ("profile", network) groups' shares.
+    """A process with one thread. Its calls: ("precision", ""); ("peak", "") GFLOP/s; ("train",
+    network) GFLOP/s; ("profile", network) groups' shares.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.machine import best_precision, use_threads
     from mnist_ray.training.trainer import Trainer
 
     use_threads(1)
+    precision = best_precision(torch.device("cpu"))
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
     part, train, _ = mnist(settings)
     pixels, labels, index = (
         torch.from_numpy(part.images.copy()),
@@ -72,7 +75,7 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         torch.from_numpy(train[: settings.images]),
     )
     trainers = {
-        name: Trainer(hp, epochs=1000, seed=0, precision="bf16") for name, hp in NETWORKS.items()
+        name: Trainer(hp, epochs=1000, seed=0, precision=precision) for name, hp in NETWORKS.items()
     }
     flops = {}
     for name, trainer in trainers.items():
@@ -82,7 +85,7 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
             model(torch.rand(128, 1, 28, 28)).sum().backward()
         flops[name] = counter.get_total_flops() / 128
     matrices = {
-        n: (torch.rand(n, n).bfloat16(), torch.rand(n, n).bfloat16()) for n in (512, 1024, 2048)
+        n: (torch.rand(n, n).to(kind), torch.rand(n, n).to(kind)) for n in (512, 1024, 2048)
     }
 
     def product_rate(n: int) -> float:
@@ -124,6 +127,8 @@ def worker(settings: MatrixShareSettings) -> Callable[[str, str], Any]:
         return {group: taken / sum(seconds.values()) for group, taken in seconds.items()}
 
     def call(what: str, name: str) -> Any:
+        if what == "precision":
+            return precision
         if what == "peak":
             return max(map(product_rate, matrices))
         if what == "profile":
@@ -154,6 +159,7 @@ def measure(settings: MatrixShareSettings) -> None:
                     peaks.setdefault(how, []).append(sum(peak))
                     rates.setdefault((name, how), []).append(sum(rate))
                     shares.setdefault((name, how), []).append(100 * sum(rate) / sum(peak))
+        precision = alone("precision", "")[1][0]
         profiles = {name: alone("profile", name)[1][0] for name in NETWORKS}
     breakdown = table(
         ["part of the operators' time (one core)", *NETWORKS],
@@ -163,7 +169,7 @@ def measure(settings: MatrixShareSettings) -> None:
         ],
     )
     section(
-        "Share of the bf16 matrix rate while training",
+        "Share of the matrix rate while training",
         ["network", "on", "GFLOP/s trained, median (quartiles)", "share of the matrix rate, %"],
         [
             [name, how, spread(values), spread(shares[name, how], 1)]
@@ -172,7 +178,7 @@ def measure(settings: MatrixShareSettings) -> None:
         n=f"n = {settings.repeats} repetitions, {settings.images:,} images a process each",
         out=settings.out,
         notes=[
-            "Matrix rate: "
+            f"Matrix rate in {precision}: "
             + "; ".join(f"{how}: {spread(values)} GFLOP/s" for how, values in peaks.items())
             + ".",
             breakdown,

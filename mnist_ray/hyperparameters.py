@@ -227,7 +227,7 @@ NORMALIZATION_KEYS = (
 _FC = _P("fc", int, "widths of the hidden linear layers", low=1, many=True)
 _DROPOUT = _P("dropout", float, "rate of dropout", high=1)
 _POSITION = "of the activation in a layer of convolution and BatchNorm"
-_POOL_POSITION = "after the block's last layer, or straight after its last convolution"
+_POOL_POSITION = "after the block's last layer, or straight after its last or first convolution"
 _PLACE = "before each linear layer, after each block, or in every layer"
 NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
     "convnet": (
@@ -238,7 +238,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
         _P("activation", str, "nonlinearity", allowed=ACTIVATIONS),
         _P("activation_position", str, _POSITION, allowed=("after_norm", "before_norm")),
         _P("pooling", str, "halves height and width", allowed=POOLINGS),
-        _P("pool_position", str, _POOL_POSITION, allowed=("end", "conv")),
+        _P("pool_position", str, _POOL_POSITION, allowed=("end", "conv", "first")),
         _DROPOUT,
         _P("dropout_place", str, _PLACE, allowed=DROPOUT_PLACES),
         _P("fc", int, "widths of the hidden linear layers", (), low=1, many=True),

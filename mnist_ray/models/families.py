@@ -25,7 +25,8 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     The width doubles from block to block. Of the first block's convolutions the kernel size can be
     chosen. After it 5 costs most and brings least, so it is 3. With `pool_position` "conv" the
     pooling comes straight after the block's last convolution: the rest of that layer then costs a
-    quarter.
+    quarter. With "first" it comes straight after the block's first convolution, and the block's
+    other convolutions cost a quarter too.
     """
     # BatchNorm has its own shift, so the convolution needs a bias only if the activation comes
     # between them.
@@ -51,9 +52,9 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     for block in range(hp["blocks"]):
         width, kernel = hp["width"] * 2**block, hp["kernel_size"] if block == 0 else 3
         for layer in range(hp["layers_per_block"]):
-            last = layer == hp["layers_per_block"] - 1
             layers.append(nn.Conv2d(channels, width, kernel, padding="same", bias=not norm_first))
-            pool = [POOLINGS[hp["pooling"]](width, hp["pool_jitter"])] if last else []
+            pools = layer == (0 if hp["pool_position"] == "first" else hp["layers_per_block"] - 1)
+            pool = [POOLINGS[hp["pooling"]](width, hp["pool_jitter"])] if pools else []
             layers += [] if pool_at_end else pool
             layers += finish(nn.BatchNorm2d(width), nn.Dropout2d)
             layers += pool if pool_at_end else []

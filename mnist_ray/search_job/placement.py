@@ -38,7 +38,9 @@ def found(plan: Plan, each: Sequence[Mapping[str, float]]) -> str:
     """A line about the nodes' CPUs and GPUs, and how much of them the search uses."""
     cpus, gpus = (int(sum(node.get(key, 0) for node in each)) for key in ("CPU", "GPU"))
     share = plan.placed.gpus
-    unused = ", not used: --gpus-per-trial 1 uses it" if gpus and not share else ""
+    unused = ""
+    if gpus and not share:
+        unused = ", not used, as --gpus-per-trial is 0: 1 or auto uses it"
     text = f"found: {_count(cpus, 'CPU')}, {_count(gpus, 'GPU')}{unused}"
     if len(each) > 1:
         text += f", on {len(each)} nodes"

@@ -24,10 +24,11 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     max_fc: int = 0,
     l1: bool = False,
     layer_dropout: bool = False,
+    pool_first: bool = False,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
 
-    `max_fc`, `l1` and `layer_dropout` are off by default: a wider space costs trials.
+    `max_fc`, `l1`, `layer_dropout` and `pool_first` are off by default: a wider space costs trials.
 
     Args:
         trial: Optuna's.
@@ -40,6 +41,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         max_fc: Most hidden linear layers.
         l1: Whether to search L1 regularisation too (`weight_decay` is L2).
         layer_dropout: Whether dropout may also be in every layer (benchmarks/dropout_norm.py).
+        pool_first: Whether the pooling may also come after a block's first convolution.
 
     Raises:
         SettingsError: An option is too small.
@@ -62,7 +64,9 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
     hp["pooling"] = choose("pooling", ["blur", "max"])
-    hp["pool_position"] = choose("pool_position", ["end", "conv"])
+    # A parameter of its own: Optuna refuses other choices for one that older studies have.
+    first = pool_first and choose("pool_first", [False, True])
+    hp["pool_position"] = "first" if first else choose("pool_position", ["end", "conv"])
     # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])

@@ -115,7 +115,7 @@ CHOICES: dict[str, list[Any]] = {
     "activation": ["relu", "leaky_relu", "gelu", "silu", "elu"],
     "activation_position": ["after_norm", "before_norm"],
     "pooling": ["max", "avg", "blur", "conv"],
-    "pool_position": ["end", "conv"],
+    "pool_position": ["end", "conv"],  # "first" is "conv" in a block of one layer
     "dropout_place": ["head", "block", "layer", "layer_first", "layer_between"],
 }
 
@@ -173,6 +173,16 @@ def test_convnet_pools_after_the_convolution_or_at_the_end() -> None:
         "BatchNorm2d",
         "ReLU",
     ]
+    layer = ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert kinds({**hp, "pool_position": "first", "layers_per_block": 3})[1:11] == [
+        "Conv2d",
+        "MaxPool2d",
+        "BatchNorm2d",
+        "ReLU",
+        *layer,
+        *layer,
+    ]
+    assert kinds({**hp, "pool_position": "first"}) == kinds({**hp, "pool_position": "conv"})
     assert kinds({**hp, "fc": [7]})[5:] == [
         "Flatten",
         "Dropout",

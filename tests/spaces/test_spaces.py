@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
 from mnist_ray import models, spaces
 from mnist_ray.errors import SettingsError
@@ -246,6 +247,36 @@ def test_the_default_space_is_not_widened_by_its_options() -> None:
     assert ranges("convnet", layer_dropout=True)["dropout_place"] == CategoricalDistribution(
         ["head", "block", "layer"]
     )
+
+
+def test_pooling_after_the_first_convolution_is_offered_by_an_option() -> None:
+    """Its parameter is a new one: an older study keeps the choices of its own."""
+    plain, more = ranges("convnet"), ranges("convnet", pool_first=True)
+    assert more == {**plain, "pool_first": CategoricalDistribution([False, True])}
+    positions = {hp["pool_position"] for _, hp in asked("convnet", MNIST, pool_first=True)}
+    assert positions == {"end", "conv", "first"}
+    assert {hp["pool_position"] for _, hp in asked("convnet", MNIST)} == {"end", "conv"}
+
+
+@pytest.mark.parametrize("options", [{}, {"pool_first": True}])
+def test_a_study_of_older_code_goes_on(options: dict[str, bool]) -> None:
+    """Optuna refuses a parameter whose choices have changed."""
+    kept = Path(__file__).parents[1] / "kept_runs" / "finished" / "study.journal"
+    older = optuna.load_study(
+        study_name="finished",
+        storage=optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(kept))
+        ),
+    )
+    sampler = samplers.make_sampler("tpe", 0, {})
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    study.add_trials(older.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    narrow = {"min_width": 4, "max_width": 4, "min_layers": 1, "max_layers": 1, "max_kernel": 3}
+    for value in range(12):  # the sampler's own suggestions come after ten
+        trial = study.ask()
+        hp = spaces.find("convnet")(trial, TINY, **narrow, **options)
+        assert hp["pool_position"] in ("end", "conv", "first")
+        study.tell(trial, value)
 
 
 def test_l1_reaches_the_loss() -> None:
