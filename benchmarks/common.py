@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,9 @@ def machine() -> str:
         if line.startswith("model name")
     ]
     versions = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "onnxruntime")
+        f"{name} {version(name)}"
+        for name in ("torch", "ray", "optuna", "onnxruntime")
+        if find_spec(name)  # a machine with a GPU may have torch alone
     )
     processor = f"{names[0] if names else platform.machine()} with {matrix_units()}"
     return f"{processor}, {CORES} cores, Python {platform.python_version()}, {versions}"
