@@ -75,6 +75,7 @@ def measure(settings: AccuracySettings) -> None:
         rows,
         n="every run that was made",
         out=settings.out,
+        by_cpu=False,
         notes=[
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of "
             "its own; `committee` is the file that gives their mean probabilities. All accuracies "

@@ -234,13 +234,16 @@ def section(
     n: str,
     out: str,
     notes: Sequence[str] = (),
+    by_cpu: bool = True,
 ) -> None:
     """Prints a section and puts it into the file `out`: in place of the one with the same title, or
     at the end. The title names the CPU's matrix units: results of each kind stay beside each other.
 
     n: how much was repeated, in words. notes: paragraphs (or further tables) below the table.
+    by_cpu: False for what does not depend on the CPU, as a table of kept runs.
     """
-    title = f"{title} ({matrix_units()})"
+    if by_cpu:
+        title = f"{title} ({matrix_units()})"
     body = [
         f"## {title}",
         "",

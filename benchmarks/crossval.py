@@ -399,6 +399,7 @@ def report(settings: CrossvalSettings) -> None:
         rows,
         n="one network a fold, recipe and seed",
         out=settings.out,
+        by_cpu=False,
         notes=[
             "Each image is judged by a network whose training images are by other writers "
             "(QMNIST's labels); the test set is not touched. Log losses of recipes with another "
