@@ -52,8 +52,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     _at_least("max_layers", max_layers, min_layers)
     _at_least("max_kernel", max_kernel, 3)
     _at_least("max_fc", max_fc, 0)
-    # Each block halves the image: three take 28x28 to 3x3.
-    most_blocks = max(1, min(3, data.most_halvings() - 1))
+    most_blocks = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
@@ -63,10 +62,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
-    hp["pooling"] = choose("pooling", ["blur", "max"])
-    # A parameter of its own: Optuna refuses other choices for one that older studies have.
-    first = pool_first and choose("pool_first", [False, True])
-    hp["pool_position"] = "first" if first else choose("pool_position", ["end", "conv"])
+    hp |= _pooling(trial, pool_first)
     # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
@@ -81,6 +77,15 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
 
 def _layers(trial: optuna.Trial, least: int, most: int) -> int:
     return trial.suggest_int("layers_per_block", least, most) if least < most else least
+
+
+def _pooling(trial: optuna.Trial, first: bool) -> dict[str, Any]:
+    choose = trial.suggest_categorical
+    found = {"pooling": choose("pooling", ["blur", "max"])}
+    # A parameter of its own: Optuna refuses other choices for one that older studies have.
+    if first and choose("pool_first", [False, True]):
+        return {**found, "pool_position": "first"}
+    return {**found, "pool_position": choose("pool_position", ["end", "conv"])}
 
 
 def _at_least(option: str, value: int, least: int) -> None:
