@@ -20,7 +20,11 @@ def space(
     its trials began and ended.
     """
     suggested = (
-        {f"x{i}": trial.suggest_float(f"x{i}", 0, 1) for i in range(floats)}
+        # no network, as of LightGBM: a dict with keys of its own
+        {
+            "model": "lightgbm",
+            **{f"x{i}": trial.suggest_float(f"x{i}", 0, 1) for i in range(floats)},
+        }
         if floats
         else convnet(trial, data)
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_ray.cluster.connection import connected, quiet_ray, running
 from mnist_ray.cluster.resources import (
     Cluster,
+    OtherWork,
     capacity,
     check_fits,
     check_sendable,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cluster",
+    "OtherWork",
     "Slots",
     "autoscaler_maximum",
     "capacity",

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import psutil
 from mnist_ray.errors import SettingsError, described
 
 Resources = Mapping[str, float]  # as Ray counts them: "CPU", "GPU"
+LEAST_SECONDS = 0.3  # the system counts CPU time in hundredths
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,37 @@ def cpu_count() -> int:
     """The CPUs that this process may use; on a Mac all."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
+
+
+class OtherWork:
+    """The CPU time that other programs take on this machine, measured from its creation on."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def warning(self) -> str | None:
+        """A line for the log if they keep more than a quarter of the CPUs busy.
+
+        None also if that cannot be known: too little time has passed, or this process may use only
+        some of the machine's CPUs, and the others' work may be on the rest.
+        """
+        clock, busy, own = (
+            after - before for before, after in zip(self._before, _cpu_seconds(), strict=True)
+        )
+        cpus = psutil.cpu_count() or 1
+        if clock < LEAST_SECONDS or cpu_count() < cpus or busy - own < clock * cpus / 4:
+            return None
+        return (
+            f"warning: other programs keep {(busy - own) / clock:.1f} of this machine's {cpus} "
+            "CPUs busy: trials are slower, those of several threads (--cpus-per-trial) most"
+        )
+
+
+def _cpu_seconds() -> tuple[float, float, float]:
+    """The clock, the CPU time of the whole machine, and that of this process and its children."""
+    machine, own = psutil.cpu_times(), os.times()
+    busy = machine.user + getattr(machine, "nice", 0.0) + machine.system
+    return time.monotonic(), busy, sum(own[:4])
 
 
 def machine_resources(gpus: bool) -> dict[str, float]:

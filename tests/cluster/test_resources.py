@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from mnist_ray import cluster
+from mnist_ray.cluster import resources
 from mnist_ray.errors import SettingsError
 
 CPU, GPU = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
@@ -54,3 +55,40 @@ def test_what_ray_cannot_send_is_named() -> None:
     message = r"^--train-data: its result cannot be sent to the trials: TypeError: cannot pickle"
     with pytest.raises(SettingsError, match=message):
         cluster.check_sendable({"a lock": threading.Lock()}, "--train-data")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "busy", "own", "affinity", "warned"),
+    [
+        (2.0, 3.0, 0.5, 4, True),  # 1.25 of 4 CPUs
+        (2.0, 3.0, 2.5, 4, False),  # it is this process itself
+        (2.0, 1.0, 0.0, 4, False),
+        (0.1, 0.4, 0.0, 4, False),  # too short to say
+        (2.0, 8.0, 0.0, 2, False),  # others may have the other CPUs
+    ],
+)
+def test_other_programs_on_the_cpus_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    busy: float,
+    own: float,
+    affinity: int,
+    warned: bool,
+) -> None:
+    times = iter([(0.0, 100.0, 1.0), (seconds, 100 + busy, 1 + own)])
+    monkeypatch.setattr(resources, "_cpu_seconds", lambda: next(times))
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr(resources, "cpu_count", lambda: affinity)
+    warning = resources.OtherWork().warning()
+    assert bool(warning) == warned
+    if warning:
+        assert "keep 1.2 of this machine's 4 CPUs busy" in warning
+
+
+def test_the_cpu_seconds_of_this_machine_go_on() -> None:
+    before = resources._cpu_seconds()
+    sum(range(3_000_000))
+    after = resources._cpu_seconds()
+    assert after[0] > before[0]
+    assert after[2] > before[2]
+    assert after[1] >= before[1]
