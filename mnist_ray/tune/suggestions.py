@@ -18,6 +18,9 @@ from mnist_ray.study.trials import AGAIN, POINT, RUN
 # Suggestions that take more than this part of a trial are made while the trials before them still
 # run: slots that waited would lose more than the suggestions gain by knowing a trial more.
 ASK_AHEAD_FROM = 0.05
+# The same holds where the suggestions for all slots take more than this part of a trial: trials
+# that end together would wait for each other's suggestions.
+ALL_AHEAD_FROM = 0.25
 
 Numbered = tuple[int, dict[str, Any]]  # a trial's number, or a point's place, and values
 
@@ -75,7 +78,8 @@ class Suggestions:
             slots: trials at a time.
             mean_seconds: of a trial; 0 if it is not known.
         """
-        if ASK_AHEAD_FROM * mean_seconds < self._seconds < mean_seconds / slots:
+        least = min(ASK_AHEAD_FROM, ALL_AHEAD_FROM / slots) * mean_seconds
+        if least < self._seconds < mean_seconds / slots:
             while len(self.ahead) < slots and (found := self._ask()):
                 self.ahead.append(found)
 

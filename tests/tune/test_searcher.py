@@ -352,6 +352,15 @@ def test_where_it_would_gain_nothing_a_suggestion_knows_all_that_have_ended(seco
     assert len(study.trials) == 2
 
 
+@pytest.mark.parametrize(("slots", "ahead"), [(2, 0), (16, 16), (64, 0)])
+def test_many_slots_are_suggested_for_ahead(slots: int, ahead: int) -> None:
+    """Trials of 1 s, suggestions of 30 ms: those of 16 slots fill half of the time, of 64 more."""
+    suggestions = searcher(a_study(), trials=100).suggestions
+    suggestions._seconds = 0.03
+    suggestions.ask_ahead(slots, 1.0)
+    assert len(suggestions.ahead) == ahead
+
+
 def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
     study = a_study()
     search = searcher(study, slots=lambda: 1)
