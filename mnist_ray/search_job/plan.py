@@ -44,7 +44,7 @@ from mnist_ray.settings.options import TRACKERS, TrackerOptions
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
 from mnist_ray.study.objectives import check_parts
-from mnist_ray.study.points import read_points
+from mnist_ray.study.portfolio import starting_points
 from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
 from mnist_ray.study.samplers import Sampler, read_sampler
 from mnist_ray.study.suggestions import check_suggests
@@ -345,9 +345,9 @@ def _check_second_job(plan: Plan) -> None:
 
 
 def _with_older_knowledge(plan: Plan) -> Plan:
-    """The plan with --points and with the trials that --warm-start names."""
+    """The plan with --points, --portfolio and the trials that --warm-start names."""
     s, resumed = plan.settings, plan.resumed
-    points = resumed.points if resumed else read_points(s.points, plan.space) if s.points else ()
+    points = resumed.points if resumed else starting_points(s, plan.space)
     older: list[FrozenTrial] = []
     if s.warm_start and not (resumed and resumed.warm_started):
         this = (s.goal, plan.purpose, plan.space, plan.objective_names)

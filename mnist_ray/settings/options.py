@@ -121,6 +121,9 @@ class SpaceOptions(Options):
     onnx: File | None = None
     """Start every trial from this ONNX file or run's directory, for --space optimizer (files not of
     ours: the extra foreign-onnx)."""
+    portfolio: Annotated[str, "auto|none|FILE"] = "none"
+    """Good defaults, tried after --points and before all others: at most four that were good on
+    other data sets (auto), or a YAML file as for --points."""
     points: File | None = None
     """YAML file with a list of known good configurations, which are tried first."""
 

@@ -12,7 +12,7 @@ from mnist_ray.settings import load_yaml, packaged
 from mnist_ray.study.suggestions import Refusal, Space, suggested
 
 
-def read_points(path: str, space: Space) -> list[dict[str, Any]]:
+def read_points(path: str, space: Space, flag: str = "--points") -> list[dict[str, Any]]:
     """The configurations of a YAML file: a list of mappings from suggested names to values.
 
     A point may leave parameters out: the sampler suggests those.
@@ -21,23 +21,27 @@ def read_points(path: str, space: Space) -> list[dict[str, Any]]:
         SettingsError: a name is unknown to the space or a value is outside its range; the message
             has file and point.
     """
-    points = load_yaml(packaged(path), f"--points: {path}")
+    points = load_yaml(packaged(path), f"{flag}: {path}")
     if (
         not isinstance(points, list)
         or not points
         or not all(isinstance(point, dict) and point for point in points)
     ):
         raise SettingsError(
-            f"--points: {path}: expected a list of mappings from parameters to values"
+            f"{flag}: {path}: expected a list of mappings from parameters to values"
         )
     return [
-        _checked(f"--points: {path}: point {i}", point, space)
+        checked(f"{flag}: {path}: point {i}", point, space)
         for i, point in enumerate(points, start=1)
     ]
 
 
-def _checked(where: str, point: dict[Any, Any], space: Space) -> dict[str, Any]:
-    """The point with its values in the space's types."""
+def checked(where: str, point: dict[Any, Any], space: Space) -> dict[str, Any]:
+    """The point with its values in the space's types.
+
+    Raises:
+        SettingsError: Begins with `where`: the space has not such a point.
+    """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     result: dict[str, Any] = {}
     met: set[str] = set()

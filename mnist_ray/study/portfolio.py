@@ -1,0 +1,56 @@
+"""--portfolio: a few configurations that were good on other data sets are tried first."""
+
+import contextlib
+from typing import Any
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings, load_yaml
+from mnist_ray.settings.text import RECIPES
+from mnist_ray.study.points import checked, read_points
+from mnist_ray.study.suggestions import Space
+
+FLAG = "--portfolio"
+FILE = str(RECIPES / "points" / "portfolio.yaml")
+# Data sets of one family are alike: none of them may have had a part in the others' portfolio.
+FAMILIES = {
+    "mnist": "digits",
+    "digits": "digits",
+    "kmnist": "characters",
+    "fashion-mnist": "clothes",
+    "cifar10": "photos",
+}
+
+
+def starting_points(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
+    """The configurations that are tried first: those of --points, then those of --portfolio.
+
+    Raises:
+        SettingsError: A file cannot be read, or names what the space has not.
+    """
+    given = read_points(settings.points, space) if settings.points else []
+    return given + [point for point in _portfolio(settings, space) if point not in given]
+
+
+def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
+    """The points of a file, or those that benchmarks/portfolio.py has made for the data set.
+
+    Of the latter those are left out that the space has not with these --space-args.
+    """
+    if settings.portfolio == "none":
+        return []
+    if settings.portfolio != "auto":
+        return read_points(settings.portfolio, space, FLAG)
+    found = []
+    for point in _made(settings.space, FAMILIES.get(settings.dataset, "none")):
+        with contextlib.suppress(SettingsError):
+            found.append(checked(FLAG, point, space))
+    if not found:
+        which = f"space {settings.space!r} and data set {settings.dataset!r}"
+        print(f"{FLAG} auto: there is none for {which}", flush=True)
+    return found
+
+
+def _made(space: str, family: str) -> list[dict[str, Any]]:
+    """The packaged portfolio of a space, made without a family of data sets; none: of all."""
+    made: dict[str, dict[str, list[dict[str, Any]]]] = load_yaml(FILE, FLAG)
+    return made.get(space, {}).get(family, [])

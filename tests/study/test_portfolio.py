@@ -1,0 +1,75 @@
+"""--portfolio: whose points are tried first, and which are left out."""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings
+from mnist_ray.spaces import DataShape, find
+from mnist_ray.study.portfolio import FAMILIES, FILE, starting_points
+from mnist_ray.study.suggestions import Space
+from tests.support import ROOT
+
+SHAPE = DataShape(1, (28, 28), 10, (0.5,), (0.5,))
+MADE = yaml.safe_load(Path(FILE).read_text())
+
+
+def space(**options: Any) -> Space:
+    return functools.partial(find("convnet"), data=SHAPE, **options)
+
+
+def points(**options: Any) -> list[dict[str, Any]]:
+    return starting_points(SearchSettings(**options), space())
+
+
+@pytest.mark.parametrize("dataset", [*FAMILIES, "folder:/photos"])
+def test_a_data_set_gets_what_was_made_without_its_family(dataset: str) -> None:
+    family = FAMILIES.get(dataset, "none")
+    assert points(dataset=dataset, portfolio="auto") == MADE["convnet"][family]
+    assert points(dataset=dataset) == []
+
+
+def test_a_digit_data_set_has_no_portfolio_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert points(dataset="mnist", portfolio="auto") == []
+    assert "there is none for space 'convnet' and data set 'mnist'" in capsys.readouterr().out
+
+
+def test_a_packaged_portfolio_is_small_and_of_its_space() -> None:
+    for own in MADE["convnet"].values():
+        assert len(own) <= 4
+    settings = SearchSettings(dataset="cifar10", portfolio="auto")
+    assert starting_points(settings, space(max_width=16)) == []  # it is of width 32
+
+
+def test_points_come_first_and_none_twice(tmp_path: Path) -> None:
+    first, second = {"blocks": 2, "width": 16}, {"blocks": 3, "width": 20}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump([first]))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump([second, first]))
+    found = points(points=str(tmp_path / "a.yaml"), portfolio=str(tmp_path / "b.yaml"))
+    assert found == [first, second]
+
+
+@pytest.mark.parametrize("text", ["- {nothing: 1}", "5", "- {width: 1000000}"])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=r"^--portfolio: .*a\.yaml") as caught:
+        points(portfolio=str(tmp_path / "a.yaml"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"^--portfolio: "):
+        points(portfolio=str(tmp_path / "missing.yaml"))
+
+
+def test_the_next_point_is_the_one_that_helps_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from portfolio import greedy  # type: ignore[import-not-found]
+
+    one = {0: 0.0, 1: 0.9, 2: 0.3, 3: 0.5}
+    other = {0: 1.0, 1: 0.0, 2: 0.3, 3: 0.2, 9: 0.0}  # 9 was trained on one of them only
+    assert greedy([one, other], 4) == [2, 0, 1]
+    assert greedy([one], 4) == [0]
+    sys.modules.pop("portfolio")
