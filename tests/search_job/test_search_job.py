@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray import open_run
 from mnist_ray.cli import console
 from mnist_ray.errors import SettingsError
 from mnist_ray.search_job.plan import resumed_settings
@@ -119,6 +120,32 @@ def test_a_stopped_search_goes_on(
     assert not run_again & finished
     check_run(str(tmp_path / "cut"), 6)
     assert not [t for t in load_study(tmp_path / "cut").trials if t.state.name == "RUNNING"]
+
+
+@pytest.mark.slow
+def test_a_confirmation_goes_on_and_its_best_is_fine_tuned(
+    ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    one = tmp_path / "one.yaml"
+    stage = "{epochs: 1, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 1}"
+    one.write_text(f"train_on: train\nstages: [{stage}]\n")
+    options = flags(trials=3, max_epochs=3, confirm=2, stages=one)
+    process = search(ray_head, *SMALL, *options, "--storage", str(tmp_path), "--name", "sure")
+    wait_for(process, "are trained again, with 2 fresh seeds each")
+    wait_for(process, "again, seed")
+    process.kill()
+    finish(process, 30)
+    again = ["--storage", str(tmp_path), "--name", "sure", "--resume", "--stages", str(one)]
+    code, output = finish(search(ray_head, *again))
+    assert code == 0, output
+    assert "3 of 3 trials are done" in output
+    run = open_run(tmp_path / "sure")
+    assert len(load_study(tmp_path / "sure").trials) == 3
+    assert run.best.confirmed is not None
+    assert len(run.best.confirmed.values) == 2
+    first = run.model.manifest["lineage"][0]
+    assert first["trial"] == run.best.number
+    assert first["val_accuracy"] == max(run.best.confirmed.values)
 
 
 def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
