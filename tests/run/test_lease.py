@@ -324,3 +324,26 @@ def test_a_run_is_not_replaced_while_another_works_on_it(tmp_path: Path) -> None
     with lease.held(run, "fine-tuning"), pytest.raises(SettingsError, match="--overwrite: another"):
         lease.refuse_while_held(run, "fine-tuning", "--overwrite")
     lease.refuse_while_held(run, "fine-tuning", "--overwrite")
+
+
+def test_a_folder_of_a_run_is_its_owners(tmp_path: Path) -> None:
+    run = RunStorage(str(tmp_path / "run"))
+    held = lease.Lease(run, "search")
+    held.take("--name")
+    folders = [
+        held.owned.below("confirm"),
+        lease.owned(run.uri, "search", held.token).below("confirm"),
+    ]
+    for folder in folders:
+        folder.write_bytes("a", folder.uri.encode())
+        folder.below("b").write_bytes("c", b"d")
+    assert run.list("confirm") == ["confirm/a", "confirm/b/c"]
+    (tmp_path / "run" / lease.file("search")).unlink()
+    lease.Lease(run, "search").take("--name")
+    for folder in folders:
+        for write in (folder.write_bytes, folder.create_exclusive):
+            with pytest.raises(WorkError, match="another process has taken over its run"):
+                write("new", b"")
+        with pytest.raises(WorkError, match="another process has taken over its run"):
+            folder.below("b").delete("c")
+    assert run.list("confirm") == ["confirm/a", "confirm/b/c"]
