@@ -58,7 +58,7 @@ def test_a_section_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.slow  # every section with its processes, a Ray among them: a minute
+@pytest.mark.slow  # every section with its processes, a Ray among them: two minutes
 def test_all_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out.md"
     gpu.measure(gpu.GpuSettings(device="cpu", small=True, out=str(out)))
