@@ -16,14 +16,14 @@ def _cli() -> Any:
 
 def console() -> NoReturn:
     """Does what `mnist-ray` is called for, and exits."""
-    with output.read_on():
+    with output.exit_if_lost():
         _cli().console()
     raise AssertionError
 
 
 def job(name: str) -> NoReturn:
     """Does what `jobs/NAME.py` is called for, and exits."""
-    with output.read_on():
+    with output.exit_if_lost():
         _cli().job(name)
     raise AssertionError
 

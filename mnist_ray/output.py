@@ -11,7 +11,7 @@ NOBODY_READS = 128 + signal.SIGPIPE  # as a shell names the end of a command bef
 
 
 @contextlib.contextmanager
-def read_on() -> Iterator[None]:
+def exit_if_lost() -> Iterator[None]:
     """Ends a command without a traceback if its output fails.
 
     If nobody reads on, as after `mnist-ray predict … | head`, silently and with 141. For any other
@@ -27,7 +27,7 @@ def read_on() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def or_interrupt() -> Iterator[None]:
+def interrupt_if_lost() -> Iterator[None]:
     """Interrupts a job in order if the lines that are printed within fail.
 
     Its trials are kept, and the failure is not taken for one of the storage.
@@ -35,12 +35,12 @@ def or_interrupt() -> Iterator[None]:
     try:
         yield
     except OSError:
-        _leave()
+        _discard_the_rest()
         _thread.interrupt_main()
 
 
-def _leave() -> None:
-    """Sends what is still printed nowhere, or Python would complain at its end."""
+def _discard_the_rest() -> None:
+    """Sends later output to the null device, or Python would complain at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -49,7 +49,7 @@ def _code_of_output() -> int:
     try:
         print(flush=True)  # an empty line does no harm before a traceback
     except OSError as error:
-        _leave()
+        _discard_the_rest()
         if isinstance(error, BrokenPipeError):
             return NOBODY_READS
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import time
 from mnist_ray import output
 
 try:
-    with output.or_interrupt():
+    with output.interrupt_if_lost():
         print("a trial's line", flush=True)
     time.sleep(20)
 except KeyboardInterrupt:
@@ -24,7 +24,7 @@ except KeyboardInterrupt:
 UNRELATED = """
 from mnist_ray import output
 
-with output.read_on():
+with output.exit_if_lost():
     open("/no such file")
 """
 

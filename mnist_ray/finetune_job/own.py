@@ -116,8 +116,7 @@ def prepare(
         epochs=epochs or searched.get("finetune_epochs") or searched["max_epochs"],
     )
     made = own_data(source, images)
-    if source not in (None, IMAGES):
-        check_sendable(made, f"--train-data: {source!r}")
+    check_sendable(made, f"--train-data: {source!r}")
     return task, made
 
 

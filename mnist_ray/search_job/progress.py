@@ -56,7 +56,7 @@ class Progress(tune.Callback):
 
     def settled(self, number: int) -> None:
         """Prints the line of a trial that has ended."""
-        with output.or_interrupt():
+        with output.interrupt_if_lost():
             self.bar.write(self.line(number))
             sys.stdout.flush()
         self.last = time.monotonic()
@@ -69,7 +69,7 @@ class Progress(tune.Callback):
             return
         self.last = now
         if self.bar.disable:
-            with output.or_interrupt():
+            with output.interrupt_if_lost():
                 print(self.text(), flush=True)
         else:
             self.bar.set_postfix_str(self._running())

@@ -15,7 +15,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
 from mnist_ray.settings import SearchSettings, constraints, resolved, trust
-from mnist_ray.settings.functions import IMAGES, check_function, own_data
+from mnist_ray.settings.functions import check_function, own_data
 from mnist_ray.settings.text import load
 from mnist_ray.training import metrics
 
@@ -122,8 +122,7 @@ def own_work(settings: SearchSettings, resumed: About | None, given: Collection[
         check_function(settings.finetune_with, "--finetune-with")
     images = functools.partial(load_split, settings, resumed, given)
     made = own_data(settings.train_data, images)
-    if settings.train_data not in (None, IMAGES):
-        check_sendable(made, f"--train-data: {settings.train_data!r}")
+    check_sendable(made, f"--train-data: {settings.train_data!r}")
     return OwnWork(settings.train, made)
 
 

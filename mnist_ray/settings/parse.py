@@ -30,7 +30,7 @@ class _Printed(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one line. It may name a file, or quote one."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        with output.or_interrupt():
+        with output.interrupt_if_lost():
             print(printable(self.format(record)), file=stream, flush=True)
 
 

@@ -142,7 +142,7 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
 
 def tell(line: str) -> None:
     """Prints a line, above the progress bar if there is one."""
-    with output.or_interrupt():
+    with output.interrupt_if_lost():
         tqdm.write(line)
         sys.stdout.flush()
 

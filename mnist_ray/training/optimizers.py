@@ -105,7 +105,10 @@ class Muon(torch.optim.SGD):
             gradient = kernel.grad
             if gradient is None:
                 continue
-            mean = self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(gradient))
+            state = self.state[kernel]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            mean = state["momentum_buffer"]
             mean.lerp_(gradient, 1 - self._momentum)
             gradient.copy_(orthogonal(gradient.lerp(mean, self._momentum)))
         return super().step(closure)
@@ -114,7 +117,8 @@ class Muon(torch.optim.SGD):
 def orthogonal(kernel: Tensor) -> Tensor:
     """The orthogonal matrix [out, in * h * w] nearest to a kernel [out, in, h, w], in its shape.
 
-    Five Newton-Schulz iterations with Jordan's coefficients: singular values become 0.7 to 1.2.
+    Five Newton-Schulz iterations with Jordan's coefficients: singular values become 0.7 to 1.2. A
+    matrix with more rows than columns is then multiplied by the root of their quotient.
     """
     matrix = kernel.flatten(1)
     tall = matrix.shape[0] > matrix.shape[1]
