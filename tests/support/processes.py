@@ -44,6 +44,13 @@ def workers(pid: int) -> list[psutil.Process]:
     return found
 
 
+def _starts(worker: psutil.Process) -> bool:
+    """A trial's worker imports and sets up; it has not begun an epoch."""
+    with contextlib.suppress(psutil.Error):
+        return any(word.startswith("ray::ResourceTrainable.__init__") for word in worker.cmdline())
+    return False
+
+
 def kill_tree(pid: int) -> None:
     """SIGKILL to a process and all below it, the parents first, so that none is started again."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -54,7 +61,11 @@ def kill_tree(pid: int) -> None:
 
 
 class Monkey(threading.Thread):
-    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop."""
+    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop.
+
+    One that starts is mostly spared: on a slow machine a start takes longer than some pauses, and
+    a trial that is never let begin is given up, as it should be.
+    """
 
     def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
         super().__init__(daemon=True)
@@ -68,7 +79,8 @@ class Monkey(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
-            found = workers(self.pid)
+            spare = self.chance.random() < 0.75
+            found = [w for w in workers(self.pid) if not (spare and _starts(w))]
             if found:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.chance.choice(found).kill()
