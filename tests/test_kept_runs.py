@@ -15,7 +15,7 @@ from mnist_ray import data
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT
 from tests.support.processes import own_ray
-from tests.support.runs import check_run, ended, finetune, finish, flags, load_study, quick, search
+from tests.support.runs import check_run, ended, finish, flags, load_study, quick, search
 
 KEPT = Path(__file__).parent / "kept_runs"
 
@@ -84,9 +84,7 @@ def test_the_finished_one_gets_more_trials(ray_head: dict[str, str], runs: Path)
     check_run(str(runs / "finished"), 5)
 
 
-def test_the_interrupted_one_goes_on_and_is_fine_tuned(
-    ray_head: dict[str, str], runs: Path, tmp_path: Path
-) -> None:
+def test_the_interrupted_one_goes_on(ray_head: dict[str, str], runs: Path) -> None:
     """Its two running trials continue from their checkpoints; the third is not trained again."""
     folder = runs / "interrupted"
     arguments = flags(storage=runs, name="interrupted", resume=True, finetune=False)
@@ -97,7 +95,15 @@ def test_the_interrupted_one_goes_on_and_is_fine_tuned(
     check_run(str(folder), 4)
     study = load_study(folder)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
-    code, output = finish(finetune(ray_head, *flags(run=folder), *quick(tmp_path, stages=1)))
+
+
+@pytest.mark.slow  # a second job from a search to a model: tests/search_job, tests/finetune_job
+def test_the_interrupted_one_is_fine_tuned_after_its_search(
+    ray_head: dict[str, str], runs: Path, tmp_path: Path
+) -> None:
+    folder = runs / "interrupted"
+    go_on = flags(storage=runs, name="interrupted", resume=True)
+    code, output = finish(search(ray_head, *go_on, *quick(tmp_path, stages=1)))
     assert code == 0, output
     published = json.loads((folder / "model.json").read_text())
     assert [step["step"] for step in published["lineage"]][-1] == "stage-1"

@@ -12,9 +12,7 @@ from tests.support.processes import Monkey, workers
 from tests.support.runs import check_run, finish, flags, search, tables
 
 
-@pytest.mark.parametrize(
-    ("trials", "pause"), [(8, 3), pytest.param(30, 5, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("trials", "pause"), [(8, 3), pytest.param(30, 5, marks=pytest.mark.slow)])
 def test_a_monkey_kills_workers(rays: Rays, tmp_path: Path, trials: int, pause: float) -> None:
     arguments = [
         *TINY,

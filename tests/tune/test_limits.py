@@ -64,8 +64,17 @@ def searched(
     return search, study
 
 
-@pytest.mark.parametrize("objectives", [(), BOTH])
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize(
+    ("sampler", "objectives"),
+    [
+        ("tpe", ()),
+        ("tpe", BOTH),
+        ("gp", ()),
+        pytest.param("gp", BOTH, marks=pytest.mark.slow),  # two Gaussian processes a suggestion
+        ("nsga2", ()),
+        ("nsga2", BOTH),
+    ],
+)
 def test_the_winner_keeps_the_limits(sampler: str, objectives: tuple[str, ...]) -> None:
     search, study = searched(sampler, objectives)
     records = search.records
