@@ -57,7 +57,7 @@ def check_test_part(train: Images, test: Images) -> None:
             f"{name}: all {found.exact} test images are training images: an accuracy on them means "
             "nothing; expected a test part of other images"
         )
-    _tell(train.name, found, len(test.images), "test images", "the test accuracy is too high")
+    _tell(train.name, found, len(test.images), "test images", "the test accuracy may be too high")
     groups = len(_groups(train) & _groups(test))
     if groups:
         log.warning("%s: %d groups are in the training and in the test part", train.name, groups)
@@ -68,7 +68,7 @@ def check_split(part: Images, train: np.ndarray, val: np.ndarray) -> None:
     if ":" not in part.name:
         return
     found = shared_images(part.images[train], part.images[val])
-    _tell(part.name, found, len(val), "validation images", "the validation accuracy is too high")
+    _tell(part.name, found, len(val), "validation images", "the validation accuracy may be too high")
     if part.groups is not None:
         groups = np.intersect1d(part.groups[train], part.groups[val])
         if len(groups):
@@ -80,9 +80,10 @@ def check_split(part: Images, train: np.ndarray, val: np.ndarray) -> None:
 
 
 def _tell(name: str, found: Shared, n: int, what: str, so: str) -> None:
-    for count, how in ((found.exact, "are"), (found.near, "are nearly")):
+    for count, how in ((found.exact, ""), (found.near, "nearly ")):
+        same = f"are {how}training images" if count > 1 else f"is {how}a training image"
         if count:
-            log.warning("%s: %d of %d %s %s training images too: %s", name, count, n, what, how, so)
+            log.warning("%s: %d of %d %s %s too: %s", name, count, n, what, same, so)
 
 
 def _groups(part: Images) -> set[str]:

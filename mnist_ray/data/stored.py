@@ -9,7 +9,7 @@ from mnist_ray.data import drawn
 from mnist_ray.data.decoding import Decoded, Reading, decoded
 from mnist_ray.data.images import Images, digest
 from mnist_ray.data.listing import ORDER, Listing
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.settings import text
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ def read(name: str, part: str, reading: Reading) -> Images:
     found = decoded(listing, reading, order)
     if reading.verify_data:
         _verified.add((name, listing.fingerprint))
-    for note in (*listing.notes, *notes, *found.notes):
+    classes = shortened(", ".join(listing.classes), 150)
+    held = f"{len(listing.names):,} images in {len(listing.classes)} classes: {classes}"
+    for note in (held, *listing.notes, *notes, *found.notes):
         if (line := f"{name}: {note}") not in _noted:
             _noted.add(line)
             log.info("%s", line)

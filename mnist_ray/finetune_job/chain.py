@@ -121,7 +121,7 @@ def calibrated(
         return Fitted(NONE)
     began, twin = time.monotonic(), by == "twin"
     if twin:
-        yield "calibration: a twin is trained without the validation images"
+        yield "calibration: a second network is trained, without the validation images"
         recipe = dataclasses.replace(recipe, train_on="train", twin=True)
         task = dataclasses.replace(task, recipe=recipe)
         yield from train(task, start, storage, split)

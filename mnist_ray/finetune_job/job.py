@@ -161,8 +161,9 @@ def summary(manifest: Manifest, model: str, data_flags: Sequence[str] = ()) -> s
         f"test accuracy {n - errors}/{n} = {(n - errors) / n:.2%} ({errors} errors; "
         f"95 % interval {low:.2%} to {high:.2%}), {manifest.n_parameters:,} parameters\n"
         f"model: {model}\n"
-        f"next: {command('predict', model, 'PICTURE.png')}"
-        f" · {command('evaluate', model, *data_flags)}"
+        f"next: {command('predict', model, 'PICTURE.png')}\n"
+        f"      {command('draw', model)}\n"
+        f"      {command('evaluate', model, *data_flags)}"
     )
 
 

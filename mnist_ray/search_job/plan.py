@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 from mnist_ray import cluster, data, hyperparameters, spaces, trackers
 from mnist_ray.errors import SettingsError
 from mnist_ray.finetune_job.recipe import check_augmentations
+from mnist_ray.processes import clock
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start, read_start
@@ -341,7 +342,8 @@ def _check_second_job(plan: Plan) -> None:
     if trust.is_code(s.dataset) or trust.is_code(s.space):
         from mnist_ray.search_job.rehearsal import rehearse  # noqa: PLC0415 (seconds at start)
 
-        rehearse(plan.space, plan.split.images, s.augment)
+        with clock("trying one network"):
+            rehearse(plan.space, plan.split.images, s.augment)
 
 
 def _with_older_knowledge(plan: Plan) -> Plan:

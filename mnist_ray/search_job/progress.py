@@ -45,6 +45,7 @@ class Progress(tune.Callback):
             initial=records.settled(),
             unit="trial",
             disable=None,  # shown in a terminal only
+            bar_format="{n_fmt}/{total_fmt} trials [{elapsed}<{remaining}]{postfix}",
             dynamic_ncols=True,
             leave=False,
         )

@@ -95,7 +95,7 @@ class PredictSettings(Options):
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""
     pictures: Pictures
-    """PNG, JPEG or other picture files, one digit each."""
+    """PNG, JPEG or other picture files, each of one digit or other thing; or folders of them."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ from mnist_ray import output
 from mnist_ray.errors import MnistRayError, SettingsError, printable
 from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
+from mnist_ray.settings.refusal import refusal
 from mnist_ray.settings.secrets import scrubbed
-from mnist_ray.settings.text import one_line, packaged, read_yaml
+from mnist_ray.settings.text import packaged, read_yaml, recipes
 from mnist_ray.signals import INTERRUPTED, ends_with, interruptible
 
 T = TypeVar("T")
@@ -127,8 +129,13 @@ def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
         SettingsError: The file cannot be read, or names an option that does not exist.
     """
     known = {f.name for f in dataclasses.fields(cls)} - NOT_IN_A_FILE
+    file = packaged(path)
+    if file == path and re.fullmatch(r"[\w-]+", path) and not os.path.exists(path):
+        raise SettingsError(
+            f"--config: {path!r} is neither a recipe nor a file; recipes are {', '.join(recipes())}"
+        )
     flags: list[str] = []
-    for key, value in read_yaml(packaged(path)).items():
+    for key, value in read_yaml(file).items():
         if key not in known:
             raise SettingsError(
                 f"{path}: unknown key {key!r}; allowed are {', '.join(sorted(known))}"
@@ -170,18 +177,5 @@ def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: st
         with contextlib.redirect_stderr(shown):
             return cast(T, tyro.cli(cls, args=argv, default=default, add_help=False))
     except SystemExit:
-        raise SettingsError(where + scrubbed(_first_message(shown.getvalue()), *argv)) from None
-
-
-def _first_message(framed: str) -> str:
-    """The framed error of tyro without its frame and the help that it repeats."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
-    lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
-    message: list[str] = []
-    for line in lines[1:]:
-        if (not line and message) or line.startswith(("For full helptext", "Argument helptext")):
-            break
-        message.append(line)
-    hints = [line.split()[0] for line in lines if line.startswith("--")]
-    text = one_line(" ".join(message)) or one_line(" ".join(lines))
-    return text + (f" (did you mean {hints[0]}?)" if hints and "nrecognized" in text else "")
+        found = refusal(cls, argv, shown.getvalue())
+        raise SettingsError(where + scrubbed(found, *argv)) from None

@@ -3,6 +3,7 @@
 Also the recipes of this package, which are named in place of a YAML file.
 """
 
+import difflib
 import importlib
 import inspect
 import json
@@ -189,7 +190,13 @@ def load(path: str, flag: str, known: Iterable[str]) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a module of a person's own fails in any way
-        raise SettingsError(f"{flag}: {path!r} cannot be imported: {described(error)}") from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        kinds = [each.partition(":")[0] for each in known if ":" in each]
+        close = difflib.get_close_matches(module, kinds, 1) if missing else []
+        hint = f"; did you mean {close[0]}:{attribute}?" if close else ""
+        raise SettingsError(
+            f"{flag}: {path!r} cannot be imported: {described(error)}{hint}"
+        ) from error
 
 
 def arguments(
@@ -261,6 +268,8 @@ def class_weights(text: str) -> str:
         where, values = "--class-weights", load_json(text)
     else:
         where = f"--class-weights: {text}"
+        if not os.path.exists(text):
+            raise SettingsError(f"{where}: there is no such file; expected balanced or a YAML file")
         values = load_yaml(text, where)
     if not isinstance(values, dict) or not values:
         raise SettingsError(f"{where}: expected `class: weight` lines")
@@ -299,6 +308,12 @@ def packaged(path: str, prefix: str = "") -> str:
             if os.path.isfile(found):
                 return str(found)
     return path
+
+
+def recipes() -> list[str]:
+    """The names of the packaged recipes of a search, for --config."""
+    names = (file.stem for file in RECIPES.glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("stages-"))
 
 
 def load_yaml(path: str, where: str) -> Any:

@@ -84,9 +84,9 @@ def text(trials: Sequence[FrozenTrial], direction: Direction) -> str:
     """The shares as a table for a terminal, or one line that says why there is none."""
     found = importances(trials, direction)
     if not found:
-        why = f"{FEWEST} are needed" if len(trials) < FEWEST else "all have one value"
+        why = f"it needs {FEWEST}" if len(trials) < FEWEST else "all have one value"
         return (
-            f"importance of each parameter: not to be had from {len(trials)} complete trials, {why}"
+            f"importance of each parameter: none from {len(trials)} complete trials, {why}"
         )
     lines = [
         [name, *("-" if share is None else f"{share:.3f}" for share in shares)]

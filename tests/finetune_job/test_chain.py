@@ -296,7 +296,7 @@ def test_a_twin_calibrates_where_all_images_are_trained_on(
     assert without.calibration["by"] == "none"
     assert without.calibration["temperature"] == 1.0
     assert not any("calibration" in str(line) for line in plain[:-1])
-    assert "calibration: a twin is trained without the validation images" in lines
+    assert "calibration: a second network is trained, without the validation images" in lines
     assert with_twin.calibration is not None
     assert with_twin.calibration["by"] == "twin"
     assert with_twin.calibration["images"] == 100

@@ -11,7 +11,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mnist_ray.errors import MnistRayError, SettingsError
-from mnist_ray.settings import SearchSettings, check_search, parse
+from mnist_ray.settings import (
+    EvaluateSettings,
+    FinetuneSettings,
+    PushSettings,
+    SearchSettings,
+    check_search,
+    parse,
+)
 
 
 def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
@@ -218,3 +225,48 @@ def test_a_wrong_flag_exits_with_2_and_one_line() -> None:
     assert out.returncode == 2
     assert out.stderr.count("\n") == 1
     assert "--trials" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("cls", "words", "message"),
+    [
+        (SearchSettings, "--trials ten", "--trials: 'ten' is not allowed; expected a whole number"),
+        (SearchSettings, "--target x", "--target: 'x' is not allowed; expected a number"),
+        (
+            SearchSettings,
+            "--gpus-per-trial 0.2.5",
+            "--gpus-per-trial: '0.2.5' is not allowed; expected a number or auto",
+        ),
+        (
+            SearchSettings,
+            "--val-by groups",
+            "--val-by: 'groups' is not allowed; expected class or group or own",
+        ),
+        (SearchSettings, "--storage", "--storage: a value is missing; expected FOLDER"),
+        (SearchSettings, "--resum", "--resum: there is no such option; did you mean --resume?"),
+        (
+            SearchSettings,
+            "--trails=3 --trials 4",
+            "--trails=3: there is no such option; did you mean --trials?",
+        ),
+        (SearchSettings, "--xyzzy", "--xyzzy: there is no such option; --help lists all"),
+        (SearchSettings, "--resume yes", "--resume: takes no value; leave out 'yes'"),
+        (
+            FinetuneSettings,
+            "runs/first",
+            "'runs/first' belongs to no option; did you mean --run runs/first?",
+        ),
+        (EvaluateSettings, "model.onnx other", "'other' belongs to no option"),
+        (
+            EvaluateSettings,
+            "",
+            "MODEL is missing; expected an ONNX file or a run's directory, local or s3://…",
+        ),
+        (PushSettings, "run", "REPO is missing; expected the repository, as me/digits"),
+        (SearchSettings, "--config demmo", "--config: 'demmo' is neither a recipe nor a file"),
+    ],
+)
+def test_a_typing_error_is_told_in_plain_words(cls: type, words: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(cls, words.split())
+    assert str(caught.value).startswith(message)

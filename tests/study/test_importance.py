@@ -87,7 +87,7 @@ def test_the_table_has_a_line_for_each_parameter_and_a_dash_for_what_a_measure_d
 
 def test_one_line_says_why_there_is_no_table() -> None:
     assert importance.text(trials(7), "maximize") == (
-        "importance of each parameter: not to be had from 7 complete trials, 8 are needed"
+        "importance of each parameter: none from 7 complete trials, it needs 8"
     )
     assert importance.text(trials(9, value=1.0), "maximize").endswith(
         "from 9 complete trials, all have one value"
