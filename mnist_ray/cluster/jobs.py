@@ -32,6 +32,7 @@ AWAY_SECONDS = 15.0  # for which a job server may fail to answer
 SILENT_SECONDS = 55.0  # without a line, after which a log says that the job still runs
 # Lines of a job's log that are about Ray: how the job was started.
 PLUMBING = re.compile(r"[\d-]+ [\d:,]+\s+INFO job_manager\.py|Running entrypoint for|ray: joined ")
+STOP_SECONDS = 10.0  # in which a job server must answer that it stops a job
 LOOK_SECONDS = 0.5  # without new lines after which the job's state is asked for
 
 
@@ -79,14 +80,29 @@ def _followed(cluster: Cluster, dashboard: str, command: str, arguments: Sequenc
         status = _follow(client, cluster, job, _Log(command, "--verbose" in arguments))
     finally:
         if status is None:
-            with contextlib.suppress(Exception):  # if the job server is gone, the job is too
-                client.stop_job(job)
+            _stop(client, job)
     if status != JobStatus.SUCCEEDED:
         message = _ask(cluster, lambda: client.get_job_info(job).message) or "see its log"
         raise WorkError(
             f"the job {job} ({command}) ended as {status.value}: {message.splitlines()[0]}"
         )
     return job
+
+
+def _stop(client: JobSubmissionClient, job: str) -> None:
+    """Stops a job, unless the job server does not answer in time.
+
+    A terminal's Ctrl-C also ends parts of a Ray that was started here, and the request then waits
+    for ever. That Ray is ended next, and the job with it.
+    """
+
+    def request() -> None:
+        with contextlib.suppress(Exception):  # if the job server is gone, the job is too
+            client.stop_job(job)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(STOP_SECONDS)
 
 
 def _client(cluster: Cluster, dashboard: str) -> JobSubmissionClient:

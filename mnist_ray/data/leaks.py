@@ -68,7 +68,9 @@ def check_split(part: Images, train: np.ndarray, val: np.ndarray) -> None:
     if ":" not in part.name:
         return
     found = shared_images(part.images[train], part.images[val])
-    _tell(part.name, found, len(val), "validation images", "the validation accuracy may be too high")
+    _tell(
+        part.name, found, len(val), "validation images", "the validation accuracy may be too high"
+    )
     if part.groups is not None:
         groups = np.intersect1d(part.groups[train], part.groups[val])
         if len(groups):

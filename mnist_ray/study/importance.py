@@ -85,9 +85,7 @@ def text(trials: Sequence[FrozenTrial], direction: Direction) -> str:
     found = importances(trials, direction)
     if not found:
         why = f"it needs {FEWEST}" if len(trials) < FEWEST else "all have one value"
-        return (
-            f"importance of each parameter: none from {len(trials)} complete trials, {why}"
-        )
+        return f"importance of each parameter: none from {len(trials)} complete trials, {why}"
     lines = [
         [name, *("-" if share is None else f"{share:.3f}" for share in shares)]
         for name, shares in rows(found)

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,6 +57,38 @@ def test_every_line_is_printed_once_whatever_the_connection_does(
     log = jobs._Log("finetune")
     assert jobs._follow(Client(pieces), joined(), "job", log) is JobStatus.SUCCEEDED
     assert capsys.readouterr().out == "".join(pieces)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_an_interrupt_does_not_wait_for_a_job_server_without_an_answer(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a terminal reaches the parts of a Ray of this terminal too, and ends some."""
+    client, release = Client(["a\n", "b\n"]), threading.Event()
+
+    def stop_job(job: str) -> None:
+        client.stopped.append(job)
+        if not answers:
+            release.wait(60)
+
+    def interrupted(*_: object) -> JobStatus:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "stop_job", stop_job, raising=False)
+    monkeypatch.setattr(jobs, "STOP_SECONDS", 0.2)
+    for name, function in {
+        "_client": lambda *_: client,
+        "_submit": lambda *_: None,
+        "_entrypoint": lambda *_: "python",
+        "_follow": interrupted,
+    }.items():
+        monkeypatch.setattr(jobs, name, function)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.submit_and_follow(joined(started_here=True), "finetune", [])
+    release.set()
+    assert time.monotonic() - began < 10
+    assert len(client.stopped) == 1
 
 
 @pytest.mark.parametrize("plumbing", [False, True])
