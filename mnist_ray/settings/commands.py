@@ -31,7 +31,7 @@ class FinetuneSettings(Options):
     """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
     --onnx)."""
     onnx: File | None = None
-    """Start from this ONNX file of ours instead of the run's best checkpoint."""
+    """Start from this ONNX file, which mnist_ray wrote, instead of the run's best checkpoint."""
     storage: Folder = field(default_factory=default_storage)
     """Place of a new run (default: ~/mnist_ray)."""
     name: Name | None = None
@@ -49,23 +49,23 @@ class FinetuneSettings(Options):
     committee: int | None = None
     """Networks to fine-tune for one ONNX file (default: that of the search)."""
     calibrate: Literal["auto", "twin", "none"] | None = None
-    """How the probabilities become honest (default: as in the search)."""
+    """How the probabilities are calibrated (default: as in the search)."""
     gate: Literal["auto", "none"] | None = None
-    """Whether a small network tells pictures that are none of the classes (default: as in the
+    """Whether a second small network declines pictures of none of the classes (default: as in the
     search)."""
     quantize: Literal["none", "int8", "fp16"] | None = None
-    """Publish the model in smaller numbers too, if the answers stay and it is faster here
+    """Publish a quantised model too, if its answers agree and it is faster on this machine
     (default: as in the search)."""
     test_steps: bool = False
-    """Evaluate every step of the chain on the test set, also if the search did not say so."""
+    """Evaluate every stage on the test set, also if the search did not ask for it."""
     finetune_with: Function | None = None
-    """For a run of --train: module:function that goes on with the best trial's state."""
+    """For a run of --train: module:function that continues the best trial's state."""
     finetune_epochs: int | None = None
     """Its most epochs (default: as in the search)."""
     train_data: Function | None = None
     """Its data, as --train-data of the search."""
     data_dir: Folder | None = None
-    """torchvision's root (default: that of the search)."""
+    """Folder of the built-in data sets (default: that of the search)."""
     cpus: float | None = None
     """CPUs of the job (default: those of the largest node)."""
     gpus: float | None = None
@@ -83,7 +83,7 @@ class EvaluateSettings(Options):
     dataset: Data | None = None
     """As the search's --dataset (default: the model's)."""
     data_dir: Folder | None = None
-    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
+    """Folder of the built-in data sets (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
     part: Literal["test", "train"] = "test"
     """Which part of the data set."""
 
@@ -95,7 +95,7 @@ class PredictSettings(Options):
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""
     pictures: Pictures
-    """PNG, JPEG or other picture files, each of one digit or other thing; or folders of them."""
+    """Picture files such as PNG or JPEG, one subject each, or folders of them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class ReportSettings(Options):
     png: Folder | None = None
     """Draw the main figures into this folder as PNG files too."""
     data_dir: Folder | None = None
-    """torchvision's root, for the test images (default: that of the search)."""
+    """Folder of the built-in data sets, for the test images (default: that of the search)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class DrawSettings(Options):
 
 @dataclass(frozen=True)
 class ServeSettings(Options):
-    """Answer pictures over HTTP. MNIST_RAY_TOKEN, if it is set, is asked of every request."""
+    """Answer pictures over HTTP. If MNIST_RAY_TOKEN is set, every request must carry it."""
 
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""

@@ -78,7 +78,7 @@ EXAMPLES = {
         "~/mnist_ray/first me/digits",
         "s3://bucket/runs/first me/digits",
         "~/mnist_ray/second my-team/digits",
-        "/runs/first me/digits",
+        "runs/first me/digits",
     ),
 }
 

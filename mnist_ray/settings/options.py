@@ -81,13 +81,14 @@ class DataOptions(Options):
     """Data set: mnist, fashion-mnist, kmnist, cifar10, digits, or your own: folder:PATH, npz:FILE,
     csv:FILE, parquet:PATH, hf:NAME or module:function."""
     data_dir: Folder = field(default_factory=default_data_dir)
-    """torchvision's root (default: MNIST_RAY_DATA, else ~/.cache/mnist_ray)."""
+    """Folder of the built-in data sets, as torchvision lays them out (default: MNIST_RAY_DATA, else
+    ~/.cache/mnist_ray)."""
     image_size: int | None = None
     """Height and width of your own images (default: the median of the pictures, at most 64)."""
     channels: Literal["grey", "colour"] | None = None
     """Read your own images in grey or in colour (default: grey if all pictures are)."""
     padding: Literal["black", "white", "edge", "stretch"] = "black"
-    """What lies beside a picture of another shape; stretch fills the whole image."""
+    """Fills the border of a picture that is not square; stretch distorts it to fill the image."""
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
     verify_data: bool = False
@@ -97,10 +98,11 @@ class DataOptions(Options):
     val_images: int | None = None
     """Number of images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
     val_by: Literal["class", "group", "own"] | None = None
-    """Draw validation images by class, or by group: no writer is in both parts; own: those that
-    the data set brings (default: own, group or class, the first that the data set knows)."""
+    """How validation images are drawn. class: in the classes' proportions; group: no writer is in
+    both parts; own: those that the data set brings (default: the first possible of own, group,
+    class)."""
     folds: int | None = None
-    """For few images: train each trial on so many folds of them; its value is their mean."""
+    """For few images: cross-validate each trial on this number of folds; its value is the mean."""
     augment: Annotated[str, "NAME[:KEY=VALUE,...]|module:function"] = "none"
     """Change the training images at random: crop-flip (for cifar10), shift, affine, elastic or
     affine-elastic, with strengths as affine:degrees=15,shift=3, or your own module:function."""
@@ -119,8 +121,8 @@ class SpaceOptions(Options):
     space_args: KeyValues = ()
     """The space's own options, as KEY=VALUE."""
     onnx: File | None = None
-    """Start every trial from this ONNX file or run's directory, for --space optimizer (files not of
-    ours: the extra foreign-onnx)."""
+    """Start every trial from this ONNX file or run's directory, for --space optimizer (a file of
+    another program needs the extra foreign-onnx)."""
     portfolio: Annotated[str, "auto|none|FILE"] = "none"
     """Good defaults, tried after --points and before all others: at most four that were good on
     other data sets (auto), or a YAML file as for --points."""
@@ -133,14 +135,14 @@ class TrainOptions(Options):
     """Your own training, in place of networks on images."""
 
     train: Function | None = None
-    """module:function that trains: a generator of (hp, seed, device, state, data) whose yields are
-    epochs: a dict of metrics, and the state as bytes if it likes."""
+    """module:function that trains: a generator of (hp, seed, device, state, data). Each yield is an
+    epoch: a dict of metrics, or that and the state as bytes."""
     train_data: Function | None = None
     """module:function whose result every trial gets as data, or images: those of --dataset in their
     split."""
     finetune_with: Function | None = None
-    """module:function that goes on with the best trial's state in a second job; its yields are
-    those of --train."""
+    """module:function that continues the best trial's state in a second job; it yields as --train
+    does."""
     finetune_epochs: int | None = None
     """The most epochs of --finetune-with (default: --max-epochs)."""
 
@@ -171,10 +173,10 @@ class GoalOptions(Options):
     target: float | None = None
     """End the search when a trial reaches this value of the metric, as 0.995."""
     patience: int | None = None
-    """End the search when so many trials in a row brought no better value."""
+    """End the search after this number of trials in a row without a better value."""
     confirm: int = 0
-    """Train so many of the best trials again, each with 2 fresh seeds, and choose by their means:
-    the search's best value is partly luck. Within --time-budget."""
+    """Train this number of the best trials again, each with 2 fresh seeds, and choose by the mean:
+    the best value of a search is partly luck. Within --time-budget."""
     trial_timeout: Duration | None = None
     """Give up a trial that reports no epoch for this time, as 10m (default: never)."""
 
@@ -197,7 +199,7 @@ class MethodOptions(Options):
     """Epochs before a trial can be stopped (default: 1; with asha or successive-halving a tenth of
     --max-epochs, at least 2 of 6 or more)."""
     reduction_factor: float = 3
-    """At each rung one trial in so many continues, for asha, hyperband and successive-halving."""
+    """Trials at a rung of which one continues, for asha, hyperband and successive-halving."""
     warm_start: Annotated[str, "RUN|STUDY"] | None = None
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""
@@ -252,16 +254,16 @@ class ModelOptions(Options):
     """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file
     gives."""
     calibrate: Literal["auto", "twin", "none"] = "auto"
-    """How the probabilities become honest: by the validation images where the stages leave them
-    out; else by a twin that is trained without them, which doubles the time. auto: a twin for at
-    most 10,000 training images."""
+    """How the probabilities are calibrated: on the validation images if the stages leave them out,
+    else by a twin: a second network that is trained without them, which doubles the time. auto: a
+    twin for at most 10,000 training images."""
     test_steps: bool = False
-    """Evaluate every step of the chain on the test set, not the published file alone."""
+    """Evaluate every stage on the test set, not the published file alone."""
     gate: Literal["auto", "none"] = "none"
-    """Whether picture.onnx may decline a picture that is none of the classes, by a small network
-    beside it; auto: unless --calibrate none."""
+    """auto: a second small network lets picture.onnx decline a picture of none of the classes,
+    unless --calibrate none."""
     quantize: Literal["none", "int8", "fp16"] = "none"
-    """Publish the model in smaller numbers too, if the answers stay and it is faster here."""
+    """Publish a quantised model too, if its answers agree and it is faster on this machine."""
 
 
 class TrackerPart(NamedTuple):
