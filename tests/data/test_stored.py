@@ -124,6 +124,7 @@ def test_pictures_of_every_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture
     said = caplog.text
     assert "pictures of 20..40 x 20..40 pixels are read as 40 x 20 (their median" in said
     assert "1 files are no pictures and left out, as a/notes.txt" in said
+    assert "18 images in 2 classes: a, b\n" in said
     assert "no test part: 4 of 18 pictures are split off in the classes' proportions" in said
     # Every `a` is the same picture: within what JPEG, the palette and one bit lose.
     whole = [load(name, part) for part in ("train", "test")]
