@@ -32,7 +32,7 @@ AWAY_SECONDS = 15.0  # for which a job server may fail to answer
 SILENT_SECONDS = 55.0  # without a line, after which a log says that the job still runs
 # Lines of a job's log that are about Ray: how the job was started.
 PLUMBING = re.compile(r"[\d-]+ [\d:,]+\s+INFO job_manager\.py|Running entrypoint for|ray: joined ")
-STOP_SECONDS = 10.0  # in which a job server must answer that it stops a job
+STOP_SECONDS = 5.0  # in which a job server must answer that it stops a job
 LOOK_SECONDS = 0.5  # without new lines after which the job's state is asked for
 
 

@@ -147,8 +147,9 @@ def _outcome(storage: RunStorage, held: lease.Lease) -> Iterator[None]:
         # The storage itself may have failed: the first error is the one to tell.
         with contextlib.suppress(MnistRayError):
             held.check()
-            if storage.exists(layout.RUN):
-                About.read(storage, "--name").ended(state)
+            about = About.read(storage, "--name") if storage.exists(layout.RUN) else None
+            if about and about.state != "done":  # the second job may have ended meanwhile
+                about.ended(state)
 
     try:
         yield

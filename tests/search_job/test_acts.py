@@ -12,7 +12,7 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About
 from mnist_ray.run.records import Record, Records
-from mnist_ray.search_job import summary
+from mnist_ray.search_job import job, summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Placement, prepare
 from mnist_ray.search_job.summary import describe
@@ -184,6 +184,20 @@ def test_who_has_lost_the_run_writes_nothing(tmp_path: Path) -> None:
     assert storage.list() == ["run.json", "search.lease"]
     assert storage.read_json("run.json")["state"] == "searching"
     assert study.trials == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("finetuning", "interrupted"), ("done", "done")])
+def test_an_interrupt_does_not_hide_that_the_second_job_has_ended(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    storage = prepare(settings(tmp_path)).storage
+    held = lease.Lease(storage, "search")
+    held.take("--name")
+    about = About.claim(held.owned, facts(), "")
+    with pytest.raises(KeyboardInterrupt), job._outcome(held.owned, held):
+        about.patch(state=before)
+        raise KeyboardInterrupt
+    assert About.read(storage, "--name").state == after
 
 
 def test_the_summary_tells_how_trials_ended() -> None:
