@@ -15,7 +15,8 @@ from mnist_ray.data.pictures import header, opened
 from mnist_ray.errors import SettingsError, first_line
 
 JSON, FORM = "application/json", "multipart/form-data"
-FILES = ("image/", "application/octet-stream")
+CURL = "application/x-www-form-urlencoded"  # what curl --data-binary sends unless told otherwise
+FILES = ("image/", CURL, "application/octet-stream")
 LARGEST = 16 * 2**20  # bytes of a request's body
 LARGEST_JSON = 4 * 2**20  # a list of numbers takes many times its text in memory
 MOST_PIXELS = 25_000_000  # of a picture: its pixels take about 300 MB while it is decoded

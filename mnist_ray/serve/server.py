@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.processes import clock
 from mnist_ray.results import load_model
 from mnist_ray.serve import body
 from mnist_ray.serve.app import app_of, is_loopback
@@ -111,7 +112,8 @@ def serve(where: str, host: str, port: int) -> None:
             f"--port: {port} is not allowed; expected 0 (any that is free) to 65535"
         )
     token = token_for(host)
-    app = app_of(load_model(where), token, local=is_loopback(host))
+    with clock("loading the model"):
+        app = app_of(load_model(where), token, local=is_loopback(host))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=CONNECTIONS)

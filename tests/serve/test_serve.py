@@ -77,6 +77,8 @@ def test_a_form_json_and_a_jpeg_are_pictures_too(client: TestClient, picture: by
     assert expected["known"]
     form = client.post("/predict", files={"file": ("a.png", picture, "image/png")})
     assert form.json() == expected
+    of_curl = {"Content-Type": "application/x-www-form-urlencoded"}  # as the page's line sends it
+    assert client.post("/predict", content=picture, headers=of_curl).json() == expected
     assert client.post("/predict", json=pixels.tolist()).json() == expected
     rgba = np.array(Image.fromarray(pixels).convert("RGBA"))
     assert client.post("/predict", json=rgba.tolist()).json() == expected
