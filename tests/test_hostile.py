@@ -6,6 +6,7 @@ environment goes anywhere. `make test` tries a sample; `-m slow` all of them.
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -22,7 +23,7 @@ from PIL import Image
 import mnist_ray as mr
 from mnist_ray import cli, data, draw, report
 from mnist_ray.data.decoding import Reading
-from mnist_ray.errors import MnistRayError, SettingsError
+from mnist_ray.errors import CorruptFileError, MnistRayError, SettingsError
 from mnist_ray.export.read import read_model
 from mnist_ray.finetune_job import chain, job
 from mnist_ray.run import checkpoint
@@ -309,6 +310,32 @@ def test_no_file_of_a_run_chooses_what_happens(
                 harm[f"{name}: {command}"] = seen
     assert not harm, "\n".join(f"{what}: {seen}" for what, seen in harm.items())
     assert tried >= SAMPLED  # most values meet several commands
+
+
+class Harmful:
+    """Runs the canary when its pickle is loaded."""
+
+    def __reduce__(self) -> Any:
+        return exec, (f"import {hostile.CANARY}",)
+
+
+def test_the_state_of_a_sampler_in_a_study_runs_no_code(place: Place) -> None:
+    """Optuna's cmaes pickles its state into the study, and would load it at a resume."""
+    place.fresh()
+    facts = json.loads((place.run / "run.json").read_text())
+    facts["settings"]["sampler"] = "cmaes"
+    (place.run / "run.json").write_text(json.dumps(facts))
+    lines = (place.run / "study.journal").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if json.loads(line)["op_code"] == 4)
+    state = {"cma:optimizer:0": pickle.dumps(Harmful()).hex()}
+    worker = json.loads(lines[first])["worker_id"]
+    added = {"op_code": 9, "worker_id": worker, "trial_id": 0, "system_attr": state}
+    lines.insert(first + 1, json.dumps(added))
+    (place.run / "study.journal").write_text("\n".join([*lines, ""]))
+    for call in OF_A_RUN.values():
+        assert attempt(place, call) == ([], None)
+    with pytest.raises(CorruptFileError, match=r"^--sampler: .* trial 0 .*builtins.exec"):
+        resume(place.run)
 
 
 @pytest.mark.parametrize("command", ["search --resume", "finetune --run", "report"])

@@ -47,7 +47,7 @@ from mnist_ray.study import storages, studies
 from mnist_ray.study.objectives import check_parts
 from mnist_ray.study.portfolio import starting_points
 from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
-from mnist_ray.study.samplers import Sampler, read_sampler
+from mnist_ray.study.samplers import Sampler, check_state, read_sampler
 from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.study.warm_start import older_trials
 
@@ -366,6 +366,7 @@ def _check_study(plan: Plan) -> None:
             own := studies.of_run(plan.storage, plan.study_name, plan.name, s.goal)
         ):
             studies.check_study(own, *this)
+            check_state(plan.sampler(s.seed), own)
         return
     if plan.resumed and s.study == "memory":
         raise SettingsError("--resume: the run's study was in memory and has ended with it")
@@ -377,6 +378,7 @@ def _check_study(plan: Plan) -> None:
             )
         if study:
             studies.check_study(study, *this)
+            check_state(plan.sampler(s.seed), study)
             if not plan.resumed:
                 studies.check_run(study, plan.name)
             if s.deterministic:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
-from mnist_ray.study.optuna_private import is_grouped, part_of
+from mnist_ray.study.optuna_private import CmaEs, is_grouped, part_of
 
 
 class Grid(optuna.samplers.BruteForceSampler):
@@ -197,7 +197,7 @@ TPE_OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_li
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (TPE, TPE_OPTIONS),
     # Most trials are stopped early: without them it would learn from the few that were not.
-    "cmaes": (optuna.samplers.CmaEsSampler, {"consider_pruned_trials": True}),
+    "cmaes": (CmaEs, {"consider_pruned_trials": True}),
     "gp": (optuna.samplers.GPSampler, {}),
     # Without scrambling every seed gives the same sequence.
     "qmc": (optuna.samplers.QMCSampler, {"scramble": True}),
@@ -264,9 +264,6 @@ def found(name: str) -> tuple[Callable[..., BaseSampler], dict[str, Any]]:
 def read_sampler(name: str, given: Mapping[str, str]) -> Sampler:
     """The sampler that --sampler names, with the texts of --sampler-args in its options' types.
 
-    CMA-ES keeps its state in the study as a pickle and loads it from there: it is for studies that
-    only trusted people write to.
-
     Raises:
         SettingsError: naming the flag.
     """
@@ -278,6 +275,12 @@ def read_sampler(name: str, given: Mapping[str, str]) -> Sampler:
     sampler = Sampler(name, factory, {**defaults, **own})
     sampler.make(0)  # contradicting options are refused now
     return sampler
+
+
+def check_state(sampler: BaseSampler, study: optuna.Study) -> None:
+    """Raises CorruptFileError if the sampler keeps a state in the study, and that is damaged."""
+    if isinstance(sampler, CmaEs):
+        sampler.check(study)
 
 
 def make_sampler(name: str, seed: int, args: Mapping[str, str] | None = None) -> BaseSampler:

@@ -21,6 +21,7 @@ from optuna.storages.journal import (
 from optuna.storages.journal._base import BaseJournalSnapshot
 from optuna.trial import TrialState
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.study import optuna_private as private
 from mnist_ray.study.journal import journal_file
 from mnist_ray.study.samplers import TPE_OPTIONS
@@ -167,3 +168,69 @@ def test_categories_are_compared_by_value() -> None:
     """suggestions.check_space compares distributions, as they are and as a journal gives them."""
     one, same, other = (CategoricalDistribution(c) for c in (("a", 1), ("a", 1), ("a", 2)))
     assert len({one, same, other}) == 2
+
+
+class Harmful:
+    """Its pickle makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def cmaes_study(**options: Any) -> optuna.Study:
+    sampler = private.CmaEs(seed=0, popsize=4, consider_pruned_trials=False, **options)
+    return a_study(sampler=sampler)
+
+
+def with_state(study: optuna.Study, state: str) -> optuna.Study:
+    """The study with a third trial that holds a state."""
+    study.optimize(goal, 2)
+    trial = study.ask()
+    value = goal(trial)
+    private.set_note(study, trial, "cma:optimizer:0", state)
+    study.tell(trial, value)
+    return study
+
+
+def goal(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 9)
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_state_of_cmaes_runs_code_in_stock_optuna_alone(tmp_path: Path, stock: bool) -> None:
+    made = tmp_path / "made"
+    study = with_state(cmaes_study(), pickle.dumps(Harmful(made)).hex())
+    if stock:
+        study.sampler = optuna.samplers.CmaEsSampler(seed=0)
+        study.optimize(goal, 1)
+        assert made.exists()  # else CmaEs is not needed
+        return
+    for act in (lambda: study.optimize(goal, 1), lambda: study.sampler.check(study)):
+        with pytest.raises(CorruptFileError, match=r"^--sampler: .* trial 2 .*it names pathlib"):
+            act()
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "state", ["zz", "", "80", pickle.dumps(1).hex(), pickle.dumps({}).hex(), "80049529" + "00" * 9]
+)
+def test_a_damaged_state_of_cmaes_is_named(state: str) -> None:
+    study = with_state(cmaes_study(), state)
+    with pytest.raises(CorruptFileError, match=r"^--sampler: .* trial 2 "):
+        study.sampler.check(study)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_separable_cma": True}, {"with_margin": True}, {"lr_adapt": True}]
+)
+def test_an_own_state_of_cmaes_is_taken_up_as_stock_does(options: dict[str, Any]) -> None:
+    def asked(factory: Any) -> list[dict[str, Any]]:
+        made = factory(seed=0, popsize=4, consider_pruned_trials=False, **options)
+        study = a_study(sampler=made)
+        study.optimize(goal, 25)
+        return [trial.params for trial in study.trials]
+
+    assert asked(private.CmaEs) == asked(optuna.samplers.CmaEsSampler)
