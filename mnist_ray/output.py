@@ -10,6 +10,21 @@ from collections.abc import Iterator
 NOBODY_READS = 128 + signal.SIGPIPE  # as a shell names the end of a command before `| head`
 
 
+def open_streams() -> None:
+    """Gives each standard stream that is closed, as by `>&-`, the null device.
+
+    Else the next file that is opened would get its number, and what libraries write to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest number that is free
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r")  # noqa: SIM115 (until the end)
+            setattr(sys, name, stream)
+
+
 @contextlib.contextmanager
 def exit_if_lost() -> Iterator[None]:
     """Ends a command without a traceback if its output fails.
@@ -17,6 +32,7 @@ def exit_if_lost() -> Iterator[None]:
     If nobody reads on, as after `mnist-ray predict … | head`, silently and with 141. For any other
     reason, as a full disk, with a line and 1.
     """
+    open_streams()
     try:
         try:
             yield

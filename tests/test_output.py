@@ -1,6 +1,7 @@
 """Commands whose output cannot be written: nobody reads on, or the disk of a log is full."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -68,3 +69,18 @@ def test_another_error_keeps_its_traceback() -> None:
     done = ended(["-c", UNRELATED], subprocess.DEVNULL, "")
     assert done.returncode == 1
     assert done.stderr.endswith("No such file or directory: '/no such file'\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("serach", 2)])
+def test_a_closed_stream_changes_nothing(closed: str, words: str, code: int) -> None:
+    line = f"{shlex.quote(sys.executable)} -m mnist_ray {words} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+    code = "from mnist_ray.output import open_streams as f; f(); exit(open('/etc/passwd').fileno())"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line]).returncode >= 3

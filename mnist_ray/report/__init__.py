@@ -6,6 +6,7 @@ accuracy on them is public.
 """
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.run import layout
 from mnist_ray.settings import command
 from mnist_ray.storage import RunStorage
+from mnist_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from mnist_ray.data import Images
@@ -112,14 +114,29 @@ def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | 
     if out is None and len(runs) == 1:
         print(f"report: {write(storages[0], data_dir)}", flush=True)
     else:
-        path = Path(out or layout.REPORT)
-        if not path.name.isprintable() or path.name in ("", "..") or "\\" in path.name:
-            raise SettingsError(f"--out: {out!r} is no name of a file")
+        path = _page_file(out or layout.REPORT)
         page = build(storages, data_dir, out=str(path.parent))
-        RunStorage(str(path.parent)).write_bytes(path.name, page.encode())
+        try:
+            Folder(path.parent.absolute()).write(path.name, page.encode())
+        except OSError as error:
+            raise SettingsError(f"--out: {path} cannot be written: {error.strerror}") from error
         print(f"report: {path}", flush=True)
     for i, storage in enumerate(storages if png is not None else [], start=1):
         own = Path(png or "", f"{i}-{Path(storage.uri).name}" if len(runs) > 1 else "")
         for file in write_png(storage, str(own), data_dir):
             print(f"figure: {file}", flush=True)
     return 0
+
+
+def _page_file(out: str) -> Path:
+    """The page's file. A device or a pipe is not replaced by it.
+
+    Raises:
+        SettingsError: It can be no file.
+    """
+    path = Path(out)
+    if "://" in out or not path.name.isprintable() or path.name in ("", "..") or "\\" in path.name:
+        raise SettingsError(f"--out: {out!r} is no name of a file on this machine")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SettingsError(f"--out: {out} is there, and is no regular file; give another name")
+    return path

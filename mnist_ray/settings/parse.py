@@ -67,6 +67,7 @@ def main(
     name = program or Path(sys.argv[0]).name
     try:
         with interruptible():
+            _check_working_directory()
             code = run(parse(cls, argv, program)) or 0
             sys.stdout.flush()
     except MnistRayError as error:
@@ -77,6 +78,16 @@ def main(
         code = INTERRUPTED
     ends_with(code)
     sys.exit(code)
+
+
+def _check_working_directory() -> None:
+    """Raises SettingsError if it was deleted: most libraries ask for it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise SettingsError(
+            f"the working directory cannot be used: {error.strerror}; change to another one"
+        ) from error
 
 
 def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None = None) -> T:

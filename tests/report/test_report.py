@@ -1,7 +1,9 @@
 """The report: its numbers against those of the run, what it must not touch, and its size."""
 
+import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -348,6 +350,22 @@ def test_job(finished: RunStorage, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
     with pytest.raises(SettingsError, match="no run is given"):
         report.make([], None, None, None)
+
+
+@pytest.mark.parametrize("out", ["pipe", "folder", "s3://bucket/page.html", "file/page.html", "."])
+def test_a_page_that_cannot_be_written_is_one_line(
+    finished: RunStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Root would have replaced /dev/stdout, or a pipe that another program reads, by a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "build", lambda *_, **__: "a page")
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("file").touch()
+    with pytest.raises(SettingsError, match="^--out: "):
+        report.make([finished.uri], out, None, None)
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    assert sorted(os.listdir()) == ["file", "folder", "pipe"]
 
 
 def test_png_files(finished: RunStorage, tmp_path: Path) -> None:
