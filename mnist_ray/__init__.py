@@ -75,8 +75,13 @@ def search(settings: "SearchSettings | None" = None, /, **options: Any) -> "Run"
     _one_way(settings, options)
     from mnist_ray.results import Run  # noqa: PLC0415 (seconds at start)
     from mnist_ray.search_job import job  # noqa: PLC0415 (seconds at start)
-    from mnist_ray.settings import search_settings  # noqa: PLC0415 (seconds at start)
+    from mnist_ray.settings import SearchSettings, search_settings  # noqa: PLC0415 (seconds at start)
 
+    if not isinstance(settings, SearchSettings | None):
+        raise SettingsError(
+            f"search: {settings!r} is not allowed; expected SearchSettings, or options by name as "
+            "dataset='digits'"
+        )
     settings = settings or search_settings(**options)
     finished = job.search(settings, handle_signals=False)
     return Run(finished.uri, settings.study)
@@ -111,7 +116,9 @@ def finetune(
         settings = run
     else:
         uri = run.uri if isinstance(run, Run) else run
-        settings = FinetuneSettings.of(run=uri, **options)
+        if uri is not None and "run" in options:
+            raise SettingsError("run: is given twice; give it once")
+        settings = FinetuneSettings.of(**{"run": uri, **options})
     finished = job.finetune(settings, handle_signals=False)
     return Run(finished.uri)
 

@@ -50,7 +50,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate an ONNX model on a data set."""
     model = mnist_ray.load_model(settings.model)
     part = model.images(settings.dataset, settings.part, settings.data_dir)
-    result = model.session.evaluate(part.images, part.labels)
+    result = model.judge(part)
     low, high = result.interval
     print(f"accuracy  {result.accuracy:.4%} of {result.n} images of {part.name} {part.part}")
     print(f"errors    {result.n - result.right}")

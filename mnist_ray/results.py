@@ -268,7 +268,8 @@ class Model:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Float32 [n, classes] for images of a data set, uint8 [n, C, H, W]."""
-        return probabilities(self.session.logits(images) / np.float32(self._temperature))
+        logits = self._numbers(self.session.logits(images))
+        return probabilities(logits / np.float32(self._temperature))
 
     def evaluate(
         self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
@@ -284,13 +285,26 @@ class Model:
             SettingsError: The model names none, or none of the built-in ones: a file does not
                 choose the code that runs.
         """
-        images = self.images(dataset, part, data_dir)
-        return self.session.evaluate(images.images, images.labels)
+        return self.judge(self.images(dataset, part, data_dir))
+
+    def judge(self, images: data.Images) -> Evaluation:
+        """As `evaluate`, for images that are loaded already."""
+        found = self.session.evaluate(images.images, images.labels)
+        self._numbers(found.logits)
+        return found
+
+    def _numbers(self, logits: np.ndarray) -> np.ndarray:
+        """The logits. SettingsError if one is NaN, which would count as the first class."""
+        if np.isnan(logits).any():
+            raise SettingsError(f"{self.path} gives logits that are no numbers (NaN)")
+        return logits
 
     def images(
         self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
     ) -> data.Images:
         """The part of a data set that `evaluate` looks at."""
+        if part not in ("train", "test"):
+            raise SettingsError(f"part: {part!r} is not allowed; expected train or test")
         name = trust.dataset(dataset, self.session.metadata.get("dataset"), self.path)
         images = self._load(name, dataset is None, part, data_dir)
         same_names = sorted(self.classes) == sorted(images.classes)
@@ -355,7 +369,7 @@ def open_run(uri: str | os.PathLike[str], study: str | None = None) -> Run:
         >>> run = mnist_ray.open_run("runs/first")
         >>> run.history.groupby("number")["val_accuracy"].max()
     """
-    run = Run(os.fspath(uri), study)
+    run = Run(os.fsdecode(uri), study)
     run._about  # noqa: B018 (is there one?)
     return run
 
@@ -373,7 +387,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         >>> mnist_ray.load_model("model.onnx").predict("seven.png").label
         '7'
     """
-    where = os.fspath(path)
+    where = os.fsdecode(path)
     content = read_model(where)
     plain, mark, query = where.partition("?") if "://" in where else (where, "", "")
     folder = os.path.dirname(plain) or "." if plain.endswith(".onnx") else plain

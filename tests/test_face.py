@@ -208,11 +208,27 @@ def test_nothing_drawn_is_known_not_to_be_a_digit(model_of: Path) -> None:
         (np.zeros((28, 28), np.float32), "an array of float32; expected uint8"),
         (np.zeros((5, 1, 28, 28), np.uint8), r"an array of shape \(5, 1, 28, 28\); expected "),
         ("none.png", "none.png cannot be read"),
+        (b"PNG", "a bytes; expected a file's path"),
+        ([[0, 1]], "a list; expected a file's path"),
+        (None, "a NoneType; expected a file's path"),
+        (np.broadcast_to(np.uint8(0), (10**5, 10**5)), "has 100000 x 100000 pixels; at most 50,0"),
+        (np.zeros((1, 70_000), np.uint8), "has 70000 x 1 pixels; at most .* 65,500 a side"),
+        (Image.new("L", (0, 9)), "has 0 x 9 pixels"),
     ],
 )
 def test_no_picture_is_one_line(model_of: Path, picture: Any, message: str) -> None:
     with pytest.raises(mr.SettingsError, match=message):
         mr.load_model(model_of).predict(picture)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((3, 1, 28, 28), np.float32), np.zeros((0, 1, 28, 28), np.uint8), [[1]], None],
+)
+def test_no_images_are_one_line(model_of: Path, images: Any) -> None:
+    """Floats in [0, 1] would be divided by 255 again, and answered wrong without a word."""
+    with pytest.raises(mr.SettingsError, match=r"^images: .* expected uint8 \[n, C, H, W\]$"):
+        mr.load_model(model_of).probabilities(images)
 
 
 # ---- a search
@@ -231,6 +247,18 @@ def test_no_picture_is_one_line(model_of: Path, picture: Any, message: str) -> N
 def test_wrong_options_are_an_error_that_names_them(options: dict[str, Any], message: str) -> None:
     with pytest.raises(mr.SettingsError, match=message):
         mr.search(**options)
+
+
+@pytest.mark.parametrize("settings", ["digits", mr.FinetuneSettings(), {"trials": 3}])
+def test_a_search_by_place_takes_settings_alone(settings: Any) -> None:
+    with pytest.raises(mr.SettingsError, match=r"^search: .* expected SearchSettings, or options"):
+        mr.search(settings)
+
+
+@pytest.mark.parametrize("part", ["val", None, 3])
+def test_a_part_that_is_none_is_named(model_of: Path, part: Any) -> None:
+    with pytest.raises(mr.SettingsError, match=r"^part: .* is not allowed; expected train or test"):
+        mr.load_model(model_of).evaluate(part=part)
 
 
 def test_settings_and_keywords_exclude_each_other() -> None:

@@ -133,6 +133,9 @@ def _checked(data: Images) -> Images:
     classes = tuple(str(each) for each in data.classes)
     if not classes or not all(each.isprintable() for each in classes):
         raise ValueError("classes must be printable names, at least one")
+    if len(set(classes)) < len(classes):
+        twice = next(each for each in classes if classes.count(each) > 1)
+        raise ValueError(f"two classes are named {twice!r}")
     mean, std = _per_channel(data.mean, "mean"), _per_channel(data.std, "std")
     if min(std) <= 0:
         raise ValueError(f"std must be above 0, found {std}")

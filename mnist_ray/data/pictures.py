@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,6 +57,10 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
 def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
     """Height, width and whether it may be in colour, without decoding; raises as `opened`."""
     if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            raise SettingsError(
+                f"{name} is an array of {picture.dtype}; expected whole numbers from 0 to 255"
+            )
         if not picture.size or not (picture.ndim == 2 or picture.shape[2:] in ((3,), (4,))):
             raise SettingsError(
                 f"{name} is an array of {list(picture.shape)}; expected [height, width] or "
@@ -110,10 +114,15 @@ def _check_size(image: Image.Image, name: str) -> None:
     if width * height > MAX_PIXELS and image.format == "JPEG":
         image.draft(image.mode, (FRACTION_OF, FRACTION_OF))
     if image.width * image.height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise SettingsError(
-            f"{name}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} in all "
-            f"and {MAX_SIDE:,} a side are allowed"
-        )
+        refuse_size(width, height, name)
+
+
+def refuse_size(width: int, height: int, name: str) -> NoReturn:
+    """Raises SettingsError for a picture of too many pixels, or of none."""
+    raise SettingsError(
+        f"{name}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} in all "
+        f"and {MAX_SIDE:,} a side are allowed"
+    )
 
 
 def in_8_bits(file: Image.Image) -> Image.Image:

@@ -28,6 +28,7 @@ COLUMNS = {
     "weight": ("weight", "sample_weight"),
 }  # fmt: skip
 """What a column holds -> its names in small letters, the first that is there counts."""
+MOST_ROWS = 10_000_000  # of Parquet: a few bytes may hold 10^9 rows
 BATCH = 1024  # rows of pictures that are read at a time
 
 
@@ -43,6 +44,7 @@ def read_csv(source: str, path: str) -> Listing:
             header = file.readline().rstrip("\r\n")
         names = [name.strip('"') for name in header.split(",")]
         pixels = [name for name in names if re.fullmatch(r"(pixel|px|p)_?\d+", name.strip())]
+        pixels.sort(key=lambda name: int(re.sub(r"\D", "", name)))
         kinds = dict.fromkeys(names, pa.string()) | dict.fromkeys(pixels, pa.uint8())
         options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
         table = pyarrow.csv.read_csv(path, convert_options=options)
@@ -80,9 +82,13 @@ def read_parquet(source: str, path: str) -> Listing:
     if os.path.isdir(path):
         files = sorted(str(file) for file in Path(path).rglob("*.parquet"))
         files.sort(key=lambda file: ORDER.index(_part_of(file)))
-    if not files or not os.path.isfile(files[0]):
-        raise SettingsError(f"--dataset: {source}: there is no Parquet file {path!r}")
+    strange = next((file for file in files or [path] if not os.path.isfile(file)), None)
+    if strange is not None:
+        raise SettingsError(f"--dataset: {source}: there is no Parquet file {strange!r}")
     try:
+        rows = sum(pq.read_metadata(file).num_rows for file in files)
+        if rows > MOST_ROWS:
+            raise pa.ArrowInvalid(f"it has {rows:,} rows; at most {MOST_ROWS:,} are allowed")
         schemas = [pq.read_schema(file) for file in files]
         found = _found(source, schemas[0].names, need_image=True)
         wanted = [name for kind, name in found.items() if kind != "image"]
@@ -143,9 +149,13 @@ def _picture(value: Any, folder: str) -> Picture:
         return os.path.join(folder, value)
     if isinstance(value, list):
         try:
-            return np.asarray(value, np.uint8)
-        except (ValueError, TypeError, OverflowError):
+            pixels = np.asarray(value)
+        except ValueError:
             return b""
+        whole = (
+            pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() < 256
+        )
+        return pixels.astype(np.uint8) if whole else pixels  # which is named as no picture
     return value if isinstance(value, bytes) else b""
 
 

@@ -26,7 +26,10 @@ def combined(part: Images, train: np.ndarray, class_weights: str | None) -> np.n
     weights = np.ones(len(part.labels)) if part.weights is None else part.weights.astype(float)
     if class_weights is not None:
         weights = weights * of_classes(part, train, class_weights)[part.labels]
-    mean = weights[train].mean()
+    with np.errstate(over="ignore"):
+        mean = weights[train].mean()
+    if not np.isfinite(mean):
+        raise SettingsError("--dataset: the images' weights are too large: their sum is no number")
     if not mean > 0:
         raise SettingsError("--class-weights: every training image would count nothing")
     result: np.ndarray = (weights / mean).astype(np.float32)

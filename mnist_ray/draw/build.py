@@ -111,7 +111,8 @@ def first_layer(proto: onnx.ModelProto) -> tuple[bytes, int] | None:
     """The network's beginning as an ONNX file of its own, and its number of channels.
 
     Its output `maps`, float32 [batch, channels, h, w], is that of the first convolution, or of the
-    activation that follows it. None if there is no convolution.
+    activation that follows it. None if there is no convolution, or it cannot be cut off: a graph
+    within another node may need more.
     """
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     shapes = [
@@ -142,5 +143,8 @@ def first_layer(proto: onnx.ModelProto) -> tuple[bytes, int] | None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
-    onnx.checker.check_model(start)
+    try:
+        onnx.checker.check_model(start)
+    except onnx.checker.ValidationError:
+        return None
     return start.SerializeToString(deterministic=True), channels

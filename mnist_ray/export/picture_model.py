@@ -7,6 +7,7 @@ alone gets the same answers.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,10 +18,10 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from PIL import Image, ImageOps
 
 from mnist_ray.data import read_picture
-from mnist_ray.data.pictures import in_8_bits
+from mnist_ray.data.pictures import MAX_PIXELS, MAX_SIDE, in_8_bits, refuse_size
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.pictures import SEVERAL, Preprocessor, preprocessing_graph
-from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, metadata_of
+from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, messages, metadata_of
 from mnist_ray.export.session import (
     CANNOT_RUN,
     Session,
@@ -93,7 +94,7 @@ def picture_file(model: bytes, source: str, declining: Declining | None = None) 
     gate = None if declining is None else load_verified(declining.gate, "the gate")
     try:
         joined = _joined(prepare, network, gate)
-    except ValueError as error:
+    except (ValueError, onnx.checker.ValidationError) as error:
         raise SettingsError(f"{source} takes no pictures: {first_line(error)}") from error
     _decide(
         joined.graph,
@@ -109,7 +110,10 @@ def picture_file(model: bytes, source: str, declining: Declining | None = None) 
         joined.metadata_props.add(key=key, value=facts[key])
     joined.producer_name, joined.producer_version, joined.ir_version = PRODUCER, "", 10
     joined.metadata_props.add(key=WHOLE, value=digest(joined))
-    onnx.checker.check_model(joined)
+    try:
+        onnx.checker.check_model(joined)
+    except onnx.checker.ValidationError as error:
+        raise SettingsError(f"{source} takes no pictures: {first_line(error)}") from error
     data: bytes = joined.SerializeToString(deterministic=True)
     return data
 
@@ -131,7 +135,11 @@ def _joined(
         io_map = [(IMAGE, part.graph.input[0].name)]
         kept = [*found, *(output for _, output in outputs)]
         joined = compose.merge_models(joined, part, io_map=io_map, outputs=kept)
-    del joined.opset_import[1:]  # the same of all
+    used = {each.domain for each in messages(joined) if isinstance(each, onnx.NodeProto)}
+    versions = {each.domain: each.version for each in joined.opset_import}
+    del joined.opset_import[1:]  # the same of all, but those of operators of another's
+    for domain in sorted(used & versions.keys() - {joined.opset_import[0].domain}):
+        joined.opset_import.append(helper.make_opsetid(domain, versions[domain]))
     for name, output in outputs:
         joined.graph.node.append(helper.make_node("Identity", [output], [name]))
     joined.graph.name = "picture"
@@ -346,6 +354,10 @@ class PictureSession:
             label, probability, known, *several = (each.item() for each in answer)
         except (*CANNOT_RUN, ValueError) as error:  # ValueError: more than one value
             raise SettingsError(f"{self.source} cannot be run: {first_line(error)}") from error
+        if not 0 <= probability <= 1 + TOLERANCE:  # NaN too
+            raise SettingsError(
+                f"{self.source} gives the probability {probability}; expected 0 to 1"
+            )
         if known:
             reason = ""
         elif not probability:
@@ -375,6 +387,16 @@ def as_rgba(
     """
     if isinstance(picture, str | os.PathLike):
         return read_picture(picture)
+    if not isinstance(picture, np.ndarray | Image.Image):
+        raise SettingsError(
+            f"picture: a {type(picture).__name__}; expected a file's path, a picture of Pillow's "
+            "or a NumPy array of uint8"
+        )
+    sides = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    if len(sides) == 2 and (
+        min(sides) == 0 or math.prod(sides) > MAX_PIXELS or max(sides) > MAX_SIDE
+    ):
+        refuse_size(*sides, "picture")
     if isinstance(picture, Image.Image):
         try:
             return np.array(in_8_bits(picture).convert("RGBA"))
@@ -383,7 +405,7 @@ def as_rgba(
     if picture.dtype != np.uint8:
         raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
     try:
-        if picture.ndim not in (2, 3) or not picture.size:
+        if picture.ndim not in (2, 3) or not picture.size:  # as [5, 5, 0]
             raise ValueError("no picture")
         return np.array(Image.fromarray(picture).convert("RGBA"))
     except (TypeError, ValueError) as error:

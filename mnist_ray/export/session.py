@@ -68,7 +68,8 @@ def runtime_session(data: bytes, source: str, threads: int | None) -> onnxruntim
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3  # errors
+    # Errors are raised. Its own lines would bring names of the file to the terminal as they are.
+    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except CANNOT_RUN as error:
@@ -144,11 +145,14 @@ class Session:
         return found
 
     def logits(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """float32 [n, classes] for images uint8 [n, C, H, W].
+        """float32 [n, classes] for images uint8 [n, C, H, W], n > 0.
 
         Raises:
-            SettingsError: The model takes images of another shape.
+            SettingsError: They are no such images, or the model takes some of another shape.
         """
+        kind = getattr(images, "dtype", type(images).__name__)
+        if not isinstance(images, np.ndarray) or kind != np.uint8 or not len(images):
+            raise SettingsError(f"images: {kind} {np.shape(images)}; expected uint8 [n, C, H, W]")
         if images.shape[1:] != self.image_shape:
             raise SettingsError(
                 f"{self.source} takes images of {_text(self.image_shape)} "

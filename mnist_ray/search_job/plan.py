@@ -257,7 +257,7 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
     kept: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in before.items()
-        if key in values and key not in now.given | ONE_TIME
+        if key in values and key not in now.given | ONE_TIME and value != ""  # of an older version
     }
     if "finetune_with" in now.given:  # a run without one was recorded as not to be fine-tuned
         kept.pop("finetune", None)

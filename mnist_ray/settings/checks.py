@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from mnist_ray import hyperparameters
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.settings import constraints, objectives
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.text import duration, is_stored, key_values
@@ -28,6 +28,7 @@ LEAST = {
     "confirm": 0,
     "finetune_epochs": 1,
 }
+MOST = 10_000_000  # of every whole number; a run's tables hold no more (see run.records)
 # Options of data sets that are files of one's own.
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
 
@@ -39,7 +40,12 @@ def check_search(s: SearchSettings) -> None:
         SettingsError: A value is not allowed, or two options exclude each other; names the flag.
     """
     for name, least in LEAST.items():
-        _at_least(name, getattr(s, name), least)
+        _at_least(name, value := getattr(s, name), least)
+        if isinstance(value, int) and value > MOST and name != "seed":
+            yours = shortened(str(value), 40)
+            raise SettingsError(
+                f"--{name.replace('_', '-')}: {yours} is not allowed; expected at most {MOST:,}"
+            )
     problem = next(itertools.chain(_numbers(s), _exclusions(s)), None)
     if problem:
         raise SettingsError(problem)
@@ -107,6 +113,14 @@ def _numbers(s: SearchSettings) -> Iterator[str]:
         yield f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}"
     if s.target is not None and not math.isfinite(s.target):
         yield f"--target: {s.target} is not allowed; expected a finite number"
+    elif s.target is not None and s.metric in objectives.METRICS and not s.train and not s.resume:
+        share = s.metric != "val_loss"
+        if not 0 < s.target <= (1 if share else math.inf):
+            most = " and at most 1, as 0.995" if share else ""
+            yield (
+                f"--target: {s.target:g} is not allowed with --metric {s.metric}; "
+                f"expected more than 0{most}"
+            )
     if s.seed >= 2**32:
         yield f"--seed: {s.seed} is too large; expected less than 2^32"
 

@@ -47,12 +47,23 @@ class Options:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             value = converted(getattr(self, name), kind, name)
+            if value == "" or (isinstance(value, tuple) and "" in value):
+                # That of a shell's variable that is not set, as --warm-start "$OLD".
+                raise SettingsError(f"{self._shown(name)}: is empty; give a value, or leave it out")
             if name in ("storage", "data_dir") and value is not None:
                 value = os.path.expanduser(value)
             resolve = {"dataset": with_whole_path, "class_weights": class_weights}.get(name)
             if resolve and value is not None:
                 value = resolve(value)
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def _shown(cls, name: str) -> str:
+        """An option as the command line has it: MODEL, or --warm-start."""
+        hint = typing.get_type_hints(cls, include_extras=True)[name]
+        marks = getattr(hint, "__metadata__", ())
+        is_positional = any("Positional" in repr(mark) for mark in marks)
+        return name.upper() if is_positional else "--" + name.replace("_", "-")
 
     @classmethod
     def of(cls, **options: Any) -> Self:

@@ -108,6 +108,8 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise SettingsError(f"{flag}: {pair!r} is not of the form KEY=VALUE")
+        if key in result:
+            raise SettingsError(f"{flag}: {key} is given twice; give it once")
         result[key] = value
     return result
 

@@ -78,6 +78,7 @@ def test_a_data_set_of_ones_own(own: None) -> None:
         ("mean_text", "could not convert"),
         ("escape", "classes must be printable"),
         ("nameless", "classes must be printable"),
+        ("twice", "two classes are named 'a'"),
         ("group", "40 images and 39 groups"),
         ("crash", r"my_stripes.py:\d+: FileNotFoundError"),
         ("other", "must return mnist_ray.data.Images, returned list"),

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import zipfile
@@ -230,6 +231,11 @@ def test_pixels_in_a_table(tmp_path: Path) -> None:
     train = load(f"csv:{tmp_path / 't.csv'}", "train")
     assert train.shape == (1, 3, 3)
     assert train.images[0].reshape(-1).tolist() == pixels[0].tolist()
+    backwards = [[line[0], *line[:0:-1]] for line in rows]
+    header = ["label", *(f"pixel{i}" for i in reversed(range(9)))]
+    write_csv(tmp_path / "backwards.csv", header, backwards)
+    again = load(f"csv:{tmp_path / 'backwards.csv'}", "train")
+    np.testing.assert_array_equal(again.images, train.images)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +401,8 @@ def odd_sources(folder: Path) -> dict[str, str]:
         "text": {"image": cells, "label": ["a", "b"] * 4},
         "flat": {"image": flat, "label": label},
         "deep": {"image": deep, "label": label},
+        "shares": {"image": (pixels / 255).tolist(), "label": label},
+        "bright": {"image": (pixels + 300.0).astype(int).tolist(), "label": label},
         "cut": {"image": cells, "label": label},
     }.items():
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
@@ -407,6 +415,11 @@ def odd_sources(folder: Path) -> dict[str, str]:
     cut = bytearray((folder / "cut.parquet").read_bytes())
     cut[200:900] = bytes(700)  # within the pictures' pages
     (folder / "cut.parquet").write_bytes(bytes(cut))
+    equal = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000_000, np.int8)), ["a"])
+    pq.write_table(pa.table({"image": equal, "label": equal}), folder / "long.parquet")
+    (folder / "pipe").mkdir()
+    shutil.copy(folder / "text.parquet", folder / "pipe" / "train.parquet")
+    os.mkfifo(folder / "pipe" / "test.parquet")
     (folder / "parts").mkdir()
     for part, columns in (("train", {"image": cells}), ("test", {"pictures": cells})):
         parquet = folder / "parts" / f"{part}.parquet"
@@ -431,6 +444,10 @@ def odd_sources(folder: Path) -> dict[str, str]:
         "parquet:flat.parquet": r"an array of \[120\]",
         "parquet:deep.parquet": r"an array of \[1, 12, 10, 3\]",
         "parquet:cut.parquet": "cannot be read",
+        "parquet:shares.parquet": "an array of float64; expected whole numbers from 0 to 255",
+        "parquet:bright.parquet": "an array of int64; expected whole numbers from 0 to 255",
+        "parquet:long.parquet": "20,000,000 rows; at most 10,000,000 are allowed",
+        "parquet:pipe": "there is no Parquet file .*test.parquet",
         "parquet:parts": "column image cannot be read",
     }
 

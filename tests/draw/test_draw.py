@@ -126,6 +126,32 @@ def test_no_first_layer_without_a_convolution() -> None:
     assert build.first_layer(onnx.load_model_from_string(exported(hp))) is None
 
 
+def test_no_first_layer_of_a_graph_that_needs_more() -> None:
+    """A graph within a node takes weights of the outer one that its first layer lacks."""
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    weights = [
+        onnx.numpy_helper.from_array(np.ones((4, 1, 3, 3), np.float32), name) for name in "abc"
+    ]
+    yes = onnx.numpy_helper.from_array(np.array(True), "yes")
+    branches = {
+        f"{which}_branch": onnx.helper.make_graph(
+            [node("Identity", [name], ["w"])], which, [],
+            [info("w", onnx.TensorProto.FLOAT, [4, 1, 3, 3])],
+        )
+        for which, name in (("then", "a"), ("else", "b"))
+    }  # fmt: skip
+    graph = onnx.helper.make_graph(
+        [node("If", ["yes"], ["unused"], **branches), node("Conv", ["x", "c"], ["out"])],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, ["n", 1, 9, 9])],
+        [info("out", onnx.TensorProto.FLOAT, None)],
+        [*weights, yes],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    onnx.checker.check_model(proto)
+    assert build.first_layer(proto) is None
+
+
 @pytest.fixture
 def no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what lies around it."""

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -104,6 +105,48 @@ def test_other_channels_are_refused() -> None:
     hp = {**HP, "in_channels": 2, "mean": (0.1, 0.1), "std": (0.3, 0.3)}
     with pytest.raises(SettingsError, match=r"^pictures: a model of 2 channels"):
         picture_file(export(network(hp), hp, {}), "model")
+
+
+def anothers(nodes: list[Any], functions: list[Any]) -> bytes:
+    """Another's network of four pixels and classes, with the weights w and yes."""
+    make, floats = onnx.helper, onnx.TensorProto.FLOAT
+    weights = {"w": np.ones(4, np.float32), "yes": np.array(True)}
+    graph = make.make_graph(
+        nodes,
+        "g",
+        [make.make_tensor_value_info("x", floats, ["n", 1, 2, 2])],
+        [make.make_tensor_value_info("y", floats, ["n", 4])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [make.make_opsetid("", 20), make.make_opsetid("own", 1)]
+    proto = make.make_model(graph, opset_imports=opsets, functions=functions, ir_version=9)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def test_a_network_with_a_function_of_its_own_takes_pictures() -> None:
+    make = onnx.helper
+    inner = [make.make_node("Flatten", ["a"], ["b"])]
+    own = make.make_function("own", "Flat", ["a"], ["b"], inner, [make.make_opsetid("", 20)])
+    model = anothers([make.make_node("Flat", ["x"], ["y"], domain="own")], [own])
+    answer = PictureSession(picture_file(model, "model"), "picture.onnx")
+    assert answer(np.full((9, 9, 4), 255, np.uint8)).reason == "nothing drawn"
+
+
+def test_a_network_that_cannot_be_joined_is_refused() -> None:
+    """ONNX's own tools rename no weight in the graphs within nodes."""
+    make = onnx.helper
+    found = make.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [4])
+    branch = make.make_graph([make.make_node("Identity", ["w"], ["v"])], "inner", [], [found])
+    nodes = [
+        make.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch),
+        make.make_node("Flatten", ["x"], ["flat"]),
+        make.make_node("Add", ["flat", "chosen"], ["y"]),
+    ]
+    model = anothers(nodes, [])
+    assert Session(model, "model").n_classes == 4
+    with pytest.raises(SettingsError, match="^model takes no pictures: "):
+        picture_file(model, "model")
 
 
 def test_a_photo_is_read_from_a_file_as_people_have_it(

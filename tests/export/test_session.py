@@ -1,5 +1,6 @@
 """onnxruntime's answers: accuracy, latency, and the refusal of files and images that do not fit."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy.stats import binomtest
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.session import Session, confidence_interval
+from mnist_ray.results import Model
 from tests.support.networks import HP, network
 
 PLAIN_READER = Path(__file__).parents[1] / "programs" / "plain_reader.py"
@@ -30,6 +32,44 @@ def test_an_open_image_shape_is_refused(exported: bytes) -> None:
         match=r"^m\.onnx leaves the images' shape open \(1xheightxwidth\); expected fixed [^\n]*$",
     ):
         Session(proto.SerializeToString(), "m.onnx")
+
+
+def broken(weight: float, name: str) -> bytes:
+    """A file that fails for more than one image at a time, at a node of this name."""
+    info = helper.make_tensor_value_info
+    arrays = {"shape": np.array([1, 4]), "w": np.full((4, 3), weight, np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["x", "shape"], ["flat"], name),
+            helper.make_node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        "g",
+        [info("x", 1, ["n", 1, 2, 2])],
+        [info("y", 1, ["n", 3])],
+        [onnx.numpy_helper.from_array(array, key) for key, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def test_names_of_a_file_do_not_reach_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime writes a line of its own for a node that fails."""
+    session = Session(broken(1.0, "\x1b]0;mine\x07"), "m.onnx")
+    with pytest.raises(SettingsError, match=r"m\.onnx cannot be run: "):
+        session.logits(np.zeros((2, 1, 2, 2), np.uint8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_logits_that_are_no_numbers_are_no_answer() -> None:
+    image = np.ones((1, 1, 2, 2), np.uint8)
+    model = Model(broken(math.nan, ""), "m.onnx", {})
+    part = data.Images("x", "test", image, np.zeros(1, int), ("a", "b", "c"), (0.1,), (0.3,))
+    for call in (lambda: model.judge(part), lambda: model.probabilities(image)):
+        with pytest.raises(SettingsError, match=r"^m\.onnx gives logits that are no numbers"):
+            call()
+    with pytest.raises(SettingsError, match=r"^picture\.onnx gives the probability nan; expected"):
+        model.predict(np.eye(9, dtype=np.uint8) * 255)
 
 
 def test_session_refuses_other_images_and_other_inputs(exported: bytes) -> None:

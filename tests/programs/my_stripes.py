@@ -36,6 +36,7 @@ mean_inf = broken(mean=(0.4, float("inf")))
 mean_text = broken(mean=("a", "b"))
 escape = broken(classes=("a", "b", "c", "\x1b[2J"))
 nameless = broken(classes=())
+twice = broken(classes=("a", "b", "a", "d"))
 group = broken(groups=np.zeros(39, np.int64))
 number = 7
 

@@ -44,7 +44,7 @@ def test_forms(text: str, name: str, limit: float, shown: str) -> None:
         (["size<=1.2.3"], "expected a number above 0"),
         (["size<=1e999"], "expected a number above 0"),
         (["size<=5", "size<=6"], "size is limited twice"),
-        ([""], "'' is not allowed"),
+        ([""], "is empty; give a value"),
     ],
 )
 def test_a_wrong_limit_is_one_line(texts: list[str], message: str) -> None:

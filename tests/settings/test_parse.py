@@ -1,9 +1,11 @@
 """Settings: flags over YAML, and errors of one line that name the flag or file."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -14,9 +16,11 @@ from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.settings import (
     EvaluateSettings,
     FinetuneSettings,
+    PredictSettings,
     PushSettings,
     SearchSettings,
     check_search,
+    main,
     parse,
 )
 
@@ -98,13 +102,50 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: 
         ("--seed -1", "--seed"),
         ("--config /does/not/exist.yaml", "/does/not/exist.yaml"),
         ("--trials", "--trials"),
+        (f"--trials {10**30}", "--trials: 1000000000000000000000000000000 is not allowed"),
+        ("--committee 10000001", "--committee: 10000001 is not allowed; expected at most 10,000,0"),
+        ("--space-args width=8 width=9", "--space-args: width is given twice"),
+        ("--target 99.5", "--target: 99.5 is not allowed with --metric val_accuracy; .* at most 1"),
+        ("--metric val_loss --target 0", "--target: 0 is not allowed with --metric val_loss"),
     ],
 )
 def test_a_bad_flag_is_named_in_one_line(flags: str, named: str) -> None:
     with pytest.raises(SettingsError) as caught:
         check_search(parse(SearchSettings, flags.split()))
-    assert named in str(caught.value)
+    assert re.search(named, str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["warm_start", "study", "name", "points", "stages", "data_dir"])
+def test_an_empty_text_is_not_taken_for_none(name: str, tmp_path: Path) -> None:
+    """`--study "$DATABASE"` with a variable that is not set must not search without it."""
+    flag = f"--{name.replace('_', '-')}"
+    (tmp_path / "my.yaml").write_text(f"{name}: ''\n")
+    for call in (
+        lambda: parse(SearchSettings, [flag, ""]),
+        lambda: parse(SearchSettings, ["--config", str(tmp_path / "my.yaml")]),
+        lambda: SearchSettings.of(**{name: ""}),
+    ):
+        with pytest.raises(SettingsError, match=f"{flag}: is empty; give a value, or leave it out"):
+            call()
+
+
+@pytest.mark.parametrize("words", [["", "a.png"], ["model.onnx", ""]])
+def test_an_empty_word_is_not_the_working_directory(words: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"^(MODEL|PICTURES): is empty"):
+        parse(PredictSettings, words)
+
+
+def test_a_working_directory_that_is_gone_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.getcwd", Mock(side_effect=FileNotFoundError(2, "No such directory")))
+    with pytest.raises(SystemExit) as ended:
+        main(SearchSettings, lambda _: 0, argv=[], program="search")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "search: the working directory cannot be used: No such directory; change to another one\n"
+    )
 
 
 NAMES = [

@@ -74,6 +74,8 @@ def test_image_weights_and_a_file_of_classes(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=f"^--class-weights.*{said}"):
             text = SearchSettings.of(class_weights=str(tmp_path / "w.yaml")).class_weights
             combined(part(labels), train, text)
+    with pytest.raises(SettingsError, match=r"^--dataset: the images' weights are too large"):
+        combined(part(labels, np.full(4, 1e308)), train, None)
     with pytest.raises(SettingsError, match="^--class-weights: .*nowhere"):
         SearchSettings.of(class_weights="nowhere.yaml")
 
