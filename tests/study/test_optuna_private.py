@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.study import optuna_private as private
 from mnist_ray.study.journal import journal_file
-from mnist_ray.study.samplers import TPE_OPTIONS
+from mnist_ray.study.samplers import TPE_OPTIONS, check_state
 
 
 def a_study(storage: Any = None, **options: Any) -> optuna.Study:
@@ -208,7 +208,7 @@ def test_a_state_of_cmaes_runs_code_in_stock_optuna_alone(tmp_path: Path, stock:
         study.optimize(goal, 1)
         assert made.exists()  # else CmaEs is not needed
         return
-    for act in (lambda: study.optimize(goal, 1), lambda: study.sampler.check(study)):
+    for act in (lambda: study.optimize(goal, 1), lambda: check_state(study.sampler, study)):
         with pytest.raises(CorruptFileError, match=r"^--sampler: .* trial 2 .*it names pathlib"):
             act()
     assert not made.exists()
@@ -220,7 +220,7 @@ def test_a_state_of_cmaes_runs_code_in_stock_optuna_alone(tmp_path: Path, stock:
 def test_a_damaged_state_of_cmaes_is_named(state: str) -> None:
     study = with_state(cmaes_study(), state)
     with pytest.raises(CorruptFileError, match=r"^--sampler: .* trial 2 "):
-        study.sampler.check(study)
+        check_state(study.sampler, study)
 
 
 @pytest.mark.parametrize(
