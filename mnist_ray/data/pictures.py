@@ -1,6 +1,7 @@
 """Picture files -> upright pictures of 8 bits a channel, and pictures -> images of one size."""
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -178,3 +179,45 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         SettingsError: The file is missing, is of no known format, or has more than MAX_PIXELS.
     """
     return np.array(opened(os.fspath(path)).convert("RGBA"))
+
+
+def as_rgba(
+    picture: str | os.PathLike[str] | np.ndarray | Image.Image, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """A picture in any of the forms that people have, as uint8 [h, w, 4].
+
+    Args:
+        picture: A file, a picture of Pillow's, or uint8 [h, w] or [h, w, 3 or 4].
+        image_shape: The network's own, named in errors.
+
+    Raises:
+        SettingsError: The file cannot be read, or the array is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_picture(picture)
+    if not isinstance(picture, np.ndarray | Image.Image):
+        raise SettingsError(
+            f"picture: a {type(picture).__name__}; expected a file's path, a picture of Pillow's "
+            "or a NumPy array of uint8"
+        )
+    sides = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    if len(sides) == 2 and (
+        min(sides) == 0 or math.prod(sides) > MAX_PIXELS or max(sides) > MAX_SIDE
+    ):
+        refuse_size(*sides, "picture")
+    if isinstance(picture, Image.Image):
+        try:
+            return np.array(in_8_bits(picture).convert("RGBA"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"picture: {first_line(error)}") from error
+    if picture.dtype != np.uint8:
+        raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
+    try:
+        if picture.ndim not in (2, 3) or not picture.size:  # as [5, 5, 0]
+            raise ValueError("no picture")
+        return np.array(Image.fromarray(picture).convert("RGBA"))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"picture: an array of shape {picture.shape}; expected [height, width], "
+            f"[height, width, 3 or 4] or {list(image_shape)}"
+        ) from error

@@ -7,7 +7,6 @@ alone gets the same answers.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,8 +16,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 from PIL import Image, ImageOps
 
-from mnist_ray.data import read_picture
-from mnist_ray.data.pictures import MAX_PIXELS, MAX_SIDE, in_8_bits, refuse_size
+from mnist_ray.data.pictures import as_rgba
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.export.pictures import SEVERAL, Preprocessor, preprocessing_graph
 from mnist_ray.export.read import PRODUCER, WHOLE, digest, load_verified, messages, metadata_of
@@ -371,45 +369,3 @@ class PictureSession:
     def latency_ms(self, picture: np.ndarray, n: int = 50) -> float:
         """Median milliseconds for a picture uint8 [h, w, 4], over n runs after five to warm up."""
         return median_ms(lambda: self(picture), n, 5)
-
-
-def as_rgba(
-    picture: str | os.PathLike[str] | np.ndarray | Image.Image, image_shape: tuple[int, int, int]
-) -> np.ndarray:
-    """A picture in any of the forms that people have, as uint8 [h, w, 4].
-
-    Args:
-        picture: A file, a picture of Pillow's, or uint8 [h, w] or [h, w, 3 or 4].
-        image_shape: The network's own, named in errors.
-
-    Raises:
-        SettingsError: The file cannot be read, or the array is no picture.
-    """
-    if isinstance(picture, str | os.PathLike):
-        return read_picture(picture)
-    if not isinstance(picture, np.ndarray | Image.Image):
-        raise SettingsError(
-            f"picture: a {type(picture).__name__}; expected a file's path, a picture of Pillow's "
-            "or a NumPy array of uint8"
-        )
-    sides = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
-    if len(sides) == 2 and (
-        min(sides) == 0 or math.prod(sides) > MAX_PIXELS or max(sides) > MAX_SIDE
-    ):
-        refuse_size(*sides, "picture")
-    if isinstance(picture, Image.Image):
-        try:
-            return np.array(in_8_bits(picture).convert("RGBA"))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"picture: {first_line(error)}") from error
-    if picture.dtype != np.uint8:
-        raise SettingsError(f"picture: an array of {picture.dtype}; expected uint8")
-    try:
-        if picture.ndim not in (2, 3) or not picture.size:  # as [5, 5, 0]
-            raise ValueError("no picture")
-        return np.array(Image.fromarray(picture).convert("RGBA"))
-    except (TypeError, ValueError) as error:
-        raise SettingsError(
-            f"picture: an array of shape {picture.shape}; expected [height, width], "
-            f"[height, width, 3 or 4] or {list(image_shape)}"
-        ) from error

@@ -264,9 +264,6 @@ def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSe
     return dataclasses.replace(now, **kept)
 
 
-# ---- checks
-
-
 def _check_trainable(settings: SearchSettings, networks: bool) -> None:
     """SettingsError if an option needs networks, and the space's trials are none."""
     if networks:
