@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from mnist_ray import data, load_model
+from mnist_ray.data.pictures import as_rgba
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.picture_model import (
     PictureSession,
-    as_rgba,
     guises,
     picture_file,
     verify_pictures,
