@@ -4,13 +4,17 @@ import re
 from pathlib import Path
 
 import nbformat
+import onnxruntime
 import optuna
 import pytest
 import torch
 from nbclient import NotebookClient
 from optuna.study import StudyDirection
+from safetensors.torch import save_file
 
 from mnist_ray import data, models, open_run
+from mnist_ray.errors import SettingsError
+from mnist_ray.export.write import export
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.trials.function import FunctionTrial
@@ -46,6 +50,36 @@ def test_the_parts_make_a_plan_together(tmp_path: Path) -> None:
     logits = models.build(hp)(torch.rand(4, 1, 28, 28))
     assert logits.shape == (4, 3)
     logits.sum().backward()
+
+
+def test_a_pretrained_network_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet").state_dict()
+    file = tmp_path / "weights.safetensors"
+    save_file(weights, file)
+    settings = SearchSettings.of(
+        dataset="digits",
+        space="examples.pretrained:space",
+        space_args={"model": "test_resnet", "weights": file},
+        storage=tmp_path,
+        name="begun",
+    )
+    hp = prepare(settings).space(optuna.create_study().ask())
+    network = models.build(hp).eval()
+    begun = network[1].state_dict()
+    # three colours become one channel, a thousand classes ten; the rest is the file's
+    changed = {name for name in weights if not weights[name].equal(begun[name])}
+    assert changed == {"conv1.0.weight", "fc.weight", "fc.bias"} & set(weights)
+    images = torch.rand(3, 1, *hp["image_size"])
+    session = onnxruntime.InferenceSession(export(network, hp, {"classes": '["0", "1"]'}))
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})[:1]
+    assert logits == pytest.approx(network(images).detach().numpy(), abs=1e-4)
+    # rebuilt elsewhere, for a checkpoint, without the file
+    file.unlink()
+    models.build(hp).load_state_dict(network.state_dict())
+    with pytest.raises(SettingsError, match=r"--space-args: weights=.*: expected a file"):
+        prepare(settings)
 
 
 def test_the_data_set_is_as_it_says() -> None:
