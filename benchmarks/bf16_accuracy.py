@@ -1,6 +1,6 @@
 """Whether training in bfloat16 costs accuracy: the same seeds in bf16 and in fp32.
 
-MNIST_RAY_DATA=DIR python benchmarks/bf16_accuracy.py     # 5 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/bf16_accuracy.py     # 5 minutes on two cores
 
 conv 32-32-64-64 with the default stages' optimisation, 4 epochs on 10,000 MNIST images, judged once
 at the end by the 50,000 other training images. A seed has the same split, the same first weights

@@ -1,7 +1,7 @@
 """A search as a job on a cluster of three nodes against the same search as a plain command, on the
 same cores.
 
-MNIST_RAY_DATA=DIR python benchmarks/cluster_overhead.py     # 11 minutes a repetition on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/cluster_overhead.py  # 11 minutes a repetition on two cores
 
 Both sides train the same 30 trials: random configurations of one seed, none stopped. The cluster is
 three raylets on this machine, the head without CPUs and two nodes that share the cores; it is there

@@ -1,7 +1,7 @@
 """Does the data set reach each node once, or once a trial? What the object stores of three nodes
 hold at most while a search runs.
 
-MNIST_RAY_DATA=DIR python benchmarks/data_bytes.py     # a minute and a half
+    MNIST_RAY_DATA=DIR python benchmarks/data_bytes.py     # a minute and a half
 """
 
 import os

@@ -1,7 +1,7 @@
 """Dropout with batch normalisation: where in a layer it helps and where it hurts.
 
-MNIST_RAY_DATA=DIR python benchmarks/dropout_norm.py --cache runs.jsonl     # 6 minutes on two
-cores; started again, it goes on
+    # 6 minutes on two cores; started again, it goes on
+    MNIST_RAY_DATA=DIR python benchmarks/dropout_norm.py --cache runs.jsonl
 
 conv 32-32-64-64, 4 epochs on 10,000 MNIST images, dropout 0.2 at each place that
 models.families.LAYER_DROPOUT knows, judged at the end on the same 5,000 images, the same seeds

@@ -1,7 +1,7 @@
 """Searches of 24 trials on digits with two objectives, and with a limit: does the rule that stops
 trials know the objectives, and does the winner keep the limit?
 
-python benchmarks/front.py      # a few minutes on one core
+    python benchmarks/front.py      # a few minutes on one core
 
 The networks are trained; Ray is not started. The searcher and the scheduler are asked as Tune asks
 them, two trials at a time (tests/support/tune_loop.py). Every side has the same seeds, and so the

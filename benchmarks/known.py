@@ -1,6 +1,6 @@
 """What `known` of picture.onnx is worth on MNIST: each kind judged by a gate that never saw it.
 
-MNIST_RAY_DATA=DIR python benchmarks/known.py     # 25 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/known.py     # 25 minutes on two cores
 
 A classifier is trained on the training part. For every kind of foreign pictures a gate is trained
 without that kind, and the thresholds are set on the validation images (other writers). The foreign

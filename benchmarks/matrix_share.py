@@ -1,7 +1,7 @@
 """The share of this machine's matrix rate that training a convnet reaches, and where the rest
 of the time goes.
 
-MNIST_RAY_DATA=DIR python benchmarks/matrix_share.py     # 3 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/matrix_share.py     # 3 minutes on two cores
 
 Floating-point operations of a step are counted by torch's FlopCounterMode over forward and backward
 pass; the rate that they are compared with is the best matrix product of a few sizes, measured by

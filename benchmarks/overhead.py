@@ -1,12 +1,14 @@
-"""What a search costs beside the training: until the first step, per search, per trial, and in
+r"""What a search costs beside the training: until the first step, per search, per trial, and in
 memory.
 
-MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
-MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes MNIST_RAY_DATA=DIR
-python benchmarks/overhead.py --parts trials    # 3 minutes python benchmarks/overhead.py --parts
-trials --trials 1000 --slots 16 --floats 8 --repeats 3     # many slots: 15 minutes python
-benchmarks/overhead.py --parts trials --trials 1000 10000 --slots 16 --floats 8 --sides ours
---repeats 2     # a long study: 20
+    MNIST_RAY_DATA=DIR python benchmarks/overhead.py                   # 8 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts search    # 5 minutes
+    MNIST_RAY_DATA=DIR python benchmarks/overhead.py --parts trials    # 3 minutes
+    # many slots: 15 minutes
+    python benchmarks/overhead.py --parts trials --trials 1000 --slots 16 --floats 8 --repeats 3
+    # a long study: 20 minutes
+    python benchmarks/overhead.py --parts trials --trials 1000 10000 --slots 16 --floats 8 \
+        --sides ours --repeats 2
 
 search: a real search (jobs/search.py, default space, no fine-tuning) as a command of its own, in
 turn with a bare Ray whose two workers import torch and ray.tune: the floor under every number. From

@@ -1,7 +1,7 @@
 """How long a folder of small pictures takes to be read, the first time and again, and in how much
 memory.
 
-python benchmarks/own_images.py      # two minutes on two cores
+    python benchmarks/own_images.py      # two minutes on two cores
 
 Each reading is a process of its own. The first decodes the pictures into the cached file; the
 second finds it. The pictures are in the file system's cache, as they have just been written. Memory

@@ -1,7 +1,7 @@
 """Errors on unseen writers of a convnet that pools at a block's end, or after its last or first
 convolution.
 
-MNIST_RAY_DATA=DIR python benchmarks/pool_position.py --cache pool.jsonl    # 40 minutes, two cores
+    MNIST_RAY_DATA=DIR python benchmarks/pool_position.py --cache pool.jsonl  # 40 minutes
 
 The network is the one that the recipe `default` finds: 32-32-64-64-128-128, GELU, blur pooling. It
 is trained on images of four folds of writers and judged by the fifth fold; the test set is not

@@ -1,6 +1,6 @@
 """Makes the packaged portfolios: at most four configurations of a space, to be tried first.
 
-python benchmarks/portfolio.py --curves mnist.parquet fashion.parquet kmnist.parquet
+    python benchmarks/portfolio.py --curves mnist.parquet fashion.parquet kmnist.parquet
 
 The files are those of replay_curves.py, one a data set. They hold the same draws, so that every
 configuration was trained on every data set. Points are chosen greedily: the next one is that with

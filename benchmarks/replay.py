@@ -1,11 +1,13 @@
 """Whether the search pays: the shipped searcher and scheduler against stock OptunaSearch and ASHA,
 replayed on recorded learning curves.
 
-python benchmarks/replay.py                                          # 3 minutes on two cores; needs
-curves.parquet (replay_curves.py) python benchmarks/replay.py --variants stock shipped tpe:2
-random:3   # others: SAMPLER:REDUCTION_FACTOR python benchmarks/replay.py --budget 600 --variants
-tpe:3 tpe:3:100   # and :KEPT, how many trials TPE looks at (see samplers.TPE)
-python benchmarks/replay.py --variants shipped tpe:3:1000:2          # and :GRACE, --grace-period
+    # 3 minutes on two cores; needs curves.parquet (replay_curves.py)
+    python benchmarks/replay.py
+    # others: SAMPLER:REDUCTION_FACTOR
+    python benchmarks/replay.py --variants stock shipped tpe:2 random:3
+    # and :KEPT, how many trials TPE looks at (see samplers.TPE)
+    python benchmarks/replay.py --budget 600 --variants tpe:3 tpe:3:100
+    python benchmarks/replay.py --variants shipped tpe:3:1000:2    # and :GRACE, --grace-period
 
 Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and
 ResumableASHA; OptunaSearch and ASHAScheduler as they come) are asked for configurations and told of

@@ -1,9 +1,10 @@
 """Train random configurations of the default space once and keep their learning curves for
 replay.py.
 
-MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py                        # 200 configurations:
-25 minutes on two cores MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400
-# goes on: only those that the file lacks are trained
+    # 200 configurations: 25 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py
+    # goes on: only those that the file lacks are trained
+    MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400
 
 Each is trained for 8 epochs on 1,000 MNIST images by one thread and judged after every epoch on the
 same 5,000 validation images (the training is so short that the judging costs as much).

@@ -1,7 +1,7 @@
 """Whether the search pays on tasks that nobody here made: six searches on LCBench's surrogate.
 
-MNIST_RAY_DATA=DIR python benchmarks/replay_lcbench.py                  # 17 tasks, 10 seeds
-MNIST_RAY_DATA=DIR python benchmarks/replay_lcbench.py --tasks looked-at   # while developing
+    MNIST_RAY_DATA=DIR python benchmarks/replay_lcbench.py                  # 17 tasks, 10 seeds
+    MNIST_RAY_DATA=DIR python benchmarks/replay_lcbench.py --tasks looked-at   # while developing
 
 LCBench (Zimmer et al. 2021) trained 2,000 configurations of a multilayer perceptron on each of 34
 tables of OpenML for 52 epochs. YAHPO Gym (Pfisterer et al. 2022) learnt a surrogate from them: an

@@ -1,9 +1,10 @@
 """One search, three ways: ours, Ray's own example widened to the same task (peer_ray.py), and
 Optuna alone (peer_optuna.py).
 
-MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl     # 21 minutes a
-repetition on two cores, 105 for five MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache
-searches.jsonl --repeats 1   # finished searches are kept: it goes on
+    # 21 minutes a repetition on two cores, 105 for five
+    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl
+    # finished searches are kept: it goes on
+    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --repeats 1
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its

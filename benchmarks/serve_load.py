@@ -1,7 +1,7 @@
 """`mnist-ray serve` under load: requests a second, times, and memory with bad requests among good.
 
-python benchmarks/serve_load.py                        # a small network; 30 seconds a step
-python benchmarks/serve_load.py --model DIR/first --minutes 10
+    python benchmarks/serve_load.py                        # a small network; 30 seconds a step
+    python benchmarks/serve_load.py --model DIR/first --minutes 10
 
 The server is a process of its own, and so are the clients: they share the machine's cores. Each
 client keeps one connection and sends the next request as soon as it has the answer. The first table

@@ -1,8 +1,8 @@
 """The published model in onnxruntime against the same network in eager torch.
 
-python benchmarks/serving.py                       # a minute; the conv 32-32-64-64 with random
-weights, exported as the jobs export it python benchmarks/serving.py --model DIR/first     # a run's
-published model
+    # a minute; the conv 32-32-64-64 with random weights, exported as the jobs export it
+    python benchmarks/serving.py
+    python benchmarks/serving.py --model DIR/first     # a run's published model
 
 Latency of one image and images a second in batches of 256, in float32 (as the file is), with all
 cores' threads and with one. Each side lives in a process of its own and is asked in turn.

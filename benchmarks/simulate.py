@@ -1,7 +1,7 @@
 """Two hundred workers and five thousand trials in virtual time: how busy do the shipped searcher
 and scheduler keep them?
 
-python benchmarks/simulate.py --speed 0.5     # 5 minutes on one core; needs curves.parquet
+    python benchmarks/simulate.py --speed 0.5     # 5 minutes on one core; needs curves.parquet
 (replay_curves.py)
 
 Nothing is trained and no Ray is started. As in replay.py the objects that Tune would ask are asked,

@@ -1,6 +1,6 @@
 """Images trained a second by variants of one training, in turn on the same cores.
 
-MNIST_RAY_DATA=DIR python benchmarks/step_speed.py --compare precision pooling  # 5 minutes, 2 cores
+    MNIST_RAY_DATA=DIR python benchmarks/step_speed.py --compare precision pooling  # 5 minutes
 
 Each variant trains in one process a core with one thread, as trials do. A comparison is a row of
 COMPARISONS: its first variant is the one that the others are compared with.

@@ -1,7 +1,7 @@
 """Requests to an object store, a trial: searches of trials that only sleep, with their runs on an
 S3 server of this script's own (moto).
 
-python benchmarks/storage_requests.py     # 2 minutes
+    python benchmarks/storage_requests.py     # 2 minutes
 
 A trial of one epoch writes its weights and its state; the rest is the search's: the study, the
 tables, the best kept and losers' files removed. Each further epoch of a trial is up to three writes

@@ -1,6 +1,6 @@
 """A trial of two threads beside other work: images a second by how OpenMP's threads wait.
 
-MNIST_RAY_DATA=DIR python benchmarks/threads.py     # 3 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/threads.py     # 3 minutes on two cores
 
 OpenMP's threads meet after every operator. A thread that waits spins, in the hope that the others
 come at once; where another program has the core of one of them, all of the others spin for as long.

@@ -1,6 +1,6 @@
 """What a suggestion of TPE costs in a long study: ours, which looks at a part of it, and Optuna's.
 
-python benchmarks/tpe_ask.py     # 40 seconds, one core
+    python benchmarks/tpe_ask.py     # 40 seconds, one core
 
 The default space; a study in memory whose trials were drawn at random, two thirds of them pruned
 after some epochs, and four of which run. Each repetition asks both sides in turn for a trial with

@@ -1,7 +1,7 @@
 """Images trained a second with all cores busy: trials side by side against the original
 experiments' loop on all cores.
 
-MNIST_RAY_DATA=DIR python benchmarks/train_speed.py     # 3 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/train_speed.py     # 3 minutes on two cores
 
 Ours: a Trainer a core, each with one thread, started together, as a search runs its trials. Peer:
 one process with all cores' threads (peer_loop.py), its DataLoader with 0 or 2 workers, whichever
