@@ -60,7 +60,8 @@ def epoch_row(values: Mapping[str, Any]) -> EpochRow:
 
 def value_of(row: EpochRow, metric: str) -> float:
     """The row's value of the run's metric; NaN where it has none."""
-    return float(row.get(column(metric), math.nan))  # type: ignore[arg-type]
+    value = row.get(column(metric))
+    return math.nan if value is None else float(value)  # type: ignore[arg-type]
 
 
 def keeps_limits(row: Mapping[str, Any]) -> bool:
@@ -86,7 +87,8 @@ def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
     known = row["val_loss"] is not None and math.isfinite(row["val_loss"])
     loss = -row["val_loss"] if known else -math.inf
     if metric == "val_loss":
-        return (limits, loss, row["val_accuracy"])
+        accuracy = row["val_accuracy"]
+        return (limits, loss, -math.inf if accuracy is None else accuracy)
     value = row.get(column(metric))
     if value is None or math.isnan(value):
         return (limits, -math.inf, loss)

@@ -3,12 +3,24 @@
 import dataclasses
 import math
 import random
+from typing import Any, cast
 
 import optuna
 import pytest
 
 from mnist_ray.run import tables
-from mnist_ray.run.records import INTERRUPTED, Record, Records, clock, pareto_front, rows_from
+from mnist_ray.run.records import (
+    COLUMNS,
+    INTERRUPTED,
+    EpochRow,
+    Record,
+    Records,
+    clock,
+    pareto_front,
+    rank,
+    rows_from,
+    value_of,
+)
 from mnist_ray.settings.objectives import DIRECTIONS
 from tests.run.conftest import row
 
@@ -133,3 +145,15 @@ def test_an_epoch_beyond_a_limit_is_worse_than_every_other() -> None:
     table = tables.trials_table(run).to_pylist()
     assert [row["violation"] for row in table] == [0.5, 0.0, 0.1, 0.0]
     assert [row["pareto"] for row in table] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss", "balanced_accuracy"])
+def test_an_epoch_without_a_value_is_behind_all_others(metric: str) -> None:
+    """As in a table whose column was emptied."""
+    whole: dict[str, Any] = dict.fromkeys(COLUMNS, 0.5)
+    empty: dict[str, Any] = dict.fromkeys(COLUMNS)
+    for values in (whole, empty):
+        values["val_metric"] = values["val_accuracy"]
+    assert math.isnan(value_of(cast(EpochRow, empty), metric))
+    assert value_of(cast(EpochRow, whole), metric) == 0.5
+    assert rank(empty, metric) < rank(whole, metric)
