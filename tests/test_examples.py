@@ -67,7 +67,7 @@ def test_a_pretrained_network_begins_with_the_weights_of_a_file(tmp_path: Path) 
     )
     hp = prepare(settings).space(optuna.create_study().ask())
     network = models.build(hp).eval()
-    begun = network[1].state_dict()
+    begun = network.get_submodule("1").state_dict()
     # three colours become one channel, a thousand classes ten; the rest is the file's
     changed = {name for name in weights if not weights[name].equal(begun[name])}
     assert changed == {"conv1.0.weight", "fc.weight", "fc.bias"} & set(weights)
