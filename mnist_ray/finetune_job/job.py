@@ -30,6 +30,7 @@ from mnist_ray.settings import (
     trust,
 )
 from mnist_ray.settings.objectives import goal
+from mnist_ray.settings.text import load_json
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
@@ -72,6 +73,8 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         task, *inputs = own.prepare(settings, about, functools.partial(_images, settings, about))
     else:
         task, *inputs = _prepare(settings, about)
+        if settings.run is None:
+            about = _claimed(about, task.onnx)
     in_main = threading.current_thread() is threading.main_thread()
     signals = interruptible if handle_signals and in_main else contextlib.nullcontext
     storage = about.storage
@@ -275,11 +278,25 @@ def _committee(settings: FinetuneSettings, searched: Mapping[str, Any]) -> int:
 
 
 def _onnx_file(path: str) -> tuple[bytes, dict[str, str]]:
-    """The bytes of the file that --onnx names, and its metadata."""
+    """The bytes of the file that --onnx names, and its metadata.
+
+    Raises:
+        SettingsError: it is damaged, another's or a committee: no network can be rebuilt.
+    """
     from mnist_ray.export import read  # noqa: PLC0415 (seconds at start)
 
     model = read.read_model(path, "--onnx")
-    return model, read.metadata_of(read.load_verified(model, path))
+    metadata = read.metadata_of(read.load_verified(model, path))
+    hyperparameters = load_json(metadata.get("hyperparameters", ""))
+    if not isinstance(hyperparameters, dict):
+        committee = isinstance(hyperparameters, list)
+        found = (
+            f"a committee of {len(hyperparameters)} networks" if committee else "of another program"
+        )
+        raise SettingsError(
+            f"--onnx: {path} is {found}; expected one network, written by mnist_ray"
+        )
+    return model, metadata
 
 
 def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
@@ -320,10 +337,10 @@ def _with_resources(task: ChainTask | OwnTask, settings: FinetuneSettings) -> Ch
 
 
 def _new_run(settings: FinetuneSettings) -> About:
-    """A run that begins with an ONNX file, which it keeps: later `--run` alone resumes it."""
+    """A run that begins with an ONNX file. It is not written yet: see _claimed."""
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    model, metadata = _onnx_file(settings.onnx)
+    metadata = _onnx_file(settings.onnx)[1]
     dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
@@ -350,11 +367,17 @@ def _new_run(settings: FinetuneSettings) -> About:
         },
         "start": now(),
     }
-    about = About.claim(
-        storage,
-        described,
+    return About.of(storage, described)
+
+
+def _claimed(about: About, model: bytes | None) -> About:
+    """Writes a new run, and the ONNX file that it begins with: later `--run` alone resumes it."""
+    storage = about.storage
+    message = (
         f"--name: a run is there already at {storage.uri}; "
-        "give another name, or --run to go on with it",
+        "give another name, or --run to go on with it"
     )
+    about = About.claim(storage, about.raw, message)
+    assert model is not None
     storage.write_bytes(layout.START, model)
     return about

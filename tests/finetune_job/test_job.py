@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from mnist_ray import data
 from mnist_ray.errors import SettingsError
+from mnist_ray.export.write import export
 from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.recipe import ChainTask
+from mnist_ray.models import Committee
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
 from mnist_ray.run.publication import Manifest, read_verified
@@ -20,6 +23,7 @@ from mnist_ray.settings import FinetuneSettings, SearchSettings, resolved
 from mnist_ray.storage import RunStorage
 from tests.support.networks import EPOCH as ROW
 from tests.support.networks import SEARCHED as HP
+from tests.support.networks import network
 
 STAGES = (
     "stages:\n  - {epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.02, weight_decay: 0, seed: 1}\n"
@@ -229,6 +233,34 @@ def test_an_onnx_file_begins_a_run_of_its_own(
     with pytest.raises(SettingsError, match="--name: a run is there already"):
         job.finetune(settings)
     assert job.finetune(FinetuneSettings(run=str(tmp_path / "again"), stages=stages)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": "other"}, "^--stages: 'other' is neither"),
+        ({"committee": 0}, "^--committee: 0 is not allowed"),
+        ({"cpus": -1.0}, "^--cpus: -1 is not allowed"),
+        ({"onnx": "several.onnx"}, "^--onnx: .* is a committee of 2 networks; expected"),
+        ({"onnx": "anothers.onnx"}, "^--onnx: .* is of another program; expected"),
+    ],
+)
+def test_wrong_settings_leave_no_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    model = network(HP)
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(export(model, HP, {"dataset": "digits"}))
+    several = export(Committee([model, model]), [HP, HP], {"dataset": "digits"})
+    Path("several.onnx").write_bytes(several)
+    anothers = onnx.load_model_from_string(several)
+    anothers.producer_name = "another"
+    del anothers.metadata_props[:]
+    Path("anothers.onnx").write_bytes(anothers.SerializeToString())
+    settings = {"onnx": "model.onnx", "storage": "runs", "name": "new", "dataset": "digits"}
+    with pytest.raises(SettingsError, match=message):
+        job.finetune(FinetuneSettings(**settings | changes))
+    assert not Path("runs", "new").exists()
 
 
 def test_the_command_to_go_on_repeats_what_was_given(run: RunStorage) -> None:
