@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray import _raylet
-from ray._private import parameter
+from ray._private import parameter, utils
 from ray._private.node import Node
 
 
@@ -48,15 +48,18 @@ def read_token_again() -> None:
 def same_sigterm() -> Iterator[None]:
     """Keeps the handler of SIGTERM, which ray.init replaces by its own.
 
-    Reason: a caller's handlers are not ours to change.
+    Reason: a caller's handlers are not ours to change; Ray's would end this process without a word
+    and with exit code 15 for as long as Ray starts.
     Upstream: no issue known; ray.init has no argument for it.
     Seen on: Ray 2.60.0.
     No longer needed when: ray.init leaves the handler alone.
     """
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, plain = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        utils.set_sigterm_handler = plain
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
 

@@ -23,7 +23,7 @@ import pytest
 from tests.faults.tools import TINY
 from tests.support import ROOT
 from tests.support.processes import own_ray
-from tests.support.runs import finetune, finish, flags, search
+from tests.support.runs import finetune, finish, flags, search, wait_for
 
 MOMENTS = int(os.environ.get("MNIST_RAY_INTERRUPTS", "100"))
 SEED = int(os.environ.get("MNIST_RAY_INTERRUPTS_SEED", "0"))
@@ -149,6 +149,17 @@ WORK = {"search": (searching, "searched", None), "fine-tuning": (fine_tuning, "d
 @pytest.mark.parametrize(("number", "moment"), [(15, 0.0), (1, 1.5), (2, 8.0)])
 def test_a_search_ends_cleanly(place: Place, number: int, moment: float) -> None:
     check(place, interrupted(searching(place), moment, number), "searched", None)
+
+
+def test_it_ends_cleanly_while_ray_starts(place: Place) -> None:
+    process = searching(place)
+    wait_for(process, "starting Ray")
+    begun = time.monotonic()
+    time.sleep(1.5)  # within ray.init, which takes longer on any machine
+    process.terminate()
+    code, output = finish(process, 120)
+    check(place, End(code, output, True, time.monotonic() - begun), "searched", None)
+    assert code == 130
 
 
 @pytest.mark.slow
