@@ -110,8 +110,8 @@ class DataOptions(Options):
     """Number of images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
     val_by: Literal["class", "group", "own"] | None = None
     """How validation images are drawn. class: in the classes' proportions; group: no writer is in
-    both parts; own: those that the data set brings (default: the first possible of own, group,
-    class)."""
+    both parts; own: those that the data set brings (default: own, group or class, the first that
+    is possible)."""
     folds: int | None = None
     """For few images: cross-validate each trial on this number of folds; its value is the mean."""
     augment: Annotated[str, "NAME[:KEY=VALUE,...]|module:function"] = "none"

@@ -144,7 +144,7 @@ def test_no_first_layer_of_a_graph_that_needs_more() -> None:
         [node("If", ["yes"], ["unused"], **branches), node("Conv", ["x", "c"], ["out"])],
         "g",
         [info("x", onnx.TensorProto.FLOAT, ["n", 1, 9, 9])],
-        [info("out", onnx.TensorProto.FLOAT, None)],
+        [info("out", onnx.TensorProto.FLOAT, ["n", 4, 7, 7])],
         [*weights, yes],
     )
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])

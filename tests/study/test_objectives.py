@@ -87,7 +87,7 @@ def train(search: StudySearch, accuracies: list[float], **others: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "accuracy", "accuracy,", "accuracy,speed", "accuracy,accuracy", "parameters"]
+    "text", ["accuracy", "accuracy,", "accuracy,speed", "accuracy,accuracy", "parameters"]
 )
 def test_two_or_more_known_objectives_each_once(text: str) -> None:
     with pytest.raises(
