@@ -13,6 +13,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from mnist_ray.errors import WorkError
 OWNER = "owner.json"  # in every temporary folder of ours
 SAME_START = 2.0  # seconds; Linux counts from the boot, exactly; a Mac's clock may be corrected
 OWNER_BYTES = 10_000  # a longer owner.json is not ours
+REMOVAL_SECONDS = 5.0  # in which what still runs in a temporary folder must have ended
 
 
 def this_process() -> dict[str, Any]:
@@ -116,9 +118,23 @@ def temporary_folder(prefix: str, longest: int | None = None) -> Iterator[Path]:
             ) from error
         yield folder
     finally:
-        # The helpers of Ray's dashboard outlive it by a moment, and could still write there.
+        try:
+            _remove(folder)
+        except KeyboardInterrupt:
+            _remove(folder)
+            raise
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder of this process. What runs within may still write there while it ends."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while folder.exists():
         _end_all_within(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > deadline:  # as on a disk that fails
+            break
+        if folder.exists():
+            time.sleep(0.05)
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:

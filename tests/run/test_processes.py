@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -148,6 +150,30 @@ def test_where_tmpdir_is_too_long_for_sockets_the_folder_lies_elsewhere(
         processes.temporary_folder("mray-t-"),
     ):
         pass
+
+
+def test_an_interrupt_while_it_is_removed_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a process that still wrote there."""
+    plain, faults = shutil.rmtree, ["interrupt", "write"]
+
+    def rmtree(folder: Path, **options: Any) -> None:
+        fault = faults.pop(0) if faults else None
+        if fault == "interrupt":
+            raise KeyboardInterrupt
+        plain(folder, **options)
+        if fault == "write":
+            folder.mkdir()
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        processes.temporary_folder("mray-t-") as folder,
+    ):
+        pass
+    assert faults == []
+    assert not folder.exists()
 
 
 def test_what_still_runs_within_the_folder_is_ended_with_it() -> None:
