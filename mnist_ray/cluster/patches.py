@@ -82,6 +82,10 @@ def shutdown() -> None:
     Node.kill_all_processes = kill_all_processes
     try:
         ray.shutdown()
+    except KeyboardInterrupt:
+        # Else Ray goes on with it when Python exits, and makes its session's folder again.
+        ray.shutdown()
+        raise
     finally:
         Node.kill_all_processes = plain
         _catch_again()
