@@ -20,6 +20,9 @@ from types import FrameType
 
 INTERRUPTED = 130  # exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it
 IMPORT_SECONDS = 5.0  # that an interrupt waits for an import
+# Modules in which it waits: an import turns it into an ImportError, and what logging does at each
+# fork, as when Ray starts its processes, has its exceptions swallowed.
+WAITS_FOR = ("importlib._bootstrap", "logging")
 
 Handler = Callable[[int, FrameType | None], None]
 _code: list[int] = []  # the exit code of a command after its last line
@@ -55,8 +58,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def interruptible() -> Iterator[None]:
     """SIGTERM (`ray job stop`) and SIGHUP (a closed terminal) raise KeyboardInterrupt as Ctrl-C.
 
-    Each waits for the end of an import that it falls into (IMPORT_SECONDS at most): extension
-    modules turn it into an ImportError. Outside the main thread nothing is changed.
+    Each waits for the end of an import or of a line of the log that it falls into (IMPORT_SECONDS
+    at most, see WAITS_FOR). Outside the main thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +69,7 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         came.append(time.monotonic())
-        while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        while frame is not None and frame.f_globals.get("__name__") not in WAITS_FOR:
             frame = frame.f_back
         if frame is None or came[-1] - came[0] > IMPORT_SECONDS:
             raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and a closed terminal."""
 
 import importlib
+import logging
 import signal
 import subprocess
 import sys
@@ -85,3 +86,22 @@ def test_a_signal_in_pythons_last_act_does_not_change_the_exit_code(number: int)
     process.send_signal(number)
     assert process.wait(30) == 3
     process.stdout.close()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_an_interrupt_waits_for_the_end_of_a_line_of_the_log(number: int) -> None:
+    """Logging releases its lock after each fork, and Python swallows what is raised there."""
+    written: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            signal.raise_signal(number)
+            time.sleep(0.2)
+            written.append(record.getMessage())
+
+    log = logging.Logger("interrupted")
+    log.addHandler(Handler())
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
+        log.warning("whole")
+        time.sleep(30)
+    assert written == ["whole"]
