@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar, cast
 
+from mnist_ray.settings.checks import MOST
 from mnist_ray.settings.objectives import DIRECTIONS, column, direction, function_of
 
 T = TypeVar("T")
-MOST = 10_000_000  # trials of a run, and epochs of a trial: more is damage
 
 # The reason of a trial that a killed run left without a checkpoint. It is closed as FAIL, and its
 # values are tried again under another number.

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.records import COLUMNS as OF_EPOCH
-from mnist_ray.run.records import METRIC_PREFIX, MOST, EpochRow, Records, value_of
+from mnist_ray.run.records import METRIC_PREFIX, EpochRow, Records, value_of
+from mnist_ray.settings.checks import MOST
 from mnist_ray.storage import RunStorage
 
 MOST_VALUES = 100_000_000  # of a table

@@ -15,11 +15,12 @@ import optuna
 
 from mnist_ray.run import best, layout
 from mnist_ray.run.best import Confirmed
-from mnist_ray.run.records import MOST, Record, Records, keeps_limits, value_of
+from mnist_ray.run.records import Record, Records, keeps_limits, value_of
 from mnist_ray.run.tables import table_text
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.summary import short
+from mnist_ray.settings.checks import MOST
 from mnist_ray.settings.objectives import function_of
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.optuna_private import FIXED

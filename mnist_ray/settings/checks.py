@@ -28,7 +28,7 @@ LEAST = {
     "confirm": 0,
     "finetune_epochs": 1,
 }
-MOST = 10_000_000  # of every whole number; a run's tables hold no more (see run.records)
+MOST = 10_000_000  # of every whole number, so of trials and epochs: more in a run's table is damage
 # Options of data sets that are files of one's own.
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
 
