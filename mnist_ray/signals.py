@@ -31,13 +31,31 @@ _code: list[int] = []  # the exit code of a command after its last line
 def exit_at_once() -> None:
     """Has an interrupt end the process with a line and exit code 130."""
     _install(_exit)
-    atexit.register(_ignore)  # so early that it runs last
+    atexit.register(_end, _is_whole_program())  # so early that it runs last
 
 
-def _ignore() -> None:
-    """Python's last act takes all handlers away: a signal would then change the exit code."""
+def _is_whole_program() -> bool:
+    """Whether the process was started for the command: it may be a notebook's or a script's."""
+    callers, frame = [], sys._getframe(1)
+    while frame := frame.f_back:  # type: ignore[assignment]
+        callers.append(frame.f_code.co_name)
+    outermost = callers[callers.index("<module>") :] if "<module>" in callers else callers
+    return outermost in (["<module>"], ["<module>", "_run_code", "_run_module_as_main"])
+
+
+def _end(whole: bool) -> None:
+    """Python's last act takes all handlers away: a signal would then change the exit code.
+
+    After an interrupt that act is left out. Ray's native code may crash in it, if it was
+    interrupted while it started.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if whole and _code == [INTERRUPTED]:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_code[-1])
 
 
 def ends_with(code: int) -> None:
