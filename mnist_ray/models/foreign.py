@@ -6,8 +6,9 @@ rebuilds the network anywhere.
 
 import base64
 import binascii
+import itertools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,12 @@ def unpacked(text: str) -> onnx.ModelProto:
         if not inflater.eof:
             raise ValueError(f"it is cut off or inflates to more than {MAX_BYTES} bytes")
         proto = onnx.load_model_from_string(data)
-        if any(uses_external_data(tensor) for tensor in _tensors(proto.graph)):
+        functions = [each.node for each in proto.functions]
+        # The attributes of a function's call have defaults: as those of a node.
+        defaults = [onnx.NodeProto(attribute=each.attribute_proto) for each in proto.functions]
+        nodes = itertools.chain(*functions, defaults)
+        tensors = (*_tensors(proto.graph), *_constants(nodes))
+        if any(uses_external_data(tensor) for tensor in tensors):
             raise ValueError("it keeps weights in another file")
         onnx.checker.check_model(proto)
     except (
@@ -71,7 +77,12 @@ def unpacked(text: str) -> onnx.ModelProto:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The weights and constants of a graph and of the graphs within it."""
     yield from graph.initializer
-    for attribute in (a for node in graph.node for a in node.attribute):
+    yield from _constants(graph.node)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """The constants of nodes and of the graphs within them."""
+    for attribute in (a for node in nodes for a in node.attribute):
         yield from (attribute.t, *attribute.tensors)
         for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
             yield from _tensors(inner)

@@ -174,7 +174,7 @@ def prepare(settings: SearchSettings) -> Plan:
     if resumed:
         _check_trust(settings, resumed)
         settings = resumed_settings(settings, resumed.settings)
-        check_search(settings)
+        check_search(settings, merged=True)
     trackers.check(settings)
     found = spaces.find(settings.space, of_images=settings.train is None)
     _check_trainable(settings, settings.train is None and spaces.of_networks(found))

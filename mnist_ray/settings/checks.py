@@ -33,8 +33,12 @@ MOST = 10_000_000  # of every whole number, so of trials and epochs: more in a r
 OF_STORED = ("image_size", "channels", "padding", "skip_broken", "verify_data")
 
 
-def check_search(s: SearchSettings) -> None:
+def check_search(s: SearchSettings, *, merged: bool = False) -> None:
     """Checks the settings of a search.
+
+    Args:
+        s: The settings.
+        merged: Whether those of --resume have the run's values by now.
 
     Raises:
         SettingsError: A value is not allowed, or two options exclude each other; names the flag.
@@ -46,7 +50,7 @@ def check_search(s: SearchSettings) -> None:
             raise SettingsError(
                 f"--{name.replace('_', '-')}: {yours} is not allowed; expected at most {MOST:,}"
             )
-    problem = next(itertools.chain(_numbers(s), _exclusions(s)), None)
+    problem = next(itertools.chain(_numbers(s), _exclusions(s), _target(s, merged)), None)
     if problem:
         raise SettingsError(problem)
     duration(s.time_budget, "--time-budget")
@@ -111,18 +115,27 @@ def _numbers(s: SearchSettings) -> Iterator[str]:
         yield f"--cpus-per-trial: {s.cpus_per_trial} is not allowed; expected more than 0"
     if s.grace_period is not None and s.grace_period > s.max_epochs:
         yield f"--grace-period: {s.grace_period} is more than --max-epochs {s.max_epochs}"
-    if s.target is not None and not math.isfinite(s.target):
-        yield f"--target: {s.target} is not allowed; expected a finite number"
-    elif s.target is not None and s.metric in objectives.METRICS and not s.train and not s.resume:
-        share = s.metric != "val_loss"
-        if not 0 < s.target <= (1 if share else math.inf):
-            most = " and at most 1, as 0.995" if share else ""
-            yield (
-                f"--target: {s.target:g} is not allowed with --metric {s.metric}; "
-                f"expected more than 0{most}"
-            )
     if s.seed >= 2**32:
         yield f"--seed: {s.seed} is too large; expected less than 2^32"
+
+
+def _target(s: SearchSettings, merged: bool) -> Iterator[str]:
+    """Whether the metric can reach the target; with --resume the metric is the run's."""
+    if s.target is None:
+        return
+    if not math.isfinite(s.target):
+        yield f"--target: {s.target} is not allowed; expected a finite number"
+    if s.resume and not (merged and "target" in s.given):
+        return
+    if s.metric not in objectives.METRICS or s.train:
+        return
+    share = s.metric != "val_loss"
+    if not 0 < s.target <= (1 if share else math.inf):
+        most = " and at most 1, as 0.995" if share else ""
+        yield (
+            f"--target: {s.target:g} is not allowed with --metric {s.metric}; "
+            f"expected more than 0{most}"
+        )
 
 
 def _exclusions(s: SearchSettings) -> Iterator[str]:

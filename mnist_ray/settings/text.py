@@ -230,6 +230,8 @@ def arguments(
         kind = kinds[key]
         try:
             value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            if value != value:  # NaN compares with nothing
+                raise ValueError(text)
         except (ValueError, KeyError) as error:
             expected = "true or false" if kind is bool else f"a value of type {kind.__name__}"
             raise SettingsError(

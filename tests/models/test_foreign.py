@@ -60,7 +60,17 @@ def test_weights_in_another_file_are_refused_wherever_they_are_named() -> None:
     outer.graph.node.append(
         helper.make_node("If", ["y"], ["z"], then_branch=inner.graph, else_branch=inner.graph)
     )
-    for tampered in (proto, inner, outer):
+    function = linear()
+    function.functions.append(
+        helper.make_function("own", "F", [], ["c"], [inner.graph.node[2]],
+                             [helper.make_opsetid("", 13)])
+    )  # fmt: skip
+    default = linear()
+    default.functions.append(
+        helper.make_function("own", "F", [], ["c"], [], [helper.make_opsetid("", 13)],
+                             attribute_protos=inner.graph.node[2].attribute)
+    )  # fmt: skip
+    for tampered in (proto, inner, outer, function, default):
         with pytest.raises(SettingsError, match="keeps weights in another file"):
             foreign.unpacked(text(tampered.SerializeToString()))
 

@@ -343,7 +343,11 @@ def test_a_run_without_what_it_has_done_is_refused_and_left_as_it_is(
 
 def test_a_run_that_was_cut_off_before_its_first_trial_goes_on(tmp_path: Path) -> None:
     claim(prepare(settings(tmp_path)))
-    assert prepare(SearchSettings(storage=str(tmp_path), name="a", resume=True)).resumed
+    again = SearchSettings(storage=str(tmp_path), name="a", resume=True)
+    assert prepare(again).resumed
+    given = frozenset({"target", "storage", "name", "resume"})
+    with pytest.raises(SettingsError, match=r"^--target: 99 is not allowed with --metric val_acc"):
+        prepare(dataclasses.replace(again, target=99.0, given=given))
 
 
 def test_a_trial_is_handed_out_when_the_stored_journal_knows_it(tmp_path: Path) -> None:

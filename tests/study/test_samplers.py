@@ -228,6 +228,11 @@ def test_options_reach_the_sampler() -> None:
             {"n_startup_trials": "many"},
             "--sampler-args: n_startup_trials='many' is not allowed; expected a value of type int",
         ),
+        (
+            "tpe",
+            {"prior_weight": "nan"},
+            "--sampler-args: prior_weight='nan' is not allowed; expected a value of type float",
+        ),
         ("tpe", {"gamma": "x"}, "sampler 'tpe' has no option 'gamma'"),
         ("random", {"seed": "3"}, "sampler 'random' has no option 'seed'"),
         (
@@ -363,11 +368,13 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     for sampler in (again, cast(TPE, study.sampler)):
         sampler._update(study, study.get_trials(deepcopy=False))
-    assert len(again._chosen()) == 20
-    assert again._chosen() == cast(TPE, study.sampler)._chosen()
+    everything = study, study.get_trials(deepcopy=False), ()
+    chosen = again._chosen(*everything)
+    assert len(chosen) == 20
+    assert chosen == cast(TPE, study.sampler)._chosen(*everything)
     # In TPE's own order: complete ones first, then by how far a pruned one came.
     ordered = sorted(done, key=lambda t: _place(1, t))
     assert [t.value for t in ordered if t.state == TrialState.COMPLETE] == sorted(
         value(t) for t in done if t.state == TrialState.COMPLETE
     )
-    assert {t.number for t in ordered[:2]} <= set(again._chosen())
+    assert {t.number for t in ordered[:2]} <= set(chosen)
