@@ -77,6 +77,7 @@ def test_the_finished_one_is_resumed_and_stays_as_it_was(
     check_run(str(folder), 4)
 
 
+@pytest.mark.slow  # more trials for a run: tests/trials/test_boosting.py
 def test_the_finished_one_gets_more_trials(ray_head: dict[str, str], runs: Path) -> None:
     arguments = flags(storage=runs, name="finished", resume=True, finetune=False)
     code, output = finish(search(ray_head, *arguments, *flags(trials=5)))

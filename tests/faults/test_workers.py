@@ -44,7 +44,7 @@ def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds:
         *flags(space="faulty:space", trials=len(kinds), max_epochs=2, points="points.yaml"),
     ]
     arguments += [
-        *flags(finetune=False, storage=tmp_path, name="f", trial_timeout="10s"),
+        *flags(finetune=False, storage=tmp_path, name="f", trial_timeout="15s"),
     ]
     try:
         code, output = finish(search(rays.env, *arguments, cwd=tmp_path), 300)
@@ -56,8 +56,8 @@ def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds:
     reasons = {row["params_kind"]: (row["state"], row["reason"]) for row in rows}
     expected = {
         "fine": ("COMPLETE", ""),
-        "hangs": ("FAIL", "reported no epoch for 10s (--trial-timeout)"),
-        "stands": ("FAIL", "reported no epoch for 10s (--trial-timeout)"),
+        "hangs": ("FAIL", "reported no epoch for 15s (--trial-timeout)"),
+        "stands": ("FAIL", "reported no epoch for 15s (--trial-timeout)"),
         "raises": ("FAIL", "RuntimeError: what a network says when it fails"),
         "nan": ("FAIL", "the loss is not finite at epoch 1"),
         "memory": ("FAIL", "its worker died too often: "),
