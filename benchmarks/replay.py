@@ -31,6 +31,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class ReplaySettings(BenchmarkSettings):
     trainings: float | None = None
     """In place of epochs, seconds: those of so many full trainings of a random configuration."""
     variants: tuple[str, ...] = ("stock", "shipped")
-    """stock, shipped, or SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher."""
+    """stock, shipped, promote (shipped with --scheduler asha-promote), or
+    SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher."""
     workers: int = CORES
     """Processes at a time."""
 
@@ -180,6 +182,7 @@ def shipped(  # noqa: PLR0913 (a benchmark)
     kept: int | None,
     grace_period: int | None = None,
     sampler_args: Mapping[str, str] | None = None,
+    scheduler: str = "asha",
 ) -> TuneLoop:
     """StudySearch and the scheduler that a search makes."""
     import optuna
@@ -189,6 +192,7 @@ def shipped(  # noqa: PLR0913 (a benchmark)
     from mnist_ray.study.samplers import make_sampler
     from mnist_ray.study.studies import open_study
     from mnist_ray.tune import schedulers
+    from mnist_ray.tune.promotion import PromotingSearch
     from mnist_ray.tune.searcher import StudySearch
 
     settings = SearchSettings(
@@ -196,15 +200,18 @@ def shipped(  # noqa: PLR0913 (a benchmark)
         sampler=name,
         reduction_factor=reduction_factor,
         grace_period=grace_period,
+        scheduler=scheduler,
     )
+    chosen = read_scheduler(settings)
     sampler: Any = make_sampler(name, seed, sampler_args)
     if kept is not None:
         sampler.KEPT = kept
     storage = optuna.storages.InMemoryStorage()
-    study = open_study(
-        storage, "replay", settings.metric, sampler, read_scheduler(settings).pruner()
-    )
-    searcher = StudySearch(
+    study = open_study(storage, "replay", settings.metric, sampler, chosen.pruner())
+    kind: Any = StudySearch
+    if scheduler == "asha-promote":
+        kind = partial(PromotingSearch, rungs=chosen.rungs(maximize=True), past={})
+    searcher = kind(
         study,
         space,
         Records(settings.metric, total=10**9),
@@ -212,9 +219,7 @@ def shipped(  # noqa: PLR0913 (a benchmark)
         max_epochs=epochs,
         on_settled=lambda number: None,
     )
-    return TuneLoop(
-        searcher, schedulers.make_scheduler(read_scheduler(settings), {}, searcher), SLOTS
-    )
+    return TuneLoop(searcher, schedulers.make_scheduler(chosen, {}, searcher), SLOTS)
 
 
 def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
@@ -229,6 +234,9 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
 
     if variant == "stock":
         return stock(space, epochs, seed)
+    if variant == "promote":
+        factor = SHIPPED.reduction_factor
+        return shipped(space, epochs, seed, SHIPPED.sampler, factor, None, scheduler="asha-promote")
     sampler, *numbers = (
         f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant
     ).split(":")
@@ -244,7 +252,7 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
         )
     except (ValueError, IndexError) as error:
         raise SettingsError(
-            f"--variants: {variant!r} is not allowed; expected stock, shipped or "
+            f"--variants: {variant!r} is not allowed; expected stock, shipped, promote or "
             f"SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]]"
         ) from error
 
@@ -273,9 +281,16 @@ def begin(side: TuneLoop, answers: Callable[[dict[str, Any]], Curve]) -> Running
     trial = side.start()
     work = time.perf_counter() - start
     assert trial is not None
+    goes_on_after(side.searcher, trial)
     # What Optuna suggested, of which the config has what the space makes of it.
     trials = getattr(side.searcher, "trials", None) or side.searcher._ot_trials
     return Running(trial, *answers(dict(trials[trial.trial_id].params)), work=work)
+
+
+def goes_on_after(searcher: Any, trial: FakeTrial) -> None:
+    """Sets the last epoch of a trial that was paused: it is not trained again."""
+    records = getattr(searcher, "records", None)
+    trial.epoch = len(records.trials[trial.number].rows) if records else 0
 
 
 def end_epoch(side: TuneLoop, running: Running) -> tuple[float, bool]:
@@ -309,7 +324,7 @@ def replay(
     while len(course) < budget:
         while len(under_way) < SLOTS:
             running = begin(side, answers)
-            heapq.heappush(under_way, (now + running.seconds[0], trials, running))
+            heapq.heappush(under_way, (now + running.seconds[running.epoch], trials, running))
             trials += 1
         now, number, running = heapq.heappop(under_way)
         while seconds and len(course) < budget and now > (len(course) + 1) * seconds / budget:

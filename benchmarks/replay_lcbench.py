@@ -14,6 +14,7 @@ of their numbers is kept apart: nothing in the product was decided by these.
 
 - `shipped`: the searcher and the scheduler of a search with default options. `shipped:6` has
   --grace-period 6; `shipped:6:independent` also --sampler-args multivariate=false group=false.
+- `promote`: the same with --scheduler asha-promote.
 - `stock`: Ray's OptunaSearch and ASHAScheduler as they come.
 - `hyperband`, `median`: Optuna alone, TPE with HyperbandPruner and MedianPruner as they come.
 - `random`: random configurations, each trained to its end.
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 from common import CORES, BenchmarkSettings, cached, section
-from replay import SLOTS, Curve, Running, shipped, stock
+from replay import SLOTS, Curve, Running, goes_on_after, shipped, stock
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, main
@@ -253,6 +254,8 @@ class Tuned:
         """The next trial."""
         trial = self.loop.start()
         assert trial is not None
+        assert isinstance(trial, FakeTrial)
+        goes_on_after(self.loop.searcher, trial)
         return trial
 
     def params(self, trial: FakeTrial) -> dict[str, Any]:
@@ -278,6 +281,17 @@ def make_arm(name: str, seed: int) -> Any:
     arms: dict[str, Callable[[], Any]] = {
         "shipped": lambda: Tuned(
             shipped(space, EPOCHS, seed, default.sampler, default.reduction_factor, None)
+        ),
+        "promote": lambda: Tuned(
+            shipped(
+                space,
+                EPOCHS,
+                seed,
+                default.sampler,
+                default.reduction_factor,
+                None,
+                scheduler="asha-promote",
+            )
         ),
         "stock": lambda: Tuned(stock(space, EPOCHS, seed)),
         "hyperband": lambda: OptunaLoop(

@@ -29,6 +29,7 @@ from mnist_ray.settings.objectives import Direction
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance, journal
 from mnist_ray.study.objectives import single
+from mnist_ray.study.trials import PAUSED
 
 Row = dict[str, Any]  # of a table, by column
 
@@ -215,6 +216,8 @@ def read_run(storage: RunStorage) -> RunData:
         raise CorruptFileError(
             f"{storage.join(layout.TRIALS)} or the study of the run is damaged: {error}"
         ) from error
+    # A paused trial's time is not one span.
+    timed = bool(kept) and not any(PAUSED in trial.user_attrs for trial in frozen)
     manifest: Manifest | None = None
     onnx = b""
     if storage.exists(layout.MANIFEST):
@@ -222,7 +225,7 @@ def read_run(storage: RunStorage) -> RunData:
         manifest = Manifest.of(storage, described)
     stages = _stages(storage, manifest)
     return RunData(
-        storage, about, settings, start, end, trials, history, frozen, bool(kept), stages,
+        storage, about, settings, start, end, trials, history, frozen, timed, stages,
         manifest, onnx, best.read(storage), damaged,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ Nothing here knows Ray, Optuna or torch: a person reads the same of every run.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar, cast
 
@@ -225,6 +225,7 @@ class Records:
         self.tried_again = 0  # trials that were cut off and whose values get another number
         # Counted, not looked for: every trial asks, and a search may have ten thousand.
         self._running: set[int] = set()
+        self.paused: Collection[int] = ()  # numbers of trials that wait (see tune/promotion.py)
         self._started, self._settled_before = time.monotonic(), 0
 
     def add(self, record: Record) -> Record:
@@ -244,7 +245,7 @@ class Records:
 
     def resumed(self) -> None:
         """Trials that were settled before this process do not count towards the ETA."""
-        self._settled_before = self.settled()
+        self._settled_before = self.judged()
 
     def report(self, number: int, row: Mapping[str, Any]) -> None:
         """Takes an epoch's row; one that was reported before a restart keeps its first row."""
@@ -262,12 +263,16 @@ class Records:
             self.best = (record.number, row)
 
     def running(self) -> list[Record]:
-        """The trials that have not ended, by number."""
-        return [self.trials[number] for number in sorted(self._running)]
+        """The trials that have not ended and are not paused, by number."""
+        return [self.trials[n] for n in sorted(self._running) if n not in self.paused]
 
     def settled(self) -> int:
         """How many of the run's trials have ended, without those that are tried again."""
         return len(self.trials) - len(self._running) - self.tried_again
+
+    def judged(self) -> int:
+        """How many have ended or are paused."""
+        return self.settled() + len(self.paused)
 
     def line(self, number: int) -> str:
         """The log line of a finished trial."""
@@ -277,7 +282,7 @@ class Records:
         best = "none"
         if self.best is not None:
             best = f"{value_of(self.best[1], self.metric):.4f} (trial {self.best[0]})"
-        done = self.settled()
+        done = self.judged()
         left = max(0, self.total - done)
         pace = (time.monotonic() - self._started) / max(1, done - self._settled_before)
         measured = f"{function_of(self.metric)}={value} epochs={len(record.rows)}"

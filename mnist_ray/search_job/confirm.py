@@ -54,8 +54,8 @@ class Reserve:
         """By the slowest of the best trials; looked at anew when a trial has ended."""
         if not self.plan.settings.confirm or self.plan.time_budget is None:
             return 0.0
-        if self.settled != self.records.settled():
-            self.settled = self.records.settled()
+        if self.settled != self.records.judged():
+            self.settled = self.records.judged()
             rows = [list(r.rows.values()) for r in wanted(self.plan, self.records)]
             epoch = max((sum(row["seconds"] for row in r) / len(r) for r in rows), default=0.0)
             rounds = math.ceil(len(rows) * SEEDS / self.plan.placed.slots)

@@ -29,11 +29,13 @@ from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
 from mnist_ray.search_job.work import ImageWork
 from mnist_ray.settings import constraints, resolved
+from mnist_ray.settings.objectives import direction
 from mnist_ray.study import storages, studies, trials
 from mnist_ray.study.journal import journal_file
 from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
 from mnist_ray.tune.deterministic import OrderedSearch
+from mnist_ray.tune.promotion import PromotingSearch
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import SummaryWarnings
 from mnist_ray.tune.trial import TrialContext
@@ -98,7 +100,8 @@ def restore(plan: Plan, study: optuna.Study) -> Restored:
         checkpoint = f"{layout.trial_folder(record.number)}/{latest}"
         if record.state == "RUNNING" and (s.deterministic or storage.exists(checkpoint)):
             restored.continued.append(frozen)
-            record.rows = {}  # the checkpoint has them all
+            if not frozen.user_attrs.get(trials.PAUSED):
+                record.rows = {}  # the checkpoint has them all
         elif record.state == "RUNNING":
             trials.close_interrupted(study, frozen, record)
         restored.records.add(record)
@@ -171,7 +174,7 @@ def _fit(
 
     with progress.bar, _kept_at_interrupt(keeper):
         if remaining > 0:
-            searcher = _searcher(plan, study, restored, settled, keeper.keep_journal)
+            searcher = _searcher(plan, study, restored, settled, keeper)
             with patches.patched_tune(searcher.worker_lost):
                 _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
             searcher.close()
@@ -253,7 +256,7 @@ def _searcher(
     study: optuna.Study,
     restored: Restored,
     settled: Callable[[int], None],
-    keep: Callable[[], None],
+    keeper: Keeper,
 ) -> StudySearch:
     """The searcher, which suggests from the study and tells it how trials end."""
     s, placed = plan.settings, plan.placed
@@ -261,7 +264,7 @@ def _searcher(
         "run": plan.name,
         "max_epochs": s.max_epochs,
         "on_settled": settled,
-        "keep": keep,
+        "keep": keeper.keep_journal,
         "keep_error": lambda number, text: plan.storage.write_bytes(
             layout.error_file(number), text.encode()
         ),
@@ -279,11 +282,18 @@ def _searcher(
         )
     if _is_population(plan):
         return StudySearch(*parts, **options)
+    kind: Any = StudySearch
+    if plan.scheduler.name == "asha-promote":
+        rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
+        kind = functools.partial(
+            PromotingSearch, rungs=rungs, past=restored.past, on_paused=keeper.save_if_due
+        )
     # Not more than the cluster holds, also if --max-concurrent allows more: a waiting trial would
     # have been suggested knowing less.
     held = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)
     most = math.inf if s.max_concurrent is None else s.max_concurrent
-    return StudySearch(*parts, **options, slots=lambda: min(most, held()))
+    made: StudySearch = kind(*parts, **options, slots=lambda: min(most, held()))
+    return made
 
 
 def _seed_of_place(seed: int, place: int) -> int:
@@ -352,7 +362,8 @@ def _tuner(
             mode=searcher.mode,
             search_alg=searcher,
             scheduler=schedulers.make_scheduler(plan.scheduler, restored.past, searcher, s.seed),
-            num_samples=remaining,
+            # A paused trial that goes on is another one to Tune: the searcher says when to end.
+            num_samples=-1 if plan.scheduler.name == "asha-promote" else remaining,
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

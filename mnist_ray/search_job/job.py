@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 
@@ -24,7 +25,10 @@ from mnist_ray.settings import SearchSettings, command, masked, trust
 from mnist_ray.settings.functions import IMAGES
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
-from mnist_ray.study.trials import take_over
+from mnist_ray.study.trials import PAUSED, take_over
+
+if TYPE_CHECKING:
+    from mnist_ray.search_job.engine import Restored
 
 
 def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished:
@@ -89,7 +93,7 @@ def _on_cluster(
         ):
             restored = engine.restore(plan, study)
             records = restored.records
-            print(_begins(plan, records, len(restored.continued)), flush=True)
+            print(_begins(plan, restored), flush=True)
             _learn(plan, study, about)
             _watch(plan, about, watchers, journal, joined.dashboard)
             keeper = Keeper(
@@ -162,10 +166,13 @@ def _outcome(storage: RunStorage, held: lease.Lease) -> Iterator[None]:
         raise
 
 
-def _begins(plan: Plan, records: Records, continued: int) -> str:
+def _begins(plan: Plan, restored: "Restored") -> str:
     trials = plan.settings.trials
     if plan.resumed:
-        done = f"{records.settled()} of {trials} trials are done, {continued} go on"
+        paused = sum(bool(frozen.user_attrs.get(PAUSED)) for frozen in restored.continued)
+        done = f"{restored.records.settled()} of {trials} trials are done"
+        done += f", {len(restored.continued) - paused} go on"
+        done += f", {paused} are paused" if paused else ""
         return f"resuming {plan.storage.uri}: {done}"
     begins = f"run {plan.storage.uri}: {trials} trials, {min(plan.placed.slots, trials)} at a time"
     if not isinstance(plan.work, ImageWork):

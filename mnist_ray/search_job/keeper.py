@@ -116,6 +116,10 @@ class Keeper:
     def settled(self, number: int) -> None:
         """Takes note of a trial's end, which the study knows already."""
         self._unswept.add(number)
+        self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """As `save`, if that was some seconds ago."""
         if time.monotonic() - self._saved_at >= SAVE_EVERY:
             self.save()
 

@@ -84,9 +84,10 @@ class Progress(tune.Callback):
         running = self.records.running()
         shown = ", ".join(self._epochs(record) for record in running[:SHOWN])
         more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+        paused = f", {len(self.records.paused)} paused" if self.records.paused else ""
         best = self.records.best
         value = f"; best {value_of(best[1], self.records.metric):.4f}" if best else ""
-        return (f"running: {shown}{more}" if running else "no trial runs yet") + value
+        return (f"running: {shown}{more}" if running else "no trial runs yet") + paused + value
 
     def _epochs(self, record: Record) -> str:
         return f"{self.name(record.number)} epoch {len(record.rows)}/{self.max_epochs}"

@@ -202,15 +202,17 @@ class MethodOptions(Options):
     """The sampler's own options, as KEY=VALUE."""
     scheduler: Class = "asha"
     """Stops weak trials early: asha, hyperband, median, percentile, successive-halving,
-    threshold, patient, none, or module:Class for an optuna.pruners.BasePruner of your own; pbt:
-    the worst trials continue with the weights of the best."""
+    threshold, patient, none, or module:Class for an optuna.pruners.BasePruner of your own.
+    asha-promote: pauses them, and they go on when they are among the best. pbt: the worst trials
+    continue with the weights of the best."""
     scheduler_args: KeyValues = ()
     """The scheduler's own options, as KEY=VALUE."""
     grace_period: int | None = None
-    """Epochs before a trial can be stopped (default: 1; with asha or successive-halving a tenth of
-    --max-epochs, at least 2 of 6 or more)."""
+    """Epochs before a trial can be stopped (default: 1; with asha, asha-promote or
+    successive-halving a tenth of --max-epochs, at least 2 of 6 or more)."""
     reduction_factor: float = 3
-    """Trials at a rung of which one continues, for asha, hyperband and successive-halving."""
+    """Trials at a rung of which one continues, for asha, asha-promote, hyperband and
+    successive-halving."""
     warm_start: Annotated[str, "RUN|STUDY"] | None = None
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""

@@ -7,11 +7,11 @@ dominates it, or if it is among the best 1 in `reduction_factor` by non-dominate
 run has.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mnist_ray.run.records import Record, pareto_front
+from mnist_ray.study.rungs import rungs_of
 
 COMPARED = 500  # trials at a rung, the latest: all of 10,000 would take seconds each time
 
@@ -35,11 +35,7 @@ class FrontHalving:
     @property
     def rungs(self) -> list[int]:
         """Epochs after which trials are compared."""
-        rungs, epoch = [], float(self.grace_period)
-        while (rung := math.ceil(round(epoch, 6))) < self.max_epochs:
-            rungs.append(rung)
-            epoch *= self.reduction_factor
-        return sorted(set(rungs))
+        return rungs_of(self.max_epochs, self.grace_period, self.reduction_factor)
 
     def stops(self, trial: Record, epoch: int, others: Iterable[Record]) -> bool:
         """Whether a trial ends after an epoch.

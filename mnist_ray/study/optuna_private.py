@@ -113,10 +113,10 @@ def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:
 
 
 class PartOfStudy:
-    """Looks like a study to TPE, with some of its trials.
+    """Looks like a study to TPE and GP, with some of its trials or with others.
 
     TPE reads every finished trial for each suggestion, so a study of n trials costs n² (optuna
-    issue 2172; Ray warns of it, pull request 22545). It reads them by the private `_get_trials`.
+    issue 2172; Ray warns of it, pull request 22545). Both read by the private `_get_trials`.
     """
 
     def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
@@ -133,6 +133,12 @@ class PartOfStudy:
     ) -> list[FrozenTrial]:
         assert not deepcopy  # TPE reads only
         return [t for t in self._trials if states is None or t.state in states]
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As of a study."""
+        return self._get_trials(deepcopy, states)
 
 
 def part_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:

@@ -16,9 +16,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import SearchSettings, key_values
+from mnist_ray.settings import SearchSettings, constraints, key_values
 from mnist_ray.settings.text import arguments, load
 from mnist_ray.study.front import FrontHalving
+from mnist_ray.study.rungs import Rungs, rungs_of
 
 FLAG = "--scheduler-args"
 
@@ -75,6 +76,11 @@ class Scheduler:
         if self.name != "asha" or not objectives:
             return None
         return FrontHalving(objectives, self.max_epochs, self.grace_period, self.reduction_factor)
+
+    def rungs(self, *, maximize: bool) -> Rungs:
+        """Empty rungs, for trials that wait there."""
+        epochs = rungs_of(self.max_epochs, self.grace_period, self.reduction_factor)
+        return Rungs(epochs, self.reduction_factor, maximize=maximize)
 
     @property
     def whole_factor(self) -> int:
@@ -171,8 +177,9 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "successive-halving": successive_halving,
     "threshold": threshold,
 }
-RAY = ("asha", "pbt", "none")  # are no pruners: see tune/schedulers.py
-HALVING = ("asha", "successive-halving")
+RAY = ("asha", "asha-promote", "pbt", "none")  # are no pruners: see tune/schedulers.py
+HALVING = ("asha", "asha-promote", "successive-halving")
+WITHOUT_OPTIONS = ("asha", "asha-promote", "none")
 NAMES = (*RAY, *PRUNERS, "patient")
 
 
@@ -222,7 +229,7 @@ def factory(name: str) -> Callable[..., Any]:
         SettingsError: naming --scheduler; there is none of that name.
     """
     known: dict[str, Callable[..., Any]] = {**PRUNERS, "patient": _patient, "pbt": _pbt}
-    known |= dict.fromkeys(("asha", "none"), _no_options)
+    known |= dict.fromkeys(WITHOUT_OPTIONS, _no_options)
     return known[name] if name in known else load(name, "--scheduler", NAMES)
 
 
@@ -243,6 +250,8 @@ def read_scheduler(settings: SearchSettings) -> Scheduler:
     s = settings
     halving = s.scheduler == "asha" and s.deterministic and not s.objectives
     name = "successive-halving" if halving else s.scheduler
+    if name == "asha-promote":
+        _check_promotion(s)
     found = _read(s, name, key_values(s.scheduler_args, FLAG))
     if isinstance(found.pruner(), pruners.HyperbandPruner) and s.sampler == "grid":
         # Within a bracket the sampler sees that bracket's trials alone.
@@ -253,11 +262,42 @@ def read_scheduler(settings: SearchSettings) -> Scheduler:
     return found
 
 
+def _check_promotion(s: SearchSettings) -> None:
+    """Refuses settings that contradict asha-promote."""
+    whose = "with --scheduler asha-promote"
+    refusals = (
+        (
+            s.deterministic,
+            f"--deterministic: {whose} trials go on in the order in which results arrive",
+        ),
+        (s.objectives is not None, f"--objectives: {whose} one value is compared"),
+        (
+            any(limit.name == "accuracy" for limit in constraints.read(s.constraint)),
+            f"--constraint: {whose} the sampler cannot know which trials will keep to an accuracy",
+        ),
+        (
+            s.sampler == "cmaes",
+            f"--sampler: cmaes learns from ended trials, and {whose} most are paused until the end",
+        ),
+        (
+            s.train is not None,
+            f"--train: {whose} a trial goes on from its checkpoint, which a function may not give",
+        ),
+        (
+            bool(s.wandb or s.mlflow),
+            f"--{'wandb' if s.wandb else 'mlflow'}: {whose} every trial stays open until the end",
+        ),
+    )
+    for refused, why in refusals:
+        if refused:
+            raise SettingsError(f"{why}; give asha")
+
+
 def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
     wrapped, own = None, dict(given)
     if name == "patient":
         inner = own.pop("wraps", "median")
-        if inner in ("asha", "pbt", "patient"):
+        if inner in (*RAY[:-1], "patient"):
             raise SettingsError(
                 f"{FLAG}: patient cannot wrap {inner!r}; "
                 f"expected none, {', '.join(PRUNERS)} or module:Class"
@@ -265,12 +305,12 @@ def _read(s: SearchSettings, name: str, given: Mapping[str, str]) -> Scheduler:
         mine = ("patience", "min_delta")
         wrapped = _read(s, inner, {k: v for k, v in own.items() if k not in mine})
         own = {k: v for k, v in own.items() if k in mine}
-    if name in ("asha", "none") and own:
+    if name in WITHOUT_OPTIONS and own:
         raise SettingsError(
             f"{FLAG}: scheduler {name!r} has no options, but {next(iter(own))!r} was given"
         )
     options: dict[str, Any] = {}
-    if name not in ("asha", "none"):
+    if name not in WITHOUT_OPTIONS:
         function = factory(name)
         try:
             options = arguments(function, own, FLAG, f"scheduler {name!r}")

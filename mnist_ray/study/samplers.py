@@ -94,10 +94,11 @@ class TPE(optuna.samplers.TPESampler):
     # The study's trials, by their places in its list. Only open ones are looked at again.
     _known = 0  # how many there were
     _whole = True  # whether they were all of the study's
-    _open: Sequence[int] = ()  # those that had not ended
+    _open: Sequence[int] = ()  # those that had not ended; a paused one may go on
     _finished: Sequence[int] = ()  # those with a result, in ascending order
     _best: Sequence[int] = ()
-    _unseen: Sequence[FrozenTrial] = ()  # with a result, but not in the search space's groups yet
+    _grouped: frozenset[int] = frozenset()  # those that the search space's groups know, or will
+    _unseen: Sequence[FrozenTrial] = ()  # with a result, but not in the groups yet
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -134,9 +135,11 @@ class TPE(optuna.samplers.TPESampler):
         if self._view is None or self._view[0] != trial.number:
             trials = study.get_trials(deepcopy=False)
             self._update(study, trials)
-            if len(self._finished) > self.KEPT and len(study.directions) == 1:
+            paused = [n for n in self._open if trials[n].state == TrialState.PRUNED]
+            if len(self._finished) + len(paused) > self.KEPT and len(study.directions) == 1:
                 running = [n for n in self._open if trials[n].state == TrialState.RUNNING]
-                study = part_of(study, [trials[n] for n in sorted({*self._chosen(), *running})])
+                chosen = self._chosen(study, trials, paused)
+                study = part_of(study, [trials[n] for n in sorted({*chosen, *running})])
             self._view = (trial.number, study)
         return self._view[1]
 
@@ -146,31 +149,47 @@ class TPE(optuna.samplers.TPESampler):
         whole = not trials or trials[-1].number == len(trials) - 1
         if not (whole and self._whole) or len(trials) < self._known:
             self._known, self._open, self._finished, self._best, self._unseen = 0, (), (), (), ()
+            self._grouped = frozenset()
         self._whole = whole
         pending = [*self._open, *range(self._known, len(trials))]
-        self._known, self._open = (
-            len(trials),
-            [n for n in pending if not trials[n].state.is_finished()],
-        )
-        ended = [n for n in pending if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        self._known = len(trials)
+        self._open = [n for n in pending if not _is_final(trials[n])]
+        results = [
+            n for n in pending if trials[n].state in (TrialState.COMPLETE, TrialState.PRUNED)
+        ]
+        ended = [n for n in results if _is_final(trials[n])]
         self._finished = sorted([*self._finished, *ended])
-        self._unseen = [*self._unseen, *(trials[n] for n in ended)]
+        new = [n for n in results if n not in self._grouped]
+        self._grouped |= frozenset(new)
+        self._unseen = [*self._unseen, *(trials[n] for n in new)]
         if len(study.directions) == 1:
-            # Results are final: the best are among the best so far and the new ones. Sorted, so
-            # that among equals the same are chosen after a resume.
-            candidates = sorted([*self._best, *ended])
-            sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-            good = min(math.ceil(self.KEPT / 10), 25)  # TPE's own number
-            self._best = heapq.nsmallest(good, candidates, key=lambda n: _place(sign, trials[n]))
+            # Results are final: the best are among the best so far and the new ones.
+            self._best = self._best_of(study, trials, [*self._best, *ended])
 
-    def _chosen(self) -> list[int]:
-        """KEPT finished trials."""
-        best = frozenset(self._best)
-        others = [n for n in self._finished if n not in best]
+    def _best_of(
+        self, study: optuna.Study, trials: list[FrozenTrial], candidates: Sequence[int]
+    ) -> list[int]:
+        """As many as TPE's model of good trials is made of."""
+        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+        good = min(math.ceil(self.KEPT / 10), 25)  # TPE's own number
+        # Sorted, so that among equals the same are chosen after a resume.
+        return heapq.nsmallest(good, sorted(candidates), key=lambda n: _place(sign, trials[n]))
+
+    def _chosen(
+        self, study: optuna.Study, trials: list[FrozenTrial], paused: Sequence[int]
+    ) -> list[int]:
+        """KEPT trials with a result."""
+        best = frozenset(self._best_of(study, trials, [*self._best, *paused]))
+        others = [n for n in sorted([*self._finished, *paused]) if n not in best]
         places = self.KEPT - len(best)
         return sorted(
             [*best, *(others[i * len(others) // places] for i in range(1, places)), others[-1]]
         )
+
+
+def _is_final(trial: FrozenTrial) -> bool:
+    """Whether it has ended. One that is seen as pruned because it is paused has not."""
+    return trial.state.is_finished() and trial.datetime_complete is not None
 
 
 def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:

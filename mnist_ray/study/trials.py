@@ -14,11 +14,14 @@ from mnist_ray.study.optuna_private import FIXED, reopened
 
 # User attributes of a trial.
 RUN = "mnist_ray:run"  # of every trial: the run that it belongs to
-SUMMARY = "mnist_ray:summary"  # of every settled trial: Record.summary()
+SUMMARY = "mnist_ray:summary"  # of every trial that ended or was paused: Record.summary()
+PAUSED = "mnist_ray:paused"  # of one that waits for its promotion: its last epoch, else 0
 POINT = "mnist_ray:point"  # of one from --points: the run that named the point, its place there
 AGAIN = "mnist_ray:again"  # of one that tries another's values again: the other's number
 SOURCE = "mnist_ray:source"  # of one that --warm-start took over: its study and number there
-ATTRIBUTES: Mapping[str, type] = {SUMMARY: dict, POINT: list, AGAIN: int, SOURCE: list}
+ATTRIBUTES: Mapping[str, type] = {
+    SUMMARY: dict, PAUSED: int, POINT: list, AGAIN: int, SOURCE: list
+}  # fmt: skip
 
 
 def read_trials(
@@ -68,11 +71,11 @@ def record_of(frozen: FrozenTrial, metric: str) -> Record:
         node=checked(summary.get("node", ""), str, "node"),
         rows=rows_from(summary),
     )
-    if not summary:  # cut off: of its epochs the study has the metric alone
+    if not summary or record.state == "RUNNING":  # of some epochs it has the metric alone
         rows = [
             checked_row({"epoch": epoch, column(metric): value}) for epoch, value in known.items()
         ]
-        record.rows = {row["epoch"]: row for row in rows}
+        record.rows = {row["epoch"]: row for row in rows} | record.rows
     return record
 
 

@@ -17,6 +17,7 @@ from mnist_ray.settings.constraints import Constraint, excesses
 from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
+from mnist_ray.study.paused import pruned_if_paused
 from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
 from mnist_ray.study.studies import PURPOSE, check_study, existing
 from mnist_ray.study.suggestions import Space
@@ -74,8 +75,10 @@ def older_trials(
                 user_attrs={SOURCE: [label, trial.number]},
                 constraints=beyond,
             )
-            for trial in study.get_trials(states=(TrialState.COMPLETE, *pruned))
-            if trial.params and (beyond := _beyond(trial, metric, limits)) is not None
+            for trial in map(pruned_if_paused, study.get_trials())
+            if trial.state in (TrialState.COMPLETE, *pruned)
+            and trial.params
+            and (beyond := _beyond(trial, metric, limits)) is not None
         ]
 
 

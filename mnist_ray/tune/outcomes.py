@@ -11,7 +11,7 @@ from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings.constraints import Constraint, excesses, unfit
 from mnist_ray.study.objectives import CURVE
 from mnist_ray.study.suggestions import Refusal
-from mnist_ray.study.trials import SUMMARY
+from mnist_ray.study.trials import PAUSED, SUMMARY
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
 
@@ -43,10 +43,11 @@ class Outcomes:
         self.on_settled, self.keep_error = on_settled, keep_error
         self.limits = limits
         self._known = dict(known)
-        self._seconds, self._trials = 0.0, 0  # of all trials that have ended here
+        self._seconds, self._trials = 0.0, 0  # of all trials that have ended or paused here
+        self._counted: dict[int, float] = {}  # trial number -> seconds until its last pause
 
     def mean_seconds(self) -> float:
-        """Seconds of training of a trial that has ended here; 0 if none has."""
+        """Seconds of training until a trial ends or pauses here; 0 if none has."""
         return self._seconds / max(1, self._trials)
 
     def take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:
@@ -87,14 +88,26 @@ class Outcomes:
             self.keep_error(trial.number, text)
         self._settle(trial, "PRUNED" if refusal.pruned else "FAIL")
 
+    def pause(self, trial: optuna.Trial) -> None:
+        """Has the study keep all that is known of a trial that waits (see promotion.py)."""
+        record = self.records.trials[trial.number]
+        self._count(record)
+        trial.set_user_attr(SUMMARY, record.summary())
+        trial.set_user_attr(PAUSED, max(record.rows))
+
+    def _count(self, record: Record) -> None:
+        seconds = sum(row.get("seconds") or 0.0 for row in record.rows.values())
+        self._seconds += seconds - self._counted.get(record.number, 0.0)
+        self._counted[record.number] = seconds
+        self._trials += 1
+
     def end(self, trial: optuna.Trial, ending: str | None) -> None:
         """Ends a trial. Only one that trained all its epochs, or ended by itself, is COMPLETE.
 
         ending: why the search as a whole is being ended.
         """
         record = self.records.trials[trial.number]
-        self._seconds += sum(row.get("seconds") or 0.0 for row in record.rows.values())
-        self._trials += 1
+        self._count(record)
         state = "FAIL"
         beyond = self.unfit(record)
         if beyond and not (record.reason or record.rows):

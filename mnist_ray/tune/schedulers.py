@@ -155,8 +155,12 @@ class Ending(Stopper):
         self.best = records.best
         # With --resume: the trials after the best one, by number, have brought nothing better.
         number = records.best[0] if records.best else -1
-        later = [r for r in records.trials.values() if r.number > number and r.state != "RUNNING"]
-        self.settled = records.settled() - len(later)
+        later = [
+            r
+            for r in records.trials.values()
+            if r.number > number and (r.state != "RUNNING" or r.number in records.paused)
+        ]
+        self.settled = records.judged() - len(later)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it into the experiment's directory, and nothing reads it
@@ -194,8 +198,9 @@ class Ending(Stopper):
         return value <= self.target
 
     def _fruitless(self) -> int:
-        """Trials that have ended since the best value was found."""
+        """Trials that have ended or were paused since the best value was found."""
         records = self.search_alg.records
+        settled = records.judged()
         if records.best is not self.best:
-            self.best, self.settled = records.best, records.settled()
-        return records.settled() - self.settled
+            self.best, self.settled = records.best, settled
+        return settled - self.settled

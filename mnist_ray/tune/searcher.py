@@ -159,6 +159,7 @@ class StudySearch(OptunaSearch):
         record = self._record(trial_id)
         self.storage_error = result.get("storage_error", self.storage_error)
         record.reason = result.get("reason", record.reason)
+        record.complete = result.get("complete", record.complete)
         if record.reason or self.silent:
             return []
         _note(record, result, self.records.metric)

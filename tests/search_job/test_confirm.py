@@ -72,7 +72,7 @@ def fake_fit(
     def fit(plan: Plan, study: Any, restored: Any, keeper: Any, progress: Any, *_: Any) -> None:
         if restored.records.settled() == plan.settings.trials:
             return
-        searcher = engine._searcher(plan, study, restored, progress.settled, keeper.keep_journal)
+        searcher = engine._searcher(plan, study, restored, progress.settled, keeper)
 
         def train(trial: FakeTrial) -> dict[str, Any]:
             if len(trained) == most:

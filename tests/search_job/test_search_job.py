@@ -2,6 +2,7 @@
 and refusals.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.search_job.plan import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from mnist_ray.storage import RunStorage
+from mnist_ray.study.trials import PAUSED
 from tests.support import PROGRAMS, ROOT
 from tests.support.processes import outside
 from tests.support.runs import (
@@ -88,12 +90,9 @@ def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Pat
 
 @pytest.mark.parametrize(
     "how",
-    [  # by signals that can be caught: tests/faults/test_interrupts.py too
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        signal.SIGKILL,
-    ],
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
 )
+@pytest.mark.slow  # tests/faults too: test_interrupts.py, and test_driver.py for SIGKILL
 def test_a_stopped_search_goes_on(
     ray_head: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -120,6 +119,43 @@ def test_a_stopped_search_goes_on(
     assert not run_again & finished
     check_run(str(tmp_path / "cut"), 6)
     assert not [t for t in load_study(tmp_path / "cut").trials if t.state.name == "RUNNING"]
+
+
+@pytest.mark.slow  # without Ray: tests/tune/test_promotion.py
+def test_paused_trials_go_on_also_after_a_kill(ray_head: dict[str, str], tmp_path: Path) -> None:
+    # One that learns, which must wait for others at the first rung, and some that hardly do.
+    points = tmp_path / "points.yaml"
+    slow = "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256}\n"
+    points.write_text("- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64}\n" + 8 * slow)
+    options = flags(trials=9, max_epochs=5, grace_period=1, scheduler="asha-promote", points=points)
+    place = flags(storage=tmp_path, name="p")
+
+    def waiting() -> set[int]:
+        with contextlib.suppress(KeyError):  # there is no study yet
+            trials = load_study(tmp_path / "p").trials
+            return {t.number for t in trials if t.user_attrs.get(PAUSED)}
+        return set()
+
+    process = search(ray_head, *SMALL, *options, *place, "--no-finetune")
+    wait_for(process, "run ")
+    while len(waiting()) < 2:
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.kill()
+    finish(process, 30)
+    paused = waiting()
+    code, output = finish(search(ray_head, *place, "--resume"))
+    assert code == 0, output
+    check_run(str(tmp_path / "p"), 9)
+    trials = load_study(tmp_path / "p").trials
+    rows, history = tables(RunStorage(str(tmp_path / "p")))
+    for row in rows:  # one that was killed before its first epoch is tried again
+        assert row["state"] in ("COMPLETE", "PRUNED") or "tried again" in row["reason"]
+    assert (trials[0].state.name, trials[0].user_attrs[PAUSED]) == ("COMPLETE", 0)
+    assert paused - {0}
+    assert all(trials[n].state.name == "PRUNED" for n in paused - {0})
+    epochs = [(row["number"], row["epoch"]) for row in history]
+    assert len(set(epochs)) == len(epochs)
 
 
 @pytest.mark.slow

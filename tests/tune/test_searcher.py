@@ -436,3 +436,12 @@ def test_a_refused_trial_that_was_cut_off_is_refused_again() -> None:
     search.suggestions.space = refusing
     assert search.suggest("a") == Searcher.FINISHED
     assert study.trials[0].state == TrialState.PRUNED
+
+
+def test_a_trial_that_ends_by_itself_is_complete() -> None:
+    """As a training function of one's own does, before the most epochs."""
+    study = a_study()
+    search = searcher(study)
+    search.suggest("a")
+    search.on_trial_complete("a", result(1, complete=True, done=True))
+    assert study.trials[0].state == TrialState.COMPLETE
