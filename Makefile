@@ -15,7 +15,7 @@ slow: .venv/ready
 	.venv/bin/python -m pytest -m slow --ignore tests/faults
 
 faults: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile tests/faults
+	.venv/bin/python -m pytest tests/faults
 
 docs: .venv/ready
 	.venv/bin/python docs/generate.py
