@@ -21,6 +21,9 @@ ADAMS = ("adam", "adamw")
 REQUIRED: Final = object()  # as a default: the dict must have the key
 
 
+LONGEST = 1000  # values of a list: a file from elsewhere could fill the memory with layers
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """One key of the dict.
@@ -70,6 +73,10 @@ class Hyperparameter:
             SettingsError: It is not allowed.
         """
         value = plain(value, f"{where} {self.name}")
+        if self.many and isinstance(value, list) and len(value) > LONGEST:
+            raise SettingsError(
+                f"{where} {self.name} has {len(value)} values: expected at most {LONGEST}"
+            )
         if self.many and isinstance(value, list):
             found = [self._converted(item) for item in value]
         else:
@@ -231,8 +238,10 @@ _POOL_POSITION = "after the block's last layer, or straight after its last or fi
 _PLACE = "before each linear layer, after each block, or in every layer"
 NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
     "convnet": (
-        _P("blocks", int, "blocks of convolutions, each of which ends in a pooling", low=1),
-        _P("layers_per_block", int, "convolutions a block", low=1),
+        _P(
+            "blocks", int, "blocks of convolutions, each of which ends in a pooling", low=1, high=33
+        ),
+        _P("layers_per_block", int, "convolutions a block", low=1, high=1001),
         _P("width", int, "channels of the first block; each further block doubles them", low=1),
         _P("kernel_size", int, "of the first block's convolutions; 3 after it", low=1),
         _P("activation", str, "nonlinearity", allowed=ACTIVATIONS),
@@ -251,7 +260,10 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
         _FC,
         _DROPOUT,
     ),
-    "vgg": (_P("block_layers", int, "3x3 convolutions of each block", low=1, many=True), _FC),
+    "vgg": (
+        _P("block_layers", int, "3x3 convolutions of each block", low=1, high=1001, many=True),
+        _FC,
+    ),
     "mlp": (
         _P("units", int, "widths of the hidden layers", low=1, many=True),
         _P("dropouts", float, "rate after each", high=1, many=True, length_of="units"),

@@ -196,9 +196,10 @@ def rebuild(data: bytes, source: str) -> tuple[nn.Module, dict[str, Any]]:
     """
     proto = load_verified(data, source)
     hp = _single(metadata_of(proto), source)
-    with checkpoint.fitting(source):
-        model = models.build(hp).eval()
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    with checkpoint.fitting(source):
+        models.check_size(hp, sum(array.size for array in weights.values()), source)
+        model = models.build(hp).eval()
     state = model.state_dict()
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):

@@ -8,6 +8,7 @@ The dict names the family in `model`; `hyperparameters.NETWORK_KEYS` lists the k
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from mnist_ray import hyperparameters
@@ -24,9 +25,12 @@ __all__ = [
     "Normalize",
     "build",
     "check_known",
+    "check_size",
     "n_parameters",
     "resolve",
 ]
+
+FAR = 4  # times the numbers that a file holds
 
 
 def build(hp: Hyperparameters) -> nn.Module:
@@ -49,6 +53,31 @@ def build(hp: Hyperparameters) -> nn.Module:
     """
     builder = resolve(hp.get("model"))
     return builder(hyperparameters.network(hp) if hp["model"] in FAMILIES else hp)
+
+
+def check_size(hp: Mapping[str, Any], held: int, source: str) -> None:
+    """Refuses a file whose hyperparameters describe a far larger network than its weights.
+
+    A number in them could fill the memory. (A smaller difference is for those who load the
+    weights: they name the first one that does not fit.)
+
+    Args:
+        hp: The file's hyperparameters.
+        held: How many numbers its weights are.
+        source: The file's name in errors.
+
+    Raises:
+        SettingsError: It is one, or a value is missing or not allowed.
+    """
+    if hp["model"] not in FAMILIES or hp["model"] == "foreign":  # whose graph is in the dict
+        return
+    with torch.device("meta"):
+        wanted = n_parameters(build(hp))
+    if wanted > FAR * held:
+        raise SettingsError(
+            f"{source} does not fit its hyperparameters: they describe {wanted:,} parameters, "
+            f"and it holds {held:,} numbers"
+        )
 
 
 def resolve(name: Any) -> Callable[[Hyperparameters], nn.Module]:

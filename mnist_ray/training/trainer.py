@@ -285,6 +285,8 @@ def load_network(
     tensors, metadata = checkpoint.unpack(data, source)
     with checkpoint.fitting(source):
         models.check_known(metadata["hyperparameters"], source, own)
+        held = sum(tensor.numel() for tensor in tensors.values())
+        models.check_size(metadata["hyperparameters"], held, source)
         model = models.build(metadata["hyperparameters"])
         model.load_state_dict(tensors)
     return model.eval(), metadata

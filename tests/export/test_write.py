@@ -240,3 +240,24 @@ def test_numpys_values_among_the_hyperparameters_are_kept_as_pythons(exported: b
 def test_rebuild_refuses_hyperparameters_of_another_form(exported: bytes, text: str) -> None:
     with pytest.raises(SettingsError, match=r"m\.onnx names the model"):
         rebuild(with_metadata(exported, hyperparameters=text), "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"blocks": 10**9}, "hyperparameter blocks is 1000000000: expected .* less than 33"),
+        ({"layers_per_block": 10**6}, "hyperparameter layers_per_block is 1000000: expected"),
+        ({"fc": [8] * 10**6}, "hyperparameter fc has 1000000 values: expected at most 1000"),
+        ({"width": 10**6}, "m.onnx does not fit its hyperparameters: they describe [0-9,]+ param"),
+        ({"fc": [10**5] * 1000}, "they describe [0-9,]+ parameters, and it holds [0-9,]+ numbers"),
+    ],
+    ids=["blocks", "layers", "list", "width", "fc"],
+)
+def test_no_number_in_a_file_fills_the_memory(
+    exported: bytes, change: dict[str, Any], said: str
+) -> None:
+    """Each of these would take gigabytes or minutes."""
+    network = json.loads(metadata_of(onnx.load_model_from_string(exported))["hyperparameters"])
+    file = with_metadata(exported, hyperparameters=json.dumps({**network, **change}))
+    with pytest.raises(SettingsError, match=said):
+        rebuild(file, "m.onnx")
