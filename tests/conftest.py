@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from mnist_ray.run import publication
 from tests.support.servers import head_of, moto
 
 # Ctrl-C is among what is tested, and a shell starts what it puts into the background deaf to it.
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is not the one of its manifest is refused at once, not after three seconds.
+
+    The tests of a model that is being replaced set the pauses themselves.
+    """
+    monkeypatch.setattr(publication, "READ_AGAIN", ())
 
 
 @pytest.fixture(scope="session")

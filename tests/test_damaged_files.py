@@ -341,7 +341,6 @@ def test_a_damaged_file_of_a_run_is_one_line_or_harmless(
 ) -> None:
     change, readers = FORMATS[name]
     few = examples == FEW
-    examples = 4 if few and name == "model.onnx" else examples  # seconds each
     whole, ends = (run / name).read_bytes(), Counter[str]()
     unpacked = content_of(run)
     for read in readers:  # a right file is read
