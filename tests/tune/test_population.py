@@ -302,7 +302,7 @@ def test_a_search_with_more_trials_than_cores(ray_head: dict[str, str], tmp_path
         row["number"]: json.loads(row["exploits"]) for row in trials if row["state"] == "COMPLETE"
     }
     assert any(exploits.values())
-    assert "went on with another's weights" in done.stdout
+    assert "continued with another's weights" in done.stdout
     values = {(h["number"], h["epoch"]): h["val_accuracy"] for h in history}
     for row in trials:
         epochs = [h["epoch"] for h in history if h["number"] == row["number"]]
