@@ -150,8 +150,9 @@ def train(
     keeper.save()
     if _is_population(plan):
         for name in plan.storage.list(layout.TUNE):
-            if "/checkpoint_" in name:
-                plan.storage.delete(name)
+            trial, found, rest = name.partition("/checkpoint_")
+            if found:  # the folder, which would stay on a disk
+                plan.storage.delete(f"{trial}{found}{rest.partition('/')[0]}")
     if records.best is None:
         raise WorkError(f"no trial of {len(records.trials)} {summary.no_winner(plan, records)}")
 
