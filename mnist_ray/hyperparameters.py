@@ -19,9 +19,9 @@ POOLINGS = ("max", "avg", "blur", "conv")
 DROPOUT_PLACES = ("head", "block", "layer_first", "layer_between", "layer")
 ADAMS = ("adam", "adamw")
 REQUIRED: Final = object()  # as a default: the dict must have the key
-
-
-LONGEST = 1000  # values of a list: a file from elsewhere could fill the memory with layers
+# Most values of a list, and most layers of a block. A file from elsewhere could fill the memory
+# with layers: at most 100 × 100 of them are made before their parameters are counted.
+LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
         _P(
             "blocks", int, "blocks of convolutions, each of which ends in a pooling", low=1, high=33
         ),
-        _P("layers_per_block", int, "convolutions a block", low=1, high=1001),
+        _P("layers_per_block", int, "convolutions a block", low=1, high=LONGEST + 1),
         _P("width", int, "channels of the first block; each further block doubles them", low=1),
         _P("kernel_size", int, "of the first block's convolutions; 3 after it", low=1),
         _P("activation", str, "nonlinearity", allowed=ACTIVATIONS),
@@ -261,7 +261,14 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
         _DROPOUT,
     ),
     "vgg": (
-        _P("block_layers", int, "3x3 convolutions of each block", low=1, high=1001, many=True),
+        _P(
+            "block_layers",
+            int,
+            "3x3 convolutions of each block",
+            low=1,
+            high=LONGEST + 1,
+            many=True,
+        ),
         _FC,
     ),
     "mlp": (

@@ -51,7 +51,7 @@ class Reserve:
         self.settled, self.seconds = -1, 0.0
 
     def __call__(self) -> float:
-        """By the slowest of the best trials; looked at anew when a trial has ended."""
+        """By the slowest of the best trials; looked at anew when a trial ends or pauses."""
         if not self.plan.settings.confirm or self.plan.time_budget is None:
             return 0.0
         if self.settled != self.records.judged():

@@ -364,7 +364,7 @@ def _tuner(
             search_alg=searcher,
             scheduler=schedulers.make_scheduler(plan.scheduler, restored.past, searcher, s.seed),
             # A paused trial that goes on is another one to Tune: the searcher says when to end.
-            num_samples=-1 if plan.scheduler.name == "asha-promote" else remaining,
+            num_samples=-1 if isinstance(searcher, PromotingSearch) else remaining,
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

@@ -78,7 +78,10 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
 
 
 class PrunerScheduler(FirstInFirstOut):
-    """Asks the study's pruner after every epoch. Pruners read everything from the study."""
+    """Asks the searcher after every epoch: its study's pruner, or its rungs (promotion.py).
+
+    Pruners read everything from the study.
+    """
 
     def __init__(self, search_alg: "StudySearch") -> None:
         super().__init__()
