@@ -16,7 +16,7 @@ from step_speed import COMPARISONS
 
 from mnist_ray.settings import main
 
-VARIANTS = {name: hp for name, (hp, _) in COMPARISONS["pooling"].items()}
+VARIANTS = {name: hp for name, (hp, *_) in COMPARISONS["pooling"].items()}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,16 @@ RECIPE: dict[str, Any] = {
 SMALL = convnet(2, 32, **RECIPE)  # 32-32-64-64, ReLU, maximum pooling
 FOUND = convnet(3, 32, **RECIPE, activation="gelu", pooling="blur")  # that the recipe default finds
 
-# title -> variant -> (hyperparameters, precision)
-COMPARISONS: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
+# title -> variant -> (hyperparameters, precision), and False for torch's own layers
+COMPARISONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "layers": {
+        "32-32-64-64, ReLU, max: torch's": (SMALL, "auto", False),
+        "32-32-64-64, ReLU, max: compiled.c": (SMALL, "auto"),
+        "32-32-64-64-128-128, GELU, blur: torch's": (FOUND, "auto", False),
+        "32-32-64-64-128-128, GELU, blur: compiled.c": (FOUND, "auto"),
+        "the same with jitter: torch's": ({**FOUND, "pool_jitter": 1}, "auto", False),
+        "the same with jitter: compiled.c": ({**FOUND, "pool_jitter": 1}, "auto"),
+    },
     "precision": {
         "32-32-64-64, fp32": (SMALL, "fp32"),
         "32-32-64-64, bf16": (SMALL, "bf16"),
@@ -56,21 +64,25 @@ def worker(settings: StepSpeedSettings, comparison: str) -> Callable[[str], int]
     """A process with one thread; a call trains `images` images of that variant."""
     import torch
 
+    from mnist_ray.models import compiled
     from mnist_ray.training.machine import use_threads
     from mnist_ray.training.trainer import Trainer
 
     use_threads(1)
+    found = compiled.library()
     part, train, _ = mnist(settings)
     pixels, labels = torch.from_numpy(part.images.copy()), torch.from_numpy(part.labels.copy())
     index = torch.from_numpy(train[: settings.images])
     trainers = {
         name: Trainer(hp, epochs=1000, seed=0, precision=precision)
-        for name, (hp, precision) in COMPARISONS[comparison].items()
+        for name, (hp, precision, *_) in COMPARISONS[comparison].items()
     }
     for trainer in trainers.values():
         trainer.train_epoch(pixels, labels, index[: trainer.hp["batch_size"]])
 
     def call(name: str) -> int:
+        *_, fast = (True, *COMPARISONS[comparison][name])
+        compiled.library = lambda: None if fast is False else found  # type: ignore[assignment]
         trainers[name].train_epoch(pixels, labels, index)
         return len(index)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mnist_ray.models.compiled import MaxPool2d
 from mnist_ray.models.layers import ACTIVATIONS, POOLINGS, dropout, with_linear
 
 Hyperparameters = Mapping[str, Any]
@@ -85,7 +86,7 @@ def optunanet(hp: Hyperparameters) -> nn.Module:
             nn.LeakyReLU(slope, inplace=True),
         ]
         if i % 2 == 0:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(MaxPool2d())
         layers.append(nn.BatchNorm2d(width))
         channels = width
     layers.append(nn.Flatten())
@@ -110,7 +111,7 @@ def vgg(hp: Hyperparameters) -> nn.Module:
                 nn.ReLU(inplace=True),
             ]
             channels = width
-        layers.append(nn.MaxPool2d(2))
+        layers.append(MaxPool2d())
     return with_linear(
         hp,
         [*layers, nn.Flatten()],
@@ -136,7 +137,7 @@ def cnn(hp: Hyperparameters) -> nn.Module:
         layers += [
             nn.Conv2d(channels, width, 3, padding="same"),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
+            MaxPool2d(),
         ]
     layers += [dropout(hp["conv_dropout"], nn.Dropout2d), nn.Flatten()]
     return with_linear(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnist_ray.models.compiled import Layers, MaxPool2d, max_pool
+
 
 class Normalize(nn.Module):
     """(x - mean) / std of each channel of images [batch, C, H, W]; not trained."""
@@ -47,7 +49,7 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [batch, C, H, W] -> [batch, C, H // 2, W // 2]."""
-        x = F.max_pool2d(x, 2, stride=1)
+        x = max_pool(x, 1) if self.training else F.max_pool2d(x, 2, stride=1)
         if not (self.training and self.jitter):
             return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
         n, channels, height, width = x.shape
@@ -94,7 +96,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # Each halves height and width: takes the number of channels and the jitter of BlurPool. "conv" is
 # a learnt 3x3 of stride 2 (Springenberg et al. 2015).
 POOLINGS: dict[str, Callable[[int, int], nn.Module]] = {
-    "max": lambda channels, jitter: nn.MaxPool2d(2),
+    "max": lambda channels, jitter: MaxPool2d(),
     "avg": lambda channels, jitter: nn.AvgPool2d(2),
     "blur": lambda channels, jitter: BlurPool(jitter),
     "conv": lambda channels, jitter: nn.Conv2d(channels, channels, 3, stride=2, padding=1),
@@ -121,7 +123,7 @@ def with_linear(
         widths: Of the hidden linear layers.
         after: The modules behind the hidden layer of that index and width.
     """
-    body = nn.Sequential(Normalize(hp["mean"], hp["std"]), *layers)
+    body = Layers(Normalize(hp["mean"], hp["std"]), *layers)
     with torch.no_grad():
         features = body.eval()(torch.zeros(1, hp["in_channels"], *hp["image_size"])).shape[1]
     for i, width in enumerate(widths):

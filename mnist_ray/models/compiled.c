@@ -1,0 +1,255 @@
+// What a training on the CPU does between its convolutions: pooling, and normalisation with
+// activation. Maps have their channels last in memory; sums are taken in float32 or float64.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float from_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline bf16 to_bf16(float value) {  // to the nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return value != value ? 0x7fc0 : rounded;
+}
+
+static inline float from_float(float x) { return x; }
+static inline float to_float(float x) { return x; }
+
+// ---- maximum pooling, windows of 2 x 2
+//
+// x is [n, h, w, c], y [n, (h - 2) / stride + 1, (w - 2) / stride + 1, c]. `place` has the number
+// (2 * row + column) of each window's largest value, in one byte where torch keeps eight.
+
+#define NEXT(value, number)                                                                        \
+    {                                                                                              \
+        float other = value;                                                                       \
+        int larger = (other > best) | (other != other); /* as in torch, NaN wins */                \
+        best = larger ? other : best;                                                              \
+        which = larger ? number : which;                                                           \
+    }
+
+#define MAX_POOL(T)                                                                                \
+    static void largest_##T(const T *restrict a, const T *restrict b, T *restrict y,               \
+                            uint8_t *restrict place, long c) {                                     \
+        const T *restrict a1 = a + c, *restrict b1 = b + c;                                        \
+        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
+            float best = from_##T(a[i]);                                                           \
+            int which = 0;                                                                         \
+            NEXT(from_##T(a1[i]), 1)                                                               \
+            NEXT(from_##T(b[i]), 2)                                                                \
+            NEXT(from_##T(b1[i]), 3)                                                               \
+            y[i] = to_##T(best);                                                                   \
+            place[i] = which;                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    void max_pool_##T(const T *x, T *y, uint8_t *place, long n, long h, long w, long c,            \
+                      long stride, long threads) {                                                 \
+        long ho = (h - 2) / stride + 1, wo = (w - 2) / stride + 1;                                 \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * ho; row++) { \
+            const T *in = x + (row / ho * h + row % ho * stride) * w * c;                          \
+            for (long column = 0; column < wo; column++) {                                         \
+                long from = column * stride * c, at = (row * wo + column) * c;                     \
+                largest_##T(in + from, in + w * c + from, y + at, place + at, c);                  \
+            }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void gathered_##T(const T *const *g, const uint8_t *const *place, T *restrict out,       \
+                             long c) {                                                             \
+        const T *restrict g0 = g[0], *restrict g1 = g[1], *restrict g2 = g[2], *restrict g3 = g[3]; \
+        const uint8_t *restrict p0 = place[0], *restrict p1 = place[1], *restrict p2 = place[2],   \
+                                *restrict p3 = place[3];                                           \
+        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
+            float sum = p0[i] == 0 ? from_##T(g0[i]) : 0;                                          \
+            sum += p1[i] == 1 ? from_##T(g1[i]) : 0;                                               \
+            sum += p2[i] == 2 ? from_##T(g2[i]) : 0;                                               \
+            sum += p3[i] == 3 ? from_##T(g3[i]) : 0;                                               \
+            out[i] = to_##T(sum);                                                                  \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    void max_pool_gradient_##T(const T *gradient, const uint8_t *place, T *result, long n, long h, \
+                               long w, long c, long stride, long threads) {                        \
+        long ho = (h - 2) / stride + 1, wo = (w - 2) / stride + 1;                                 \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * h; row++) {  \
+            uint8_t none[c]; /* where there is no window */                                        \
+            memset(none, 255, c);                                                                  \
+            for (long column = 0; column < w; column++) {                                          \
+                const T *g[4];                                                                     \
+                const uint8_t *p[4];                                                               \
+                for (int k = 0; k < 4; k++) { /* the windows that hold this place */               \
+                    long top = row % h - k / 2, left = column - k % 2;                             \
+                    int is = top >= 0 && left >= 0 && top % stride == 0 && left % stride == 0 &&   \
+                             top / stride < ho && left / stride < wo;                              \
+                    long at = ((row / h * ho + top / stride) * wo + left / stride) * c;            \
+                    g[k] = gradient + (is ? at : 0);                                               \
+                    p[k] = is ? place + at : none;                                                 \
+                }                                                                                  \
+                gathered_##T(g, p, result + (row * w + column) * c, c);                            \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+MAX_POOL(bf16)
+MAX_POOL(float)
+
+// ---- batch normalisation, then ReLU or GELU
+//
+// x, y and their gradients are [rows, c]. A pass over a map is what costs: torch makes 5 to train
+// ReLU and 6 for GELU forward, and 8 or more backward; here they are 3 and 5. Partial sums are those
+// of BLOCK rows, whatever the threads, so that threads do not change a bit.
+
+#define BLOCK 256
+
+static inline float exponential(float x) {  // of numbers below 0; relative error 2e-7
+    x = x < -87 ? -87 : x;
+    float n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // to the nearest whole number
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1 / 120.f + r * (1 / 720.f);
+    p = 1 + r * (1 + r * (0.5f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+// The normal distribution's density at z; `*below` is the share below z to 1e-7 (Abramowitz and
+// Stegun, 7.1.26).
+static inline float normal(float z, float *below) {
+    float e = exponential(-0.5f * z * z), size = z < 0 ? -z : z;
+    float t = 1 / (1 + 0.3275911f * 0.70710678f * size);
+    float p = -1.453152027f + t * 1.061405429f;
+    float tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * p)));
+    *below = z < 0 ? tail : 1 - tail;
+    return 0.39894228f * e;
+}
+
+static inline float relu(float z) { return z < 0 ? 0 : z; }
+static inline float relu_slope(float z) { return z > 0 ? 1 : 0; }
+static inline float gelu(float z) {
+    float below;
+    normal(z, &below);
+    return z * below;
+}
+static inline float gelu_slope(float z) {
+    float below, density = normal(z, &below);
+    return below + z * density;
+}
+
+// Sums of the blocks' partial sums: two a channel.
+static void added(const float *partial, double *sums, long blocks, long c) {
+    memset(sums, 0, 2 * c * sizeof *sums);
+    for (long block = 0; block < blocks; block++)
+        for (long i = 0; i < 2 * c; i++) sums[i] += partial[block * 2 * c + i];
+}
+
+// `partial` is room for 2 c floats a block. `kept` is [4, c], for the gradient: mean, 1 / deviation,
+// and the factor and the summand that make the activation's input of x.
+#define STATISTICS(T)                                                                              \
+    static void statistics_##T(const T *x, const float *weight, const float *bias,                 \
+                               float *running_mean, float *running_variance, float *kept,          \
+                               float *partial, long rows, long c, double eps, double momentum,     \
+                               long threads) {                                                     \
+        long blocks = (rows + BLOCK - 1) / BLOCK;                                                  \
+        _Pragma("omp parallel for num_threads(threads)") for (long b = 0; b < blocks; b++) {       \
+            float *restrict sum = partial + b * 2 * c, *restrict squares = sum + c;                \
+            memset(sum, 0, 2 * c * sizeof *sum);                                                   \
+            long end = b * BLOCK + BLOCK < rows ? b * BLOCK + BLOCK : rows;                        \
+            for (long row = b * BLOCK; row < end; row++) {                                         \
+                const T *restrict in = x + row * c;                                                \
+                _Pragma("omp simd") for (long i = 0; i < c; i++) {                                 \
+                    /* from the first row's values, so that squares do not cancel */               \
+                    float value = from_##T(in[i]) - from_##T(x[i]);                                \
+                    sum[i] += value;                                                               \
+                    squares[i] += value * value;                                                   \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        double sums[2 * c];                                                                        \
+        added(partial, sums, blocks, c);                                                           \
+        for (long i = 0; i < c; i++) {                                                             \
+            double mean = sums[i] / rows, variance = sums[c + i] / rows - mean * mean;             \
+            mean += from_##T(x[i]);                                                                \
+            variance = variance < 0 ? 0 : variance;                                                \
+            double inverse = 1 / sqrt(variance + eps);                                             \
+            kept[i] = mean, kept[c + i] = inverse;                                                 \
+            kept[2 * c + i] = weight[i] * inverse;                                                 \
+            kept[3 * c + i] = bias[i] - mean * inverse * weight[i];                                \
+            double unbiased = variance * rows / (rows - 1);                                        \
+            running_mean[i] += momentum * (mean - running_mean[i]);                                \
+            running_variance[i] += momentum * (unbiased - running_variance[i]);                    \
+        }                                                                                          \
+    }
+
+#define NORM(T, ACTIVATION)                                                                        \
+    void norm_##ACTIVATION##_##T(const T *x, T *y, const float *weight, const float *bias,         \
+                                 float *running_mean, float *running_variance, float *kept,        \
+                                 float *partial, long rows, long c, long threads, double eps,      \
+                                 double momentum) {                                                \
+        statistics_##T(x, weight, bias, running_mean, running_variance, kept, partial, rows, c,    \
+                       eps, momentum, threads);                                                    \
+        const float *restrict factor = kept + 2 * c, *restrict summand = kept + 3 * c;             \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++) {   \
+            const T *restrict in = x + row * c;                                                    \
+            T *restrict out = y + row * c;                                                         \
+            _Pragma("omp simd") for (long i = 0; i < c; i++)                                       \
+                out[i] = to_##T(ACTIVATION(from_##T(in[i]) * factor[i] + summand[i]));             \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    void norm_##ACTIVATION##_gradient_##T(const T *gradient, const T *x, const float *kept,        \
+                                          T *result, float *of_weight, float *of_bias,             \
+                                          float *partial, long rows, long c, long threads) {       \
+        const float *restrict mean = kept, *restrict inverse = kept + c;                           \
+        const float *restrict factor = kept + 2 * c, *restrict summand = kept + 3 * c;             \
+        long blocks = (rows + BLOCK - 1) / BLOCK;                                                  \
+        _Pragma("omp parallel for num_threads(threads)") for (long b = 0; b < blocks; b++) {       \
+            float *restrict sum = partial + b * 2 * c, *restrict products = sum + c;               \
+            memset(sum, 0, 2 * c * sizeof *sum);                                                   \
+            long end = b * BLOCK + BLOCK < rows ? b * BLOCK + BLOCK : rows;                        \
+            for (long row = b * BLOCK; row < end; row++) {                                         \
+                const T *restrict in = x + row * c, *restrict g = gradient + row * c;              \
+                T *restrict out = result + row * c;                                                \
+                _Pragma("omp simd") for (long i = 0; i < c; i++) {                                 \
+                    float value = from_##T(in[i]);                                                 \
+                    float of_z = from_##T(g[i]);                                                   \
+                    of_z *= ACTIVATION##_slope(value * factor[i] + summand[i]);                    \
+                    out[i] = to_##T(of_z);                                                         \
+                    sum[i] += of_z;                                                                \
+                    products[i] += of_z * (value - mean[i]) * inverse[i];                          \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        double sums[2 * c];                                                                        \
+        float mean_gradient[c], mean_product[c];                                                   \
+        added(partial, sums, blocks, c);                                                           \
+        for (long i = 0; i < c; i++) {                                                             \
+            of_bias[i] = sums[i], of_weight[i] = sums[c + i];                                      \
+            mean_gradient[i] = sums[i] / rows, mean_product[i] = sums[c + i] / rows;               \
+        }                                                                                          \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++) {   \
+            const T *restrict in = x + row * c;                                                    \
+            T *restrict out = result + row * c;                                                    \
+            _Pragma("omp simd") for (long i = 0; i < c; i++) {                                     \
+                float normal_x = (from_##T(in[i]) - mean[i]) * inverse[i];                         \
+                float of_z = from_##T(out[i]) - mean_gradient[i] - normal_x * mean_product[i];     \
+                out[i] = to_##T(of_z * factor[i]);                                                 \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+STATISTICS(bf16)
+STATISTICS(float)
+NORM(bf16, relu)
+NORM(bf16, gelu)
+NORM(float, relu)
+NORM(float, gelu)
