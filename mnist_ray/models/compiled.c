@@ -102,7 +102,7 @@ static inline float to_float(float x) { return x; }
 MAX_POOL(bf16)
 MAX_POOL(float)
 
-// ---- batch normalisation, then ReLU or GELU
+// ---- batch normalisation, then an activation
 //
 // x, y and their gradients are [rows, c]. A pass over a map is what costs: torch makes 5 to train
 // ReLU and 6 for GELU forward, and 8 or more backward; here they are 3 and 5. Partial sums are those
@@ -116,7 +116,7 @@ static inline float exponential(float x) {  // of numbers below 0; relative erro
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1 / 120.f + r * (1 / 720.f);
     p = 1 + r * (1 + r * (0.5f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = ((uint32_t)(int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
     return p * power;
@@ -135,6 +135,17 @@ static inline float normal(float z, float *below) {
 
 static inline float relu(float z) { return z < 0 ? 0 : z; }
 static inline float relu_slope(float z) { return z > 0 ? 1 : 0; }
+static inline float leaky_relu(float z) { return z < 0 ? 0.01f * z : z; }
+static inline float leaky_relu_slope(float z) { return z > 0 ? 1 : 0.01f; }
+static inline float sigmoid(float z) {
+    float e = exponential(z < 0 ? z : -z);
+    return (z < 0 ? e : 1) / (1 + e);
+}
+static inline float silu(float z) { return z * sigmoid(z); }
+static inline float silu_slope(float z) {
+    float share = sigmoid(z);
+    return share * (1 + z * (1 - share));
+}
 static inline float gelu(float z) {
     float below;
     normal(z, &below);
@@ -250,6 +261,10 @@ static void added(const float *partial, double *sums, long blocks, long c) {
 STATISTICS(bf16)
 STATISTICS(float)
 NORM(bf16, relu)
+NORM(bf16, leaky_relu)
 NORM(bf16, gelu)
+NORM(bf16, silu)
 NORM(float, relu)
+NORM(float, leaky_relu)
 NORM(float, gelu)
+NORM(float, silu)

@@ -28,7 +28,13 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".c")
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
-ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+}
+SLOPE = 0.01  # of LeakyReLU, as in compiled.c
 MOST_CHANNELS = 16_384  # some 32 bytes a channel lie on a thread's stack
 BLOCK = 256  # rows; as in compiled.c
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -176,7 +182,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 class Layers(nn.Sequential):
-    """nn.Sequential that trains a batch normalisation and the ReLU or GELU behind it in one."""
+    """nn.Sequential that trains a batch normalisation and the activation behind it in one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """What the modules make of `input`, one after the other."""
@@ -200,6 +206,7 @@ def together(norm: nn.BatchNorm2d, activation: nn.Module, x: Tensor) -> bool:
         type(norm) is nn.BatchNorm2d
         and norm.training
         and type(activation) in ACTIVATIONS
+        and getattr(activation, "negative_slope", SLOPE) == SLOPE
         and x.numel() > x.shape[1]  # torch refuses a single value a channel
         and fits(x)
     )
@@ -211,7 +218,7 @@ def norm_activation(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -> T
     Args:
         x: Float [batch, C, H, W].
         norm: With weights, running statistics and a momentum, as nn.BatchNorm2d(C) has them.
-        activation: ReLU, or GELU with the error function.
+        activation: One of ACTIVATIONS; GELU with the error function, LeakyReLU with SLOPE.
 
     Returns:
         Of the shape and type of `x`; rounded once, where torch rounds the normalised maps too.

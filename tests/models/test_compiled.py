@@ -221,7 +221,7 @@ def test_a_layer_uses_it_in_training_alone(layer: nn.Module, library: None) -> N
 
 # ---- batch normalisation and activation
 
-ACTIVATIONS = [nn.ReLU(), nn.GELU()]
+ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(), nn.GELU(), nn.SiLU()]
 MAPS = [(2, 1, 1, 1), (3, 5, 2, 3), (4, 16, 5, 5), (5, 33, 16, 16), (2, 70, 1, 7)]
 
 
@@ -328,6 +328,12 @@ def test_layers_train_them_in_one_and_evaluate_them_as_torch(library: None) -> N
     layers_.eval()
     assert "_NormActivation" not in nodes(layers_(x))
     assert torch.equal(layers_(x), plain(x))
+
+
+def test_another_slope_is_left_to_torch(library: None) -> None:
+    norm, x = nn.BatchNorm2d(4), drawn((2, 4, 3, 3))
+    assert compiled.together(norm, nn.LeakyReLU(), x)
+    assert not compiled.together(norm, nn.LeakyReLU(0.2), x)
 
 
 def test_a_single_value_a_channel_is_refused_by_torch(library: None) -> None:
