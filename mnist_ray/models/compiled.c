@@ -102,6 +102,73 @@ static inline float to_float(float x) { return x; }
 MAX_POOL(bf16)
 MAX_POOL(float)
 
+// ---- the mean of windows of 3 x 3, of stride 2 and with the map's edge padded by 1
+//
+// x is [n, h, w, c], y [n, (h - 1) / 2 + 1, (w - 1) / 2 + 1, c]; places beyond the edge do not count.
+
+// How many of a window's three rows or columns lie in a map of this size.
+static inline long inside(long window, long size) {
+    return 3 - (window == 0) - (2 * window + 1 >= size);
+}
+
+#define MEAN_POOL(T)                                                                               \
+    static void mean_##T(const T *const *x, T *restrict y, float count, long c) {                  \
+        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
+            float sum = from_##T(x[0][i]) + from_##T(x[1][i]) + from_##T(x[2][i]);                 \
+            sum += from_##T(x[3][i]) + from_##T(x[4][i]) + from_##T(x[5][i]);                      \
+            sum += from_##T(x[6][i]) + from_##T(x[7][i]) + from_##T(x[8][i]);                      \
+            y[i] = to_##T(sum / count);                                                            \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    void mean_pool_##T(const T *x, T *y, long n, long h, long w, long c, long threads) {           \
+        long ho = (h - 1) / 2 + 1, wo = (w - 1) / 2 + 1;                                           \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * ho; row++) { \
+            T none[c];                                                                             \
+            memset(none, 0, sizeof none);                                                          \
+            for (long column = 0; column < wo; column++) {                                         \
+                const T *from[9];                                                                  \
+                for (int k = 0; k < 9; k++) {                                                      \
+                    long top = row % ho * 2 + k / 3 - 1, left = column * 2 + k % 3 - 1;            \
+                    int is = top >= 0 && left >= 0 && top < h && left < w;                         \
+                    from[k] = is ? x + ((row / ho * h + top) * w + left) * c : none;               \
+                }                                                                                  \
+                float count = inside(row % ho, h) * inside(column, w);                             \
+                mean_##T(from, y + (row * wo + column) * c, count, c);                             \
+            }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void spread_##T(const T *const *g, const float *share, T *restrict result, long c) {    \
+        _Pragma("omp simd") for (long i = 0; i < c; i++)                                           \
+            result[i] = to_##T(share[0] * from_##T(g[0][i]) + share[1] * from_##T(g[1][i]) +       \
+                               share[2] * from_##T(g[2][i]) + share[3] * from_##T(g[3][i]));       \
+    }                                                                                              \
+                                                                                                   \
+    void mean_pool_gradient_##T(const T *gradient, T *result, long n, long h, long w, long c,      \
+                                long threads) {                                                    \
+        long ho = (h - 1) / 2 + 1, wo = (w - 1) / 2 + 1;                                           \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * h; row++) {  \
+            T none[c];                                                                             \
+            memset(none, 0, sizeof none);                                                          \
+            for (long column = 0; column < w; column++) {                                          \
+                const T *g[4];                                                                     \
+                float share[4];                                                                    \
+                for (int k = 0; k < 4; k++) { /* an odd row or column lies in two windows */       \
+                    long top = (row % h + k / 2) / 2, left = (column + k % 2) / 2;                 \
+                    int is = (k / 2 == 0 || row % h % 2) && (k % 2 == 0 || column % 2) &&          \
+                             top < ho && left < wo;                                                \
+                    g[k] = is ? gradient + ((row / h * ho + top) * wo + left) * c : none;          \
+                    share[k] = is ? 1.f / (inside(top, h) * inside(left, w)) : 0;                  \
+                }                                                                                  \
+                spread_##T(g, share, result + (row * w + column) * c, c);                          \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+MEAN_POOL(bf16)
+MEAN_POOL(float)
+
 // ---- batch normalisation, then an activation
 //
 // x, y and their gradients are [rows, c]. A pass over a map is what costs: torch makes 5 to train

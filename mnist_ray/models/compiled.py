@@ -57,6 +57,8 @@ def library() -> ctypes.CDLL | None:
     for kind in TYPES.values():
         signatures: dict[str, list[type]] = {f"max_pool_{kind}": [pointer] * 3 + [number] * 6}
         signatures[f"max_pool_gradient_{kind}"] = [pointer] * 3 + [number] * 6
+        signatures[f"mean_pool_{kind}"] = [pointer] * 2 + [number] * 5
+        signatures[f"mean_pool_gradient_{kind}"] = [pointer] * 2 + [number] * 5
         for name in ACTIVATIONS.values():
             signatures[f"norm_{name}_{kind}"] = [pointer] * 8 + [number] * 3 + [real] * 2
             signatures[f"norm_{name}_gradient_{kind}"] = [pointer] * 7 + [number] * 3
@@ -176,6 +178,39 @@ class _MaxPool(torch.autograd.Function):
         operands = (gradient, place, result)
         _call("max_pool_gradient", result.dtype, *operands, *ctx.sizes, torch.get_num_threads())
         return result, None
+
+
+def mean_pool(x: Tensor) -> Tensor:
+    """The mean of 3 x 3 places with stride 2, for training; places beyond the edge do not count.
+
+    Args:
+        x: Float [batch, C, H, W].
+
+    Returns:
+        [batch, C, (H + 1) // 2, (W + 1) // 2]. Sums are taken in float32.
+    """
+    if not fits(x):
+        return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+    return _MeanPool.apply(x)  # type: ignore[no-any-return]
+
+
+class _MeanPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        n, channels, height, width = ctx.shape = x.shape
+        y = _maps((n, channels, (height + 1) // 2, (width + 1) // 2), x.dtype)
+        _call("mean_pool", x.dtype, x, y, n, height, width, channels, torch.get_num_threads())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        n, channels, height, width = ctx.shape
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        result = _maps(ctx.shape, gradient.dtype)
+        numbers = (n, height, width, channels, torch.get_num_threads())
+        _call("mean_pool_gradient", result.dtype, gradient, result, *numbers)
+        return result
 
 
 # ---- batch normalisation and activation

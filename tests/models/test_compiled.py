@@ -95,6 +95,27 @@ def test_nan_and_infinity_pass_as_in_torch(dtype: torch.dtype, library: None) ->
     assert gradient(x, compiled.max_pool(x, 2), of_y).isnan().any()
 
 
+MEAN_SIZES = [(1, 1), (1, 2), (2, 3), (6, 7), (13, 12), (27, 27)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", MEAN_SIZES)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_means_are_those_of_exact_arithmetic(
+    channels: int, size: tuple[int, int], dtype: torch.dtype, library: None
+) -> None:
+    x = torch.randn(3, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    y = F.avg_pool2d(exact, 3, stride=2, padding=1, count_include_pad=False)
+    found = compiled.mean_pool(x)
+    assert "_MeanPool" in nodes(found)
+    torch.testing.assert_close(found, y.to(dtype))
+    of_y = torch.randn_like(y).to(dtype)
+    expected = gradient(exact, y, of_y.double()).to(dtype)
+    torch.testing.assert_close(gradient(x, found, of_y), expected)
+
+
 def test_threads_do_not_change_a_bit(library: None) -> None:
     x = torch.randn(7, 40, 11, 11).bfloat16().contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
@@ -102,7 +123,7 @@ def test_threads_do_not_change_a_bit(library: None) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = compiled.max_pool(x, 1)
+            y = compiled.mean_pool(compiled.max_pool(x, 1))
             found.append((y, gradient(x, y, y.detach())))
     finally:
         torch.set_num_threads(before)
@@ -119,6 +140,7 @@ def test_threads_do_not_change_a_bit(library: None) -> None:
 def test_other_maps_go_to_torch(x: Tensor) -> None:
     y = compiled.max_pool(x.requires_grad_(), 2)
     assert "MaxPool2DWithIndices" in str(y.grad_fn)
+    assert "AvgPool2D" in str(compiled.mean_pool(x).grad_fn)
 
 
 def test_too_small_maps_are_refused_by_torch() -> None:
@@ -361,4 +383,5 @@ def test_a_training_uses_both(library: None, monkeypatch: pytest.MonkeyPatch) ->
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     row = Trainer(hp, epochs=1, seed=0).train_epoch(images, torch.arange(16) % 3)
     assert math.isfinite(row["train_loss"])
-    assert set(called) == {"max_pool", "max_pool_gradient", "norm_gelu", "norm_gelu_gradient"}
+    forward = {"max_pool", "mean_pool", "norm_gelu"}
+    assert set(called) == forward | {f"{name}_gradient" for name in forward}
