@@ -114,9 +114,10 @@ static inline long inside(long window, long size) {
 #define MEAN_POOL(T)                                                                               \
     static void mean_##T(const T *const *x, T *restrict y, float count, long c) {                  \
         _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
-            float sum = from_##T(x[0][i]) + from_##T(x[1][i]) + from_##T(x[2][i]);                 \
-            sum += from_##T(x[3][i]) + from_##T(x[4][i]) + from_##T(x[5][i]);                      \
-            sum += from_##T(x[6][i]) + from_##T(x[7][i]) + from_##T(x[8][i]);                      \
+            float sum = from_##T(x[0][i]); /* in torch's order, to the bit */                       \
+            sum += from_##T(x[1][i]), sum += from_##T(x[2][i]), sum += from_##T(x[3][i]);          \
+            sum += from_##T(x[4][i]), sum += from_##T(x[5][i]), sum += from_##T(x[6][i]);          \
+            sum += from_##T(x[7][i]), sum += from_##T(x[8][i]);                                    \
             y[i] = to_##T(sum / count);                                                            \
         }                                                                                          \
     }                                                                                              \
