@@ -377,7 +377,8 @@ def stacked_step(settings: GpuSettings, networks: int) -> Callable[[], int]:
     velocity = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
     rates = torch.linspace(0.01, 0.1, networks, device=device)
     x, y = images(settings)
-    bf16 = best_precision(torch.device(device)) == "bf16"
+    # On a CPU, which only tries the section, torch cannot train bf16 under vmap.
+    bf16 = device != "cpu" and best_precision(torch.device(device)) == "bf16"
 
     def loss(p: Any, b: Any, batch: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):

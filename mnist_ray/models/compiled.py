@@ -1,6 +1,6 @@
 """What a training on the CPU does between its convolutions, in fewer passes over memory.
 
-`compiled.c` has maximum pooling, and batch normalisation with the activation behind it. It is
+`compiled.c` has pooling, and batch normalisation with the activation behind it. It is
 compiled for this processor when it is first needed, which takes a second, and kept in the user's
 cache. Without a C compiler, on a GPU, and in evaluation, torch's own operators are used; they are
 the reference of its tests.
@@ -8,6 +8,7 @@ the reference of its tests.
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -15,7 +16,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,25 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
 }
 SLOPE = 0.01  # of LeakyReLU, as in compiled.c
-MOST_CHANNELS = 16_384  # some 32 bytes a channel lie on a thread's stack
+MOST_CHANNELS = 16_384  # 24 bytes a channel lie on the stack
 BLOCK = 256  # rows; as in compiled.c
+COMPILERS = ("cc", "gcc", "clang")  # tried in turn
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 SECONDS = 60.0  # for the compiler
 DIGEST = hashlib.sha256().digest_size  # bytes, behind a kept library
 
 
-@cache
+@functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions, loaded once a process; None where they cannot be had."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    try:
-        loaded = _loaded(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.debug("compiled.c: %s", error)
+    loaded = None
+    for compiler in filter(None, map(shutil.which, COMPILERS)):
+        try:
+            loaded = _loaded(compiler)
+            break
+        except (OSError, subprocess.SubprocessError) as error:
+            log.debug("compiled.c with %s: %s", compiler, error)
+    if loaded is None:
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
     for kind in TYPES.values():
@@ -70,39 +72,56 @@ def library() -> ctypes.CDLL | None:
 
 def _loaded(compiler: str) -> ctypes.CDLL:
     """From the user's cache if this source, compiler and processor made it, else compiled."""
-    command = [compiler, *FLAGS, str(SOURCE), "-o"]
+    place = _place(compiler)
+    kept = _kept(place) if place is not None else None
+    if kept is not None:
+        return kept
+    with tempfile.TemporaryDirectory(prefix="mnist_ray-", ignore_cleanup_errors=True) as folder:
+        made = Path(folder, "compiled.so")
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+        loaded = ctypes.CDLL(str(made))  # stays when its file has gone
+        if place is not None:
+            with contextlib.suppress(OSError):
+                _keep(made.read_bytes(), place)
+        return loaded
+
+
+def _place(compiler: str) -> Path | None:
+    """The library's file in the user's cache; None where no home is known."""
     about = os.stat(compiler)
-    made_by = f"{command} {about.st_size} {about.st_mtime_ns}".encode()
-    parts = b"|".join((SOURCE.read_bytes(), made_by, _processor()))
-    name = f"compiled-{hashlib.sha256(parts).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mnist_ray", name)
-    with contextlib.suppress(OSError):  # none there
-        about = kept.stat()
-        content, checksum = kept.read_bytes()[:-DIGEST], kept.read_bytes()[-DIGEST:]
+    made_by = f"{compiler} {FLAGS} {about.st_size} {about.st_mtime_ns}".encode()
+    digest = hashlib.sha256(b"|".join((SOURCE.read_bytes(), made_by, _processor()))).hexdigest()
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "mnist_ray", f"compiled-{digest[:16]}.so") if os.path.isabs(home) else None
+
+
+def _kept(place: Path) -> ctypes.CDLL | None:
+    """A kept library; None if none is there, others may write it, or it is damaged."""
+    try:
+        about, content = place.stat(), place.read_bytes()
         owned = about.st_uid == os.getuid() and not about.st_mode & 0o022
-        # A library that is cut off ends the process that loads it.
-        if owned and hashlib.sha256(content).digest() == checksum:
-            return ctypes.CDLL(str(kept))
-    with tempfile.TemporaryDirectory(prefix="mnist_ray-") as folder:
-        made = Path(folder, name)
-        subprocess.run(
-            [*command, str(made), "-lm"], check=True, capture_output=True, timeout=SECONDS
-        )
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            content = made.read_bytes()
-            written = kept.with_suffix(f".{os.getpid()}")
-            written.write_bytes(content + hashlib.sha256(content).digest())
-            written.chmod(0o700)
-            written.replace(kept)
-        return ctypes.CDLL(str(made))  # stays when its file has gone
+        # A library that is cut off would end the process that loads it.
+        if owned and hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:
+            return ctypes.CDLL(str(place))
+    except OSError:
+        pass
+    return None
+
+
+def _keep(content: bytes, place: Path) -> None:
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    written = place.with_suffix(f".{os.getpid()}")
+    written.write_bytes(content + hashlib.sha256(content).digest())
+    written.chmod(0o700)
+    written.replace(place)
 
 
 def _processor() -> bytes:
     """What `-march=native` depends on: machines that share a home may differ."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-        named = (b"model name", b"flags", b"Features", b"CPU part")
+        named = (b"model name", b"flags", b"features", b"Features", b"CPU part", b"isa", b"uarch")
         return b"|".join(sorted({line for line in lines if line.startswith(named)}))
     return platform.processor().encode()
 
@@ -113,8 +132,11 @@ def fits(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in TYPES
         and x.dim() == 4
-        and 0 < x.shape[1] <= MOST_CHANNELS
+        and x.numel() > 0
+        and x.shape[1] <= MOST_CHANNELS
         and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and library() is not None
     )
 
@@ -125,10 +147,14 @@ def _call(function: str, kind: torch.dtype, *arguments: Tensor | float) -> None:
 
 
 def _maps(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=kind, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=kind, device="cpu", memory_format=torch.channels_last)
 
 
-# ---- maximum pooling
+def _floats(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+# ---- pooling
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:
@@ -217,7 +243,10 @@ class _MeanPool(torch.autograd.Function):
 
 
 class Layers(nn.Sequential):
-    """nn.Sequential that trains a batch normalisation and the activation behind it in one."""
+    """nn.Sequential that trains a batch normalisation and the activation behind it in one.
+
+    Hooks of these two modules are not called then.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """What the modules make of `input`, one after the other."""
@@ -237,13 +266,28 @@ class Layers(nn.Sequential):
 
 def together(norm: nn.BatchNorm2d, activation: nn.Module, x: Tensor) -> bool:
     """Whether `norm_activation` takes these two modules and maps."""
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
+        and norm.momentum is not None
         and type(activation) in ACTIVATIONS
         and getattr(activation, "negative_slope", SLOPE) == SLOPE
-        and x.numel() > x.shape[1]  # torch refuses a single value a channel
+        and getattr(activation, "approximate", "none") == "none"
         and fits(x)
+        and x.numel() > x.shape[1]  # torch refuses a single value a channel
+        and all(map(functools.partial(_a_float_a_channel, x.shape[1]), tensors))
+    )
+
+
+def _a_float_a_channel(channels: int, tensor: Tensor | None) -> bool:
+    """Whether compiled.c can read it: it knows the place of the first number only."""
+    return (
+        tensor is not None
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and tensor.shape == (channels,)
     )
 
 
@@ -280,8 +324,8 @@ class _NormActivation(torch.autograd.Function):
     ) -> Tensor:
         channels = x.shape[1]
         rows = x.numel() // channels
-        y, kept = torch.empty_like(x), torch.empty(4, channels)
-        partial = torch.empty((rows + BLOCK - 1) // BLOCK, 2, channels)
+        y, kept = torch.empty_like(x), _floats(4, channels)
+        partial = _floats((rows + BLOCK - 1) // BLOCK, 2, channels)
         ctx.name, ctx.sizes = name, (rows, channels)
         numbers = (rows, channels, torch.get_num_threads(), *constants)
         _call(f"norm_{name}", x.dtype, x, y, weight, bias, *statistics, kept, partial, *numbers)
@@ -295,8 +339,8 @@ class _NormActivation(torch.autograd.Function):
         rows, channels = ctx.sizes
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         result = torch.empty_like(x)
-        of_weight, of_bias = torch.empty(2, channels)
-        partial = torch.empty((rows + BLOCK - 1) // BLOCK, 2, channels)
+        of_weight, of_bias = _floats(2, channels)
+        partial = _floats((rows + BLOCK - 1) // BLOCK, 2, channels)
         operands = (gradient, x, kept, result, of_weight, of_bias, partial)
         numbers = (rows, channels, torch.get_num_threads())
         _call(f"norm_{ctx.name}_gradient", x.dtype, *operands, *numbers)

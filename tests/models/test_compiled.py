@@ -1,6 +1,7 @@
 """The compiled layers of training against torch's: equal maxima, gradients rounded once."""
 
 import math
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -214,6 +215,26 @@ def test_another_processor_compiles_anew(
     assert cache()
 
 
+def test_without_a_home_it_is_compiled_all_the_same(
+    cache: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where no home is known
+    monkeypatch.chdir(tmp_path)
+    assert cache()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_compiler_is_tried_when_one_fails(
+    cache: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fails = tmp_path / "cc"
+    fails.write_text("#!/bin/sh\nexit 1\n")
+    fails.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert cache()
+
+
 @pytest.mark.parametrize("fault", ["cut off", "of others", "no folder"])
 def test_a_kept_library_that_cannot_be_trusted_is_not_loaded(
     fault: str, cache: Callable[[], bool], tmp_path: Path
@@ -357,6 +378,49 @@ def test_another_slope_is_left_to_torch(library: None) -> None:
     norm, x = nn.BatchNorm2d(4), drawn((2, 4, 3, 3))
     assert compiled.together(norm, nn.LeakyReLU(), x)
     assert not compiled.together(norm, nn.LeakyReLU(0.2), x)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4).bfloat16(),
+        nn.BatchNorm2d(4).double(),
+        nn.BatchNorm2d(3),
+    ],
+)
+def test_a_normalisation_of_another_kind_is_left_to_torch(
+    norm: nn.BatchNorm2d, library: None
+) -> None:
+    assert not compiled.together(norm, nn.ReLU(), drawn((2, 4, 3, 3)))
+
+
+def test_another_gelu_is_left_to_torch(library: None) -> None:
+    assert not compiled.together(nn.BatchNorm2d(4), nn.GELU("tanh"), drawn((2, 4, 3, 3)))
+
+
+def test_torchs_defaults_of_type_and_device_change_nothing(library: None) -> None:
+    x, of_y = drawn((4, 8, 5, 5)), drawn((4, 8, 5, 5), seed=1)
+    expected = trained(x, nn.ReLU(), of_y, compiled.norm_activation)
+    norm = nn.BatchNorm2d(8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = compiled.norm_activation(x.requires_grad_(), norm, nn.ReLU())
+        y.backward(of_y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert norm.bias.grad is not None
+    assert norm.bias.grad.abs().max() < 1e4
+    assert expected["y"].dtype == y.dtype
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_sees_torchs_operators(library: None) -> None:
+    network = compiled.Layers(nn.BatchNorm2d(8), nn.ReLU(), compiled.MaxPool2d())
+    traced = torch.jit.trace(network, drawn((2, 8, 4, 4)), check_trace=False)
+    assert "max_pool2d" in str(traced.inlined_graph)
 
 
 def test_a_single_value_a_channel_is_refused_by_torch(library: None) -> None:
