@@ -172,11 +172,8 @@ MEAN_POOL(float)
 
 // ---- batch normalisation, then an activation
 //
-// x, y and their gradients are [rows, c]. A pass over a map is what costs: torch makes 5 to train
-// ReLU and 6 for GELU forward, and 8 or more backward; here they are 3 and 5. Partial sums are those
-// of BLOCK rows, whatever the threads, so that threads do not change a bit.
-
-#define BLOCK 256
+// x, y and their gradients are [rows, c]. Partial sums are those of BLOCK rows, whatever the threads,
+// so that threads do not change a bit. compiled.py defines BLOCK, and SLOPE of the leaky ReLU.
 
 static inline float exponential(float x) {  // of numbers below 0; relative error 2e-7
     x = x < -87 ? -87 : x;
@@ -203,8 +200,8 @@ static inline float normal(float z, float *below) {
 
 static inline float relu(float z) { return z < 0 ? 0 : z; }
 static inline float relu_slope(float z) { return z > 0 ? 1 : 0; }
-static inline float leaky_relu(float z) { return z < 0 ? 0.01f * z : z; }
-static inline float leaky_relu_slope(float z) { return z > 0 ? 1 : 0.01f; }
+static inline float leaky_relu(float z) { return z < 0 ? (float)SLOPE * z : z; }
+static inline float leaky_relu_slope(float z) { return z > 0 ? 1 : (float)SLOPE; }
 static inline float sigmoid(float z) {
     float e = exponential(z < 0 ? z : -z);
     return (z < 0 ? e : 1) / (1 + e);

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -34,11 +35,12 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.GELU: "gelu",
     nn.SiLU: "silu",
 }
-SLOPE = 0.01  # of LeakyReLU, as in compiled.c
+SLOPE = 0.01  # of LeakyReLU
 MOST_CHANNELS = 16_384  # 24 bytes a channel lie on the stack
-BLOCK = 256  # rows; as in compiled.c
+BLOCK = 256  # rows whose sums are taken together
 COMPILERS = ("cc", "gcc", "clang")  # tried in turn
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+DEFINED = (f"-DBLOCK={BLOCK}", f"-DSLOPE={SLOPE}")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", *DEFINED)
 SECONDS = 60.0  # for the compiler
 DIGEST = hashlib.sha256().digest_size  # bytes, behind a kept library
 
@@ -325,7 +327,7 @@ class _NormActivation(torch.autograd.Function):
         channels = x.shape[1]
         rows = x.numel() // channels
         y, kept = torch.empty_like(x), _floats(4, channels)
-        partial = _floats((rows + BLOCK - 1) // BLOCK, 2, channels)
+        partial = _floats(math.ceil(rows / BLOCK), 2, channels)
         ctx.name, ctx.sizes = name, (rows, channels)
         numbers = (rows, channels, torch.get_num_threads(), *constants)
         _call(f"norm_{name}", x.dtype, x, y, weight, bias, *statistics, kept, partial, *numbers)
@@ -340,7 +342,7 @@ class _NormActivation(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         result = torch.empty_like(x)
         of_weight, of_bias = _floats(2, channels)
-        partial = _floats((rows + BLOCK - 1) // BLOCK, 2, channels)
+        partial = _floats(math.ceil(rows / BLOCK), 2, channels)
         operands = (gradient, x, kept, result, of_weight, of_bias, partial)
         numbers = (rows, channels, torch.get_num_threads())
         _call(f"norm_{ctx.name}_gradient", x.dtype, *operands, *numbers)
