@@ -1,7 +1,7 @@
 """A search by Optuna alone, as its PyTorch example does it: one process, one trial after another,
 MedianPruner, all cores' threads.
 
-Prints a JSON line an epoch: time and accuracy.
+Prints a JSON line an epoch: time, accuracy, the trial's number and hyperparameters.
 """
 
 import json
@@ -30,7 +30,8 @@ def main(task: dict[str, Any]) -> None:
         for epoch in range(task["epochs"]):
             peer_loop.train_epoch(model, train, optimizer)
             accuracy = peer_loop.accuracy(model, val)
-            print(json.dumps({"time": time.time(), "accuracy": accuracy}), flush=True)
+            line = {"time": time.time(), "accuracy": accuracy, "trial": str(trial.number), "hp": hp}
+            print(json.dumps(line), flush=True)
             trial.report(accuracy, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned

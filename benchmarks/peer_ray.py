@@ -3,7 +3,8 @@ task of search_peers.py.
 
 As there: a function trainable that makes its DataLoaders and reports after every epoch,
 AsyncHyperBandScheduler. As Ray's documents add: OptunaSearch. Everything else is the default; one
-CPU a trial, as our search has it. Prints a JSON line an epoch: time and accuracy.
+CPU a trial, as our search has it. Prints a JSON line an epoch: time, accuracy, the trial's
+id and hyperparameters.
 """
 
 import json
@@ -43,7 +44,13 @@ class Printer(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        print(json.dumps({"time": time.time(), "accuracy": result["mean_accuracy"]}), flush=True)
+        line = {
+            "time": time.time(),
+            "accuracy": result["mean_accuracy"],
+            "trial": trial.trial_id,
+            "hp": trial.config,
+        }
+        print(json.dumps(line), flush=True)
 
 
 def main(task: dict[str, Any]) -> None:

@@ -1,22 +1,29 @@
 """One search, three ways: ours, Ray's own example widened to the same task (peer_ray.py), and
 Optuna alone (peer_optuna.py).
 
-    # 21 minutes a repetition on two cores, 105 for five
+    # 17 minutes of searches a repetition on two quiet cores, then their choices are retrained
     MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl
-    # finished searches are kept: it goes on
+    # what is finished is kept: it goes on
     MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --repeats 1
+    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --retrain 0
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its
-end, the start of Python and of Ray included. The target that all are timed to is, in each
-repetition, the lowest of the three sides' best validation accuracies. Ours is told nothing but the
-space and the sizes.
+end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes; no
+side has starting points.
+
+A side's choice at a moment is the trial with the best validation accuracy so far. Each choice is
+trained again with fresh seeds, on the search's training images at the full budget, by this
+package's trainer for all sides. It is judged after the last epoch by MNIST's training images that
+the search did not see. The target that all are timed to is, in each repetition, the lowest accuracy
+of the three last choices.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,17 +31,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common import CORES, ROOT, BenchmarkSettings, difference, mnist, ratios, section, spread
+import numpy as np
+import optuna
+from common import (
+    CORES,
+    ROOT,
+    BenchmarkSettings,
+    cached,
+    difference,
+    mnist,
+    ratios,
+    section,
+    spread,
+)
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FixedTrial
+from peer_space import space
 
 from mnist_ray.errors import WorkError
 from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
 
-Course = list[
-    tuple[float, float]
-]  # seconds since the command was started, validation accuracy: one pair an epoch
+# Seconds since the command was started, validation accuracy, the trial: one an epoch.
+Course = list[tuple[float, float, str]]
+Searched = tuple[float, Course, dict[str, dict[str, Any]]]  # wall time, course, trials' networks
 
 
 @dataclass(frozen=True)
@@ -47,40 +70,32 @@ class SearchPeersSettings(BenchmarkSettings):
     """The most epochs of a trial."""
     train_images: int = 12_000
     """Images that trials are trained on."""
+    retrain: int = 3
+    """Seeds with which each choice is trained again; 0 compares the searches alone."""
     cache: str | None = None
-    """JSON-lines file that keeps finished searches; what is in it is not run again."""
+    """JSON-lines file that keeps finished searches; what is in it is not run again. Trainings are
+    kept beside it, in a file whose name ends in -retrained."""
+    workers: int = CORES
+    """Choices that are trained at a time."""
+
+    def task(self) -> dict[str, int]:
+        """What kept searches must have been run with."""
+        return {
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "train_images": self.train_images,
+        }
 
 
-def ours(settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, Course]:
+def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear
     in its study.
     """
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "search.py"),
-        "--space",
-        "peer_space:space",
-        "--dataset",
-        "mnist",
-    ]
-    command += [
-        "--data-dir",
-        os.path.abspath(settings.data_dir),
-        "--train-images",
-        str(settings.train_images),
-        "--val-images",
-        "5000",
-    ]
-    command += [
-        "--trials",
-        str(settings.trials),
-        "--max-epochs",
-        str(settings.epochs),
-        "--seed",
-        str(seed),
-        "--no-finetune",
-    ]
-    command += ["--storage", folder, "--name", "ours"]
+    command = [sys.executable, str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space"]
+    command += ["--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
+    command += ["--train-images", str(settings.train_images), "--val-images", "5000"]
+    command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
+    command += ["--seed", str(seed), "--no-finetune", "--storage", folder, "--name", "ours"]
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
     with _started(command, Path(folder, "log")) as (process, start):
         while process.poll() is None:
@@ -91,16 +106,17 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> tuple[float, 
             now = time.time() - start
             entries = [json.loads(line) for line in whole.splitlines()]
             course += [
-                (now, entry["intermediate_value"])
+                (now, entry["intermediate_value"], str(entry["trial_id"]))
                 for entry in entries
                 if "intermediate_value" in entry
             ]
-        return time.time() - start, course
+        wall = time.time() - start
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    trials = optuna.load_study(study_name="ours", storage=storage).trials
+    return wall, course, {str(t._trial_id): space(FixedTrial(t.params)) for t in trials}
 
 
-def peer(
-    script: str, settings: SearchPeersSettings, seed: int, folder: str
-) -> tuple[float, Course]:
+def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """A peer's script, which prints a line an epoch."""
     _, train, val = mnist(
         settings, settings.train_images, seed=seed
@@ -123,7 +139,11 @@ def peer(
     lines = [
         json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')
     ]
-    return wall, [(line["time"] - start, line["accuracy"]) for line in lines]
+    return (
+        wall,
+        [(line["time"] - start, line["accuracy"], line["trial"]) for line in lines],
+        {line["trial"]: line["hp"] for line in lines},
+    )
 
 
 @contextlib.contextmanager
@@ -148,81 +168,154 @@ def _started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen, 
         raise WorkError(f"{Path(command[1]).name} ended with {process.returncode}:\n{end}")
 
 
-SIDES: dict[str, Callable[[SearchPeersSettings, int, str], tuple[float, Course]]] = {
+SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
     "ours": ours,
     "Ray's example": lambda *args: peer("peer_ray.py", *args),
     "Optuna alone": lambda *args: peer("peer_optuna.py", *args),
 }
 
 
-def measure(settings: SearchPeersSettings) -> None:
-    """What the cache lacks is run, the sides in turn; then the table."""
-    kept = {
-        key: value
-        for key, value in dataclasses.asdict(settings).items()
-        if key in ("trials", "epochs", "train_images")
-    }
+def choices(course: Course) -> Course:
+    """When the search's best trial became another one: seconds, its validation accuracy, trial."""
+    best, trial, found = -1.0, "", []
+    for seconds, accuracy, number in course:
+        if accuracy > best:
+            best = accuracy
+            if number != trial:
+                found.append((seconds, accuracy, number))
+                trial = number
+            else:
+                found[-1] = (found[-1][0], accuracy, number)
+    return found
+
+
+def train(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
+    """One training of a choice; its accuracy, in percent, on what the search did not see."""
+    import torch
+
+    from mnist_ray.training.machine import use_threads
+    from mnist_ray.training.trainer import Trainer
+
+    settings, key = task
+    use_threads(1)
+    part, train, val = mnist(settings, settings.train_images, seed=key["repetition"])
+    unseen = np.setdiff1d(np.arange(len(part.labels)), np.concatenate([train, val]))
+    tensors: list[Any] = [
+        torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, unseen)
+    ]
+    trainer = Trainer(key["hp"], epochs=settings.epochs, seed=1_000 + key["seed"])
+    for _ in range(settings.epochs):
+        trainer.train_epoch(*tensors[:3])
+    _, accuracy = trainer.evaluate(tensors[0], tensors[1], tensors[3])
+    return {"key": key, "accuracy": 100 * accuracy}
+
+
+def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, Any]]:
+    """Every repetition's searches, by repetition and side; what the cache lacks is run, the sides
+    in turn.
+    """
     cache = Path(settings.cache) if settings.cache else None
     lines = (
         [json.loads(line) for line in cache.read_text().splitlines()]
         if cache and cache.exists()
         else []
     )
-    done = {(line["seed"], line["side"]): line for line in lines if line["settings"] == kept}
+    task = settings.task()
+    done = {(line["seed"], line["side"]): line for line in lines if line["settings"] == task}
     for seed in range(settings.repeats):
         for side, search in SIDES.items():
             if (seed, side) in done:
                 continue
             with tempfile.TemporaryDirectory(prefix="search-peers-") as folder:
-                wall, course = search(settings, seed, folder)
+                wall, course, trials = search(settings, seed, folder)
             if not course:
                 raise WorkError(f"{side}: the search reported no epoch")
+            chosen = {number: trials[number] for _, _, number in choices(course)}
             done[seed, side] = {
-                "settings": kept,
+                "settings": task,
                 "seed": seed,
                 "side": side,
                 "wall": wall,
                 "course": course,
+                "chosen": chosen,
             }
-            top = max(accuracy for _, accuracy in course)
             print(
-                (
-                    f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best "
-                    f"{top:.4f}"
-                ),
+                f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best "
+                f"{max(accuracy for _, accuracy, _ in course):.4f}, {len(chosen)} choices",
                 flush=True,
             )
             if cache:
                 with cache.open("a") as file:
                     file.write(json.dumps(done[seed, side]) + "\n")
+    return done
 
-    seeds = range(settings.repeats)
-    courses = {side: [done[seed, side]["course"] for seed in seeds] for side in SIDES}
-    best = {
-        side: [100 * max(accuracy for _, accuracy in course) for course in courses[side]]
+
+def retrained(
+    settings: SearchPeersSettings, searches: dict[tuple[int, str], dict[str, Any]]
+) -> dict[tuple[int, str], list[float]]:
+    """Mean accuracy of each search's choices, in their order, over the seeds of `retrain`."""
+    keys: list[dict[str, Any]] = []
+    for repetition in range(settings.repeats):
+        for side in SIDES:
+            search = searches[repetition, side]
+            keys += [
+                {**settings.task(), "repetition": repetition, "hp": hp, "seed": seed}
+                for hp in search["chosen"].values()
+                for seed in range(settings.retrain)
+            ]
+    keys = [key for i, key in enumerate(keys) if key not in keys[:i]]  # sides may agree
+    cache = settings.cache and str(Path(settings.cache).with_suffix("")) + "-retrained.jsonl"
+    results = cached(train, dataclasses.replace(settings, cache=cache), keys)
+    return {
+        (repetition, side): [
+            statistics.fmean(
+                result["accuracy"]
+                for result in results
+                if result["key"]["repetition"] == repetition
+                and result["key"]["hp"] == searches[repetition, side]["chosen"][number]
+            )
+            for _, _, number in choices(searches[repetition, side]["course"])
+        ]
+        for repetition in range(settings.repeats)
         for side in SIDES
     }
-    target = [min(bests) for bests in zip(*best.values(), strict=True)]
-    walls = {side: [done[seed, side]["wall"] for seed in seeds] for side in SIDES}
+
+
+def measure(settings: SearchPeersSettings) -> None:
+    """Searches, retrained choices, and the table."""
+    searches = searched(settings)
+    seeds = range(settings.repeats)
+    chosen = {key: choices(search["course"]) for key, search in searches.items() if key[0] in seeds}
+    # A choice's accuracy, in percent: retrained, or what the search saw of it.
+    values = (
+        retrained(settings, searches)
+        if settings.retrain
+        else {key: [100 * accuracy for _, accuracy, _ in each] for key, each in chosen.items()}
+    )
+    last = {side: [values[seed, side][-1] for seed in seeds] for side in SIDES}
+    target = [min(accuracies) for accuracies in zip(*last.values(), strict=True)]
     reached = {
         side: [
-            min(t for t, accuracy in course if 100 * accuracy >= aim)
-            for course, aim in zip(courses[side], target, strict=True)
+            next(
+                seconds
+                for (seconds, _, _), value in zip(
+                    chosen[seed, side], values[seed, side], strict=True
+                )
+                if value >= target[seed]
+            )
+            for seed in seeds
         ]
         for side in SIDES
     }
+    walls = {side: [searches[seed, side]["wall"] for seed in seeds] for side in SIDES}
+    seen = {side: [100 * chosen[seed, side][-1][1] for seed in seeds] for side in SIDES}
+    epochs = {side: [len(searches[seed, side]["course"]) for seed in seeds] for side in SIDES}
+    header = ["side", "wall time, s", "peer / ours", "s to the common accuracy", "peer / ours"]
+    header += ["accuracy of the choice, %", "− ours (95 %)", "chosen by − it, points"]
+    header += ["epochs trained"]
     section(
-        "One search against the peers",
-        [
-            "side",
-            "wall time, s",
-            "peer / ours",
-            "s to the common accuracy",
-            "peer / ours",
-            "best validation accuracy, %",
-            "− ours (95 %)",
-            "epochs trained",
-        ],
+        "One search against the peers" + (", choices retrained" if settings.retrain else ""),
+        header,
         [
             [
                 side,
@@ -230,9 +323,10 @@ def measure(settings: SearchPeersSettings) -> None:
                 "" if side == "ours" else ratios(walls[side], walls["ours"]),
                 spread(reached[side], 1),
                 "" if side == "ours" else ratios(reached[side], reached["ours"]),
-                spread(best[side], 2),
-                "" if side == "ours" else difference(best[side], best["ours"], 2),
-                spread([len(course) for course in courses[side]]),
+                spread(last[side], 2),
+                "" if side == "ours" else difference(last[side], last["ours"], 2),
+                difference(seen[side], last[side], 2),
+                spread(epochs[side]),
             ]
             for side in SIDES
         ],
@@ -240,9 +334,16 @@ def measure(settings: SearchPeersSettings) -> None:
         out=settings.out,
         notes=[
             f"{settings.trials} trials of at most {settings.epochs} epochs on "
-            f"{settings.train_images:,} images, {CORES} cores. The common "
-            f"accuracy of a repetition is the lowest of the three bests: {spread(target, 2)} %. "
-            "Wall time counts from the command's start to its end."
+            f"{settings.train_images:,} images, {CORES} cores. "
+            + (
+                f"Every choice is trained again with {settings.retrain} seeds and judged by "
+                f"{60_000 - settings.train_images - 5_000:,} training images that the search did "
+                "not see; its accuracy is their mean. "
+                if settings.retrain
+                else ""
+            )
+            + "The common accuracy of a repetition is the lowest of the three last choices': "
+            f"{spread(target, 2)} %. Wall time counts from the command's start to its end."
         ],
     )
 

@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import optuna
-from optuna.distributions import check_distribution_compatibility
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
@@ -110,6 +111,40 @@ def is_contradiction(error: Exception) -> bool:
 def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:
     """Whether each branch of a define-by-run space has a model of its own."""
     return sampler._group
+
+
+class TranslatedOnce(optuna.samplers.TPESampler):
+    """Optuna's TPE, which translates the parameters of a finished trial once.
+
+    Optuna does it again for every suggestion, which is a third of a suggestion's time (eight
+    parameters, 1,000 trials). The suggestions are the same.
+    """
+
+    # Names of parameters -> trial's number -> its parameters, and the row made of them.
+    _rows: dict[tuple[str, ...], dict[int, tuple[Any, tuple[Any, ...]]]] | None = None
+
+    def _get_internal_repr(
+        self,
+        trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+        *study: optuna.Study,  # Optuna 4 gives none
+    ) -> dict[str, np.ndarray]:
+        self._rows = self._rows or {}
+        names = tuple(search_space)
+        known = self._rows.setdefault(names, {})
+        rows = []
+        for trial in trials:
+            params, row = known.get(trial.number, (None, ()))
+            if params is not trial.params:  # new, or of another study
+                params = self._get_params(trial, *study)
+                if not search_space.keys() <= params.keys():
+                    continue
+                row = tuple(d.to_internal_repr(params[name]) for name, d in search_space.items())
+                if trial.state.is_finished():
+                    known[trial.number] = trial.params, row
+            rows.append(row)
+        columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+        return {name: np.asarray(column) for name, column in zip(names, columns, strict=True)}
 
 
 class PartOfStudy:

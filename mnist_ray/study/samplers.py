@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
-from mnist_ray.study.optuna_private import CmaEs, is_grouped, part_of
+from mnist_ray.study.optuna_private import CmaEs, TranslatedOnce, is_grouped, part_of
 
 
 class Grid(optuna.samplers.BruteForceSampler):
@@ -78,7 +78,7 @@ class UpperEnd(optuna.samplers.RandomSampler):
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
-class TPE(optuna.samplers.TPESampler):
+class TPE(TranslatedOnce):
     """Optuna's TPE, which looks at no more than KEPT finished trials.
 
     The cost of a suggestion would otherwise grow with the study without end. Kept are the best, of

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import (
     BaseJournalBackend,
@@ -162,6 +162,51 @@ def test_stock_tpe_reads_every_trial_through_the_private_method() -> None:
         part: Any = Counting(study, trials)
         study.sampler.sample_relative(part, study.ask()._cached_frozen_trial, {"x": distribution})
         assert max(reads) == most  # 30 of 30: else the cost is bounded, and TPE.KEPT not needed
+
+
+def drawn(n: int, seed: int) -> optuna.Study:
+    """A study of n random trials whose space has a branch."""
+    study = a_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for _ in range(n):
+        study.tell(*asked(study))
+    return study
+
+
+def asked(study: optuna.Study) -> tuple[optuna.Trial, float]:
+    trial = study.ask()
+    x = trial.suggest_float("x", 1e-3, 1, log=True)
+    if trial.suggest_categorical("more", [False, True]):
+        x += trial.suggest_int("n", 1, 9)
+    return trial, x
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_finished_trial_is_translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    inner = FloatDistribution.to_internal_repr
+    monkeypatch.setattr(
+        FloatDistribution,
+        "to_internal_repr",
+        lambda self, value: calls.append(value) or inner(self, value),
+    )
+
+    def suggested(sampler: optuna.samplers.TPESampler) -> tuple[list[Any], int]:
+        found = []
+        for seed in (1, 2):  # the second study's numbers are the first one's
+            study = drawn(40, seed)
+            study.sampler = sampler
+            calls.clear()
+            for _ in range(10):
+                trial, value = asked(study)
+                found.append(trial.params)
+                study.tell(trial, value)
+        return found, len(calls)
+
+    stock, many = suggested(optuna.samplers.TPESampler(**TPE_OPTIONS, seed=0))
+    ours, few = suggested(private.TranslatedOnce(**TPE_OPTIONS, seed=0))
+    assert ours == stock
+    assert few < 100
+    assert many > 400  # else Optuna does so itself, and TranslatedOnce is not needed
 
 
 def test_categories_are_compared_by_value() -> None:
