@@ -184,11 +184,12 @@ def asked(study: optuna.Study) -> tuple[optuna.Trial, float]:
 def test_a_finished_trial_is_translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     inner = FloatDistribution.to_internal_repr
-    monkeypatch.setattr(
-        FloatDistribution,
-        "to_internal_repr",
-        lambda self, value: calls.append(value) or inner(self, value),
-    )
+
+    def counted(self: FloatDistribution, value: Any) -> float:
+        calls.append(value)
+        return inner(self, value)
+
+    monkeypatch.setattr(FloatDistribution, "to_internal_repr", counted)
 
     def suggested(sampler: optuna.samplers.TPESampler) -> tuple[list[Any], int]:
         found = []
