@@ -21,6 +21,9 @@ class SettingsError(MnistRayError):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        super().__init__(_in_one_line(message))
+
 
 class WorkError(MnistRayError):
     """The settings were right but the work failed. Exit code 1."""
@@ -30,6 +33,14 @@ class CorruptFileError(WorkError):
     """A file of ours is not as it was written: truncated, altered, or of another format."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_in_one_line(message))
+
+
+def _in_one_line(message: str) -> str:
+    """The message without line breaks: what it quotes of a file or an option may have some."""
+    return " ".join(message.splitlines())
 
 
 def printable(text: str) -> str:

@@ -1,8 +1,17 @@
 """Messages in one line: whole where the first line only announces what follows."""
 
+import pickle
+
 import pytest
 
-from mnist_ray.errors import WorkError, first_line, reason, shortened
+from mnist_ray.errors import (
+    CorruptFileError,
+    SettingsError,
+    WorkError,
+    first_line,
+    reason,
+    shortened,
+)
 
 VERSIONS = """Version mismatch: The cluster was started with:
     Ray: 2.60.0
@@ -46,3 +55,11 @@ def test_what_was_cut_is_marked() -> None:
     assert len(long) <= 400
     assert long.endswith(" …")
     assert reason(WorkError(names)).endswith(" …")
+
+
+@pytest.mark.parametrize("kind", [SettingsError, CorruptFileError])
+def test_what_a_person_can_cause_is_one_line_whatever_it_quotes(kind: type[Exception]) -> None:
+    error = kind("model.json: expected a\nb\r\n")
+    assert str(error) == "model.json: expected a b"
+    again = pickle.loads(pickle.dumps(error))  # as Ray hands it on
+    assert (type(again), str(again)) == (kind, str(error))

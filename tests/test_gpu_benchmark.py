@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.datasets import real_mnist
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
@@ -58,6 +60,7 @@ def test_a_section_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@real_mnist  # the chain trains on it
 @pytest.mark.slow  # every section with its processes, a Ray among them: two minutes
 def test_all_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out.md"

@@ -14,6 +14,8 @@ Kind = Callable[[Tensor], Tensor]
 """Images float32 [n, C, H, W] in [0, 1] -> as many pictures of that kind."""
 
 POINTS = 24  # that a curve is drawn through
+CRUMBS = 2, 4, 7  # pixels of a side
+CROWDS = 2, 3, 4  # drawings in a row
 BRIGHT = 10  # the picture's tenth brightest pixel becomes white, as in `export.pictures`
 
 
@@ -153,6 +155,55 @@ def jigsaws(x: Tensor) -> Tensor:
     return out
 
 
+def crumbs(x: Tensor) -> Tensor:
+    """Small squares in another order."""
+    out = x.clone()
+    sides = [side for side in CRUMBS if 2 * side <= min(x.shape[2:])]
+    for number, side in enumerate(sides):
+        part = slice(number * len(x) // len(sides), (number + 1) * len(x) // len(sides))
+        height, width = (length // side * side for length in x.shape[2:])
+        squares = F.unfold(x[part, :, :height, :width], side, stride=side)
+        order = _uniform(squares, 1, squares.shape[2]).argsort(2).expand_as(squares)
+        mixed = F.fold(squares.gather(2, order), (height, width), side, stride=side)
+        out[part, :, :height, :width] = mixed
+    return out
+
+
+def crowds(x: Tensor) -> Tensor:
+    """Four, nine or sixteen small drawings in rows."""
+    out = torch.empty_like(x)
+    for number, across in enumerate(CROWDS):
+        part = slice(number * len(x) // len(CROWDS), (number + 1) * len(x) // len(CROWDS))
+        own = x[part]
+        rows = [torch.cat([_others(own) for _ in range(across)], 3) for _ in range(across)]
+        out[part] = F.interpolate(torch.cat(rows, 2), x.shape[2:], mode="bilinear", antialias=True)
+    return bright(out)
+
+
+def pieces(x: Tensor) -> Tensor:
+    """Pieces of three drawings, each turned, moved and scaled."""
+    out = torch.zeros_like(x)
+    for _ in range(3):
+        angle, scale = _uniform(x, high=6.2832), _uniform(x, low=0.7, high=1.3)
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+        place = _uniform(x, 2, 1, low=-0.5, high=0.5)
+        theta = torch.cat([turn * scale.view(-1, 1, 1), place], 2)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        cut = _others(x) * _side(x, 0.3)
+        out = torch.maximum(out, F.grid_sample(cut, grid, align_corners=False))
+    return fitted(out)
+
+
+def warps(x: Tensor) -> Tensor:
+    """Drawings that are pulled about by half their size."""
+    knots = int(torch.randint(3, 6, (1,), device=x.device))
+    push = 0.9 * _uniform(x, 2, knots, knots, low=-1, high=1)
+    push = F.interpolate(push, x.shape[2:], mode="bicubic", align_corners=True)
+    still = torch.eye(2, 3, device=x.device).expand(len(x), 2, 3)
+    grid = F.affine_grid(still, list(x.shape), align_corners=False) + push.permute(0, 2, 3, 1)
+    return fitted(F.grid_sample(x, grid, align_corners=False))
+
+
 def mixes(x: Tensor) -> Tensor:
     """One side of a line from one image, the other from another."""
     side = _side(x)
@@ -221,6 +272,10 @@ DRAWN: dict[str, Kind] = {
     "rotations": rotations,
     "scales": scales,
     "jigsaws": jigsaws,
+    "crumbs": crumbs,
+    "crowds": crowds,
+    "pieces": pieces,
+    "warps": warps,
     "mixes": mixes,
     "strokes": strokes,
     "noise": noise,

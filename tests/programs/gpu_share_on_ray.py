@@ -1,6 +1,6 @@
 """The share of a GPU that a search gives a trial, where Ray counts one: measured on a CPU."""
 
-import functools
+from typing import Any
 
 import ray
 
@@ -9,9 +9,17 @@ from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.training import gpu_share
 
+measure = gpu_share.measure
+
+
+def on_a_cpu(*arguments: Any) -> gpu_share.Found:
+    """The measurement, without a GPU."""
+    return measure(*arguments, "cpu")
+
+
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    gpu_share.measure = functools.partial(gpu_share.measure, device="cpu")
+    vars(gpu_share)["measure"] = on_a_cpu
     args = ("min_width=8", "max_width=16")
     settings = SearchSettings(
         dataset="digits", space_args=args, gpus_per_trial="auto", dry_run=True
