@@ -2,10 +2,10 @@
 Optuna alone (peer_optuna.py).
 
     # 17 minutes of searches a repetition on two quiet cores, then their choices are retrained
-    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl
+    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl
     # what is finished is kept: it goes on
-    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --repeats 1
-    MNIST_RAY_DATA=DIR python benchmarks/search_peers.py --cache searches.jsonl --retrain 0
+    ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --repeats 1
+    ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --retrain 0
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its

@@ -9,12 +9,13 @@ from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.training import gpu_share
 
-measure = gpu_share.measure
+measure: Any = gpu_share.measure
 
 
 def on_a_cpu(*arguments: Any) -> gpu_share.Found:
     """The measurement, without a GPU."""
-    return measure(*arguments, "cpu")
+    found: gpu_share.Found = measure(*arguments, "cpu")
+    return found
 
 
 if __name__ == "__main__":
