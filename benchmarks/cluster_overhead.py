@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import CORES, ROOT, BenchmarkSettings, section, spread
+from common import CORES, ROOT, BenchmarkSettings, failed, section, spread
 from overhead import run
 
-from mnist_ray.errors import WorkError
 from mnist_ray.settings import main
 
 NODES = 2  # besides the head
@@ -128,9 +127,7 @@ def as_job(settings: ClusterSettings, folder: str) -> float:
             text=True,
         )
         if done.returncode:
-            raise WorkError(
-                "the job failed:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-            )
+            raise failed("the job failed", (done.stdout + done.stderr).splitlines())
         return time.time() - start
 
 

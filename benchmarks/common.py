@@ -159,7 +159,13 @@ def convnet(blocks: int = 2, width: int = 32, **more: Any) -> dict[str, Any]:
     }
 
 
-# ---- runs that are kept
+# ---- runs
+
+
+def failed(what: str, lines: Sequence[str]) -> WorkError:
+    """Prints the last lines of a log, and returns the error to raise."""
+    print(*lines[-20:], sep="\n", file=sys.stderr)
+    return WorkError(f"{what}; the end of its log stands above")
 
 
 def cached(

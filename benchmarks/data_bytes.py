@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster_overhead import NODES, ClusterSettings, cluster, search
-from common import ROOT, BenchmarkSettings, section
+from common import ROOT, BenchmarkSettings, failed, section
 
 from mnist_ray import data
-from mnist_ray.errors import WorkError
 from mnist_ray.settings import main
 
 STATUS = re.compile(r"Plasma memory usage (\d+) MiB, (\d+) objects")
@@ -64,7 +63,7 @@ def largest(settings: BytesSettings, trials: int) -> tuple[int, int]:
                 seen = max(seen, (int(match[1]), int(match[2])) if match else seen)
                 time.sleep(2)
         if process.returncode:
-            raise WorkError("the search failed:\n" + "\n".join(log.read_text().splitlines()[-20:]))
+            raise failed("the search failed", log.read_text().splitlines())
     return seen
 
 

@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CORES, ROOT, BenchmarkSettings, ratios, section, spread
+from common import CORES, ROOT, BenchmarkSettings, failed, ratios, section, spread
 from memory import pss
 
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -118,8 +118,8 @@ def run(
             process.terminate()
             process.wait()
     if process.returncode:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise WorkError(f"{Path(command[0]).name} ended with {process.returncode}:\n{end}")
+        lines = log.read_text(errors="replace").splitlines()
+        raise failed(f"{Path(command[0]).name} ended with {process.returncode}", lines)
     return start, wall
 
 
@@ -317,7 +317,7 @@ def sleeping(settings: OverheadSettings, side: str, trials: int) -> tuple[float,
         ]
         if len(times) != trials:
             log = (folder / "log").read_text(errors="replace").splitlines()[-20:]
-            raise WorkError(f"{side}: {len(times)} of {trials} trials ran:\n" + "\n".join(log))
+            raise failed(f"{side}: {len(times)} of {trials} trials ran", log)
         wall = max(end for _, end in times) - min(start for start, _ in times)
         return 1000 * (wall / trials - settings.seconds / settings.slots), memory[0]
 

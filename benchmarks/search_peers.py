@@ -41,6 +41,7 @@ from common import (
     BenchmarkSettings,
     cached,
     difference,
+    failed,
     mnist,
     ratios,
     section,
@@ -54,6 +55,7 @@ from mnist_ray.errors import WorkError
 from mnist_ray.settings import main
 
 BENCHMARKS = ROOT / "benchmarks"
+VAL = 5_000  # validation images
 
 # Seconds since the command was started, validation accuracy, the trial: one an epoch.
 Course = list[tuple[float, float, str]]
@@ -93,7 +95,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """
     command = [sys.executable, str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space"]
     command += ["--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
-    command += ["--train-images", str(settings.train_images), "--val-images", "5000"]
+    command += ["--train-images", str(settings.train_images), "--val-images", str(VAL)]
     command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
     command += ["--seed", str(seed), "--no-finetune", "--storage", folder, "--name", "ours"]
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
@@ -119,7 +121,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
 def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """A peer's script, which prints a line an epoch."""
     _, train, val = mnist(
-        settings, settings.train_images, seed=seed
+        settings, settings.train_images, VAL, seed
     )  # the split that ours makes of the same seed
     task = {
         "data_dir": os.path.abspath(settings.data_dir),
@@ -164,8 +166,8 @@ def _started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen, 
             process.terminate()
         process.wait()
     if process.returncode:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise WorkError(f"{Path(command[1]).name} ended with {process.returncode}:\n{end}")
+        lines = log.read_text(errors="replace").splitlines()
+        raise failed(f"{Path(command[1]).name} ended with {process.returncode}", lines)
 
 
 SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
@@ -176,20 +178,18 @@ SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
 
 
 def choices(course: Course) -> Course:
-    """When the search's best trial became another one: seconds, its validation accuracy, trial."""
-    best, trial, found = -1.0, "", []
-    for seconds, accuracy, number in course:
-        if accuracy > best:
-            best = accuracy
-            if number != trial:
-                found.append((seconds, accuracy, number))
-                trial = number
-            else:
-                found[-1] = (found[-1][0], accuracy, number)
+    """When the search's best trial became another one: seconds, its best accuracy, trial."""
+    found: Course = []
+    for seconds, accuracy, trial in course:
+        if found and accuracy <= found[-1][1]:
+            continue
+        if found and trial == found[-1][2]:  # the same trial has become better
+            seconds = found.pop()[0]
+        found.append((seconds, accuracy, trial))
     return found
 
 
-def train(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
+def train_again(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
     """One training of a choice; its accuracy, in percent, on what the search did not see."""
     import torch
 
@@ -198,7 +198,7 @@ def train(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
 
     settings, key = task
     use_threads(1)
-    part, train, val = mnist(settings, settings.train_images, seed=key["repetition"])
+    part, train, val = mnist(settings, settings.train_images, VAL, key["repetition"])
     unseen = np.setdiff1d(np.arange(len(part.labels)), np.concatenate([train, val]))
     tensors: list[Any] = [
         torch.from_numpy(a.copy()) for a in (part.images, part.labels, train, unseen)
@@ -210,44 +210,26 @@ def train(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
     return {"key": key, "accuracy": 100 * accuracy}
 
 
+def search(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
+    """One search of one side: its wall time, its epochs, and the networks of its choices."""
+    settings, key = task
+    with tempfile.TemporaryDirectory(prefix="search-peers-") as folder:
+        wall, course, trials = SIDES[key["side"]](settings, key["repetition"], folder)
+    if not course:
+        raise WorkError(f"{key['side']}: the search reported no epoch")
+    chosen = {trial: trials[trial] for _, _, trial in choices(course)}
+    return {"key": key, "wall": wall, "course": course, "chosen": chosen}
+
+
 def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, Any]]:
-    """Every repetition's searches, by repetition and side; what the cache lacks is run, the sides
-    in turn.
-    """
-    cache = Path(settings.cache) if settings.cache else None
-    lines = (
-        [json.loads(line) for line in cache.read_text().splitlines()]
-        if cache and cache.exists()
-        else []
-    )
-    task = settings.task()
-    done = {(line["seed"], line["side"]): line for line in lines if line["settings"] == task}
-    for seed in range(settings.repeats):
-        for side, search in SIDES.items():
-            if (seed, side) in done:
-                continue
-            with tempfile.TemporaryDirectory(prefix="search-peers-") as folder:
-                wall, course, trials = search(settings, seed, folder)
-            if not course:
-                raise WorkError(f"{side}: the search reported no epoch")
-            chosen = {number: trials[number] for _, _, number in choices(course)}
-            done[seed, side] = {
-                "settings": task,
-                "seed": seed,
-                "side": side,
-                "wall": wall,
-                "course": course,
-                "chosen": chosen,
-            }
-            print(
-                f"repetition {seed + 1}, {side}: {wall:.1f} s, {len(course)} epochs, best "
-                f"{max(accuracy for _, accuracy, _ in course):.4f}, {len(chosen)} choices",
-                flush=True,
-            )
-            if cache:
-                with cache.open("a") as file:
-                    file.write(json.dumps(done[seed, side]) + "\n")
-    return done
+    """Every repetition's searches, by repetition and side, the sides in turn."""
+    keys = [
+        {**settings.task(), "repetition": repetition, "side": side}
+        for repetition in range(settings.repeats)
+        for side in SIDES
+    ]
+    found = cached(search, dataclasses.replace(settings, workers=1), keys)
+    return {(each["key"]["repetition"], each["key"]["side"]): each for each in found}
 
 
 def retrained(
@@ -257,15 +239,15 @@ def retrained(
     keys: list[dict[str, Any]] = []
     for repetition in range(settings.repeats):
         for side in SIDES:
-            search = searches[repetition, side]
+            found = searches[repetition, side]
             keys += [
                 {**settings.task(), "repetition": repetition, "hp": hp, "seed": seed}
-                for hp in search["chosen"].values()
+                for hp in found["chosen"].values()
                 for seed in range(settings.retrain)
             ]
     keys = [key for i, key in enumerate(keys) if key not in keys[:i]]  # sides may agree
     cache = settings.cache and str(Path(settings.cache).with_suffix("")) + "-retrained.jsonl"
-    results = cached(train, dataclasses.replace(settings, cache=cache), keys)
+    results = cached(train_again, dataclasses.replace(settings, cache=cache), keys)
     return {
         (repetition, side): [
             statistics.fmean(
@@ -337,7 +319,7 @@ def measure(settings: SearchPeersSettings) -> None:
             f"{settings.train_images:,} images, {CORES} cores. "
             + (
                 f"Every choice is trained again with {settings.retrain} seeds and judged by "
-                f"{60_000 - settings.train_images - 5_000:,} training images that the search did "
+                f"{60_000 - settings.train_images - VAL:,} training images that the search did "
                 "not see; its accuracy is their mean. "
                 if settings.retrain
                 else ""

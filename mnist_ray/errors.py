@@ -11,18 +11,21 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 class MnistRayError(Exception):
-    """Root of the errors that a job reports in one line instead of a traceback."""
+    """Root of the errors that a job reports in one line instead of a traceback.
+
+    It stays one line whatever the message quotes of a file, an option or another error.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class SettingsError(MnistRayError):
     """A flag, file or input is wrong: names it, the value found and those allowed. Exit code 2."""
 
     exit_code = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(_in_one_line(message))
 
 
 class WorkError(MnistRayError):
@@ -33,14 +36,6 @@ class CorruptFileError(WorkError):
     """A file of ours is not as it was written: truncated, altered, or of another format."""
 
     exit_code = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(_in_one_line(message))
-
-
-def _in_one_line(message: str) -> str:
-    """The message without line breaks: what it quotes of a file or an option may have some."""
-    return " ".join(message.splitlines())
 
 
 def printable(text: str) -> str:

@@ -57,7 +57,7 @@ def test_what_was_cut_is_marked() -> None:
     assert reason(WorkError(names)).endswith(" …")
 
 
-@pytest.mark.parametrize("kind", [SettingsError, CorruptFileError])
+@pytest.mark.parametrize("kind", [SettingsError, WorkError, CorruptFileError])
 def test_what_a_person_can_cause_is_one_line_whatever_it_quotes(kind: type[Exception]) -> None:
     error = kind("model.json: expected a\nb\r\n")
     assert str(error) == "model.json: expected a b"

@@ -16,6 +16,7 @@ Kind = Callable[[Tensor], Tensor]
 POINTS = 24  # that a curve is drawn through
 CRUMBS = 2, 4, 7  # pixels of a side
 CROWDS = 2, 3, 4  # drawings in a row
+GRAINS = 1, 2, 4, 7  # pixels
 BRIGHT = 10  # the picture's tenth brightest pixel becomes white, as in `export.pictures`
 
 
@@ -157,27 +158,30 @@ def jigsaws(x: Tensor) -> Tensor:
 
 def crumbs(x: Tensor) -> Tensor:
     """Small squares in another order."""
+    sides = [side for side in CRUMBS if 2 * side <= min(x.shape[2:])] or [1]
+    parts = zip(x.tensor_split(len(sides)), sides, strict=True)
+    return torch.cat([_shuffled(part, side) for part, side in parts])
+
+
+def _shuffled(x: Tensor, side: int) -> Tensor:
     out = x.clone()
-    sides = [side for side in CRUMBS if 2 * side <= min(x.shape[2:])]
-    for number, side in enumerate(sides):
-        part = slice(number * len(x) // len(sides), (number + 1) * len(x) // len(sides))
-        height, width = (length // side * side for length in x.shape[2:])
-        squares = F.unfold(x[part, :, :height, :width], side, stride=side)
-        order = _uniform(squares, 1, squares.shape[2]).argsort(2).expand_as(squares)
-        mixed = F.fold(squares.gather(2, order), (height, width), side, stride=side)
-        out[part, :, :height, :width] = mixed
+    height, width = (length // side * side for length in x.shape[2:])
+    squares = F.unfold(x[:, :, :height, :width], side, stride=side)
+    order = _uniform(squares, 1, squares.shape[2]).argsort(2).expand_as(squares)
+    mixed = F.fold(squares.gather(2, order), (height, width), side, stride=side)
+    out[:, :, :height, :width] = mixed
     return out
 
 
 def crowds(x: Tensor) -> Tensor:
     """Four, nine or sixteen small drawings in rows."""
-    out = torch.empty_like(x)
-    for number, across in enumerate(CROWDS):
-        part = slice(number * len(x) // len(CROWDS), (number + 1) * len(x) // len(CROWDS))
-        own = x[part]
-        rows = [torch.cat([_others(own) for _ in range(across)], 3) for _ in range(across)]
-        out[part] = F.interpolate(torch.cat(rows, 2), x.shape[2:], mode="bilinear", antialias=True)
-    return bright(out)
+    parts = zip(x.tensor_split(len(CROWDS)), CROWDS, strict=True)
+    return bright(torch.cat([_rows_of(part, across) for part, across in parts]))
+
+
+def _rows_of(x: Tensor, across: int) -> Tensor:
+    rows = [torch.cat([_others(x) for _ in range(across)], 3) for _ in range(across)]
+    return F.interpolate(torch.cat(rows, 2), x.shape[2:], mode="bilinear", antialias=True)
 
 
 def pieces(x: Tensor) -> Tensor:
@@ -244,13 +248,13 @@ def strokes(x: Tensor) -> Tensor:
 
 def noise(x: Tensor) -> Tensor:
     """Grain of random size; half of it in black and white, with a random share of white."""
-    n, channels, height, width = x.shape
-    made = torch.empty_like(x)
-    for number, grain in enumerate((1, 2, 4, 7)):
-        part = slice(number * n // 4, (number + 1) * n // 4)
+    channels, height, width = x.shape[1:]
+    grown = []
+    for part, grain in zip(x.tensor_split(len(GRAINS)), GRAINS, strict=True):
         size = max(2, height // grain), max(2, width // grain)
-        raw = _uniform(x[part], channels, *size)
-        made[part] = F.interpolate(raw, (height, width), mode="bilinear")
+        raw = _uniform(part, channels, *size)
+        grown.append(F.interpolate(raw, (height, width), mode="bilinear"))
+    made = torch.cat(grown)
     level = _uniform(x, 1, 1, 1, low=0.1, high=0.9)
     two_tone = _uniform(x, 1, 1, 1) < 0.5
     return torch.where(two_tone, (made > level).float(), made)

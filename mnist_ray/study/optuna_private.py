@@ -4,6 +4,7 @@ Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails i
 has changed one of them, or no longer needs it.
 """
 
+import functools
 import io
 import pickle
 import traceback
@@ -116,12 +117,14 @@ def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:
 class TranslatedOnce(optuna.samplers.TPESampler):
     """Optuna's TPE, which translates the parameters of a finished trial once.
 
-    Optuna does it again for every suggestion, which is a third of a suggestion's time (eight
-    parameters, 1,000 trials). The suggestions are the same.
+    Optuna does it again for every suggestion (benchmarks/tpe_ask.py: cost). The suggestions are the
+    same.
     """
 
-    # Names of parameters -> trial's number -> its parameters, and the row made of them.
-    _rows: dict[tuple[str, ...], dict[int, tuple[Any, tuple[Any, ...]]]] | None = None
+    @functools.cached_property
+    def _rows(self) -> dict[tuple[str, ...], dict[int, tuple[Any, tuple[Any, ...]]]]:
+        """Names of parameters -> trial's number -> its parameters, and the row made of them."""
+        return {}
 
     def _get_internal_repr(
         self,
@@ -129,7 +132,6 @@ class TranslatedOnce(optuna.samplers.TPESampler):
         search_space: dict[str, BaseDistribution],
         *study: optuna.Study,  # Optuna 4 gives none
     ) -> dict[str, np.ndarray]:
-        self._rows = self._rows or {}
         names = tuple(search_space)
         known = self._rows.setdefault(names, {})
         rows = []

@@ -1,6 +1,7 @@
 """The share of a GPU that a search gives a trial, where Ray counts one: measured on a CPU."""
 
 from typing import Any
+from unittest import mock
 
 import ray
 
@@ -20,11 +21,11 @@ def on_a_cpu(*arguments: Any) -> gpu_share.Found:
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    vars(gpu_share)["measure"] = on_a_cpu
     args = ("min_width=8", "max_width=16")
     settings = SearchSettings(
         dataset="digits", space_args=args, gpus_per_trial="auto", dry_run=True
     )
     plan = prepare(settings)
-    print("share", placement.share_of_gpu(plan, [{"CPU": 2.0, "GPU": 1.0}]))
+    with mock.patch.object(gpu_share, "measure", on_a_cpu):
+        print("share", placement.share_of_gpu(plan, [{"CPU": 2.0, "GPU": 1.0}]))
     print("share", placement.share_of_gpu(plan, [{"CPU": 2.0}]))
