@@ -6,6 +6,7 @@ Optuna alone (peer_optuna.py).
     # what is finished is kept: it goes on
     ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --repeats 1
     ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --retrain 0
+    ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --confirm 3
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its
@@ -16,7 +17,10 @@ A side's choice at a moment is the trial with the best validation accuracy so fa
 trained again with fresh seeds, on the search's training images at the full budget, by this
 package's trainer for all sides. It is judged after the last epoch by MNIST's training images that
 the search did not see. The target that all are timed to is, in each repetition, the lowest accuracy
-of the three last choices.
+of the last choices.
+
+With --confirm there is a fourth side: ours that trains its best trials again itself. Its last
+choice is the one that it ends with.
 """
 
 import contextlib
@@ -28,10 +32,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -52,14 +57,26 @@ from optuna.trial import FixedTrial
 from peer_space import space
 
 from mnist_ray.errors import WorkError
+from mnist_ray.run import best
 from mnist_ray.settings import main
+from mnist_ray.storage import RunStorage
 
 BENCHMARKS = ROOT / "benchmarks"
 VAL = 5_000  # validation images
 
-# Seconds since the command was started, validation accuracy, the trial: one an epoch.
-Course = list[tuple[float, float, str]]
-Searched = tuple[float, Course, dict[str, dict[str, Any]]]  # wall time, course, trials' networks
+Moment = tuple[float, float, str]  # seconds since the command began, validation accuracy, trial
+
+
+class Searched(NamedTuple):
+    """One side's search."""
+
+    wall: float
+    course: list[Moment]
+    """After each epoch."""
+    networks: dict[str, dict[str, Any]]
+    """The trials' hyperparameters."""
+    confirmed: Moment | None = None
+    """With --confirm: the end, the chosen trial and its mean accuracy with fresh seeds."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,8 @@ class SearchPeersSettings(BenchmarkSettings):
     """Images that trials are trained on."""
     retrain: int = 3
     """Seeds with which each choice is trained again; 0 compares the searches alone."""
+    confirm: int = 0
+    """Trials that ours trains again itself, as a fourth side; 0 leaves that side out."""
     cache: str | None = None
     """JSON-lines file that keeps finished searches; what is in it is not run again. Trainings are
     kept beside it, in a file whose name ends in -retrained."""
@@ -89,7 +108,7 @@ class SearchPeersSettings(BenchmarkSettings):
         }
 
 
-def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
+def ours(settings: SearchPeersSettings, seed: int, folder: str, confirm: int = 0) -> Searched:
     """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear
     in its study.
     """
@@ -98,6 +117,8 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     command += ["--train-images", str(settings.train_images), "--val-images", str(VAL)]
     command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
     command += ["--seed", str(seed), "--no-finetune", "--storage", folder, "--name", "ours"]
+    if confirm:
+        command += ["--confirm", str(confirm)]
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
     with _started(command, Path(folder, "log")) as (process, start):
         while process.poll() is None:
@@ -115,7 +136,11 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
         wall = time.time() - start
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     trials = optuna.load_study(study_name="ours", storage=storage).trials
-    return wall, course, {str(t._trial_id): space(FixedTrial(t.params)) for t in trials}
+    networks = {str(t._trial_id): space(FixedTrial(t.params)) for t in trials}
+    confirmed = None
+    if found := best.read(RunStorage(str(Path(folder, "ours")))):  # the chosen one is the first
+        confirmed = (wall, found[0].mean, str(trials[found[0].number]._trial_id))
+    return Searched(wall, course, networks, confirmed)
 
 
 def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
@@ -141,11 +166,8 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
     lines = [
         json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')
     ]
-    return (
-        wall,
-        [(line["time"] - start, line["accuracy"], line["trial"]) for line in lines],
-        {line["trial"]: line["hp"] for line in lines},
-    )
+    course = [(line["time"] - start, line["accuracy"], line["trial"]) for line in lines]
+    return Searched(wall, course, {line["trial"]: line["hp"] for line in lines})
 
 
 @contextlib.contextmanager
@@ -177,16 +199,25 @@ SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
 }
 
 
-def choices(course: Course) -> Course:
-    """When the search's best trial became another one: seconds, its best accuracy, trial."""
-    found: Course = []
-    for seconds, accuracy, trial in course:
+def sides(settings: SearchPeersSettings) -> dict[str, Callable[..., Searched]]:
+    """The searches to compare, by their names in the table."""
+    if not settings.confirm:
+        return SIDES
+    return SIDES | {f"ours, --confirm {settings.confirm}": partial(ours, confirm=settings.confirm)}
+
+
+def choices(search: Mapping[str, Any]) -> list[Moment]:
+    """When the search's best trial became another one, with its best accuracy; then what
+    --confirm chose.
+    """
+    found: list[Moment] = []
+    for seconds, accuracy, trial in search["course"]:
         if found and accuracy <= found[-1][1]:
             continue
         if found and trial == found[-1][2]:  # the same trial has become better
             seconds = found.pop()[0]
         found.append((seconds, accuracy, trial))
-    return found
+    return found + [tuple(moment) for moment in [search.get("confirmed")] if moment]
 
 
 def train_again(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
@@ -214,11 +245,12 @@ def search(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
     """One search of one side: its wall time, its epochs, and the networks of its choices."""
     settings, key = task
     with tempfile.TemporaryDirectory(prefix="search-peers-") as folder:
-        wall, course, trials = SIDES[key["side"]](settings, key["repetition"], folder)
-    if not course:
+        search = sides(settings)[key["side"]](settings, key["repetition"], folder)
+    if not search.course:
         raise WorkError(f"{key['side']}: the search reported no epoch")
-    chosen = {trial: trials[trial] for _, _, trial in choices(course)}
-    return {"key": key, "wall": wall, "course": course, "chosen": chosen}
+    found = search._asdict()
+    networks = found.pop("networks")
+    return {"key": key, **found, "chosen": {t: networks[t] for _, _, t in choices(found)}}
 
 
 def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, Any]]:
@@ -226,7 +258,7 @@ def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, A
     keys = [
         {**settings.task(), "repetition": repetition, "side": side}
         for repetition in range(settings.repeats)
-        for side in SIDES
+        for side in sides(settings)
     ]
     found = cached(search, dataclasses.replace(settings, workers=1), keys)
     return {(each["key"]["repetition"], each["key"]["side"]): each for each in found}
@@ -238,7 +270,7 @@ def retrained(
     """Mean accuracy of each search's choices, in their order, over the seeds of `retrain`."""
     keys: list[dict[str, Any]] = []
     for repetition in range(settings.repeats):
-        for side in SIDES:
+        for side in sides(settings):
             found = searches[repetition, side]
             keys += [
                 {**settings.task(), "repetition": repetition, "hp": hp, "seed": seed}
@@ -256,25 +288,25 @@ def retrained(
                 if result["key"]["repetition"] == repetition
                 and result["key"]["hp"] == searches[repetition, side]["chosen"][number]
             )
-            for _, _, number in choices(searches[repetition, side]["course"])
+            for _, _, number in choices(searches[repetition, side])
         ]
         for repetition in range(settings.repeats)
-        for side in SIDES
+        for side in sides(settings)
     }
 
 
 def measure(settings: SearchPeersSettings) -> None:
     """Searches, retrained choices, and the table."""
     searches = searched(settings)
-    seeds = range(settings.repeats)
-    chosen = {key: choices(search["course"]) for key, search in searches.items() if key[0] in seeds}
+    seeds, names = range(settings.repeats), list(sides(settings))
+    chosen = {key: choices(search) for key, search in searches.items() if key[0] in seeds}
     # A choice's accuracy, in percent: retrained, or what the search saw of it.
     values = (
         retrained(settings, searches)
         if settings.retrain
         else {key: [100 * accuracy for _, accuracy, _ in each] for key, each in chosen.items()}
     )
-    last = {side: [values[seed, side][-1] for seed in seeds] for side in SIDES}
+    last = {side: [values[seed, side][-1] for seed in seeds] for side in names}
     target = [min(accuracies) for accuracies in zip(*last.values(), strict=True)]
     reached = {
         side: [
@@ -287,11 +319,11 @@ def measure(settings: SearchPeersSettings) -> None:
             )
             for seed in seeds
         ]
-        for side in SIDES
+        for side in names
     }
-    walls = {side: [searches[seed, side]["wall"] for seed in seeds] for side in SIDES}
-    seen = {side: [100 * chosen[seed, side][-1][1] for seed in seeds] for side in SIDES}
-    epochs = {side: [len(searches[seed, side]["course"]) for seed in seeds] for side in SIDES}
+    walls = {side: [searches[seed, side]["wall"] for seed in seeds] for side in names}
+    seen = {side: [100 * chosen[seed, side][-1][1] for seed in seeds] for side in names}
+    epochs = {side: [len(searches[seed, side]["course"]) for seed in seeds] for side in names}
     header = ["side", "wall time, s", "peer / ours", "s to the common accuracy", "peer / ours"]
     header += ["accuracy of the choice, %", "− ours (95 %)", "chosen by − it, points"]
     header += ["epochs trained"]
@@ -310,7 +342,7 @@ def measure(settings: SearchPeersSettings) -> None:
                 difference(seen[side], last[side], 2),
                 spread(epochs[side]),
             ]
-            for side in SIDES
+            for side in names
         ],
         n=f"n = {settings.repeats} searches of each side in turn, medians (quartiles)",
         out=settings.out,
@@ -324,7 +356,7 @@ def measure(settings: SearchPeersSettings) -> None:
                 if settings.retrain
                 else ""
             )
-            + "The common accuracy of a repetition is the lowest of the three last choices': "
+            + "The common accuracy of a repetition is the lowest of the last choices': "
             f"{spread(target, 2)} %. Wall time counts from the command's start to its end."
         ],
     )

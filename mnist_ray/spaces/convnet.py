@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.hyperparameters import BY_NAME
 from mnist_ray.spaces import DataShape
 
 
@@ -25,6 +26,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     l1: bool = False,
     layer_dropout: bool = False,
     pool_first: bool = False,
+    pool_position: str | None = None,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
 
@@ -42,9 +44,10 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         l1: Whether to search L1 regularisation too (`weight_decay` is L2).
         layer_dropout: Whether dropout may also be in every layer (benchmarks/dropout_norm.py).
         pool_first: Whether the pooling may also come after a block's first convolution.
+        pool_position: `end`, `conv` or `first`: the pooling's place, which is then not searched.
 
     Raises:
-        SettingsError: An option is too small.
+        SettingsError: An option is too small, or the position is unknown.
     """
     _at_least("min_width", min_width, 1)
     _at_least("max_width", max_width, min_width)
@@ -62,7 +65,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
-    hp |= _pooling(trial, pool_first)
+    hp |= _pooling(trial, pool_first, pool_position)
     # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
@@ -79,9 +82,12 @@ def _layers(trial: optuna.Trial, least: int, most: int) -> int:
     return trial.suggest_int("layers_per_block", least, most) if least < most else least
 
 
-def _pooling(trial: optuna.Trial, first: bool) -> dict[str, Any]:
+def _pooling(trial: optuna.Trial, first: bool, position: str | None) -> dict[str, Any]:
     choose = trial.suggest_categorical
     found = {"pooling": choose("pooling", ["blur", "max"])}
+    if position is not None:
+        position = BY_NAME["pool_position"].check(position, "--space-args:")
+        return {**found, "pool_position": position}
     # A parameter of its own: Optuna refuses other choices for one that older studies have.
     if first and choose("pool_first", [False, True]):
         return {**found, "pool_position": "first"}

@@ -258,6 +258,19 @@ def test_pooling_after_the_first_convolution_is_offered_by_an_option() -> None:
     assert {hp["pool_position"] for _, hp in asked("convnet", MNIST)} == {"end", "conv"}
 
 
+def test_a_fixed_place_of_the_pooling_is_not_searched() -> None:
+    plain, fixed = ranges("convnet"), ranges("convnet", pool_position="first")
+    assert fixed == {k: v for k, v in plain.items() if k != "pool_position"}
+    assert {hp["pool_position"] for _, hp in asked("convnet", MNIST, pool_position="first")} == {
+        "first"
+    }
+    with pytest.raises(
+        SettingsError,
+        match="pool_position is .middle.: expected one of end, ",
+    ):
+        ranges("convnet", pool_position="middle")
+
+
 @pytest.mark.parametrize("options", [{}, {"pool_first": True}])
 def test_a_study_of_older_code_goes_on(options: dict[str, bool]) -> None:
     """Optuna refuses a parameter whose choices have changed."""
