@@ -2,7 +2,8 @@
 
 Searched are blocks, layers, width and kernel size; activation, pooling and dropout, each with its
 place; and the training. The ranges are wide enough for a search to matter, and leave out values
-that cannot win at this image size.
+that cannot win at this image size. The options `max_fc`, `l1`, `layer_dropout` and `pool_first` are
+off by default: a wider space costs trials.
 """
 
 from typing import Any
@@ -29,8 +30,6 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     pool_position: str | None = None,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
-
-    `max_fc`, `l1`, `layer_dropout` and `pool_first` are off by default: a wider space costs trials.
 
     Args:
         trial: Optuna's.
