@@ -3,6 +3,7 @@
     python benchmarks/crossval.py --recipe default --seed 1     # started again, it goes on
     python benchmarks/crossval.py --recipe no-jitter --change pool_jitter=0 --folds 1 2
     python benchmarks/crossval.py --folds                       # the table alone, from kept files
+    python benchmarks/crossval.py --folds --committee default+fast    # and by mean probabilities
 
 A recipe is the network of a kept run (accuracy/RUN: run.json, model.json, trials.parquet), a stages
 file, and changes to both. Each fold is trained from random weights on the images of the other
@@ -66,6 +67,8 @@ class CrossvalSettings(BenchmarkSettings):
     """Folds at a time, each with one thread."""
     against: str = "default"
     """The recipe with which the table compares the others."""
+    committee: tuple[str, ...] = ()
+    """Kept recipes whose mean probabilities are judged too, as RECIPE+RECIPE."""
     dataset: str = "mnist"
     """A data set that knows its groups."""
     images: int | None = None
@@ -405,6 +408,7 @@ def report(settings: CrossvalSettings) -> None:
             "(QMNIST's labels); the test set is not touched. Log losses of recipes with another "
             "label smoothing cannot be compared.",
             *_compared(settings, part, found),
+            *_committees(settings, part, found),
         ],
     )
 
@@ -451,6 +455,40 @@ def _compared(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> 
             "wrong in one alone (McNemar)",
         ]
         yield table(header, rows)
+
+
+def _committees(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> Iterator[str]:
+    """The table of mean probabilities, seed by seed, on the images that all members have judged."""
+    kept = {(each.about["recipe"], each.about["seed"]): each.probabilities for each in found}
+    known = {recipe for recipe, _ in kept}
+    rows = []
+    for names in (text.split("+") for text in settings.committee):
+        if unknown := [name for name in names if name not in known]:
+            raise SettingsError(
+                f"--committee: {unknown[0]} is not kept; expected of {', '.join(sorted(known))}"
+            )
+        for seed in sorted({seed for _, seed in kept}):
+            members = [kept[name, seed] for name in names if (name, seed) in kept]
+            judged = np.isfinite(sum(each[:, 0] for each in members))
+            if len(members) < len(names) or not judged.any():
+                continue
+            labels = part.images.labels[judged]
+            wrong = np.stack([each[judged].argmax(1) != labels for each in members])
+            mean = np.mean([each[judged] for each in members], axis=0)
+            rows.append(
+                [
+                    ", ".join(f"`{name}`" for name in names),
+                    seed,
+                    f"{len(labels):,}",
+                    ", ".join(map(str, wrong.sum(1))),
+                    (mean.argmax(1) != labels).sum(),
+                    wrong.all(0).sum(),
+                    wrong.any(0).sum(),
+                ]
+            )
+    if rows:
+        header = ["mean probabilities of", "seed", "images", "errors of each", "of the mean"]
+        yield table([*header, "wrong in all", "wrong in one at least"], rows)
 
 
 def measure(settings: CrossvalSettings) -> None:

@@ -71,6 +71,13 @@ def test_two_recipes_are_trained_kept_and_compared(flags: list[str], tmp_path: P
     assert f"| `default` | 1 | 1, 2 | 3 | {wrong.sum()} of {done.sum()}" in table
     with pytest.raises(SettingsError, match="made with other settings"):
         crossval.run(settings(*flags, "--epochs", "2"))
+    other = crossval.read(tmp_path / "kept" / "more-seed-1").probabilities[done]
+    mean = (kept.probabilities[done] + other).argmax(1) != labels
+    both = wrong & (other.argmax(1) != labels)
+    crossval.measure(settings(*flags, "--folds", "--committee", "default+more"))
+    assert f"| {mean.sum()} | {both.sum()} |" in (tmp_path / "out.md").read_text()
+    with pytest.raises(SettingsError, match="--committee: less is not kept; .* default, more"):
+        crossval.measure(settings(*flags, "--folds", "--committee", "default+less"))
 
 
 def test_an_interrupted_fold_gives_what_an_uninterrupted_one_gives(
