@@ -51,7 +51,7 @@ class CrossvalSettings(BenchmarkSettings):
 
     recipe: str = "default"
     """A name for this network, stages and changes together: the kept file's."""
-    network: str = "default-1"
+    network: str = "earlier-default-1"
     """The kept run whose search found the network (a folder of benchmarks/accuracy)."""
     stages: str = "mnist"
     """The stages: a recipe's name or a YAML file."""
