@@ -18,6 +18,7 @@ from mnist_ray.spaces import DataShape
 def convnet(  # noqa: PLR0913 (each is an option that people name)
     trial: optuna.Trial,
     data: DataShape,
+    min_blocks: int = 2,
     min_width: int = 16,
     max_width: int = 32,
     min_layers: int = 2,
@@ -34,6 +35,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     Args:
         trial: Optuna's.
         data: The data set's shape.
+        min_blocks: Fewest blocks, of at most three; small images allow fewer.
         min_width: Fewest channels of the first block; the next blocks double them.
         max_width: Most channels of the first block, from `min_width` in steps of 4.
         min_layers: Fewest convolutions a block.
@@ -48,17 +50,14 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     Raises:
         SettingsError: An option is too small, or the position is unknown.
     """
-    _at_least("min_width", min_width, 1)
-    _at_least("max_width", max_width, min_width)
-    _at_least("min_layers", min_layers, 1)
-    _at_least("max_layers", max_layers, min_layers)
-    _at_least("max_kernel", max_kernel, 3)
-    _at_least("max_fc", max_fc, 0)
+    _at_least(min_blocks=(min_blocks, 1), max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
+    _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
+    _at_least(min_layers=(min_layers, 1), max_layers=(max_layers, min_layers))
     most_blocks = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
-    hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
+    hp["blocks"] = trial.suggest_int("blocks", min(min_blocks, most_blocks), most_blocks)
     hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
@@ -93,11 +92,12 @@ def _pooling(trial: optuna.Trial, first: bool, position: str | None) -> dict[str
     return {**found, "pool_position": choose("pool_position", ["end", "conv"])}
 
 
-def _at_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise SettingsError(
-            f"--space-args: {option}={value} is too small; expected at least {least}"
-        )
+def _at_least(**options: tuple[int, int]) -> None:
+    for option, (value, least) in options.items():
+        if value < least:
+            raise SettingsError(
+                f"--space-args: {option}={value} is too small; expected at least {least}"
+            )
 
 
 def _training(trial: optuna.Trial, optimizer: str) -> dict[str, Any]:

@@ -258,6 +258,13 @@ def test_pooling_after_the_first_convolution_is_offered_by_an_option() -> None:
     assert {hp["pool_position"] for _, hp in asked("convnet", MNIST)} == {"end", "conv"}
 
 
+def test_the_fewest_blocks_are_as_many_as_the_images_allow() -> None:
+    assert ranges("convnet", min_blocks=3)["blocks"] == IntDistribution(3, 3)
+    assert {hp["blocks"] for _, hp in asked("convnet", TINY, min_blocks=3)} == {2}
+    with pytest.raises(SettingsError, match="min_blocks=0 is too small; expected at least 1"):
+        ranges("convnet", min_blocks=0)
+
+
 def test_a_fixed_place_of_the_pooling_is_not_searched() -> None:
     plain, fixed = ranges("convnet"), ranges("convnet", pool_position="first")
     assert fixed == {k: v for k, v in plain.items() if k != "pool_position"}
@@ -381,7 +388,7 @@ def test_messages_name_the_flag_and_what_is_allowed() -> None:
     with pytest.raises(
         SettingsError,
         match=(
-            "--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, "
+            "--space-args: space 'convnet' has no option 'depth'; it has min_blocks, min_width, max_width, "
             "min_layers"
         ),
     ):
