@@ -388,8 +388,8 @@ def test_messages_name_the_flag_and_what_is_allowed() -> None:
     with pytest.raises(
         SettingsError,
         match=(
-            "--space-args: space 'convnet' has no option 'depth'; it has min_blocks, min_width, max_width, "
-            "min_layers"
+            "--space-args: space 'convnet' has no option 'depth'; it has min_blocks, min_width, "
+            "max_width, min_layers"
         ),
     ):
         spaces.options(space, "convnet", {"depth": "3"})
