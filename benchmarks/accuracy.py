@@ -143,16 +143,14 @@ def test_accuracies(folder: Path, committee: int) -> list[float]:
 
 
 def groups() -> dict[tuple[str, str], list[Path]]:
-    """The runs of each recipe and data set; a recipe that has changed is kept as earlier-…."""
+    """The runs of each recipe and data set, by their folders' names; a recipe that has changed is
+    kept as earlier-…, one that was renamed under its name of today.
+    """
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for folder in sorted(file.parent for file in KEPT.glob("*/model.json")):
-        searched = json.loads((folder / "run.json").read_text())["settings"]
-        recipe = (
-            folder.name.rpartition("-")[0]
-            if folder.name.startswith("earlier")
-            else Path(searched["config"]).stem
-        )
-        found[recipe, searched["dataset"]].append(folder)
+        dataset = json.loads((folder / "run.json").read_text())["settings"]["dataset"]
+        recipe = folder.name.rpartition("-")[0].removesuffix(f"-{dataset}")
+        found[recipe, dataset].append(folder)
     return found
 
 
