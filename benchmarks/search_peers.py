@@ -217,7 +217,9 @@ def choices(search: Mapping[str, Any]) -> list[Moment]:
         if found and trial == found[-1][2]:  # the same trial has become better
             seconds = found.pop()[0]
         found.append((seconds, accuracy, trial))
-    return found + [tuple(moment) for moment in [search.get("confirmed")] if moment]
+    if confirmed := search.get("confirmed"):  # searches that were kept before have none
+        found.append(tuple(confirmed))
+    return found
 
 
 def train_again(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
@@ -358,6 +360,7 @@ def measure(settings: SearchPeersSettings) -> None:
             )
             + "The common accuracy of a repetition is the lowest of the last choices': "
             f"{spread(target, 2)} %. Wall time counts from the command's start to its end."
+            + (" Searches that the cache has were not run again." if settings.cache else "")
         ],
     )
 

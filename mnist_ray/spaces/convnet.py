@@ -18,7 +18,6 @@ from mnist_ray.spaces import DataShape
 def convnet(  # noqa: PLR0913 (each is an option that people name)
     trial: optuna.Trial,
     data: DataShape,
-    min_blocks: int = 2,
     min_width: int = 16,
     max_width: int = 32,
     min_layers: int = 2,
@@ -35,7 +34,6 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     Args:
         trial: Optuna's.
         data: The data set's shape.
-        min_blocks: Fewest blocks, of at most three; small images allow fewer.
         min_width: Fewest channels of the first block; the next blocks double them.
         max_width: Most channels of the first block, from `min_width` in steps of 4.
         min_layers: Fewest convolutions a block.
@@ -48,16 +46,16 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         pool_position: `end`, `conv` or `first`: the pooling's place, which is then not searched.
 
     Raises:
-        SettingsError: An option is too small, or the position is unknown.
+        SettingsError: An option is too small, the position is unknown, or it is fixed and searched.
     """
-    _at_least(min_blocks=(min_blocks, 1), max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
     _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
     _at_least(min_layers=(min_layers, 1), max_layers=(max_layers, min_layers))
+    _at_least(max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
     most_blocks = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
-    hp["blocks"] = trial.suggest_int("blocks", min(min_blocks, most_blocks), most_blocks)
+    hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
     hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
@@ -84,6 +82,8 @@ def _pooling(trial: optuna.Trial, first: bool, position: str | None) -> dict[str
     choose = trial.suggest_categorical
     found = {"pooling": choose("pooling", ["blur", "max"])}
     if position is not None:
+        if first:
+            raise SettingsError("--space-args: give pool_first or pool_position, not both")
         position = BY_NAME["pool_position"].check(position, "--space-args:")
         return {**found, "pool_position": position}
     # A parameter of its own: Optuna refuses other choices for one that older studies have.

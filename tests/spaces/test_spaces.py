@@ -258,24 +258,15 @@ def test_pooling_after_the_first_convolution_is_offered_by_an_option() -> None:
     assert {hp["pool_position"] for _, hp in asked("convnet", MNIST)} == {"end", "conv"}
 
 
-def test_the_fewest_blocks_are_as_many_as_the_images_allow() -> None:
-    assert ranges("convnet", min_blocks=3)["blocks"] == IntDistribution(3, 3)
-    assert {hp["blocks"] for _, hp in asked("convnet", TINY, min_blocks=3)} == {2}
-    with pytest.raises(SettingsError, match="min_blocks=0 is too small; expected at least 1"):
-        ranges("convnet", min_blocks=0)
-
-
 def test_a_fixed_place_of_the_pooling_is_not_searched() -> None:
     plain, fixed = ranges("convnet"), ranges("convnet", pool_position="first")
     assert fixed == {k: v for k, v in plain.items() if k != "pool_position"}
-    assert {hp["pool_position"] for _, hp in asked("convnet", MNIST, pool_position="first")} == {
-        "first"
-    }
-    with pytest.raises(
-        SettingsError,
-        match="pool_position is .middle.: expected one of end, ",
-    ):
+    found = asked("convnet", MNIST, pool_position="first")
+    assert {hp["pool_position"] for _, hp in found} == {"first"}
+    with pytest.raises(SettingsError, match="pool_position is 'middle': expected one of end, "):
         ranges("convnet", pool_position="middle")
+    with pytest.raises(SettingsError, match="pool_first or pool_position, not both"):
+        ranges("convnet", pool_position="end", pool_first=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"pool_first": True}])
@@ -388,8 +379,8 @@ def test_messages_name_the_flag_and_what_is_allowed() -> None:
     with pytest.raises(
         SettingsError,
         match=(
-            "--space-args: space 'convnet' has no option 'depth'; it has min_blocks, min_width, "
-            "max_width, min_layers"
+            "--space-args: space 'convnet' has no option 'depth'; it has min_width, max_width, "
+            "min_layers"
         ),
     ):
         spaces.options(space, "convnet", {"depth": "3"})
