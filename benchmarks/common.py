@@ -5,6 +5,7 @@ Every script measures its sides in turn, repetition by repetition, so that a mac
 slows down all of them.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,8 +13,10 @@ import platform
 import re
 import shlex
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +30,8 @@ from mnist_ray import data
 from mnist_ray.errors import WorkError
 from mnist_ray.settings import default_data_dir
 
-ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = Path(__file__).resolve().parent
+ROOT = BENCHMARKS.parent
 sys.path.append(str(ROOT))  # for tests.support
 CORES = len(os.sched_getaffinity(0))
 
@@ -166,6 +170,38 @@ def failed(what: str, lines: Sequence[str]) -> WorkError:
     """Prints the last lines of a log, and returns the error to raise."""
     print(*lines[-20:], sep="\n", file=sys.stderr)
     return WorkError(f"{what}; the end of its log stands above")
+
+
+@contextlib.contextmanager
+def started(
+    script: Sequence[str], log: Path, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """A Python script as a process that ends with the block, and when it was started; its output
+    goes to `log`. It makes a Ray of its own, whatever else runs on this machine.
+
+    WorkError with the log's end where it fails.
+    """
+    # The workers find the modules of this folder.
+    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
+    with log.open("wb") as file:
+        start = time.time()
+        process = subprocess.Popen(
+            [sys.executable, *script],
+            cwd=BENCHMARKS,
+            env={**os.environ, **ours, **environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process, start
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+    if process.returncode:
+        lines = log.read_text(errors="replace").splitlines()
+        raise failed(f"{Path(script[0]).name} ended with {process.returncode}", lines)
 
 
 def cached(

@@ -62,6 +62,8 @@ class KnownSettings(BenchmarkSettings):
     """Of each kind."""
     smoothing: float = 0.1
     """The classifier's label smoothing."""
+    fashion: str = "fashion-mnist"
+    """The data set of the kind fashion: npz:FILE of more_data.py's clothes is one."""
     test: bool = False
     """Look at the test images too: once, when everything is settled."""
 
@@ -183,10 +185,9 @@ def foreign(settings: KnownSettings, images: np.ndarray) -> dict[str, np.ndarray
         for kind, draw in DRAWING.items()
     }
     try:
-        fashion = data.load("fashion-mnist", "test", settings.data_dir).images
-        made["fashion"] = prepared(
-            rgba(Image.fromarray(image[0])) for image in fashion[: settings.pictures]
-        )
+        fashion = data.load(settings.fashion, "test", settings.data_dir).images
+        of_all = fashion[:: max(1, len(fashion) // settings.pictures)][: settings.pictures]
+        made["fashion"] = prepared(rgba(Image.fromarray(image[0])) for image in of_all)
     except SettingsError as error:
         print(f"without fashion pictures: {error}", flush=True)
     return {kind: made[kind] for kind in LEFT_OUT if kind in made}

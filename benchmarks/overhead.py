@@ -26,10 +26,10 @@ less the sleep. A function's checkpoint is written after its sleep and counts; a
 written within it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,13 +38,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import CORES, ROOT, BenchmarkSettings, failed, ratios, section, spread
+from common import (
+    BENCHMARKS,
+    CORES,
+    ROOT,
+    BenchmarkSettings,
+    failed,
+    ratios,
+    section,
+    spread,
+    started,
+)
 from memory import pss
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import main
 
-BENCHMARKS = ROOT / "benchmarks"
 PARTS = ("search", "trials")
 SIDES = ("ours", "function", "stock")
 WORKS = {  # what a search of ours is told to train
@@ -93,33 +102,12 @@ def run(
 
     while_running: called twice a second with the process's id.
     """
-    # A Ray of its own, whatever else runs on this machine; its workers find the modules of this
-    # folder.
-    ours = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(BENCHMARKS)}
-    with log.open("wb") as file:
-        start = time.time()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=BENCHMARKS,
-            env={**os.environ, **ours, **environment},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        while True:
-            try:
+    with started(command, log, **environment) as (process, start):
+        while process.poll() is None:
+            while_running(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-                break
-            except subprocess.TimeoutExpired:
-                while_running(process.pid)
         wall = time.time() - start
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        lines = log.read_text(errors="replace").splitlines()
-        raise failed(f"{Path(command[0]).name} ended with {process.returncode}", lines)
     return start, wall
 
 

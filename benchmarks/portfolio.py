@@ -1,6 +1,6 @@
 """Makes the packaged portfolios: at most four configurations of a space, to be tried first.
 
-    python benchmarks/portfolio.py --curves mnist.parquet fashion.parquet kmnist.parquet
+    python benchmarks/portfolio.py --curves mnist.parquet clothes.parquet letters.parquet
 
 The files are those of replay_curves.py, one a data set. They hold the same draws, so that every
 configuration was trained on every data set. Points are chosen greedily: the next one is that with
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from common import ROOT, BenchmarkSettings, section
-from replay_curves import read
+from replay_curves import family, read
 
 from mnist_ray import spaces
 from mnist_ray.errors import SettingsError
@@ -46,8 +46,8 @@ class PortfolioSettings(BenchmarkSettings):
     """The file that --portfolio auto reads; its part of the space is replaced."""
 
 
-def regrets(path: str) -> tuple[str, str, dict[int, float], dict[int, dict[str, Any]]]:
-    """Data set, space, and by number of the draw its regret and its parameters."""
+def regrets(path: str) -> tuple[str, dict[int, float], dict[int, dict[str, Any]]]:
+    """Space, and by number of the draw its regret and its parameters."""
     metadata = pq.read_schema(path).metadata or {}
     rows = read(Path(path))
     last = {row["number"]: max(row["val_accuracy"], default=0.0) for row in rows}
@@ -59,7 +59,7 @@ def regrets(path: str) -> tuple[str, str, dict[int, float], dict[int, dict[str, 
         with contextlib.suppress(SettingsError):
             params[row["number"]] = checked(name, row["params"], space)
     found = {number: (best - last[number]) / (best - median) for number in params}
-    return metadata[b"dataset"].decode(), name, found, params
+    return name, found, params
 
 
 def greedy(tasks: list[dict[int, float]], most: int) -> list[int]:
@@ -90,15 +90,15 @@ def measure(settings: PortfolioSettings) -> None:
     names: set[str] = set()
     params: dict[int, dict[str, Any]] = {}
     for path in settings.curves:
-        dataset, name, task, params = regrets(path)
-        families[FAMILIES.get(dataset, dataset)].append(task)
+        name, task, params = regrets(path)
+        families[family(Path(path))].append(task)
         names.add(name)
     if len(names) != 1:
         raise SettingsError(f"--curves: expected files of one space, not of {sorted(names)}")
     made: dict[str, list[dict[str, Any]]] = {}
     body = []
     for left_out in ("none", *sorted(set(FAMILIES.values()))):
-        tasks = [task for family, own in families.items() if family != left_out for task in own]
+        tasks = [task for kind, own in families.items() if kind != left_out for task in own]
         chosen = greedy(tasks, settings.points) if tasks else []
         made[left_out] = [dict(params[number]) for number in chosen]  # YAML shows it whole
         for task in families.get(left_out, []) if chosen else []:

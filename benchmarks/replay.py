@@ -8,6 +8,8 @@ replayed on recorded learning curves.
     # and :KEPT, how many trials TPE looks at (see samplers.TPE)
     python benchmarks/replay.py --budget 600 --variants tpe:3 tpe:3:100
     python benchmarks/replay.py --variants shipped tpe:3:1000:2    # and :GRACE, --grace-period
+    # +portfolio: begun with the packaged portfolio that was made without the curves' family
+    python benchmarks/replay.py --variants stock stock+portfolio shipped shipped+portfolio
 
 Nothing is trained and no Ray is started: the very objects that Tune would ask (StudySearch and
 ResumableASHA; OptunaSearch and ASHAScheduler as they come) are asked for configurations and told of
@@ -29,7 +31,7 @@ import heapq
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,17 +39,20 @@ from typing import Any
 
 import numpy as np
 from common import CORES, ROOT, BenchmarkSettings, section, spread
-from replay_curves import read
+from replay_curves import family, read
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, main
+from mnist_ray.study.portfolio import made
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 SLOTS = 2
 SHIPPED = SearchSettings()
 ANSWERS = ("forest", "nearest")
+PORTFOLIO = "+portfolio"  # ends a variant's name
 
 Curve = tuple[np.ndarray, np.ndarray]  # accuracy of each epoch, and its seconds
+Points = Sequence[dict[str, Any]]  # configurations that are tried first
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class ReplaySettings(BenchmarkSettings):
     """In place of epochs, seconds: those of so many full trainings of a random configuration."""
     variants: tuple[str, ...] = ("stock", "shipped")
     """stock, shipped, promote (shipped with --scheduler asha-promote), or
-    SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher."""
+    SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]] of our searcher; each may have +portfolio."""
     workers: int = CORES
     """Processes at a time."""
 
@@ -162,14 +167,22 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 # ---- the two sides
 
 
-def stock(space: Callable[..., dict[str, Any]], epochs: int, seed: int) -> TuneLoop:
+def stock(
+    space: Callable[..., dict[str, Any]], epochs: int, seed: int, points: Points = ()
+) -> TuneLoop:
     """OptunaSearch and ASHAScheduler as they come: TPE with its defaults, reduction factor 4."""
     import optuna
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
     sampler = optuna.samplers.TPESampler(seed=seed)
-    searcher = OptunaSearch(space=space, metric="val_accuracy", mode="max", sampler=sampler)
+    searcher = OptunaSearch(
+        space=space,
+        metric="val_accuracy",
+        mode="max",
+        sampler=sampler,
+        points_to_evaluate=list(points) or None,
+    )
     return TuneLoop(searcher, ASHAScheduler(time_attr="training_iteration", max_t=epochs), SLOTS)
 
 
@@ -183,6 +196,7 @@ def shipped(  # noqa: PLR0913 (a benchmark)
     grace_period: int | None = None,
     sampler_args: Mapping[str, str] | None = None,
     scheduler: str = "asha",
+    points: Points = (),
 ) -> TuneLoop:
     """StudySearch and the scheduler that a search makes."""
     import optuna
@@ -218,11 +232,12 @@ def shipped(  # noqa: PLR0913 (a benchmark)
         run="replay",
         max_epochs=epochs,
         on_settled=lambda number: None,
+        points=tuple(enumerate(points)),
     )
     return TuneLoop(searcher, schedulers.make_scheduler(chosen, {}, searcher), SLOTS)
 
 
-def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
+def make_side(variant: str, epochs: int, seed: int, portfolio: Points = ()) -> TuneLoop:
     """SettingsError where the variant is unknown."""
     from mnist_ray.spaces import DataShape
     from mnist_ray.spaces.convnet import convnet
@@ -232,19 +247,18 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
     def space(trial: Any) -> dict[str, Any]:
         return convnet(trial, shape, layer_dropout=True)
 
-    if variant == "stock":
-        return stock(space, epochs, seed)
-    if variant == "promote":
-        factor = SHIPPED.reduction_factor
-        return shipped(space, epochs, seed, SHIPPED.sampler, factor, None, scheduler="asha-promote")
+    name = variant.removesuffix(PORTFOLIO)
+    points = portfolio if name != variant else ()
+    if name == "stock":
+        return stock(space, epochs, seed, points)
+    ours = partial(shipped, space, epochs, seed, points=points)
+    if name == "promote":
+        return ours(SHIPPED.sampler, SHIPPED.reduction_factor, None, scheduler="asha-promote")
     sampler, *numbers = (
-        f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if variant == "shipped" else variant
+        f"{SHIPPED.sampler}:{SHIPPED.reduction_factor}" if name == "shipped" else name
     ).split(":")
     try:
-        return shipped(
-            space,
-            epochs,
-            seed,
+        return ours(
             sampler,
             float(numbers[0]),
             int(numbers[1]) if numbers[1:] else None,
@@ -253,7 +267,7 @@ def make_side(variant: str, epochs: int, seed: int) -> TuneLoop:
     except (ValueError, IndexError) as error:
         raise SettingsError(
             f"--variants: {variant!r} is not allowed; expected stock, shipped, promote or "
-            f"SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]]"
+            f"SAMPLER:REDUCTION_FACTOR[:KEPT[:GRACE]], with or without {PORTFOLIO}"
         ) from error
 
 
@@ -349,7 +363,8 @@ def one(task: tuple[ReplaySettings, str, str, int]) -> tuple[str, str, list[floa
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     answers = _of(kind, settings.curves)
     np.random.seed(seed)  # Ray's ASHA draws its bracket (there is one) from the global generator
-    side = make_side(variant, answers.accuracies.shape[1], seed)
+    portfolio = made("convnet", family(Path(settings.curves)))
+    side = make_side(variant, answers.accuracies.shape[1], seed, portfolio)
     trainings = settings.trainings or 0.0
     seconds = trainings * float(answers.seconds.sum(1).mean()) / SLOTS
     return kind, variant, replay(side, answers, settings.budget, seconds)

@@ -5,6 +5,8 @@ replay.py.
     MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py
     # goes on: only those that the file lacks are trained
     MNIST_RAY_DATA=DIR python benchmarks/replay_curves.py --configurations 400
+    # other families of data, from more_data.py
+    python benchmarks/replay_curves.py --dataset npz:clothes.npz --out clothes.parquet
 
 Each is trained for 8 epochs on 1,000 MNIST images by one thread and judged after every epoch on the
 same 5,000 validation images (the training is so short that the judging costs as much).
@@ -25,6 +27,7 @@ import pyarrow.parquet as pq
 
 from mnist_ray import settings
 from mnist_ray.errors import SettingsError
+from mnist_ray.study.portfolio import FAMILIES
 
 CURVES = ("val_accuracy", "val_loss", "seconds")  # list columns, one value an epoch
 
@@ -113,6 +116,13 @@ def read(path: Path, made_with: dict[str, str] | None = None) -> list[dict[str, 
             {key: row[key] for key in ("number", "n_parameters", *CURVES)} | {"params": params}
         )
     return rows
+
+
+def family(path: Path) -> str:
+    """The family of the data set that a file's curves were recorded on (see study/portfolio.py)."""
+    dataset = pq.read_schema(path).metadata[b"dataset"].decode()
+    name = Path(dataset.partition(":")[2]).stem if dataset.startswith("npz:") else dataset
+    return {**FAMILIES, "letters": "characters"}.get(name, name)
 
 
 def write(path: Path, rows: list[dict[str, Any]], made_with: dict[str, str]) -> None:

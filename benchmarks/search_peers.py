@@ -23,16 +23,13 @@ With --confirm there is a fourth side: ours that trains its best trials again it
 choice is the one that it ends with.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,16 +38,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from common import (
+    BENCHMARKS,
     CORES,
     ROOT,
     BenchmarkSettings,
     cached,
     difference,
-    failed,
     mnist,
     ratios,
     section,
     spread,
+    started,
 )
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial
@@ -61,7 +59,6 @@ from mnist_ray.run import best
 from mnist_ray.settings import main
 from mnist_ray.storage import RunStorage
 
-BENCHMARKS = ROOT / "benchmarks"
 VAL = 5_000  # validation images
 
 Moment = tuple[float, float, str]  # seconds since the command began, validation accuracy, trial
@@ -112,7 +109,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, confirm: int = 0
     """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear
     in its study.
     """
-    command = [sys.executable, str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space"]
+    command = [str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space"]
     command += ["--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
     command += ["--train-images", str(settings.train_images), "--val-images", str(VAL)]
     command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
@@ -120,7 +117,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, confirm: int = 0
     if confirm:
         command += ["--confirm", str(confirm)]
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
-    with _started(command, Path(folder, "log")) as (process, start):
+    with started(command, Path(folder, "log")) as (process, start):
         while process.poll() is None:
             time.sleep(0.1)
             text = journal.read_bytes()[read:] if journal.exists() else b""
@@ -160,7 +157,7 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
     path = Path(folder, "task.json")
     path.write_text(json.dumps(task))
     log = Path(folder, "log")
-    with _started([sys.executable, str(BENCHMARKS / script), str(path)], log) as (process, start):
+    with started([str(BENCHMARKS / script), str(path)], log) as (process, start):
         process.wait()
         wall = time.time() - start
     lines = [
@@ -168,28 +165,6 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
     ]
     course = [(line["time"] - start, line["accuracy"], line["trial"]) for line in lines]
     return Searched(wall, course, {line["trial"]: line["hp"] for line in lines})
-
-
-@contextlib.contextmanager
-def _started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen, float]]:
-    """A command whose output goes to a file, and when it was started. WorkError with the output's
-    end where it fails.
-    """
-    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
-    with log.open("wb") as file:
-        start = time.time()
-        process = subprocess.Popen(
-            command, cwd=BENCHMARKS, env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process, start
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-    if process.returncode:
-        lines = log.read_text(errors="replace").splitlines()
-        raise failed(f"{Path(command[1]).name} ended with {process.returncode}", lines)
 
 
 SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {

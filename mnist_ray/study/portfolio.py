@@ -41,7 +41,7 @@ def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
     if settings.portfolio != "auto":
         return read_points(settings.portfolio, space, FLAG)
     found = []
-    for point in _made(settings.space, FAMILIES.get(settings.dataset, "none")):
+    for point in made(settings.space, FAMILIES.get(settings.dataset, "none")):
         with contextlib.suppress(SettingsError):
             found.append(checked(FLAG, point, space))
     if not found:
@@ -50,7 +50,7 @@ def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
     return found
 
 
-def _made(space: str, family: str) -> list[dict[str, Any]]:
+def made(space: str, family: str) -> list[dict[str, Any]]:
     """The packaged portfolio of a space, made without a family of data sets; none: of all."""
     made: dict[str, dict[str, list[dict[str, Any]]]] = load_yaml(FILE, FLAG)
     return made.get(space, {}).get(family, [])

@@ -73,3 +73,41 @@ def test_the_next_point_is_the_one_that_helps_most(monkeypatch: pytest.MonkeyPat
     assert greedy([one, other], 4) == [2, 0, 1]
     assert greedy([one], 4) == [0]
     sys.modules.pop("portfolio")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("mnist", "digits"),
+        ("npz:DIR/clothes.npz", "clothes"),
+        ("npz:letters.npz", "characters"),
+        ("npz:DIR/own.npz", "own"),
+    ],
+)
+def test_curves_know_their_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, expected: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from replay_curves import family, write  # type: ignore[import-not-found]
+
+    write(tmp_path / "curves.parquet", [], {"dataset": dataset})
+    assert family(tmp_path / "curves.parquet") == expected
+    sys.modules.pop("replay_curves")
+
+
+@pytest.mark.parametrize("variant", ["stock", "shipped", "promote", "random:3"])
+def test_a_replay_can_begin_with_the_portfolio(
+    monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from replay import make_side  # type: ignore[import-not-found]
+
+    point = {"blocks": 3, "width": 20, "kernel_size": 3}
+    for name, begins in ((variant, False), (f"{variant}+portfolio", True)):
+        side = make_side(name, 8, 3, [point])
+        trial = side.start()
+        trials = getattr(side.searcher, "trials", None) or side.searcher._ot_trials
+        params = trials[trial.trial_id].params
+        assert ({key: params.get(key) for key in point} == point) is begins
+    for module in ("replay", "replay_curves"):
+        sys.modules.pop(module)
