@@ -38,7 +38,7 @@ LEFT_OUT = {
     "photos": (),
     "fashion": (),
     "scribbles": ("strokes",),
-    "halves": ("halves", "mixes", "pieces"),
+    "halves": ("halves", "pieces"),
     "pairs": ("pairs", "overlays", "crowds"),
     "turned": ("rotations",),
     "letters": (),

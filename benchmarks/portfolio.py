@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pyarrow.parquet as pq
 import yaml
 from common import ROOT, BenchmarkSettings, section
@@ -86,15 +87,22 @@ def by_chance(task: dict[int, float], n: int) -> float:
 
 def measure(settings: PortfolioSettings) -> None:
     """Writes the file and, with at least two families, the section of the judgement."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     families: dict[str, list[dict[int, float]]] = defaultdict(list)
     names: set[str] = set()
     params: dict[int, dict[str, Any]] = {}
     for path in settings.curves:
-        name, task, params = regrets(path)
+        name, task, drawn = regrets(path)
+        if any(params.get(number, point) != point for number, point in drawn.items()):
+            raise SettingsError(f"--curves: {path} holds other draws than {settings.curves[0]}")
+        params |= drawn
         families[family(Path(path))].append(task)
         names.add(name)
     if len(names) != 1:
         raise SettingsError(f"--curves: expected files of one space, not of {sorted(names)}")
+    everywhere = set.intersection(*(set(task) for own in families.values() for task in own))
+    for own in families.values():
+        own[:] = [{number: task[number] for number in sorted(everywhere)} for task in own]
     made: dict[str, list[dict[str, Any]]] = {}
     body = []
     for left_out in ("none", *sorted(set(FAMILIES.values()))):

@@ -468,8 +468,10 @@ def _report(
             f"Rank correlation of the forest's out-of-bag predictions with the recorded last "
             f"accuracies: {answers.oob:.2f}."
         )
+    name = Path(settings.curves).stem
     section(
-        f"Searches replayed on recorded curves, answers by {kind}",
+        f"Searches replayed on recorded curves{f' of {name}' if name != 'curves' else ''}, "
+        f"answers by {kind}",
         [
             "search",
             f"{unit} until the best − 0.1 points, median (quartiles)",

@@ -3,6 +3,7 @@
 import math
 import re
 import runpy
+import statistics
 
 from tests.support import ROOT
 
@@ -32,3 +33,16 @@ def test_the_settings_of_the_recording_are_in_the_file() -> None:
         "1000",
         "5000",
     )
+
+
+def test_the_other_files_hold_the_same_draws_and_what_the_card_says() -> None:
+    module = runpy.run_path(str(FOLDER / "load.py"))
+    card = (FOLDER / "README.md").read_text()
+    first = module["load"](FOLDER / "digits.parquet")
+    for name in ("digits", "clothes", "letters"):
+        curves = module["load"](FOLDER / f"{name}.parquet")
+        assert all(a.params == b.params for a, b in zip(curves, first, strict=False))
+        last = [(curve.val_accuracy or [0.1])[-1] for curve in curves]
+        row = next(line for line in card.splitlines() if line.startswith(f"| `{name}.parquet`"))
+        said = f"| {len(curves)} | {statistics.median(last):.4f}, {max(last):.4f} |"
+        assert row.endswith(said), said

@@ -246,6 +246,38 @@ def strokes(x: Tensor) -> Tensor:
     return bright(ink).expand(-1, channels, -1, -1)
 
 
+def shapes(x: Tensor) -> Tensor:
+    """Filled ellipses and triangles in greys, one over the other; half mirrored, half mottled."""
+    channels, height, width = x.shape[1:]
+    most = 5
+    down = (torch.arange(height, device=x.device) + 0.5) / height
+    across = (torch.arange(width, device=x.device) + 0.5) / width
+    place = torch.stack(torch.meshgrid(down, across, indexing="ij"))  # [2, H, W]
+    from_centre = place - _uniform(x, most, 2, 1, 1, low=0.25, high=0.75)
+    thirds = torch.arange(3, device=x.device).view(3, 1, 1) * (6.2832 / 3)
+    angle = _uniform(x, most, 1, 1, 1, high=6.2832) + thirds
+    # How far a pixel lies along three directions: a triangle's sides are at right angles to them.
+    along = angle.cos() * from_centre[:, :, :1] + angle.sin() * from_centre[:, :, 1:]
+    stretch = _uniform(x, most, 1, 1, low=0.4, high=1)
+    ellipse = (along[:, :, 0].square() + (along[:, :, 1] / stretch).square()).sqrt()
+    distance = torch.where(_uniform(x, most, 1, 1) < 0.5, ellipse, along.amax(2))
+    radius = _uniform(x, most, 1, 1, low=0.05, high=0.4)
+    ink = ((radius - distance) * min(height, width) + 0.5).clamp(0, 1)
+    ink = torch.where(_uniform(x, 1, 1, 1) < 0.5, ink.maximum(ink.flip(3)), ink)
+    level = _uniform(x, most, low=0.2, high=1)
+    level = torch.where(_uniform(x, most) < 0.3, torch.ones_like(level), level)
+    drawn = torch.zeros_like(x[:, :1])
+    number = torch.randint(1, most + 1, (len(x),), device=x.device)
+    for layer in range(most):
+        cover = ink[:, layer, None] * (layer < number).view(-1, 1, 1, 1)
+        drawn = drawn * (1 - cover) + cover * level[:, layer].view(-1, 1, 1, 1)
+    grain = _uniform(x, 1, max(2, height // 3), max(2, width // 3))
+    grain = F.interpolate(grain, (height, width), mode="bilinear")
+    drawn = drawn * (1 - grain * _uniform(x, 1, 1, 1, low=-1, high=1).clamp(min=0))
+    again = _uniform(x, 1, 1, 1) < 0.5
+    return torch.where(again, fitted(drawn), bright(drawn)).expand(-1, channels, -1, -1)
+
+
 def noise(x: Tensor) -> Tensor:
     """Grain of random size; half of it in black and white, with a random share of white."""
     channels, height, width = x.shape[1:]
@@ -280,8 +312,8 @@ DRAWN: dict[str, Kind] = {
     "crowds": crowds,
     "pieces": pieces,
     "warps": warps,
-    "mixes": mixes,
     "strokes": strokes,
+    "shapes": shapes,
     "noise": noise,
     "blanks": blanks,
 }

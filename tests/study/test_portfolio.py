@@ -34,16 +34,16 @@ def test_a_data_set_gets_what_was_made_without_its_family(dataset: str) -> None:
     assert points(dataset=dataset) == []
 
 
-def test_a_digit_data_set_has_no_portfolio_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    assert points(dataset="mnist", portfolio="auto") == []
-    assert "there is none for space 'convnet' and data set 'mnist'" in capsys.readouterr().out
+def test_a_space_without_a_portfolio_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert points(dataset="mnist", space="mlp", portfolio="auto") == []
+    assert "there is none for space 'mlp' and data set 'mnist'" in capsys.readouterr().out
 
 
 def test_a_packaged_portfolio_is_small_and_of_its_space() -> None:
     for own in MADE["convnet"].values():
-        assert len(own) <= 4
-    settings = SearchSettings(dataset="cifar10", portfolio="auto")
-    assert starting_points(settings, space(max_width=16)) == []  # it is of width 32
+        assert 1 <= len(own) <= 4
+    settings = SearchSettings(dataset="mnist", portfolio="auto")
+    assert starting_points(settings, space(min_width=24)) == []  # all are of width 16
 
 
 def test_points_come_first_and_none_twice(tmp_path: Path) -> None:
@@ -93,6 +93,23 @@ def test_curves_know_their_family(
     write(tmp_path / "curves.parquet", [], {"dataset": dataset})
     assert family(tmp_path / "curves.parquet") == expected
     sys.modules.pop("replay_curves")
+
+
+def test_a_portfolio_is_made_of_the_same_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from portfolio import PortfolioSettings, measure
+
+    curves = ROOT / "benchmarks" / "curves"
+    files = tuple(str(curves / f"{name}.parquet") for name in ("digits", "clothes", "letters"))
+    made = {"file": str(tmp_path / "made.yaml"), "out": str(tmp_path / "made.md")}
+    measure(PortfolioSettings(curves=files, **made))
+    assert yaml.safe_load((tmp_path / "made.yaml").read_text()) == MADE
+    with pytest.raises(SettingsError, match=r"^--curves: .*curves\.parquet holds other draws"):
+        measure(PortfolioSettings(curves=(*files, str(curves / "curves.parquet")), **made))
+    for module in ("portfolio", "replay_curves"):
+        sys.modules.pop(module)
 
 
 @pytest.mark.parametrize("variant", ["stock", "shipped", "promote", "random:3"])
