@@ -1,6 +1,6 @@
 """Makes the packaged portfolios: at most four configurations of a space, to be tried first.
 
-    python benchmarks/portfolio.py --curves mnist.parquet clothes.parquet letters.parquet
+    python benchmarks/portfolio.py    # of benchmarks/curves: digits, clothes, letters
 
 The files are those of replay_curves.py, one a data set. They hold the same draws, so that every
 configuration was trained on every data set. Points are chosen greedily: the next one is that with
@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 import pyarrow.parquet as pq
 import yaml
-from common import ROOT, BenchmarkSettings, section
+from common import BENCHMARKS, BenchmarkSettings, section
 from replay_curves import family, read
 
 from mnist_ray import spaces
@@ -39,7 +39,9 @@ SHAPE = DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 class PortfolioSettings(BenchmarkSettings):
     """Choose the starting configurations of a space."""
 
-    curves: tuple[str, ...] = (str(ROOT / "benchmarks" / "curves" / "curves.parquet"),)
+    curves: tuple[str, ...] = tuple(
+        str(BENCHMARKS / "curves" / f"{name}.parquet") for name in ("digits", "clothes", "letters")
+    )
     """Files of replay_curves.py, one a data set, of one space."""
     points: int = 4
     """Most configurations of a portfolio."""

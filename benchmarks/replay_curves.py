@@ -25,7 +25,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_ray import settings
+from mnist_ray import data, settings
 from mnist_ray.errors import SettingsError
 from mnist_ray.study.portfolio import FAMILIES
 
@@ -75,6 +75,15 @@ def record(s: CurveSettings) -> int:
     print(f"{path}: {len(rows)} configurations are there, {len(missing)} to train", flush=True)
     if not missing:
         return 0
+    if (
+        rows
+        and _drawn(s, rows[0]["number"], data.load(s.dataset, "train", s.data_dir))[0]
+        != (rows[0]["params"])
+    ):
+        raise SettingsError(
+            f"--out: {path} was recorded before the space {s.space!r} changed: its draws are "
+            "others; choose another file"
+        )
     # Fresh interpreters: torch's threads do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(
         min(s.workers, len(missing)), _start, (s,)
@@ -149,7 +158,6 @@ def _start(s: CurveSettings) -> None:
     """Loads the data once a process."""
     import torch
 
-    from mnist_ray import data
     from mnist_ray.training.machine import best_precision, use_threads
 
     global worker
@@ -166,21 +174,31 @@ def _start(s: CurveSettings) -> None:
     worker = (s, images, tensors, best_precision(torch.device("cpu")))
 
 
-def _train(number: int) -> dict[str, Any]:
-    """The number-th configuration's row."""
+def _drawn(
+    s: CurveSettings, number: int, images: data.Images
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Optuna suggests as the number-th configuration, and what the space makes of it."""
     import optuna
 
-    from mnist_ray import models, spaces
+    from mnist_ray import spaces
     from mnist_ray.search_job.work import data_shape
-    from mnist_ray.training.trainer import Trainer
 
-    s, images, tensors, precision = worker
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.RandomSampler(seed=s.seed * 1_000_000 + number)
     trial = optuna.create_study(sampler=sampler).ask()
     space = spaces.find(s.space)
     options = spaces.options(space, s.space, settings.key_values(s.space_args, "--space-args"))
     hp = space(trial, data=data_shape(images), **options)
+    return dict(trial.params), hp
+
+
+def _train(number: int) -> dict[str, Any]:
+    """The number-th configuration's row."""
+    from mnist_ray import models
+    from mnist_ray.training.trainer import Trainer
+
+    s, images, tensors, precision = worker
+    params, hp = _drawn(s, number, images)
     trainer = Trainer(hp, epochs=s.epochs, seed=s.seed, precision=precision)
     curve: dict[str, list[float]] = {name: [] for name in CURVES}
     for _ in range(s.epochs):
@@ -192,7 +210,7 @@ def _train(number: int) -> dict[str, Any]:
                 curve[name].append(cast(float, value))
     return {
         "number": number,
-        "params": dict(trial.params),
+        "params": params,
         "n_parameters": models.n_parameters(trainer.model),
         **curve,
     }

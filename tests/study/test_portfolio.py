@@ -101,15 +101,35 @@ def test_a_portfolio_is_made_of_the_same_draws(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from portfolio import PortfolioSettings, measure
 
-    curves = ROOT / "benchmarks" / "curves"
-    files = tuple(str(curves / f"{name}.parquet") for name in ("digits", "clothes", "letters"))
+    files = PortfolioSettings().curves
     made = {"file": str(tmp_path / "made.yaml"), "out": str(tmp_path / "made.md")}
-    measure(PortfolioSettings(curves=files, **made))
+    measure(PortfolioSettings(**made))
     assert yaml.safe_load((tmp_path / "made.yaml").read_text()) == MADE
     with pytest.raises(SettingsError, match=r"^--curves: .*curves\.parquet holds other draws"):
-        measure(PortfolioSettings(curves=(*files, str(curves / "curves.parquet")), **made))
+        older = str(Path(files[0]).with_name("curves.parquet"))
+        measure(PortfolioSettings(curves=(*files, older), **made))
     for module in ("portfolio", "replay_curves"):
         sys.modules.pop(module)
+
+
+def test_a_file_of_older_draws_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import pyarrow.parquet as pq
+    from replay_curves import CurveSettings, read, record, write
+
+    file, kept = tmp_path / "digits.parquet", ROOT / "benchmarks" / "curves" / "digits.parquet"
+    made_with = {k.decode(): v.decode() for k, v in pq.read_schema(kept).metadata.items()}
+    rows = read(kept)
+    numbers = {"train_images": 500, "val_images": 500, "configurations": 201}
+    rows[0]["params"]["width"] = 17
+    write(file, rows, made_with)
+    before = file.read_bytes()
+    with pytest.raises(SettingsError, match=r"^--out: .*digits\.parquet was recorded before"):
+        record(CurveSettings(out=str(file), dataset="digits", **numbers))
+    assert file.read_bytes() == before
+    sys.modules.pop("replay_curves")
 
 
 @pytest.mark.parametrize("variant", ["stock", "shipped", "promote", "random:3"])
