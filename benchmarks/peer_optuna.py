@@ -43,6 +43,8 @@ def main(task: dict[str, Any]) -> None:
         sampler=optuna.samplers.TPESampler(seed=task["seed"]),
         pruner=optuna.pruners.MedianPruner(),
     )
+    for point in task["points"] or []:
+        study.enqueue_trial(point)
     study.optimize(objective, n_trials=task["trials"])
 
 

@@ -65,7 +65,11 @@ def main(task: dict[str, Any]) -> None:
                 metric="mean_accuracy",
                 mode="max",
                 search_alg=OptunaSearch(
-                    space=space, metric="mean_accuracy", mode="max", seed=task["seed"] + 1
+                    space=space,
+                    points_to_evaluate=task["points"],
+                    metric="mean_accuracy",
+                    mode="max",
+                    seed=task["seed"] + 1,
                 ),
                 scheduler=AsyncHyperBandScheduler(max_t=task["epochs"]),
                 num_samples=task["trials"],

@@ -6,12 +6,14 @@ Optuna alone (peer_optuna.py).
     # what is finished is kept: it goes on
     ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --repeats 1
     ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --retrain 0
-    ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --confirm 3
+    ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --confirm 3 --fp32
+    # all sides begin with the same configurations
+    ... benchmarks/search_peers.py --cache ... --points benchmarks/searches/points.yaml
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its
-end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes; no
-side has starting points.
+end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes. No
+side has starting points, or all have those of --points.
 
 A side's choice at a moment is the trial with the best validation accuracy so far. Each choice is
 trained again with fresh seeds, on the search's training images at the full budget, by this
@@ -20,7 +22,7 @@ the search did not see. The target that all are timed to is, in each repetition,
 of the last choices.
 
 With --confirm there is a fourth side: ours that trains its best trials again itself. Its last
-choice is the one that it ends with.
+choice is the one that it ends with. With --fp32 there is one that trains without bf16.
 """
 
 import dataclasses
@@ -31,7 +33,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ from mnist_ray.errors import WorkError
 from mnist_ray.run import best
 from mnist_ray.settings import main
 from mnist_ray.storage import RunStorage
+from mnist_ray.study.points import read_points
 
 VAL = 5_000  # validation images
 
@@ -90,22 +92,27 @@ class SearchPeersSettings(BenchmarkSettings):
     """Seeds with which each choice is trained again; 0 compares the searches alone."""
     confirm: int = 0
     """Trials that ours trains again itself, as a fourth side; 0 leaves that side out."""
+    fp32: bool = False
+    """One more side: ours without bf16."""
+    points: str | None = None
+    """YAML file of configurations that every side tries first; none of them without it."""
     cache: str | None = None
     """JSON-lines file that keeps finished searches; what is in it is not run again. Trainings are
     kept beside it, in a file whose name ends in -retrained."""
     workers: int = CORES
     """Choices that are trained at a time."""
 
-    def task(self) -> dict[str, int]:
+    def task(self) -> dict[str, Any]:
         """What kept searches must have been run with."""
-        return {
+        sizes = {
             "trials": self.trials,
             "epochs": self.epochs,
             "train_images": self.train_images,
         }
+        return {**sizes, "points": read_points(self.points, space)} if self.points else sizes
 
 
-def ours(settings: SearchPeersSettings, seed: int, folder: str, confirm: int = 0) -> Searched:
+def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -> Searched:
     """jobs/search.py as it is shipped, without fine-tuning. Its epochs' times are when they appear
     in its study.
     """
@@ -114,8 +121,9 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, confirm: int = 0
     command += ["--train-images", str(settings.train_images), "--val-images", str(VAL)]
     command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
     command += ["--seed", str(seed), "--no-finetune", "--storage", folder, "--name", "ours"]
-    if confirm:
-        command += ["--confirm", str(confirm)]
+    if settings.points:
+        command += ["--points", os.path.abspath(settings.points)]
+    command += options
     journal, read, course = Path(folder, "ours", "study.journal"), 0, []
     with started(command, Path(folder, "log")) as (process, start):
         while process.poll() is None:
@@ -153,6 +161,7 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
         "epochs": settings.epochs,
         "cores": CORES,
         "seed": seed,
+        "points": settings.task().get("points"),
     }
     path = Path(folder, "task.json")
     path.write_text(json.dumps(task))
@@ -176,9 +185,12 @@ SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
 
 def sides(settings: SearchPeersSettings) -> dict[str, Callable[..., Searched]]:
     """The searches to compare, by their names in the table."""
-    if not settings.confirm:
-        return SIDES
-    return SIDES | {f"ours, --confirm {settings.confirm}": partial(ours, confirm=settings.confirm)}
+    further = [("--confirm", str(settings.confirm))] if settings.confirm else []
+    further += [("--precision", "fp32")] if settings.fp32 else []
+    return SIDES | {
+        f"ours, {' '.join(options)}": lambda *args, options=options: ours(*args, *options)
+        for options in further
+    }
 
 
 def choices(search: Mapping[str, Any]) -> list[Moment]:
@@ -331,6 +343,12 @@ def measure(settings: SearchPeersSettings) -> None:
                 f"{60_000 - settings.train_images - VAL:,} training images that the search did "
                 "not see; its accuracy is their mean. "
                 if settings.retrain
+                else ""
+            )
+            + (
+                f"Every side begins with the {len(settings.task()['points'])} configurations of "
+                f"{Path(settings.points).name}. "
+                if settings.points
                 else ""
             )
             + "The common accuracy of a repetition is the lowest of the last choices': "

@@ -25,7 +25,7 @@ from mnist_ray.settings import SearchSettings, command, masked, trust
 from mnist_ray.settings.functions import IMAGES
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage
-from mnist_ray.study.trials import PAUSED, take_over
+from mnist_ray.study.trials import PAUSED, remaining_points, take_over
 
 if TYPE_CHECKING:
     from mnist_ray.search_job.engine import Restored
@@ -190,12 +190,14 @@ def _begins(plan: Plan, restored: "Restored") -> str:
 
 
 def _learn(plan: Plan, study: optuna.Study, about: About) -> None:
-    """Gives the study the trials of --warm-start, once."""
+    """Gives the study the trials of --warm-start, once; says what else the search begins with."""
     if plan.older:
         taken = take_over(study, plan.older)
         place = masked(plan.settings.warm_start or "")
         print(f"learning from {taken} trials of {place}", flush=True)
         about.patch(warm_started=True)
+    if points := remaining_points(study, plan.name, plan.points):
+        print(f"{len(points)} starting configurations are tried first", flush=True)
 
 
 def _watch(

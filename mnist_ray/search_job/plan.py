@@ -63,6 +63,7 @@ CHANGEABLE = {
 # As it was in runs that do not record it.
 UNRECORDED = {
     "val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none", "grace_period": 1,
+    "portfolio": "none",
 }  # fmt: skip
 # These decide on the result too: --deterministic lets none of them change.
 FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}

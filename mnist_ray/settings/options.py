@@ -134,7 +134,7 @@ class SpaceOptions(Options):
     onnx: File | None = None
     """Start every trial from this ONNX file or run's directory, for --space optimizer (a file of
     another program needs the extra foreign-onnx)."""
-    portfolio: Annotated[str, "auto|none|FILE"] = "none"
+    portfolio: Annotated[str, "auto|none|FILE"] = "auto"
     """Good defaults, tried after --points and before all others: at most four that were good on
     other data sets (auto), or a YAML file as for --points."""
     points: File | None = None

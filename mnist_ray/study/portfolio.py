@@ -44,7 +44,7 @@ def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
     for point in made(settings.space, FAMILIES.get(settings.dataset, "none")):
         with contextlib.suppress(SettingsError):
             found.append(checked(FLAG, point, space))
-    if not found:
+    if not found and "portfolio" in settings.given:
         which = f"space {settings.space!r} and data set {settings.dataset!r}"
         print(f"{FLAG} auto: there is none for {which}", flush=True)
     return found

@@ -103,13 +103,21 @@ def to_try_again(study: optuna.Study, run: str) -> list[tuple[int, dict[str, Any
 def remaining_points(
     study: optuna.Study, run: str, points: Sequence[dict[str, Any]]
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The points, with their places in the list, that no process of the run has tried yet."""
-    tried = {
-        tuple(trial.user_attrs[POINT])
-        for trial in study.get_trials(deepcopy=False)
-        if POINT in trial.user_attrs
-    }
-    return [(i, point) for i, point in enumerate(points) if (run, i) not in tried]
+    """The points, with their places in the list, that nobody has tried yet.
+
+    That is no process of the run, no other run of the study, and no trial of --warm-start.
+    """
+    trials = study.get_trials(deepcopy=False)
+    tried = {tuple(trial.user_attrs[POINT]) for trial in trials if POINT in trial.user_attrs}
+    known = [
+        values
+        for trial in trials
+        if trial.user_attrs.get(RUN) != run and trial.state != TrialState.FAIL
+        for values in (trial.params, trial.system_attrs.get(FIXED))
+    ]
+    return [
+        (i, point) for i, point in enumerate(points) if (run, i) not in tried and point not in known
+    ]
 
 
 def take_over(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import SearchSettings
+from mnist_ray.settings import SearchSettings, parse
+from mnist_ray.settings.text import RECIPES
 from mnist_ray.spaces import DataShape, find
 from mnist_ray.study.portfolio import FAMILIES, FILE, starting_points
 from mnist_ray.study.suggestions import Space
@@ -30,13 +31,27 @@ def points(**options: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("dataset", [*FAMILIES, "folder:/photos"])
 def test_a_data_set_gets_what_was_made_without_its_family(dataset: str) -> None:
     family = FAMILIES.get(dataset, "none")
-    assert points(dataset=dataset, portfolio="auto") == MADE["convnet"][family]
-    assert points(dataset=dataset) == []
+    assert points(dataset=dataset) == MADE["convnet"][family]
+    assert points(dataset=dataset, portfolio="none") == []
 
 
-def test_a_space_without_a_portfolio_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert points(dataset="mnist", space="mlp", portfolio="auto") == []
+def test_a_space_without_a_portfolio_is_told_to_who_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert points(dataset="mnist", space="mlp") == []
+    assert capsys.readouterr().out == ""
+    asked = parse(SearchSettings, ["--dataset", "mnist", "--space", "mlp", "--portfolio", "auto"])
+    assert starting_points(asked, space()) == []
     assert "there is none for space 'mlp' and data set 'mnist'" in capsys.readouterr().out
+
+
+def test_the_recipes_of_published_results_begin_with_none() -> None:
+    published = ["augmented", "default", "fast", "record", "small", "tiny"]
+    published += [path.stem for path in RECIPES.glob("s[0-9]-*.yaml")]
+    assert len(published) == 13
+    for name in published:
+        assert parse(SearchSettings, ["--config", name]).portfolio == "none"
+    assert parse(SearchSettings, ["--config", "demo"]).portfolio == "auto"
 
 
 def test_a_packaged_portfolio_is_small_and_of_its_space() -> None:

@@ -158,8 +158,8 @@ def test_two_searches_share_a_study_and_keep_its_password_to_themselves(
     size = ["--trials", "4", "--max-epochs", "2", "--scheduler", "median"]
     one = search(*size, "--points", str(points), study=url, storage=tmp_path / "runs", name="one")
     two = search(*size, study=named, storage=tmp_path / "runs", name="two")
-    ended(one, 0)
-    ended(two, 0)
+    assert "2 starting configurations are tried first" in ended(one, 0)
+    assert "starting configurations" not in ended(two, 0)
 
     def trials(run: str) -> list[optuna.trial.FrozenTrial]:
         with storages.opened(url) as storage:

@@ -20,6 +20,7 @@ from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import (
     POINT,
     RUN,
+    SOURCE,
     SUMMARY,
     close_interrupted,
     read_trials,
@@ -183,7 +184,22 @@ def test_points_come_first_and_once() -> None:
         None,
     ]
     assert remaining_points(study, "r", points) == []
-    assert len(remaining_points(study, "another", points)) == 3
+    # Another run of the study has no need to try them again, but those that failed.
+    assert remaining_points(study, "another", [*points, {"x": 6}]) == [(3, {"x": 6})]
+    ask(study, {RUN: "another", POINT: ["another", 3]}, {"x": 6})
+    study.tell(study.trials[-1].number, state=TrialState.FAIL)
+    assert remaining_points(study, "third", [{"x": 6}]) == [(0, {"x": 6})]
+
+
+def test_a_point_that_an_older_trial_had_is_not_tried_again() -> None:
+    study = a_study()
+    distribution = optuna.distributions.IntDistribution(0, 9)
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={"x": 4}, distributions={"x": distribution}, value=0.5, user_attrs={SOURCE: [1]}
+        )
+    )
+    assert remaining_points(study, "r", [{"x": 4}, {"x": 5}]) == [(1, {"x": 5})]
 
 
 def test_a_point_is_not_lost_where_the_search_dies_over_it() -> None:
