@@ -1,6 +1,8 @@
 """What `known` of picture.onnx is worth on MNIST: each kind judged by a gate that never saw it.
 
-    MNIST_RAY_DATA=DIR python benchmarks/known.py     # 25 minutes on two cores
+    MNIST_RAY_DATA=DIR python benchmarks/known.py     # 15 minutes on two cores
+    # with clothes (more_data.py), and icons of a font: that of npm's @fortawesome/fontawesome-free
+    ... benchmarks/known.py --fashion npz:clothes.npz --icons fa-solid-900.woff2
 
 A classifier is trained on the training part. For every kind of foreign pictures a gate is trained
 without that kind, and the thresholds are set on the validation images (other writers). The foreign
@@ -37,6 +39,7 @@ LEFT_OUT = {
     "blank": ("noise", "blanks"),
     "photos": (),
     "fashion": (),
+    "icons": (),
     "scribbles": ("strokes",),
     "halves": ("halves", "pieces"),
     "pairs": ("pairs", "overlays", "crowds"),
@@ -64,6 +67,8 @@ class KnownSettings(BenchmarkSettings):
     """The classifier's label smoothing."""
     fashion: str = "fashion-mnist"
     """The data set of the kind fashion: npz:FILE of more_data.py's clothes is one."""
+    icons: str | None = None
+    """A font's file whose private characters are the kind icons: that of Font Awesome is one."""
     test: bool = False
     """Look at the test images too: once, when everything is settled."""
 
@@ -157,6 +162,29 @@ def letters_of(alphabet: str) -> Callable[[np.ndarray, np.random.Generator], np.
     return draw
 
 
+def icons_of(file: str) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    """SettingsError where it is no font that Pillow can read."""
+    try:
+        font = ImageFont.truetype(file, 120)
+    except OSError as error:
+        raise SettingsError(f"--icons: {file}: {error}") from error
+
+    def page(code: int) -> Image.Image:
+        page = Image.new("L", (240, 240), 255)
+        ImageDraw.Draw(page).text((120, 120), chr(code), 0, font, anchor="mm")
+        return page
+
+    missing = page(0x10FFFF).tobytes()  # no character
+    codes = [
+        code
+        for code in range(0xE000, 0xF900)  # for private use: letters and digits lie elsewhere
+        if page(code).tobytes() != missing and page(code).getextrema()[0] == 0
+    ]
+    if not codes:
+        raise SettingsError(f"--icons: {file} has no characters from U+E000 on")
+    return lambda images, random: rgba(page(random.choice(codes)))
+
+
 ALPHABET = "".join(chr(c) for c in (*range(65, 91), *range(97, 123)))
 DRAWING: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "noise": noise,
@@ -180,9 +208,10 @@ def prepared(pictures: Iterator[np.ndarray]) -> np.ndarray:
 def foreign(settings: KnownSettings, images: np.ndarray) -> dict[str, np.ndarray]:
     """The pictures of each kind."""
     random = np.random.default_rng(7)
+    drawing = DRAWING | ({"icons": icons_of(settings.icons)} if settings.icons else {})
     made = {
         kind: prepared(draw(images, random) for _ in range(settings.pictures))
-        for kind, draw in DRAWING.items()
+        for kind, draw in drawing.items()
     }
     try:
         fashion = data.load(settings.fashion, "test", settings.data_dir).images

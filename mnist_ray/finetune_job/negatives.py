@@ -278,6 +278,40 @@ def shapes(x: Tensor) -> Tensor:
     return torch.where(again, fitted(drawn), bright(drawn)).expand(-1, channels, -1, -1)
 
 
+def silhouettes(x: Tensor) -> Tensor:
+    """Filled outlines of chance, plain or patterned; many of them symmetric."""
+    channels, height, width = x.shape[1:]
+    down = torch.linspace(-1, 1, height, device=x.device).view(-1, 1)
+    across = torch.linspace(-1, 1, width, device=x.device)
+    high, wide = (_uniform(x, 1, 1, 1, low=0.6, high=2.5) for _ in range(2))
+    beyond = (across * high).square() + (down * wide).square()  # 1 on an ellipse
+    surface = _surface(x, 3, 6) * _uniform(x, 1, 1, 1, low=0.3) - 1.5 * beyond
+    surface = _mirrored(surface + _uniform(x, 1, 1, 1, low=0.5, high=1.5), 0.5)
+    inside = (6 * surface + 0.5).clamp(0, 1)
+    fine = _uniform(x, 1, 1, 1) < 0.5
+    pattern = _mirrored(torch.where(fine, _surface(x, 5, 14), _surface(x, 2, 4)), 0.4)
+    level = _uniform(x, 1, 1, 1, low=0.3) + _uniform(x, 1, 1, 1, high=0.35) * pattern
+    drawn = inside * level.clamp(0.05, 1)
+    again = _uniform(x, 1, 1, 1) < 0.5
+    return torch.where(again, fitted(drawn), bright(drawn)).expand(-1, channels, -1, -1)
+
+
+def _surface(x: Tensor, fewest: int, most: int) -> Tensor:
+    """float32 [n, 1, H, W]: a smooth surface through that many normal numbers a side."""
+    parts = []
+    for part in x.tensor_split(min(4, len(x))):  # each with a number of its own
+        knots = int(torch.randint(fewest, most + 1, (1,), device=x.device))
+        raw = torch.randn(len(part), 1, knots, knots, device=x.device)
+        parts.append(F.interpolate(raw, x.shape[2:], mode="bicubic", align_corners=True))
+    return torch.cat(parts)
+
+
+def _mirrored(surface: Tensor, share: float) -> Tensor:
+    """A share of the surfaces made symmetric, left and right."""
+    chosen = _uniform(surface, 1, 1, 1) < share
+    return torch.where(chosen, (surface + surface.flip(3)) / 2, surface)
+
+
 def noise(x: Tensor) -> Tensor:
     """Grain of random size; half of it in black and white, with a random share of white."""
     channels, height, width = x.shape[1:]
@@ -314,6 +348,7 @@ DRAWN: dict[str, Kind] = {
     "warps": warps,
     "strokes": strokes,
     "shapes": shapes,
+    "silhouettes": silhouettes,
     "noise": noise,
     "blanks": blanks,
 }

@@ -114,6 +114,16 @@ def is_grouped(sampler: optuna.samplers.TPESampler) -> bool:
     return sampler._group
 
 
+def startup_trials(sampler: optuna.samplers.TPESampler) -> int:
+    """`n_startup_trials`: with fewer results its suggestions are random."""
+    return sampler._n_startup_trials
+
+
+def rng_of(sampler: optuna.samplers.TPESampler) -> np.random.RandomState:
+    """Its random numbers."""
+    return sampler._rng.rng
+
+
 class TranslatedOnce(optuna.samplers.TPESampler):
     """Optuna's TPE, which translates the parameters of a finished trial once.
 

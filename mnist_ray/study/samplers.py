@@ -21,7 +21,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
-from mnist_ray.study.optuna_private import CmaEs, TranslatedOnce, is_grouped, part_of
+from mnist_ray.study.near import near
+from mnist_ray.study.optuna_private import (
+    CmaEs,
+    TranslatedOnce,
+    is_grouped,
+    part_of,
+    rng_of,
+    startup_trials,
+)
+from mnist_ray.study.trials import POINT
 
 
 class Grid(optuna.samplers.BruteForceSampler):
@@ -85,6 +94,9 @@ class TPE(TranslatedOnce):
     which its model of good trials is made, and of all others an even selection, old and new. Up to
     KEPT trials, and with several objectives, it suggests the same as Optuna's.
     (benchmarks/tpe_ask.py: cost; benchmarks/replay.py: loss.)
+
+    Optuna's begins with `n_startup_trials` random ones. After starting configurations these are
+    near the best so far instead (see `near`; benchmarks/replay.py: gain).
     """
 
     KEPT = 1000
@@ -99,12 +111,14 @@ class TPE(TranslatedOnce):
     _best: Sequence[int] = ()
     _grouped: frozenset[int] = frozenset()  # those that the search space's groups know, or will
     _unseen: Sequence[FrozenTrial] = ()  # with a result, but not in the groups yet
+    _led = False  # whether a starting configuration has ended
+    _centre: Mapping[str, Any] | None = None  # that the suggestion is to be near
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The parameters to suggest together, in their groups."""
-        self._view = None
+        self._view = self._centre = None
         self._thinned(study, trial)
         # The groups only ever get finer: a trial that they have seen changes nothing.
         seen, self._unseen = self._unseen, ()
@@ -115,7 +129,12 @@ class TPE(TranslatedOnce):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As Optuna's, on the part of the study."""
+        """As Optuna's, on the part of the study; nothing where all is to be near the best."""
+        if self._led and self._best and len(self._finished) < startup_trials(self):
+            best = study.get_trials(deepcopy=False)[self._best[0]]
+            if _place(1, best)[0] <= 1:  # it has a value, and keeps to the limits
+                self._centre = best.params
+                return {}
         return super().sample_relative(self._thinned(study, trial), trial, search_space)
 
     def sample_independent(
@@ -125,7 +144,11 @@ class TPE(TranslatedOnce):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """As Optuna's, on the part of the study."""
+        """As Optuna's, on the part of the study, or near the best."""
+        if self._centre is not None:
+            value = near(self._centre, param_name, param_distribution, rng_of(self))
+            if value is not None:
+                return value
         return super().sample_independent(
             self._thinned(study, trial), trial, param_name, param_distribution
         )
@@ -149,7 +172,7 @@ class TPE(TranslatedOnce):
         whole = not trials or trials[-1].number == len(trials) - 1
         if not (whole and self._whole) or len(trials) < self._known:
             self._known, self._open, self._finished, self._best, self._unseen = 0, (), (), (), ()
-            self._grouped = frozenset()
+            self._grouped, self._led = frozenset(), False
         self._whole = whole
         pending = [*self._open, *range(self._known, len(trials))]
         self._known = len(trials)
@@ -159,6 +182,7 @@ class TPE(TranslatedOnce):
         ]
         ended = [n for n in results if _is_final(trials[n])]
         self._finished = sorted([*self._finished, *ended])
+        self._led = self._led or any(POINT in trials[n].user_attrs for n in ended)
         new = [n for n in results if n not in self._grouped]
         self._grouped |= frozenset(new)
         self._unseen = [*self._unseen, *(trials[n] for n in new)]
