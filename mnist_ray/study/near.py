@@ -17,13 +17,14 @@ from optuna.distributions import (
 )
 
 CHANGED_CHOICES, CHANGED_NUMBERS = 0.25, 0.5  # chances that a value is drawn anew
+ANY = object()  # a value that is to be drawn anew
 SPREAD = 0.2  # standard deviation of a number's step, in parts of its range
 
 
 def near(
     centre: Mapping[str, Any], name: str, distribution: BaseDistribution, rng: np.random.RandomState
 ) -> Any:
-    """A value for a parameter near the centre's; None if any value will do.
+    """A value for a parameter near the centre's; ANY if it is to be drawn anew.
 
     Args:
         centre: A configuration.
@@ -31,14 +32,14 @@ def near(
         distribution: What it may be. A number on a logarithmic scale moves on that scale.
         rng: Of the sampler.
     """
-    value = centre.get(name)
+    value = centre.get(name, ANY)
     if isinstance(distribution, CategoricalDistribution):
         kept = value in distribution.choices and rng.random() >= CHANGED_CHOICES
-        return value if kept else None
+        return value if kept else ANY
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     low, high = distribution.low, distribution.high
-    if value is None or not low <= value <= high:
-        return None
+    if not (isinstance(value, int | float) and low <= value <= high):
+        return ANY
     if low == high or rng.random() >= CHANGED_NUMBERS:
         return value
     if distribution.log:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings.text import arguments, load
-from mnist_ray.study.near import near
+from mnist_ray.study.near import ANY, near
 from mnist_ray.study.optuna_private import (
     CmaEs,
     TranslatedOnce,
@@ -147,7 +147,7 @@ class TPE(TranslatedOnce):
         """As Optuna's, on the part of the study, or near the best."""
         if self._centre is not None:
             value = near(self._centre, param_name, param_distribution, rng_of(self))
-            if value is not None:
+            if value is not ANY:
                 return value
         return super().sample_independent(
             self._thinned(study, trial), trial, param_name, param_distribution
