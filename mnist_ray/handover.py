@@ -15,6 +15,7 @@ from mnist_ray.export.read import load_verified
 from mnist_ray.export.session import temperature_of
 from mnist_ray.results import Model, load_model
 from mnist_ray.run import layout
+from mnist_ray.settings.secrets import masked
 from mnist_ray.settings.text import load_json
 from mnist_ray.storage import RunStorage
 from mnist_ray.storage.folder import Folder
@@ -49,15 +50,22 @@ def push(run: str, repo: str) -> str:
         repo: The repository, which must exist, as `me/digits`.
 
     Raises:
-        SettingsError: There is no such run, or the package huggingface_hub is missing.
+        SettingsError: There is no such run, the repository's name is none, or the package
+            huggingface_hub is missing.
         WorkError: The upload failed.
     """
     try:
         hub = importlib.import_module("huggingface_hub")  # an optional package
+        utils = importlib.import_module("huggingface_hub.utils")
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"push needs the package {error.name}: pip install 'mnist_ray[push]'"
         ) from error
+    try:
+        utils.validate_repo_id(repo)
+    except ValueError:  # its text would repeat a password
+        allowed = "expected a repository's name, as me/digits, of letters, digits, '-', '_' and '.'"
+        raise SettingsError(f"REPO: {masked(repo)!r} is not allowed; {allowed}") from None
 
     files = huggingface(run)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +74,7 @@ def push(run: str, repo: str) -> str:
             done = hub.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message="Model found by mnist_ray"
             )
-        except (OSError, ValueError) as error:  # those of the Hub's client are among them
+        except Exception as error:  # those of the Hub's client and its HTTP library are of any kind
             raise WorkError(f"{repo} takes no model: {first_line(error)}") from error
     return str(done)
 

@@ -1,7 +1,10 @@
 """A model handed on: its folders hold all that others need, and their code runs."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -114,6 +117,42 @@ def test_push_uploads_that_folder(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(huggingface_hub, "upload_folder", fail)
     with pytest.raises(WorkError, match="^me/digits takes no model: 401 Client Error$"):
         handover.push(str(run), "me/digits")
+
+
+@pytest.mark.parametrize(
+    "repo",
+    [
+        "a b",
+        "../x",
+        "a/b/c",
+        "https://me:planted@host/x",
+        "me/" + "x" * 200,
+        "me/-x",
+        "me/x\ny",
+        "é",
+    ],
+)
+def test_what_is_no_repository_is_one_line(run: Path, repo: str) -> None:
+    with pytest.raises(SettingsError, match=r"^REPO: .*as me/digits") as caught:
+        handover.push(str(run), repo)
+    assert "planted" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["hf_planted", "hf_plan\nted"])
+def test_a_hub_that_does_not_answer_is_one_line(run: Path, token: str) -> None:
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_ray", "push", str(run), "me/digits"],
+        env={**os.environ, **away},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "me/digits takes no model: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "plan" not in done.stdout + done.stderr
 
 
 def test_a_published_manifest_goes_with_it(run: Path) -> None:
