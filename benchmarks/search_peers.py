@@ -317,7 +317,9 @@ def measure(settings: SearchPeersSettings) -> None:
     header += ["accuracy of the choice, %", "− ours (95 %)", "chosen by − it, points"]
     header += ["epochs trained"]
     section(
-        "One search against the peers" + (", choices retrained" if settings.retrain else ""),
+        "One search against the peers"
+        + (", shared starting points" if settings.points else "")
+        + (", choices retrained" if settings.retrain else ""),
         header,
         [
             [
