@@ -26,6 +26,7 @@ choice is the one that it ends with. With --fp32 there is one that trains withou
 """
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -102,6 +103,7 @@ class SearchPeersSettings(BenchmarkSettings):
     workers: int = CORES
     """Choices that are trained at a time."""
 
+    @functools.cached_property
     def task(self) -> dict[str, Any]:
         """What kept searches must have been run with."""
         sizes = {
@@ -161,7 +163,7 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
         "epochs": settings.epochs,
         "cores": CORES,
         "seed": seed,
-        "points": settings.task().get("points"),
+        "points": settings.task.get("points"),
     }
     path = Path(folder, "task.json")
     path.write_text(json.dumps(task))
@@ -245,7 +247,7 @@ def search(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
 def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, Any]]:
     """Every repetition's searches, by repetition and side, the sides in turn."""
     keys = [
-        {**settings.task(), "repetition": repetition, "side": side}
+        {**settings.task, "repetition": repetition, "side": side}
         for repetition in range(settings.repeats)
         for side in sides(settings)
     ]
@@ -262,7 +264,7 @@ def retrained(
         for side in sides(settings):
             found = searches[repetition, side]
             keys += [
-                {**settings.task(), "repetition": repetition, "hp": hp, "seed": seed}
+                {**settings.task, "repetition": repetition, "hp": hp, "seed": seed}
                 for hp in found["chosen"].values()
                 for seed in range(settings.retrain)
             ]
@@ -348,7 +350,7 @@ def measure(settings: SearchPeersSettings) -> None:
                 else ""
             )
             + (
-                f"Every side begins with the {len(settings.task()['points'])} configurations of "
+                f"Every side begins with the {len(settings.task['points'])} configurations of "
                 f"{Path(settings.points).name}. "
                 if settings.points
                 else ""

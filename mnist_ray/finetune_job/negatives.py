@@ -73,6 +73,12 @@ def fitted(x: Tensor, share: float = 20 / 28) -> Tensor:
     return bright(_moved(boxed, [c.round() for c in centre], torch.ones(n, device=x.device)))
 
 
+def _half_fitted(drawn: Tensor) -> Tensor:
+    """Half of the drawings scaled and centred, the others where they are; all bright."""
+    chosen = _uniform(drawn, 1, 1, 1) < 0.5
+    return torch.where(chosen, fitted(drawn), bright(drawn))
+
+
 def _moved(x: Tensor, middle: Sequence[Tensor], scale: Tensor) -> Tensor:
     """The images about another middle (across, down) in pixels; scale 2 halves their size."""
     sides = x.shape[3], x.shape[2]
@@ -274,12 +280,11 @@ def shapes(x: Tensor) -> Tensor:
     grain = _uniform(x, 1, max(2, height // 3), max(2, width // 3))
     grain = F.interpolate(grain, (height, width), mode="bilinear")
     drawn = drawn * (1 - grain * _uniform(x, 1, 1, 1, low=-1, high=1).clamp(min=0))
-    again = _uniform(x, 1, 1, 1) < 0.5
-    return torch.where(again, fitted(drawn), bright(drawn)).expand(-1, channels, -1, -1)
+    return _half_fitted(drawn).expand(-1, channels, -1, -1)
 
 
 def silhouettes(x: Tensor) -> Tensor:
-    """Filled outlines of chance, plain or patterned; many of them symmetric."""
+    """Random filled outlines, plain or patterned; half of them symmetric."""
     channels, height, width = x.shape[1:]
     down = torch.linspace(-1, 1, height, device=x.device).view(-1, 1)
     across = torch.linspace(-1, 1, width, device=x.device)
@@ -292,8 +297,7 @@ def silhouettes(x: Tensor) -> Tensor:
     pattern = _mirrored(torch.where(fine, _surface(x, 5, 14), _surface(x, 2, 4)), 0.4)
     level = _uniform(x, 1, 1, 1, low=0.3) + _uniform(x, 1, 1, 1, high=0.35) * pattern
     drawn = inside * level.clamp(0.05, 1)
-    again = _uniform(x, 1, 1, 1) < 0.5
-    return torch.where(again, fitted(drawn), bright(drawn)).expand(-1, channels, -1, -1)
+    return _half_fitted(drawn).expand(-1, channels, -1, -1)
 
 
 def _surface(x: Tensor, fewest: int, most: int) -> Tensor:
