@@ -38,12 +38,14 @@ from tests.support.runs import (
 
 # After four of six epochs about 0.8 and 0.2: far apart, whatever else the sampler draws. After one
 # epoch both answer by chance, and which is stopped then depends on the machine.
-LEARNS = "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64, dropout: 0.1, schedule: one_cycle}\n"
+LEARNS = (
+    "- {optimizer: adamw, lr_adamw: 0.005, batch_size: 64, dropout: 0.1, schedule: one_cycle}\n"
+)
 HARDLY_LEARNS = "- {optimizer: sgd, lr_sgd: 0.01, batch_size: 256, schedule: one_cycle}\n"
 
 
 def test_a_search_tells_optuna_the_truth(ray_head: dict[str, str], tmp_path: Path) -> None:
-    # two that learn, then two that hardly do: ASHA has something to stop, whatever the sampler draws
+    # two of each: ASHA has something to stop, whatever the sampler draws
     points = tmp_path / "points.yaml"
     points.write_text(2 * LEARNS + 2 * HARDLY_LEARNS)
     size = [*SMALL, *flags(trials=8, max_epochs=6, grace_period=4, seed=3, points=points)]
@@ -125,7 +127,9 @@ def test_paused_trials_go_on_also_after_a_kill(ray_head: dict[str, str], tmp_pat
     # One that learns, which must wait for others at the first rung, and some that hardly do.
     points = tmp_path / "points.yaml"
     points.write_text(LEARNS + 8 * HARDLY_LEARNS)
-    options = flags(trials=9, max_epochs=6, grace_period=4, scheduler="asha-promote", points=points)
+    # rungs at 2 and 6: three go on at the first, and one of them at the second
+    budget = flags(trials=9, max_epochs=8, grace_period=2, seed=3)
+    options = [*budget, *flags(scheduler="asha-promote", points=points)]
     place = flags(storage=tmp_path, name="p")
 
     def waiting() -> set[int]:
