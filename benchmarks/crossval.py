@@ -43,6 +43,7 @@ log = logging.getLogger("crossval")
 FOLDS = 5
 STEP = 16  # quantisation of a kept logit: steps a unit
 RESAMPLES = 10_000  # of the bootstrap over writers
+HANDED_OVER = (0.002, 0.005, 0.01)  # shares of the images, the least sure first
 
 
 @dataclass(frozen=True)
@@ -409,6 +410,7 @@ def report(settings: CrossvalSettings) -> None:
             "label smoothing cannot be compared.",
             *_compared(settings, part, found),
             *_committees(settings, part, found),
+            *_left(settings, part, found),
         ],
     )
 
@@ -489,6 +491,35 @@ def _committees(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -
     if rows:
         header = ["mean probabilities of", "seed", "images", "errors of each", "of the mean"]
         yield table([*header, "wrong in all", "wrong in one at least"], rows)
+
+
+def _left(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> Iterator[str]:
+    """The table of errors that are left when the least sure images go to a person."""
+    kept = {(each.about["recipe"], each.about["seed"]): each.probabilities for each in found}
+    committees = [text.split("+") for text in settings.committee]
+    judged = [([recipe], seed) for recipe, seed in kept]
+    judged += [(names, seed) for names in committees for seed in sorted({s for _, s in kept})]
+    rows = []
+    for members, seed in judged:
+        if not all((member, seed) in kept for member in members):
+            continue
+        mean = np.mean([kept[member, seed] for member in members], axis=0)
+        done = np.isfinite(mean[:, 0])
+        if not done.any():
+            continue
+        left = errors_left(mean[done], part.images.labels[done])
+        shown = ", ".join(f"`{member}`" for member in members)
+        rows.append([shown, seed, f"{done.sum():,}", *(f"{10_000 * each:.1f}" for each in left)])
+    if rows:
+        header = ["errors of 10,000 (mean probabilities of several)", "seed", "images", "all"]
+        yield table([*header, *(f"{share:.1%} handed over" for share in HANDED_OVER)], rows)
+
+
+def errors_left(probabilities: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Errors an image: of all, and after each share of HANDED_OVER, the least sure first."""
+    order = np.argsort(probabilities.max(1), kind="stable")
+    wrong = (probabilities.argmax(1) != labels)[order]
+    return [wrong[round(share * len(wrong)) :].sum() / len(wrong) for share in (0, *HANDED_OVER)]
 
 
 def measure(settings: CrossvalSettings) -> None:

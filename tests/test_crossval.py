@@ -142,3 +142,17 @@ def test_comparisons() -> None:
     # All of the difference is one writer's: resampled writers know less than resampled images.
     lower, higher = crossval.by_writers(difference, np.arange(100))
     assert high - low > 1.2 * (higher - lower)
+
+
+def test_errors_that_are_left() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 1000)
+    right = np.eye(10)[labels] * 0.8 + 0.02
+    wrong = np.eye(10)[(labels + 1) % 10] * 0.8 + 0.02
+    unsure, sure = np.arange(1000) < 3, np.arange(1000) >= 993
+    probabilities = np.where((unsure | sure)[:, None], wrong, right)
+    probabilities[unsure] = probabilities[unsure] * 0.5 + 0.05
+    found = [1000 * each for each in crossval.errors_left(probabilities, labels)]
+    assert found == pytest.approx([10, 8, 7, 7])  # of all; after 2, 5 and 10 are handed over
+    order = random.permutation(1000)
+    assert crossval.errors_left(probabilities[order], labels[order])[:2] == [0.01, 0.008]
