@@ -108,7 +108,7 @@ def _on_cluster(
             ends = None if plan.time_budget is None else time.monotonic() + plan.time_budget
             engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)
-        best = _best(plan, records, ends, held)
+        best = _best(plan, records, ends, held, watchers)
         if plan.finetune:
             print(report.write_or_warn(plan.storage), flush=True)
             kind = "network" if plan.work.networks else "trial"
@@ -123,7 +123,13 @@ def _on_cluster(
         print(f"next: {command('finetune', *_finetune_arguments(plan, best))}", flush=True)
 
 
-def _best(plan: Plan, records: Records, ends: float | None, held: lease.Lease) -> Record:
+def _best(
+    plan: Plan,
+    records: Records,
+    ends: float | None,
+    held: lease.Lease,
+    watchers: Sequence[trackers.Tracker],
+) -> Record:
     """The best trial: the search's, or with --confirm that of the retrainings."""
     from mnist_ray.search_job import engine  # noqa: PLC0415 (Ray's environment)
 
@@ -133,6 +139,7 @@ def _best(plan: Plan, records: Records, ends: float | None, held: lease.Lease) -
         print(confirm.begins(plan), flush=True)
         confirmed = engine.train_again(plan, records, ends, held.lost.is_set)
         print(confirm.text(records, confirmed), flush=True)
+        trackers.confirmed(watchers, confirmed)
         number = confirmed[0].number if confirmed else number
     return records.trials[number]
 

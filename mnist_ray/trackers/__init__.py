@@ -20,13 +20,17 @@ from tqdm import tqdm
 from mnist_ray import output
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings, load, masked
 from mnist_ray.settings.options import TRACKERS
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import Tracker, commands
 
-__all__ = ["Tracker", "begin", "check", "commands", "following", "forget_unknown", "opened", "tell"]
+__all__ = [
+    "Tracker", "begin", "check", "commands", "confirmed", "following", "forget_unknown", "opened",
+    "tell",
+]  # fmt: skip
 
 EVERY = 1.0  # seconds between two updates
 PATIENCE = 60.0  # seconds that the end of a search waits for a tracker
@@ -138,6 +142,25 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 tell(f"warning: {tracker.flag}: too slow; it does not have the search's end")
+
+
+def confirmed(trackers: Sequence[Tracker], found: Sequence[Confirmed]) -> None:
+    """Calls Tracker.confirmed of all; one that fails, or takes too long, gets a warning."""
+
+    def show(tracker: Tracker) -> None:
+        try:
+            tracker.confirmed(found)
+        except Exception as error:
+            tell(f"warning: {tracker.flag}: {tracker.reason(error)}; --confirm is not shown there")
+
+    threads = [threading.Thread(target=show, args=(each,), daemon=True) for each in trackers]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PATIENCE
+    for tracker, thread in zip(trackers, threads, strict=True):
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            tell(f"warning: {tracker.flag}: too slow; --confirm is not shown there")
 
 
 def tell(line: str) -> None:

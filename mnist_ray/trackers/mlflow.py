@@ -5,12 +5,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import sqlalchemy
 
 from mnist_ray.errors import SettingsError, first_line, shortened
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings import masked, scrubbed
 from mnist_ray.storage import RunStorage
@@ -181,6 +182,15 @@ class MLflow:
     def end(self, status: str) -> None:
         """See Tracker."""
         self.client.set_terminated(self.search, status)
+
+    def confirmed(self, found: Sequence[Confirmed]) -> None:
+        """See Tracker. Each trial has mean and spread; the search also the chosen one's."""
+        for each in found:
+            values = {"confirmed_mean": each.mean, "confirmed_spread": each.spread}
+            self._metrics(self.runs[each.number], values, 0)
+            if each is found[0]:
+                self._metrics(self.search, values, 0)
+                self.client.set_tag(self.search, "confirmed_trial", str(each.number))
 
 
 def _network_error(error: BaseException | None) -> OSError | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from mnist_ray.run import layout
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings, masked
 from mnist_ray.storage import RunStorage
@@ -43,6 +44,10 @@ class Tracker(Protocol):
 
     def end(self, status: str) -> None:
         """Writes how the search ended: FINISHED, FAILED or KILLED (interrupted)."""
+        ...
+
+    def confirmed(self, found: Sequence[Confirmed]) -> None:
+        """Writes what --confirm has found, the chosen trial first. Called after `end`."""
         ...
 
     def reason(self, error: Exception) -> str:

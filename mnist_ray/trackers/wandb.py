@@ -1,7 +1,7 @@
 """Weights & Biases: a run for each trial, in a group named like the search's run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -9,6 +9,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 import wandb
 
 from mnist_ray.errors import SettingsError, first_line, shortened
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
@@ -71,19 +72,7 @@ class WandB:
         # The state first: a trial that has ended has all its rows.
         number, state = record.number, record.state
         if number not in self.runs:
-            run = wandb.init(
-                project=self.project,
-                group=self.group,
-                id=f"{self.group}-{number:05d}",
-                name=f"trial-{number:05d}",
-                config={**self.settings, **record.params},
-                dir=self.folder,
-                resume="allow",  # a trial that goes on in another process
-                reinit="create_new",
-                settings=wandb.Settings(
-                    silent=True, console="off", disable_git=True, x_disable_stats=True
-                ),
-            )
+            run = self._run(number, {**self.settings, **record.params})
             self.runs[number], self.logged[number] = run, run.starting_step - 1
         run = self.runs[number]
         for epoch, row in sorted(record.rows.items()):
@@ -97,7 +86,30 @@ class WandB:
             del self.runs[number]
             self.closed.add(number)
 
+    def _run(self, number: int, config: Mapping[str, Any] | None = None) -> Any:
+        return wandb.init(
+            project=self.project,
+            group=self.group,
+            id=f"{self.group}-{number:05d}",
+            name=f"trial-{number:05d}",
+            config=None if config is None else dict(config),
+            dir=self.folder,
+            resume="allow",  # a trial that goes on in another process
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True, console="off", disable_git=True, x_disable_stats=True
+            ),
+        )
+
     def end(self, status: str) -> None:
         """See Tracker: open trials can be continued later."""
         for run in self.runs.values():
             run.finish(exit_code=0 if status == "FINISHED" else 1)
+
+    def confirmed(self, found: Sequence[Confirmed]) -> None:
+        """See Tracker. Each trial's run is opened again and has mean, spread and `chosen`."""
+        for each in found:
+            run = self._run(each.number)
+            values = {"confirmed_mean": each.mean, "confirmed_spread": each.spread}
+            run.summary.update({**values, "chosen": each is found[0]})
+            run.finish()

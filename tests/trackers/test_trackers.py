@@ -21,6 +21,7 @@ from torch import nn
 from mnist_ray import trackers
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout
+from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import SearchSettings, check_search, resolved
 from mnist_ray.storage import RunStorage
@@ -324,6 +325,20 @@ def test_mlflow_has_the_search_and_its_trials(place: str, tmp_path: Path) -> Non
     assert json.loads(tags["best_params"]) == {"lr": 0.4, "kind": "d"}
     assert curve(second, whole, "best_value")[-1] == (4, 0.95)
 
+    # --confirm in a third process, after the search's end
+    third = mlflow_class()(place)
+    trackers.begin([third], "mine", SETTINGS, folder, known)
+    third.end("FINISHED")
+    trackers.confirmed([third], CONFIRMED)
+    runs, whole = children(third), third.client.get_run(known["--mlflow"])
+    assert (whole.data.tags["confirmed_trial"], whole.info.status) == ("0", "FINISHED")
+    assert whole.data.metrics["confirmed_mean"] == pytest.approx(0.88)
+    assert runs[0].data.metrics["confirmed_mean"] == pytest.approx(0.88)
+    assert runs[0].data.metrics["confirmed_spread"] == pytest.approx(0.01)
+    assert runs[3].data.metrics["confirmed_mean"] == pytest.approx(0.8)
+    assert runs[3].info.status == "FINISHED"
+    assert "confirmed_mean" not in runs[1].data.metrics
+
 
 def test_mlflow_gets_what_it_missed_once(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -408,6 +423,19 @@ def test_wandb_offline_has_a_run_for_each_trial(
     ]
     assert sorted(names) == ["00000", "00001", "00002", "00003"]
     assert tracker.viewer == f"wandb sync {tmp_path}/wandb/offline-run-*"
+    summaries: list[dict[str, Any]] = []
+    opened = tracker._run
+
+    def noted(number: int) -> Any:
+        run = opened(number)
+        finish = run.finish
+        run.finish = lambda: summaries.append(dict(run.summary)) or finish()
+        return run
+
+    tracker._run = noted
+    trackers.confirmed([tracker], CONFIRMED)
+    assert [each["chosen"] for each in summaries] == [True, False]
+    assert [each["confirmed_mean"] for each in summaries] == pytest.approx([0.88, 0.8])
     again = wandb_class()("project")
     again.begin("mine", SETTINGS, RunStorage(str(tmp_path)), "project")
     again.sync(records)
@@ -438,6 +466,9 @@ def test_wandb_without_a_key_is_refused(tmp_path: Path) -> None:
 # ---- all of them
 
 
+CONFIRMED = (Confirmed(0, 0.9, (0.87, 0.88, 0.89)), Confirmed(3, 0.95, (0.7, 0.8, 0.9)))
+
+
 class Recorded:
     """A tracker that fails some times and notes what it was told."""
 
@@ -460,6 +491,10 @@ class Recorded:
     def end(self, status: str) -> None:
         self.seen.append(status)
 
+    def confirmed(self, found: Any) -> None:
+        self.sync(some_records())
+        self.seen.append([each.number for each in found])
+
     def reason(self, error: Exception) -> str:
         return str(error).splitlines()[0]
 
@@ -480,6 +515,19 @@ def test_a_failing_tracker_is_told_of_once_and_tried_again(
         capsys.readouterr().out.splitlines()
         == ["warning: --recorded: the server at x is gone; the search goes on"] * 2
     )
+
+
+def test_what_is_confirmed_is_told_to_all_that_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    good, dead, slow = Recorded(0), Recorded(10**9), Recorded(0, pause=5)
+    trackers.confirmed([good, dead, slow], CONFIRMED)
+    assert (good.seen[-1], dead.seen, slow.seen) == ([0, 3], [], [])
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: --recorded: the server at x is gone; --confirm is not shown there",
+        "warning: --recorded: too slow; --confirm is not shown there",
+    ]
 
 
 @pytest.mark.parametrize(
