@@ -9,11 +9,13 @@ Optuna alone (peer_optuna.py).
     ... benchmarks/search_peers.py --cache benchmarks/searches/searches.jsonl --confirm 3 --fp32
     # all sides begin with the same configurations
     ... benchmarks/search_peers.py --cache ... --points benchmarks/searches/points.yaml
+    # ours alone begins with them, as it does by itself in a packaged space
+    ... benchmarks/search_peers.py --cache ... --points benchmarks/searches/points.yaml --unshared
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
 validation images and the same cores. Each side is a command of its own, timed from its start to its
 end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes. No
-side has starting points, or all have those of --points.
+side has starting points, or all have those of --points, or (--unshared) ours alone.
 
 A side's choice at a moment is the trial with the best validation accuracy so far. Each choice is
 trained again with fresh seeds, on the search's training images at the full budget, by this
@@ -56,13 +58,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial
 from peer_space import space
 
-from mnist_ray.errors import WorkError
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import best
 from mnist_ray.settings import main
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.points import read_points
 
 VAL = 5_000  # validation images
+PEERS = {"Ray's example": "peer_ray.py", "Optuna alone": "peer_optuna.py"}
 
 Moment = tuple[float, float, str]  # seconds since the command began, validation accuracy, trial
 
@@ -97,6 +100,8 @@ class SearchPeersSettings(BenchmarkSettings):
     """One more side: ours without bf16."""
     points: str | None = None
     """YAML file of configurations that every side tries first; none of them without it."""
+    unshared: bool = False
+    """Ours alone tries those of --points first."""
     cache: str | None = None
     """JSON-lines file that keeps finished searches; what is in it is not run again. Trainings are
     kept beside it, in a file whose name ends in -retrained."""
@@ -104,14 +109,19 @@ class SearchPeersSettings(BenchmarkSettings):
     """Choices that are trained at a time."""
 
     @functools.cached_property
-    def task(self) -> dict[str, Any]:
-        """What kept searches must have been run with."""
+    def started_with(self) -> list[dict[str, Any]]:
+        """The configurations of --points."""
+        return list(read_points(self.points, space)) if self.points else []
+
+    def task(self, side: str) -> dict[str, Any]:
+        """What a kept search of this side must have been run with."""
         sizes = {
             "trials": self.trials,
             "epochs": self.epochs,
             "train_images": self.train_images,
         }
-        return {**sizes, "points": read_points(self.points, space)} if self.points else sizes
+        has_points = self.points and not (self.unshared and side in PEERS)
+        return {**sizes, "points": self.started_with} if has_points else sizes
 
 
 def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -> Searched:
@@ -150,7 +160,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -
     return Searched(wall, course, networks, confirmed)
 
 
-def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
+def peer(side: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """A peer's script, which prints a line an epoch."""
     _, train, val = mnist(
         settings, settings.train_images, VAL, seed
@@ -163,12 +173,12 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
         "epochs": settings.epochs,
         "cores": CORES,
         "seed": seed,
-        "points": settings.task.get("points"),
+        "points": settings.task(side).get("points"),
     }
     path = Path(folder, "task.json")
     path.write_text(json.dumps(task))
     log = Path(folder, "log")
-    with started([str(BENCHMARKS / script), str(path)], log) as (process, start):
+    with started([str(BENCHMARKS / PEERS[side]), str(path)], log) as (process, start):
         process.wait()
         wall = time.time() - start
     lines = [
@@ -180,8 +190,7 @@ def peer(script: str, settings: SearchPeersSettings, seed: int, folder: str) -> 
 
 SIDES: dict[str, Callable[[SearchPeersSettings, int, str], Searched]] = {
     "ours": ours,
-    "Ray's example": lambda *args: peer("peer_ray.py", *args),
-    "Optuna alone": lambda *args: peer("peer_optuna.py", *args),
+    **{side: functools.partial(peer, side) for side in PEERS},
 }
 
 
@@ -247,7 +256,7 @@ def search(task: tuple[SearchPeersSettings, dict[str, Any]]) -> dict[str, Any]:
 def searched(settings: SearchPeersSettings) -> dict[tuple[int, str], dict[str, Any]]:
     """Every repetition's searches, by repetition and side, the sides in turn."""
     keys = [
-        {**settings.task, "repetition": repetition, "side": side}
+        {**settings.task(side), "repetition": repetition, "side": side}
         for repetition in range(settings.repeats)
         for side in sides(settings)
     ]
@@ -264,7 +273,7 @@ def retrained(
         for side in sides(settings):
             found = searches[repetition, side]
             keys += [
-                {**settings.task, "repetition": repetition, "hp": hp, "seed": seed}
+                {**settings.task(side), "repetition": repetition, "hp": hp, "seed": seed}
                 for hp in found["chosen"].values()
                 for seed in range(settings.retrain)
             ]
@@ -288,6 +297,8 @@ def retrained(
 
 def measure(settings: SearchPeersSettings) -> None:
     """Searches, retrained choices, and the table."""
+    if settings.unshared and not settings.points:
+        raise SettingsError("--unshared: is for --points, which is not given")
     searches = searched(settings)
     seeds, names = range(settings.repeats), list(sides(settings))
     chosen = {key: choices(search) for key, search in searches.items() if key[0] in seeds}
@@ -320,7 +331,8 @@ def measure(settings: SearchPeersSettings) -> None:
     header += ["epochs trained"]
     section(
         "One search against the peers"
-        + (", shared starting points" if settings.points else "")
+        + (", shared starting points" if settings.points and not settings.unshared else "")
+        + (", starting points for ours" if settings.unshared else "")
         + (", choices retrained" if settings.retrain else ""),
         header,
         [
@@ -350,7 +362,8 @@ def measure(settings: SearchPeersSettings) -> None:
                 else ""
             )
             + (
-                f"Every side begins with the {len(settings.task['points'])} configurations of "
+                f"{'Ours alone' if settings.unshared else 'Every side'} begins with the "
+                f"{len(settings.started_with)} configurations of "
                 f"{Path(settings.points).name}. "
                 if settings.points
                 else ""
