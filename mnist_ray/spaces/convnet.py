@@ -28,6 +28,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     layer_dropout: bool = False,
     pool_first: bool = False,
     pool_position: str | None = None,
+    pooling: str | None = None,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
 
@@ -44,9 +45,11 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         layer_dropout: Whether dropout may also be in every layer (benchmarks/dropout_norm.py).
         pool_first: Whether the pooling may also come after a block's first convolution.
         pool_position: `end`, `conv` or `first`: the pooling's place, which is then not searched.
+        pooling: `blur` or `max`: the pooling, which is then not searched.
 
     Raises:
-        SettingsError: An option is too small, the position is unknown, or it is fixed and searched.
+        SettingsError: An option is too small, a position or pooling is unknown, or the position is
+            fixed and searched.
     """
     _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
     _at_least(min_layers=(min_layers, 1), max_layers=(max_layers, min_layers))
@@ -61,7 +64,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
-    hp |= _pooling(trial, pool_first, pool_position)
+    hp |= _pooling(trial, pool_first, pool_position, pooling)
     # Never none: the few epochs of a trial do not need it, the many of the stages after it do.
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
@@ -78,9 +81,13 @@ def _layers(trial: optuna.Trial, least: int, most: int) -> int:
     return trial.suggest_int("layers_per_block", least, most) if least < most else least
 
 
-def _pooling(trial: optuna.Trial, first: bool, position: str | None) -> dict[str, Any]:
+def _pooling(
+    trial: optuna.Trial, first: bool, position: str | None, pooling: str | None
+) -> dict[str, Any]:
     choose = trial.suggest_categorical
-    found = {"pooling": choose("pooling", ["blur", "max"])}
+    if pooling is not None:
+        pooling = BY_NAME["pooling"].check(pooling, "--space-args:")
+    found = {"pooling": pooling or choose("pooling", ["blur", "max"])}
     if position is not None:
         if first:
             raise SettingsError("--space-args: give pool_first or pool_position, not both")

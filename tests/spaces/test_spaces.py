@@ -269,6 +269,14 @@ def test_a_fixed_place_of_the_pooling_is_not_searched() -> None:
         ranges("convnet", pool_position="end", pool_first=True)
 
 
+def test_a_fixed_pooling_is_not_searched() -> None:
+    plain, fixed = ranges("convnet"), ranges("convnet", pooling="blur")
+    assert fixed == {k: v for k, v in plain.items() if k != "pooling"}
+    assert {hp["pooling"] for _, hp in asked("convnet", MNIST, pooling="blur")} == {"blur"}
+    with pytest.raises(SettingsError, match="pooling is 'mean': expected one of "):
+        ranges("convnet", pooling="mean")
+
+
 @pytest.mark.parametrize("options", [{}, {"pool_first": True}])
 def test_a_study_of_older_code_goes_on(options: dict[str, bool]) -> None:
     """Optuna refuses a parameter whose choices have changed."""
