@@ -25,6 +25,7 @@ OTHERS = {
     "data-binary",  # curl
     "hypothesis-profile",  # pytest
     *("recipe", "folds", "change"),  # benchmarks/crossval.py
+    "unshared",  # benchmarks/search_peers.py
 }
 OPTIONS = {
     name: [option for group in help.groups(command.settings) for option in group.options]

@@ -429,7 +429,12 @@ def test_wandb_offline_has_a_run_for_each_trial(
     def noted(number: int) -> Any:
         run = opened(number)
         finish = run.finish
-        run.finish = lambda: summaries.append(dict(run.summary)) or finish()
+
+        def finished() -> None:
+            summaries.append(dict(run.summary))
+            finish()
+
+        run.finish = finished
         return run
 
     tracker._run = noted
