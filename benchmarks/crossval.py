@@ -459,24 +459,34 @@ def _compared(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> 
         yield table(header, rows)
 
 
+def _members(
+    names: Sequence[str], found: Sequence[Kept]
+) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
+    """Each seed that all the recipes have, the images that all have judged (bool `[n]`), and the
+    probabilities of each there.
+    """
+    kept = {(each.about["recipe"], each.about["seed"]): each.probabilities for each in found}
+    for seed in sorted({seed for _, seed in kept}):
+        members = [kept[name, seed] for name in names if (name, seed) in kept]
+        if len(members) == len(names):
+            judged = np.isfinite(sum(each[:, 0] for each in members))
+            if judged.any():
+                yield seed, judged, [each[judged] for each in members]
+
+
 def _committees(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> Iterator[str]:
     """The table of mean probabilities, seed by seed, on the images that all members have judged."""
-    kept = {(each.about["recipe"], each.about["seed"]): each.probabilities for each in found}
-    known = {recipe for recipe, _ in kept}
+    known = {each.about["recipe"] for each in found}
     rows = []
     for names in (text.split("+") for text in settings.committee):
         if unknown := [name for name in names if name not in known]:
             raise SettingsError(
                 f"--committee: {unknown[0]} is not kept; expected of {', '.join(sorted(known))}"
             )
-        for seed in sorted({seed for _, seed in kept}):
-            members = [kept[name, seed] for name in names if (name, seed) in kept]
-            judged = np.isfinite(sum(each[:, 0] for each in members))
-            if len(members) < len(names) or not judged.any():
-                continue
+        for seed, judged, members in _members(names, found):
             labels = part.images.labels[judged]
-            wrong = np.stack([each[judged].argmax(1) != labels for each in members])
-            mean = np.mean([each[judged] for each in members], axis=0)
+            wrong = np.stack([each.argmax(1) != labels for each in members])
+            mean = np.mean(members, axis=0)
             rows.append(
                 [
                     ", ".join(f"`{name}`" for name in names),
@@ -495,21 +505,14 @@ def _committees(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -
 
 def _left(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> Iterator[str]:
     """The table of errors that are left when the least sure images go to a person."""
-    kept = {(each.about["recipe"], each.about["seed"]): each.probabilities for each in found}
-    committees = [text.split("+") for text in settings.committee]
-    judged = [([recipe], seed) for recipe, seed in kept]
-    judged += [(names, seed) for names in committees for seed in sorted({s for _, s in kept})]
+    recipes = dict.fromkeys(each.about["recipe"] for each in found)
     rows = []
-    for members, seed in judged:
-        if not all((member, seed) in kept for member in members):
-            continue
-        mean = np.mean([kept[member, seed] for member in members], axis=0)
-        done = np.isfinite(mean[:, 0])
-        if not done.any():
-            continue
-        left = errors_left(mean[done], part.images.labels[done])
-        shown = ", ".join(f"`{member}`" for member in members)
-        rows.append([shown, seed, f"{done.sum():,}", *(f"{10_000 * each:.1f}" for each in left)])
+    for names in [*([name] for name in recipes), *(text.split("+") for text in settings.committee)]:
+        for seed, judged, members in _members(names, found):
+            left = errors_left(np.mean(members, axis=0), part.images.labels[judged])
+            shown = ", ".join(f"`{name}`" for name in names)
+            errors = [f"{10_000 * each:.1f}" for each in left]
+            rows.append([shown, seed, f"{judged.sum():,}", *errors])
     if rows:
         header = ["errors of 10,000 (mean probabilities of several)", "seed", "images", "all"]
         yield table([*header, *(f"{share:.1%} handed over" for share in HANDED_OVER)], rows)

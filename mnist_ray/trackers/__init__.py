@@ -137,11 +137,8 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
         raise
     finally:
         ended.set()
-        deadline = time.monotonic() + (IN_A_HURRY if how[0] == "KILLED" else PATIENCE)
-        for tracker, thread in zip(trackers, threads, strict=True):
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                tell(f"warning: {tracker.flag}: too slow; it does not have the search's end")
+        seconds = IN_A_HURRY if how[0] == "KILLED" else PATIENCE
+        _wait(trackers, threads, seconds, "it does not have the search's end")
 
 
 def confirmed(trackers: Sequence[Tracker], found: Sequence[Confirmed]) -> None:
@@ -156,11 +153,18 @@ def confirmed(trackers: Sequence[Tracker], found: Sequence[Confirmed]) -> None:
     threads = [threading.Thread(target=show, args=(each,), daemon=True) for each in trackers]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + PATIENCE
+    _wait(trackers, threads, PATIENCE, "--confirm is not shown there")
+
+
+def _wait(
+    trackers: Sequence[Tracker], threads: Sequence[threading.Thread], seconds: float, lack: str
+) -> None:
+    """Waits for a thread per tracker, and says what one lacks that takes longer."""
+    deadline = time.monotonic() + seconds
     for tracker, thread in zip(trackers, threads, strict=True):
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
-            tell(f"warning: {tracker.flag}: too slow; --confirm is not shown there")
+            tell(f"warning: {tracker.flag}: too slow; {lack}")
 
 
 def tell(line: str) -> None:
