@@ -33,7 +33,7 @@ from ablation import searched
 from accuracy import KEPT
 from common import ROOT, BenchmarkSettings, command, machine, section, table
 
-from mnist_ray import data
+from mnist_ray import data, hyperparameters
 from mnist_ray.data import writers
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.settings import key_values, main
@@ -134,7 +134,7 @@ def recipe_of(settings: CrossvalSettings) -> tuple[Any, dict[str, Any]]:
     from mnist_ray.finetune_job.recipe import Stage, read_stages
 
     stages = read_stages(settings.stages)
-    _, hp = searched(settings.network)
+    hp = hyperparameters.network(searched(settings.network)[1])
     change = {k: yaml.safe_load(v) for k, v in key_values(settings.change, "--change").items()}
     of_stage = {f.name for f in dataclasses.fields(Stage)} - {"epochs", "seed"}
     unknown = sorted(set(change) - of_stage - set(hp))

@@ -242,7 +242,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
             "blocks", int, "blocks of convolutions, each of which ends in a pooling", low=1, high=33
         ),
         _P("layers_per_block", int, "convolutions a block", low=1, high=LONGEST + 1),
-        _P("width", int, "channels of the first block; each further block doubles them", low=1),
+        _P("width", int, "channels of the first block", low=1),
         _P("kernel_size", int, "of the first block's convolutions; 3 after it", low=1),
         _P("activation", str, "nonlinearity", allowed=ACTIVATIONS),
         _P("activation_position", str, _POSITION, allowed=("after_norm", "before_norm")),
@@ -252,6 +252,7 @@ NETWORK_KEYS: dict[str, tuple[Hyperparameter, ...]] = {
         _P("dropout_place", str, _PLACE, allowed=DROPOUT_PLACES),
         _P("fc", int, "widths of the hidden linear layers", (), low=1, many=True),
         _P("pool_jitter", int, "pixels by which blur pooling is shifted in training", 0),
+        _P("width_growth", float, "factor of the channels from block to block", 2.0, low=1, high=8),
     ),
     "optunanet": (
         _P("filters", int, "channels of each convolution", low=1, many=True),

@@ -23,11 +23,11 @@ LAYER_DROPOUT = {"head": None, "block": None, "layer_first": 0, "layer_between":
 def convnet(hp: Hyperparameters) -> nn.Module:
     """Blocks of "same" convolutions, each block ending in a pooling; then linear layers.
 
-    The width doubles from block to block. Of the first block's convolutions the kernel size can be
-    chosen. After it 5 costs most and brings least, so it is 3. With `pool_position` "conv" the
-    pooling comes straight after the block's last convolution: the rest of that layer then costs a
-    quarter. With "first" it comes straight after the block's first convolution, and the block's
-    other convolutions cost a quarter too.
+    The width doubles from block to block, or grows as `width_growth` says. Of the first block's
+    convolutions the kernel size can be chosen. After it 5 costs most and brings least, so it is 3.
+    With `pool_position` "conv" the pooling comes straight after the block's last convolution: the
+    rest of that layer then costs a quarter. With "first" it comes straight after the block's first
+    convolution, and the block's other convolutions cost a quarter too.
     """
     # BatchNorm has its own shift, so the convolution needs a bias only if the activation comes
     # between them.
@@ -51,7 +51,8 @@ def convnet(hp: Hyperparameters) -> nn.Module:
     layers: list[nn.Module] = []
     channels = hp["in_channels"]
     for block in range(hp["blocks"]):
-        width, kernel = hp["width"] * 2**block, hp["kernel_size"] if block == 0 else 3
+        width = round(hp["width"] * hp["width_growth"] ** block)
+        kernel = hp["kernel_size"] if block == 0 else 3
         for layer in range(hp["layers_per_block"]):
             layers.append(nn.Conv2d(channels, width, kernel, padding="same", bias=not norm_first))
             pools = layer == (0 if hp["pool_position"] == "first" else hp["layers_per_block"] - 1)

@@ -20,9 +20,9 @@ from mnist_ray.run.tables import table_text
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.summary import short
+from mnist_ray.settings import SearchSettings
 from mnist_ray.settings.checks import MOST
 from mnist_ray.settings.objectives import function_of
-from mnist_ray.storage import RunStorage
 from mnist_ray.study.optuna_private import FIXED
 from mnist_ray.study.pruners import Scheduler
 from mnist_ray.study.samplers import read_sampler
@@ -59,16 +59,29 @@ class Reserve:
             rows = [list(r.rows.values()) for r in wanted(self.plan, self.records)]
             epoch = max((sum(row["seconds"] for row in r) / len(r) for r in rows), default=0.0)
             rounds = math.ceil(len(rows) * SEEDS / self.plan.placed.slots)
-            seconds = STARTING + rounds * self.plan.settings.max_epochs * epoch
+            seconds = STARTING + rounds * epochs(self.plan.settings) * epoch
             self.seconds = min(seconds, LARGEST_SHARE * self.plan.time_budget) if rows else 0.0
         return self.seconds
+
+
+def epochs(settings: SearchSettings) -> int:
+    """The most epochs of a retraining."""
+    return settings.confirm_epochs or settings.max_epochs
+
+
+def folder(settings: SearchSettings) -> str:
+    """Of the run's directory: the retrainings with these epochs."""
+    n = epochs(settings)
+    return layout.CONFIRM + (f"/epochs-{n}" if n != settings.max_epochs else "")
 
 
 def begins(plan: Plan) -> str:
     """The log's line before the first retraining."""
     n = plan.settings.confirm
     which = "best trial is" if n == 1 else f"{n} best trials are"
-    return f"the {which} trained again, with {SEEDS} fresh seeds each"
+    longer = plan.settings.confirm_epochs
+    text = f"the {which} trained again, with {SEEDS} fresh seeds each"
+    return text if longer is None else f"{text}, for {longer} epochs"
 
 
 # ---- the search of the retrainings
@@ -86,12 +99,14 @@ def plan_of(plan: Plan, records: Records, time_budget: float | None) -> Plan:
     settings = dataclasses.replace(
         plan.settings, trials=0, confirm=0, study=None, study_name=None, target=None,
         patience=None, tensorboard=False, activations=False, time_budget=None,
+        max_epochs=epochs(plan.settings), confirm_epochs=None,
     )  # fmt: skip
     return dataclasses.replace(
         plan,
         settings=settings,
-        storage=plan.storage.below(layout.CONFIRM),
+        storage=plan.storage.below(folder(plan.settings)),
         whole=plan.storage,
+        folder=folder(plan.settings),
         resumed=None,
         space=space,
         sampling=read_sampler("random", {}),
@@ -162,7 +177,7 @@ def named(again: Records, number: int) -> str:
 
 
 def keep(
-    storage: RunStorage, files: Mapping[str, str], records: Records, again: Records
+    plan: Plan, files: Mapping[str, str], records: Records, again: Records
 ) -> tuple[Confirmed, ...]:
     """Writes confirmed.parquet, and brings the chosen trial's best retraining to best/.
 
@@ -170,9 +185,9 @@ def keep(
     trial was the search's best.)
 
     Args:
-        storage: The run's directory.
+        plan: The search's.
         files: See Keeper.
-        records: The search's trials.
+        records: Its trials.
         again: The retrainings.
 
     Returns:
@@ -190,11 +205,11 @@ def keep(
         row["confirmed"] = row["confirmed"] and row["number"] in whole
         row["chosen"] = row["confirmed"] and chosen is not None and row["number"] == chosen.number
     if chosen is not None:
-        _keep_best(storage, files, again, chosen.number)
-    best.write(storage, rows)
+        _keep_best(plan, files, again, chosen.number)
+    best.write(plan.storage, rows)
     if chosen is not None:  # others may be chosen yet, if their last seed is trained by a resume
-        _sweep(storage, again, [n for n in whole if n != chosen.number])
-    return best.read(storage)
+        _sweep(plan, again, [n for n in whole if n != chosen.number])
+    return best.read(plan.storage)
 
 
 def _row(records: Records, record: Record) -> dict[str, Any]:
@@ -214,26 +229,26 @@ def _row(records: Records, record: Record) -> dict[str, Any]:
     }
 
 
-def _keep_best(storage: RunStorage, files: Mapping[str, str], again: Records, number: int) -> None:
+def _keep_best(plan: Plan, files: Mapping[str, str], again: Records, number: int) -> None:
     """Copies the files of a trial's best retraining to best/."""
-    folder = storage.below(layout.CONFIRM)
+    kept = plan.storage.below(folder(plan.settings))
     holder = next(
         record.number
         for record, _ in again.top(len(again.trials))
         if record.params[TRIAL] == number and record.state == "COMPLETE"
     )
-    if folder.exists(f"{layout.trial_folder(holder)}/{list(files)[-1]}"):
-        for file, kept in files.items():
-            content = folder.read_bytes(f"{layout.trial_folder(holder)}/{file}")
-            storage.write_bytes(f"{layout.BEST}/{kept}", content)
+    if kept.exists(f"{layout.trial_folder(holder)}/{list(files)[-1]}"):
+        for file, name in files.items():
+            content = kept.read_bytes(f"{layout.trial_folder(holder)}/{file}")
+            plan.storage.write_bytes(f"{layout.BEST}/{name}", content)
 
 
-def _sweep(storage: RunStorage, again: Records, losers: Sequence[int]) -> None:
+def _sweep(plan: Plan, again: Records, losers: Sequence[int]) -> None:
     """Removes the checkpoints of trials that cannot be chosen any more."""
-    folder = storage.below(layout.CONFIRM)
+    kept = plan.storage.below(folder(plan.settings))
     for record in again.trials.values():
         if record.params.get(TRIAL) in losers:
-            folder.delete(layout.trial_folder(record.number))
+            kept.delete(layout.trial_folder(record.number))
 
 
 def text(records: Records, confirmed: Sequence[Confirmed]) -> str:

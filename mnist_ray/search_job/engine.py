@@ -212,7 +212,7 @@ def train_again(
         )
         _fit(again, study, restored, keeper, progress, folder, lost)
         keeper.save()
-    return confirm.keep(plan.storage, best_files(plan), records, mine)
+    return confirm.keep(plan, best_files(plan), records, mine)
 
 
 @contextlib.contextmanager
@@ -318,7 +318,7 @@ def _context(plan: Plan) -> TrialContext:
     s = plan.settings
     return TrialContext(
         run=(plan.whole or plan.storage).uri,
-        folder=layout.CONFIRM if plan.whole else "",
+        folder=plan.folder,
         metric=s.goal,
         max_epochs=s.max_epochs,
         seed=s.seed,

@@ -20,6 +20,7 @@ from mnist_ray.finetune_job.recipe import check_augmentations
 from mnist_ray.processes import clock
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
+from mnist_ray.search_job.resumed import RESUMED_TRUST, check_trust, resumed_settings
 from mnist_ray.search_job.start import Start, read_start
 from mnist_ray.search_job.work import (
     ImageWork,
@@ -41,7 +42,6 @@ from mnist_ray.settings import (
     trust,
 )
 from mnist_ray.settings.functions import OF_CHAIN
-from mnist_ray.settings.options import TRACKERS, TrackerOptions
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
 from mnist_ray.study.objectives import check_parts
@@ -51,26 +51,6 @@ from mnist_ray.study.samplers import Sampler, check_state, read_sampler
 from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.study.warm_start import older_trials
 
-# Options of one command, not of the run.
-ONE_TIME = {"config", "resume", "overwrite", "dry_run", "verbose", "storage", "name", "verify_data"}
-# --resume may change how much is trained and on which machines, not the task.
-CHANGEABLE = {
-    *ONE_TIME, "trials", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "time_budget",
-    "finetune", "stages", "data_dir", "trial_timeout", "committee", "calibrate", "gate",
-    "quantize", "confirm", "target", "patience", "test_steps", "finetune_with", "finetune_epochs",
-    *(field.name for field in dataclasses.fields(TrackerOptions)),
-}  # fmt: skip
-# As it was in runs that do not record it.
-UNRECORDED = {
-    "val_by": "class", "calibrate": "none", "gate": "none", "quantize": "none", "grace_period": 1,
-    "portfolio": "none",
-}  # fmt: skip
-# These decide on the result too: --deterministic lets none of them change.
-FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
-
-# A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
-# lie in its directory; an older study has been taken over.)
-RESUMED_TRUST = (*trust.CODE, "study", *TRACKERS, "stages", "class_weights")
 SUGGESTIONS = 10  # that are checked before anything starts
 
 Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
@@ -108,6 +88,7 @@ class Plan:
     placement: Placement | None = None
     owner: str = ""  # the token of the lease, once the run is held
     whole: RunStorage | None = None  # the run's directory, if `storage` is a folder of it
+    folder: str = ""  # the name of that folder
 
     @property
     def split(self) -> data.Split:
@@ -173,7 +154,7 @@ def prepare(settings: SearchSettings) -> Plan:
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
     if resumed:
-        _check_trust(settings, resumed)
+        check_trust(settings, resumed)
         settings = resumed_settings(settings, resumed.settings)
         check_search(settings, merged=True)
     trackers.check(settings)
@@ -219,50 +200,6 @@ def _sampling(settings: SearchSettings) -> Sampler:
     # A population's configurations change while they train: no sampler could learn from them.
     name = "random" if settings.scheduler == "pbt" else settings.sampler
     return read_sampler(name, key_values(settings.sampler_args, "--sampler-args"))
-
-
-# ---- a run that goes on
-
-
-def _check_trust(now: SearchSettings, resumed: About) -> None:
-    """SettingsError if run.json chooses code, a host or a path that is about to be used."""
-    before = resumed.settings
-    used = {*RESUMED_TRUST}
-    if not (now.finetune if "finetune" in now.given else before.get("finetune")):
-        used -= {"stages", "finetune_with"}
-    if not resumed.warm_started:
-        used.add("warm_start")
-    if not resumed.storage.exists(layout.START):
-        used.add("onnx")
-    trust.check(before, now.given, resumed.storage.join(layout.RUN), used)
-
-
-def resumed_settings(now: SearchSettings, before: Mapping[str, Any]) -> SearchSettings:
-    """The settings of run.json, with those options of the command that may change.
-
-    Raises:
-        SettingsError: another value was given for an option that may not change.
-    """
-    values, before = resolved(now), {**UNRECORDED, **before}
-    changeable = CHANGEABLE - FIXED if before.get("deterministic") else CHANGEABLE
-    for key in sorted(now.given - changeable):
-        same = values[key] == before.get(key) or (
-            key == "study" and trust.same_place(values[key], before.get(key))
-        )
-        if not same:
-            flag = f"--{key.replace('_', '-')}"
-            raise SettingsError(
-                f"{flag}: {values[key]!r} was given, but the run has {before.get(key)!r}, "
-                "which stays"
-            )
-    kept: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in before.items()
-        if key in values and key not in now.given | ONE_TIME and value != ""  # of an older version
-    }
-    if "finetune_with" in now.given:  # a run without one was recorded as not to be fine-tuned
-        kept.pop("finetune", None)
-    return dataclasses.replace(now, **kept)
 
 
 def _check_trainable(settings: SearchSettings, networks: bool) -> None:

@@ -26,6 +26,7 @@ LEAST = {
     "folds": 2,
     "patience": 1,
     "confirm": 0,
+    "confirm_epochs": 1,
     "finetune_epochs": 1,
 }
 MOST = 10_000_000  # of every whole number, so of trials and epochs: more in a run's table is damage
@@ -50,7 +51,8 @@ def check_search(s: SearchSettings, *, merged: bool = False) -> None:
             raise SettingsError(
                 f"--{name.replace('_', '-')}: {yours} is not allowed; expected at most {MOST:,}"
             )
-    problem = next(itertools.chain(_numbers(s), _exclusions(s), _target(s, merged)), None)
+    faults = (_numbers(s), _exclusions(s), _target(s, merged), _confirm(s, merged))
+    problem = next(itertools.chain(*faults), None)
     if problem:
         raise SettingsError(problem)
     duration(s.time_budget, "--time-budget")
@@ -138,6 +140,20 @@ def _target(s: SearchSettings, merged: bool) -> Iterator[str]:
         )
 
 
+def _confirm(s: SearchSettings, merged: bool) -> Iterator[str]:
+    """Whether the best can be trained again, so long; with --resume the run's values decide."""
+    if s.confirm and s.objectives is not None:
+        yield "--confirm: --objectives has a front as its result, and no best trial; leave one out"
+    if s.confirm and s.scheduler == "pbt":
+        yield "--confirm: with --scheduler pbt a trial has no settings of its own; give asha"
+    if s.confirm_epochs is None or "confirm_epochs" not in s.given or (s.resume and not merged):
+        return
+    if not s.confirm:
+        yield "--confirm-epochs: is for --confirm; give that too, as --confirm 3"
+    if s.confirm_epochs < s.max_epochs:
+        yield f"--confirm-epochs: {s.confirm_epochs} is less than --max-epochs {s.max_epochs}"
+
+
 def _exclusions(s: SearchSettings) -> Iterator[str]:
     """Which options exclude or need each other."""
     if s.resume and s.overwrite:
@@ -160,10 +176,6 @@ def _exclusions(s: SearchSettings) -> Iterator[str]:
     if s.folds and s.scheduler == "pbt":
         yield "--folds: a trial has several networks, and --scheduler pbt copies one; give asha"
     yield from _of_metric(s)
-    if s.confirm and s.objectives is not None:
-        yield "--confirm: --objectives has a front as its result, and no best trial; leave one out"
-    if s.confirm and s.scheduler == "pbt":
-        yield "--confirm: with --scheduler pbt a trial has no settings of its own; give asha"
     if s.activations and not s.tensorboard:
         yield "--activations needs --tensorboard, which shows them"
 

@@ -188,6 +188,9 @@ class GoalOptions(Options):
     confirm: int = 0
     """Train this number of the best trials again, each with 2 fresh seeds, and choose by the mean:
     the best value of a search is partly luck. Within --time-budget."""
+    confirm_epochs: int | None = None
+    """The most epochs of each training of --confirm, if more than --max-epochs. --resume with more
+    --max-epochs means this too, for the 3 best unless --confirm says otherwise."""
     trial_timeout: Duration | None = None
     """Give up a trial that reports no epoch for this time, as 10m (default: never)."""
 

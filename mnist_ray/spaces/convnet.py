@@ -29,13 +29,14 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     pool_first: bool = False,
     pool_position: str | None = None,
     pooling: str | None = None,
+    width_growth: float = 2,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
 
     Args:
         trial: Optuna's.
         data: The data set's shape.
-        min_width: Fewest channels of the first block; the next blocks double them.
+        min_width: Fewest channels of the first block.
         max_width: Most channels of the first block, from `min_width` in steps of 4.
         min_layers: Fewest convolutions a block.
         max_layers: Most convolutions a block.
@@ -46,13 +47,13 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         pool_first: Whether the pooling may also come after a block's first convolution.
         pool_position: `end`, `conv` or `first`: the pooling's place, which is then not searched.
         pooling: `blur` or `max`: the pooling, which is then not searched.
+        width_growth: Factor of the channels from block to block, at least 1 and less than 8.
 
     Raises:
         SettingsError: An option is too small, a position or pooling is unknown, or the position is
             fixed and searched.
     """
     _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
-    _at_least(min_layers=(min_layers, 1), max_layers=(max_layers, min_layers))
     _at_least(max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
     most_blocks = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
     choose = trial.suggest_categorical
@@ -61,6 +62,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
     hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
+    hp["width_growth"] = BY_NAME["width_growth"].check(width_growth, "--space-args:")
     hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
@@ -69,16 +71,23 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["dropout"] = trial.suggest_float("dropout", 0.1, 0.5, step=0.05)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
     hp |= _training(trial, optimizer)
-    if max_fc:
-        hidden = trial.suggest_int("fc_layers", 0, max_fc)
-        hp["fc"] = [choose("fc_width", [64, 128, 256])] * hidden if hidden else []
+    hp |= _hidden(trial, max_fc)
     if l1:
         hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
     return hp
 
 
 def _layers(trial: optuna.Trial, least: int, most: int) -> int:
+    _at_least(min_layers=(least, 1), max_layers=(most, least))
     return trial.suggest_int("layers_per_block", least, most) if least < most else least
+
+
+def _hidden(trial: optuna.Trial, most: int) -> dict[str, Any]:
+    if not most:
+        return {}
+    layers = trial.suggest_int("fc_layers", 0, most)
+    width = trial.suggest_categorical("fc_width", [64, 128, 256]) if layers else 0
+    return {"fc": [width] * layers}
 
 
 def _pooling(

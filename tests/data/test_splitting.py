@@ -16,7 +16,7 @@ from mnist_ray.data import (
 )
 from mnist_ray.data.splitting import folded
 from mnist_ray.errors import SettingsError
-from mnist_ray.search_job.plan import resumed_settings
+from mnist_ray.search_job.resumed import resumed_settings
 from mnist_ray.settings import SearchSettings, parse, resolved
 from tests.support.datasets import REAL, real_writers
 

@@ -159,6 +159,23 @@ def test_convnet_puts_dropout_where_it_is_told(place: str, position: str, order:
     assert kinds(hp) == ["Normalize", *order, "MaxPool2d", "Flatten", "Linear"]
 
 
+@pytest.mark.parametrize(
+    ("growth", "channels"), [({}, [6, 12, 24]), ({"width_growth": 1}, [6, 6, 6])]
+)
+def test_convnet_s_channels_grow_from_block_to_block(
+    growth: dict[str, float], channels: list[int]
+) -> None:
+    hp = {**CONVNET, **GREY, "blocks": 3, "layers_per_block": 1, "width": 6, **growth}
+    found = [m.out_channels for m in models.build(hp).modules() if isinstance(m, nn.Conv2d)]
+    assert found == channels
+
+
+def test_convnet_s_channels_grow_by_a_fraction_too() -> None:
+    hp = {**CONVNET, **GREY, "blocks": 3, "layers_per_block": 1, "width": 5, "width_growth": 1.5}
+    found = [m.out_channels for m in models.build(hp).modules() if isinstance(m, nn.Conv2d)]
+    assert found == [5, 8, 11]
+
+
 def test_convnet_pools_after_the_convolution_or_at_the_end() -> None:
     hp = {**CONVNET, **GREY, "blocks": 1, "layers_per_block": 1}
     assert kinds({**hp, "pool_position": "end"})[1:5] == [

@@ -85,7 +85,7 @@ def fake_fit(
             for file in ("latest.safetensors", "best.safetensors", "optimizer.safetensors"):
                 content = f"{number} seed {seed(trial)}".encode()
                 plan.storage.write_bytes(f"{layout.trial_folder(trial.number)}/{file}", content)
-            last = trial.epoch == EPOCHS
+            last = trial.epoch == plan.settings.max_epochs
             value = values[number, seed(trial)] - (0 if last else 0.1)
             return result(trial.epoch, value, done=last, seconds=1.0)
 
@@ -184,6 +184,30 @@ def test_a_better_trial_of_a_longer_search_is_confirmed_too(
     assert {t[0] for t in trained} == {4}
     assert [each.number for each in confirmed] == [2, 1, 4]
     assert plan.storage.read_bytes(layout.BEST_NETWORK) == b"2 seed 2"
+
+
+LONGER = {(1, 1): 0.97, (1, 2): 0.98, (2, 1): 0.96, (2, 2): 0.96}
+
+
+def test_more_epochs_train_the_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, records = searched(tmp_path)
+    fake_fit(monkeypatch)
+    assert again(plan, records)[0].number == 2
+    longer = dataclasses.replace(
+        plan, settings=dataclasses.replace(plan.settings, confirm_epochs=EPOCHS + 2)
+    )
+    assert confirm.begins(longer).endswith(f"for {EPOCHS + 2} epochs")
+    trained = fake_fit(monkeypatch, LONGER)
+    confirmed = again(longer, records)
+    assert {(*each, EPOCHS + 2) for each in LONGER} <= set(trained)
+    assert [(each.number, each.mean) for each in confirmed] == [(1, 0.975), (2, 0.96)]
+    assert plan.storage.read_bytes(layout.BEST_NETWORK) == b"1 seed 2"
+    kept = plan.storage.below("confirm/epochs-4")
+    contents = {kept.read_bytes(name) for name in kept.list(layout.CHECKPOINTS)}
+    assert contents == {b"1 seed 1", b"1 seed 2"}
+    third = fake_fit(monkeypatch)
+    assert again(longer, records) == confirmed
+    assert not third
 
 
 def test_equal_configurations_are_confirmed_once(tmp_path: Path) -> None:

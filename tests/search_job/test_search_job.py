@@ -16,8 +16,8 @@ import pytest
 from mnist_ray import open_run
 from mnist_ray.cli import console
 from mnist_ray.errors import SettingsError
-from mnist_ray.search_job.plan import resumed_settings
-from mnist_ray.settings import SearchSettings, parse, resolved
+from mnist_ray.search_job.resumed import resumed_settings
+from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import PAUSED
 from tests.support import PROGRAMS, ROOT
@@ -409,6 +409,39 @@ def test_resume_refuses_another_value() -> None:
         ).sampler
         == "random"
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "confirm", "epochs"),
+    [
+        ([], ["--max-epochs", "20"], 3, 20),
+        (["--confirm", "2"], ["--max-epochs", "20"], 2, 20),
+        (["--confirm", "2", "--confirm-epochs", "15"], ["--max-epochs", "20"], 2, 20),
+        (["--confirm", "2"], ["--max-epochs", "20", "--confirm", "4"], 4, 20),
+        (["--confirm", "2"], ["--confirm-epochs", "12"], 2, 12),
+        (["--confirm", "2", "--confirm-epochs", "12"], [], 2, 12),
+        ([], ["--max-epochs", "10"], 0, None),
+    ],
+)
+def test_a_resume_with_more_epochs_trains_the_best_for_longer(
+    before: list[str], words: list[str], confirm: int, epochs: int | None
+) -> None:
+    run = resolved(parse(SearchSettings, [*before, "--name", "a"]))
+    now = resumed_settings(parse(SearchSettings, ["--name", "a", "--resume", *words]), run)
+    assert (now.max_epochs, now.confirm, now.confirm_epochs) == (10, confirm, epochs)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--confirm-epochs", "20"], "--confirm-epochs: is for --confirm; give that too"),
+        (["--confirm", "1", "--confirm-epochs", "9"], "9 is less than --max-epochs 10"),
+        (["--confirm", "1", "--confirm-epochs", "0"], "--confirm-epochs: 0 is not allowed"),
+    ],
+)
+def test_epochs_of_confirm_that_cannot_be(words: list[str], error: str) -> None:
+    with pytest.raises(SettingsError, match=error):
+        check_search(parse(SearchSettings, words))
 
 
 @pytest.mark.slow

@@ -269,6 +269,13 @@ def test_a_fixed_place_of_the_pooling_is_not_searched() -> None:
         ranges("convnet", pool_position="end", pool_first=True)
 
 
+def test_the_growth_of_the_width_is_an_option() -> None:
+    assert ranges("convnet", width_growth=1) == ranges("convnet")
+    assert {hp["width_growth"] for _, hp in asked("convnet", MNIST, width_growth=1)} == {1}
+    with pytest.raises(SettingsError, match="width_growth is 0.5: expected a number of at least 1"):
+        ranges("convnet", width_growth=0.5)
+
+
 def test_a_fixed_pooling_is_not_searched() -> None:
     plain, fixed = ranges("convnet"), ranges("convnet", pooling="blur")
     assert fixed == {k: v for k, v in plain.items() if k != "pooling"}

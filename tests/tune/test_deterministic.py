@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import Records
-from mnist_ray.search_job.plan import resumed_settings
+from mnist_ray.search_job.resumed import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.settings.constraints import read
 from mnist_ray.study import studies
