@@ -35,6 +35,7 @@ from mnist_ray.study.journal import journal_file
 from mnist_ray.study.objectives import curve
 from mnist_ray.tune import patches, schedulers, watch
 from mnist_ray.tune.deterministic import OrderedSearch
+from mnist_ray.tune.ordered_promotion import OrderedPromotion
 from mnist_ray.tune.promotion import PromotingSearch
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import SummaryWarnings
@@ -197,8 +198,9 @@ def train_again(
         The trials that were trained again with every seed, the chosen one first.
     """
     again = confirm.plan_of(plan, records, ends and max(0.0, ends - time.monotonic()))
-    if again.storage.local_path is not None:
-        again.storage.local_path.mkdir(exist_ok=True)
+    for name in (layout.CONFIRM, again.folder):  # not `parents`: a run that is gone stays so
+        if (path := plan.storage.below(name).local_path) is not None:
+            path.mkdir(exist_ok=True)
     with opened_study(again) as (study, journal), temporary_folder("mray-confirm-") as folder:
         again = confirm.listed(again, study, confirm.wanted(plan, records))
         restored = restore(again, study)
@@ -276,19 +278,19 @@ def _searcher(
         "front": plan.scheduler.front(plan.objective_names),
     }
     parts = (study, plan.space, restored.records)
+    promotes = plan.scheduler.name == "asha-promote"
+    if promotes:
+        rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
+        options |= {"rungs": rungs, "past": restored.past, "on_paused": keeper.save_if_due}
     if s.deterministic:
         seeds = functools.partial(_seed_of_place, s.seed)
-        return OrderedSearch(
+        ordered = OrderedPromotion if promotes else OrderedSearch
+        return ordered(
             *parts, **options, window=placed.slots, sampler=lambda place: plan.sampler(seeds(place))
         )
     if _is_population(plan):
         return StudySearch(*parts, **options)
-    kind: Any = StudySearch
-    if plan.scheduler.name == "asha-promote":
-        rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
-        kind = functools.partial(
-            PromotingSearch, rungs=rungs, past=restored.past, on_paused=keeper.save_if_due
-        )
+    kind: Any = PromotingSearch if promotes else StudySearch
     # Not more than the cluster holds, also if --max-concurrent allows more: a waiting trial would
     # have been suggested knowing less.
     held = cluster.Slots(s.cpus_per_trial, placed.gpus, placed.maximum)

@@ -95,6 +95,18 @@ def reopened(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
     return optuna.Trial(study, trial_id_of(frozen))
 
 
+def suggest_anew(trial: optuna.Trial) -> None:
+    """Has a reopened trial suggest all its values again, and not only those that it lacks."""
+    known = trial._cached_frozen_trial
+    known.params, known.distributions = {}, {}
+
+
+def is_lacking(error: Exception | None) -> bool:
+    """Whether a FixedTrial has raised this since it has no value for a parameter."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+    return bool(frames) and frames[-1].f_code is optuna.trial.FixedTrial._suggest.__code__
+
+
 def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> None:
     """Writes a system attribute, a pruner's note (Trial.set_system_attr is deprecated)."""
     storage_of(study).set_trial_system_attr(trial_id_of(trial), key, value)

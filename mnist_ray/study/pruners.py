@@ -266,10 +266,6 @@ def _check_promotion(s: SearchSettings) -> None:
     """Refuses settings that contradict asha-promote."""
     whose = "with --scheduler asha-promote"
     refusals = (
-        (
-            s.deterministic,
-            f"--deterministic: {whose} trials go on in the order in which results arrive",
-        ),
         (s.objectives is not None, f"--objectives: {whose} one value is compared"),
         (
             any(limit.name == "accuracy" for limit in constraints.read(s.constraint)),

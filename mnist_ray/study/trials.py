@@ -16,11 +16,12 @@ from mnist_ray.study.optuna_private import FIXED, reopened
 RUN = "mnist_ray:run"  # of every trial: the run that it belongs to
 SUMMARY = "mnist_ray:summary"  # of every trial that ended or was paused: Record.summary()
 PAUSED = "mnist_ray:paused"  # of one that waits for its promotion: its last epoch, else 0
+LEGS = "mnist_ray:legs"  # of each of an ordered promotion: the places of its parts
 POINT = "mnist_ray:point"  # of one from --points: the run that named the point, its place there
 AGAIN = "mnist_ray:again"  # of one that tries another's values again: the other's number
 SOURCE = "mnist_ray:source"  # of one that --warm-start took over: its study and number there
 ATTRIBUTES: Mapping[str, type] = {
-    SUMMARY: dict, PAUSED: int, POINT: list, AGAIN: int, SOURCE: list
+    SUMMARY: dict, PAUSED: int, LEGS: list, POINT: list, AGAIN: int, SOURCE: list
 }  # fmt: skip
 
 
@@ -58,12 +59,13 @@ def record_of(frozen: FrozenTrial, metric: str) -> Record:
     for name, kind in ATTRIBUTES.items():
         checked(attributes.get(name, kind()), kind, name)
     summary: Mapping[str, Any] = attributes.get(SUMMARY, {})
-    numbers, known = (int, float, type(None)), curve(frozen)
+    numbers, known, ended = (int, float, type(None)), curve(frozen), frozen.state.is_finished()
     record = Record(
         frozen.number,
         dict(frozen.params),
-        state=frozen.state.name if frozen.state.is_finished() else "RUNNING",
-        reason=checked(summary.get("reason", ""), str, "reason"),
+        state=frozen.state.name if ended else "RUNNING",
+        # A running trial has one if the process was killed just before it told the trial's end.
+        reason=checked(summary.get("reason", ""), str, "reason") if ended else "",
         n_parameters=checked(summary.get("n_parameters"), (int, type(None)), "n_parameters"),
         size=checked(summary.get("size"), (int, type(None)), "size"),
         latency_ms=checked(summary.get("latency_ms"), numbers, "latency_ms"),

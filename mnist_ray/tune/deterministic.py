@@ -83,11 +83,7 @@ class OrderedSearch(StudySearch):
         self._hold(trial)
 
     def _hold(self, trial: optuna.Trial) -> Held:
-        if trial.number != self.first + self._place:
-            raise SettingsError(
-                f"--deterministic: another search writes to study {self.study.study_name!r}; "
-                "give a --study-name of its own"
-            )
+        check_number(self.study, trial.number, self.first + self._place)
         frozen = copy.deepcopy(storage_of(self.study).get_trial(trial_id_of(trial)))
         # Of a trial that was cut off while it was told, the study has some epochs and notes
         # already: they are judged again.
@@ -160,6 +156,15 @@ class OrderedSearch(StudySearch):
                 super()._ended(held.trial, held.error)
             del self._held[held.trial.number]
             self.known += 1
+
+
+def check_number(study: optuna.Study, found: int, expected: int) -> None:
+    """SettingsError if a new trial has not the number that follows the run's last."""
+    if found != expected:
+        raise SettingsError(
+            f"--deterministic: another search writes to study {study.study_name!r}; "
+            "give a --study-name of its own"
+        )
 
 
 class AsOf:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FixedTrial, FrozenTrial
 
 from mnist_ray.run.records import Record, Records
 from mnist_ray.study.journal import on_disk
-from mnist_ray.study.optuna_private import reopened, started
+from mnist_ray.study.optuna_private import is_lacking, reopened, started, suggest_anew
 from mnist_ray.study.samplers import exhausted
 from mnist_ray.study.suggestions import Refusal, Space, suggested
 from mnist_ray.study.trials import AGAIN, POINT, RUN
@@ -99,7 +99,7 @@ class Suggestions:
 
     def _trial(self) -> optuna.Trial | None:
         if self.continued:
-            return reopened(self.study, self.continued.pop(0))
+            return self._reopened(self.continued.pop(0))
         asked = len(self.records.trials) - self.records.tried_again
         if asked >= self.records.total or exhausted(self.study):
             return None
@@ -111,3 +111,12 @@ class Suggestions:
             place, values = self.points.pop(0)
             attributes[POINT] = [self.run, place]
         return started(self.study, attributes, values)
+
+    def _reopened(self, frozen: FrozenTrial) -> optuna.Trial:
+        trial = reopened(self.study, frozen)
+        found = suggested(self.space, FixedTrial(frozen.params, frozen.number))
+        if isinstance(found, Refusal) and is_lacking(found.error):
+            # Killed while the values were being suggested. With --deterministic the sampler begins
+            # anew: it gives those that are known again, and only then the others.
+            suggest_anew(trial)
+        return trial

@@ -1,5 +1,7 @@
 """--deterministic: the same search whatever trial is faster, and whenever it is killed."""
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ from mnist_ray.study import studies
 from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import make_sampler
-from mnist_ray.study.trials import read_trials, remaining_points
+from mnist_ray.study.trials import PAUSED, read_trials, remaining_points
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
+from mnist_ray.tune.ordered_promotion import OrderedPromotion
 from mnist_ray.tune.trial import ended
 from tests.support import ROOT
 from tests.support.runs import results
@@ -42,6 +46,7 @@ SCHEDULERS = {
     "percentile": ("n_startup_trials=2", "percentile=40"),
     "threshold": ("lower=0.45",),
     "patient": ("n_startup_trials=2", "patience=0"),
+    "asha-promote": (),
 }
 
 
@@ -89,13 +94,20 @@ class Machine(TuneLoop):
             objectives=objectives,
         )
         records, continued = Records("val_accuracy", trials, objectives), []
+        past: dict[int, Any] = {}
         for frozen, record in read_trials(study, RUN):
+            past[record.number] = frozen.intermediate_values
             if record.state == "RUNNING":
                 continued.append(frozen)
-                record.rows = {}
+                if not frozen.user_attrs.get(PAUSED):
+                    record.rows = {}
             records.add(record)
         self.settled: list[int] = []
-        search = OrderedSearch(
+        kind: Any = OrderedSearch
+        if scheduler == "asha-promote":
+            rungs = read_scheduler(s).rungs(maximize=True)
+            kind = functools.partial(OrderedPromotion, rungs=rungs, past=past)
+        search = kind(
             study,
             of or space,
             records,
@@ -122,6 +134,8 @@ class Machine(TuneLoop):
         while self.fill() and steps < die_after:
             self.step(self.chance.choice(self.live))
             steps += 1
+        if not self.live:
+            self.searcher.close()
 
     def start(self) -> FakeTrial | None:
         """The next trial, on a worker that has just started."""
@@ -139,12 +153,12 @@ class Machine(TuneLoop):
             rows["rows"] = [result(e, value(x, e)) for e in range(1, trial.epoch + 1)]
         else:
             trial.epoch += 1
-            self.checkpoints[number] = trial.epoch
+        fails = trial.config["n"] == 7 and trial.epoch == 2
+        self.checkpoints[number] = trial.epoch - fails
         self.fresh.discard(trial.trial_id)
         if self.chance.random() < 0.05:
             self.fresh.add(trial.trial_id)  # Tune starts the trial again
-        elif trial.config["n"] == 7 and trial.epoch == 2:
-            self.checkpoints[number] = 1
+        elif fails:
             self.report(trial, {**ended(reason="RuntimeError: of the test")})
         else:
             done = trial.epoch >= EPOCHS
@@ -177,14 +191,55 @@ def searched(
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_neither_speed_nor_kills_change_anything(scheduler: str) -> None:
-    expected, _ = searched(0, scheduler=scheduler, sampler="tpe")
+    expected, order = searched(0, scheduler=scheduler, sampler="tpe")
     states = {state for _, _, state, _, _ in expected}
     assert states >= ({"COMPLETE"} if scheduler == "none" else {"COMPLETE", "PRUNED"})
+    assert sorted(order) == list(range(18))
+    assert (order == sorted(order)) == (scheduler != "asha-promote")
     assert expected[0][1] == {"x": 0.5, "n": 3}
     for seed in range(1, 5):
         found, settled = searched(seed, kills=seed - 1, scheduler=scheduler, sampler="tpe")
         assert found == expected
-        assert settled == list(range(18))
+        assert settled == order
+
+
+class Killed(BaseException):
+    """The process ends in the middle of a write to the study."""
+
+
+def killed_at_writes(seed: int, kills: int, **what: Any) -> list[tuple[Any, ...]]:
+    """A whole search whose process was killed so often at a write of chance."""
+    chance, left = random.Random(seed), 0
+    storage = InMemoryStorage()
+
+    def mortal(write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return write(*args, **options)
+
+        return written
+
+    for name in ("create_new_trial", *(name for name in dir(storage) if "set_trial" in name)):
+        setattr(storage, name, mortal(getattr(storage, name)))
+    checkpoints: dict[int, int] = {}
+    for turn in range(kills + 1):
+        left = chance.randrange(1, 150) if turn < kills else sys.maxsize
+        with contextlib.suppress(Killed):
+            Machine(storage, checkpoints, chance=chance, slots=3, trials=18, **what).search_on()
+    return outcome(storage)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("scheduler", ["median", "asha-promote"])
+def test_a_kill_at_any_write_to_the_study_changes_nothing(scheduler: str, sampler: str) -> None:
+    """Also between two values of a trial, and between the notes of its end and the end itself."""
+    options: dict[str, Any] = {"scheduler": scheduler, "sampler": sampler, "of": refusing}
+    expected, _ = searched(0, **options)
+    for seed in range(1, 16):
+        assert killed_at_writes(seed, kills=seed, **options) == expected, seed
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "gp", "random", "grid", "nsga2"])

@@ -363,7 +363,6 @@ def test_samplers_that_do_not_look_at_running_trials_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"deterministic": True}, r"^--deterministic: .*asha-promote.*; give asha$"),
         ({"objectives": "accuracy,parameters"}, r"^--objectives: .*asha-promote.*; give asha$"),
         ({"constraint": ("accuracy>=0.9",)}, r"^--constraint: .*asha-promote.*; give asha$"),
         ({"sampler": "cmaes"}, r"^--sampler: cmaes .*asha-promote.*; give asha$"),
