@@ -30,6 +30,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     pool_position: str | None = None,
     pooling: str | None = None,
     width_growth: float = 2,
+    blocks: int | None = None,
 ) -> dict[str, Any]:
     """Hyperparameters of the family `convnet` and of its training.
 
@@ -48,18 +49,18 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         pool_position: `end`, `conv` or `first`: the pooling's place, which is then not searched.
         pooling: `blur` or `max`: the pooling, which is then not searched.
         width_growth: Factor of the channels from block to block, at least 1 and less than 8.
+        blocks: Blocks of convolutions, from 1 to 3, which are then not searched.
 
     Raises:
-        SettingsError: An option is too small, a position or pooling is unknown, or the position is
-            fixed and searched.
+        SettingsError: An option is too small or too large, a position or pooling is unknown, or
+            the position is fixed and searched.
     """
     _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
     _at_least(max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
-    most_blocks = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
-    hp["blocks"] = trial.suggest_int("blocks", min(2, most_blocks), most_blocks)
+    hp["blocks"] = _blocks(trial, data, blocks)
     hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
     hp["width_growth"] = BY_NAME["width_growth"].check(width_growth, "--space-args:")
@@ -72,9 +73,19 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["dropout_place"] = choose("dropout_place", ["head", "block", *["layer"] * layer_dropout])
     hp |= _training(trial, optimizer)
     hp |= _hidden(trial, max_fc)
-    if l1:
-        hp["l1"] = trial.suggest_float("l1", 1e-8, 1e-4, log=True)
+    hp |= {"l1": trial.suggest_float("l1", 1e-8, 1e-4, log=True)} if l1 else {}
     return hp
+
+
+def _blocks(trial: optuna.Trial, data: DataShape, fixed: int | None) -> int:
+    most = max(1, min(3, data.most_halvings() - 1))  # three halvings take 28x28 to 3x3
+    if fixed is None:
+        return trial.suggest_int("blocks", min(2, most), most)
+    if not 1 <= fixed <= most:
+        raise SettingsError(
+            f"--space-args: blocks={fixed} is not allowed; expected 1 to {most} for these images"
+        )
+    return fixed
 
 
 def _layers(trial: optuna.Trial, least: int, most: int) -> int:

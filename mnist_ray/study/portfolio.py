@@ -7,7 +7,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, load_yaml
 from mnist_ray.settings.text import RECIPES
 from mnist_ray.study.points import checked, read_points
-from mnist_ray.study.suggestions import Space
+from mnist_ray.study.suggestions import Space, ranges
 
 FLAG = "--portfolio"
 FILE = str(RECIPES / "points" / "portfolio.yaml")
@@ -34,16 +34,21 @@ def starting_points(settings: SearchSettings, space: Space) -> list[dict[str, An
 def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
     """The points of a file, or those that benchmarks/portfolio.py has made for the data set.
 
-    Of the latter those are left out that the space has not with these --space-args.
+    Of the latter a value is left out that --space-args fix, and a whole one if the space has it
+    not with these --space-args.
     """
     if settings.portfolio == "none":
         return []
     if settings.portfolio != "auto":
         return read_points(settings.portfolio, space, FLAG)
-    found = []
-    for point in made(settings.space, FAMILIES.get(settings.dataset, "none")):
+    found: list[dict[str, Any]] = []
+    points = made(settings.space, FAMILIES.get(settings.dataset, "none"))
+    known = ranges(space) if points else {}
+    searched = {name for name, each in known.items() if not all(d.single() for d in each)}
+    for point in points:
         with contextlib.suppress(SettingsError):
-            found.append(checked(FLAG, point, space))
+            free = checked(FLAG, {k: v for k, v in point.items() if k in searched}, space)
+            found += [free] if free not in found else []
     if not found and "portfolio" in settings.given:
         which = f"space {settings.space!r} and data set {settings.dataset!r}"
         print(f"{FLAG} auto: there is none for {which}", flush=True)

@@ -276,6 +276,15 @@ def test_the_growth_of_the_width_is_an_option() -> None:
         ranges("convnet", width_growth=0.5)
 
 
+def test_a_fixed_number_of_blocks_is_not_searched() -> None:
+    plain, fixed = ranges("convnet"), ranges("convnet", blocks=1)
+    assert fixed == {k: v for k, v in plain.items() if k != "blocks"}
+    assert {hp["blocks"] for _, hp in asked("convnet", MNIST, blocks=1)} == {1}
+    for blocks in (0, 4):
+        with pytest.raises(SettingsError, match=f"blocks={blocks} is not allowed; expected 1 to 3"):
+            ranges("convnet", blocks=blocks)
+
+
 def test_a_fixed_pooling_is_not_searched() -> None:
     plain, fixed = ranges("convnet"), ranges("convnet", pooling="blur")
     assert fixed == {k: v for k, v in plain.items() if k != "pooling"}

@@ -61,6 +61,21 @@ def test_a_packaged_portfolio_is_small_and_of_its_space() -> None:
     assert starting_points(settings, space(min_width=24)) == []  # all are of width 16
 
 
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        ({"pooling": "blur", "pool_position": "first"}, {"pooling", "pool_position"}),
+        ({"blocks": 3, "min_width": 24, "max_width": 24}, {"blocks", "width"}),
+    ],
+)
+def test_what_the_space_fixes_is_left_out_of_a_point(
+    options: dict[str, Any], left_out: set[str]
+) -> None:
+    found = starting_points(SearchSettings(dataset="mnist"), space(**options))
+    whole = MADE["convnet"]["digits"]
+    assert found == [{k: v for k, v in each.items() if k not in left_out} for each in whole]
+
+
 def test_points_come_first_and_none_twice(tmp_path: Path) -> None:
     first, second = {"blocks": 2, "width": 16}, {"blocks": 3, "width": 20}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump([first]))

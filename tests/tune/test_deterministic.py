@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -385,7 +386,8 @@ def start(storage: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
+def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path, scheduler: str) -> None:
     arguments = [
         "--dataset",
         "digits",
@@ -402,6 +404,8 @@ def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path) -> N
         "2",
         "--seed",
         "5",
+        "--scheduler",
+        scheduler,
     ]
     for name in ("one", "two"):
         process = start(tmp_path / name, *arguments)
@@ -416,7 +420,7 @@ def test_two_workers_give_one_result_twice_and_after_a_kill(tmp_path: Path) -> N
     process = start(tmp_path / "cut", *arguments)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("trial 1 "):
+        if re.match(r"trial \d+ ", line):
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
