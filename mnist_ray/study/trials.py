@@ -58,6 +58,8 @@ def record_of(frozen: FrozenTrial, metric: str) -> Record:
     attributes: Mapping[str, Any] = frozen.user_attrs
     for name, kind in ATTRIBUTES.items():
         checked(attributes.get(name, kind()), kind, name)
+    for place in attributes.get(LEGS, []):
+        checked(place, int, LEGS)
     summary: Mapping[str, Any] = attributes.get(SUMMARY, {})
     numbers, known, ended = (int, float, type(None)), curve(frozen), frozen.state.is_finished()
     record = Record(

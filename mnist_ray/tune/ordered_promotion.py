@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
+from mnist_ray.errors import CorruptFileError
 from mnist_ray.run.records import EpochRow, Record, value_of
 from mnist_ray.study.paused import SeesPaused
 from mnist_ray.study.suggestions import Refusal
@@ -77,10 +78,11 @@ class OrderedPromotion(PromotingSearch):
         again: list[tuple[int, FrozenTrial]] = []
         self.paused = {}
         self.records.paused = self.paused
-        places = {t.number: t.user_attrs.get(LEGS, []) for t in self.study.get_trials()}
-        new = sum(len(places[number]) for number in past)
+        trials = {t.number: t for t in self.study.get_trials(deepcopy=False) if t.number in past}
+        places = sorted(place for t in trials.values() for place in t.user_attrs.get(LEGS, []))
+        new = len(places)
         for number, curve in past.items():
-            legs = places[number]
+            legs = trials[number].user_attrs.get(LEGS, [])[: len(self.rungs.rungs) + 1]
             frozen = running.get(number)
             told = len(legs) if frozen is None else self._told(frozen, len(legs))
             self.known += told
@@ -97,13 +99,17 @@ class OrderedPromotion(PromotingSearch):
                 self.paused[number] = frozen
         again.sort(key=lambda each: each[0])
         self._again = [place for place, _ in again]
+        known = [place for place in places if place not in self._again]
+        if known + self._again != list(range(self.known + len(again))):
+            name = self.study.study_name
+            raise CorruptFileError(f"study {name!r} is damaged: {LEGS} of its trials contradict")
         self.suggestions.continued = [frozen for _, frozen in again]
 
     def _told(self, frozen: FrozenTrial, legs: int) -> int:
         """How many legs of a trial that has not ended the study knows."""
-        paused_at = frozen.user_attrs.get(PAUSED)
+        paused_at: int = frozen.user_attrs.get(PAUSED, 0)
         if paused_at:
-            return sum(rung <= paused_at for rung in self.rungs.rungs)
+            return min(legs, sum(rung <= paused_at for rung in self.rungs.rungs))
         return max(0, legs - 1)
 
     # ---- suggestions

@@ -18,7 +18,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.run.records import Records
 from mnist_ray.search_job.resumed import resumed_settings
 from mnist_ray.settings import SearchSettings, check_search, parse, resolved
@@ -27,7 +27,7 @@ from mnist_ray.study import studies
 from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import make_sampler
-from mnist_ray.study.trials import PAUSED, read_trials, remaining_points
+from mnist_ray.study.trials import LEGS, PAUSED, read_trials, remaining_points
 from mnist_ray.tune import schedulers
 from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.ordered_promotion import OrderedPromotion
@@ -241,6 +241,20 @@ def test_a_kill_at_any_write_to_the_study_changes_nothing(scheduler: str, sample
     expected, _ = searched(0, **options)
     for seed in range(1, 16):
         assert killed_at_writes(seed, kills=seed, **options) == expected, seed
+
+
+@pytest.mark.parametrize("legs", [[0, 1, 2, 3, 4], [5], [-1], []])
+def test_places_that_contradict_are_damage(legs: list[int]) -> None:
+    storage = InMemoryStorage()
+    options: dict[str, Any] = {"scheduler": "asha-promote", "sampler": "random", "slots": 3}
+    searched = functools.partial(Machine, storage, {}, chance=random.Random(0), trials=9, **options)
+    searched().search_on(die_after=9)
+    trials = storage.get_all_trials(0)
+    trial = next(t for t in trials if len(t.user_attrs[LEGS]) > 1 and not t.state.is_finished())
+    searched()
+    storage.set_trial_user_attr(trial._trial_id, LEGS, legs)
+    with pytest.raises(CorruptFileError, match="study 's' is damaged"):
+        searched()
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "gp", "random", "grid", "nsga2"])
