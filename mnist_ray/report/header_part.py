@@ -83,11 +83,12 @@ def _confirmed(run: RunData) -> Iterator[tuple[str, str, str]]:
     chosen, several = run.confirmed[0], len(run.confirmed)
     shown = percent if run.metric == "val_accuracy" else "{:.4g}".format
     low, high = min(chosen.values), max(chosen.values)
+    longer = run.settings["confirm_epochs"]
     yield (
         "With fresh seeds",
         shown(chosen.mean),
         f"{shown(low)} to {shown(high)}, {shown(chosen.found)} in the search; "
-        f"best of {several} trained again",
+        f"best of {several} trained again" + (f" for {longer} epochs" if longer else ""),
     )
 
 

@@ -193,7 +193,7 @@ LONGER = {(1, 1): 0.97, (1, 2): 0.98, (2, 1): 0.96, (2, 2): 0.96}
 def test_more_epochs_train_the_best_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shorter: bool
 ) -> None:
-    plan, records = searched(tmp_path)
+    plan, records = searched(tmp_path, **({} if shorter else {"confirm_epochs": EPOCHS + 2}))
     fake_fit(monkeypatch)
     if shorter:
         assert again(plan, records)[0].number == 2
@@ -209,6 +209,8 @@ def test_more_epochs_train_the_best_again(
     kept = plan.storage.below("confirm/epochs-4")
     contents = {kept.read_bytes(name) for name in kept.list(layout.CHECKPOINTS)}
     assert contents == {b"1 seed 1", b"1 seed 2"}
+    page = Path(report.write(plan.storage)).read_text()
+    assert ("best of 2 trained again for 4 epochs" in page) != shorter
     third = fake_fit(monkeypatch)
     assert again(longer, records) == confirmed
     assert not third
