@@ -89,6 +89,24 @@ def test_a_running_trial_goes_on_and_stock_tell_can_only_end_it() -> None:
     assert not hasattr(optuna.Study, "get_trial")  # else use that
 
 
+def test_a_trial_that_lacks_a_value_suggests_all_of_them_again() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    first = study.ask()
+    whole = [first.suggest_float("x", 0, 1), first.suggest_float("y", 0, 1)]
+    cut = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    x = cut.ask().suggest_float("x", 0, 1)
+    cut.sampler = optuna.samplers.RandomSampler(seed=3)
+    trial = private.reopened(cut, cut.trials[0])
+    with pytest.raises(ValueError, match="'y' is not found") as caught:
+        optuna.trial.FixedTrial({"x": x}).suggest_float("y", 0, 1)
+    assert private.is_lacking(caught.value)
+    assert not private.is_lacking(ValueError("'y' is not found"))
+    assert not private.is_lacking(None)
+    private.suggest_anew(trial)
+    assert [trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)] == whole
+    assert cut.trials[0].params == first.params
+
+
 def test_notes_reach_the_trial_and_the_storage_is_the_study_s() -> None:
     storage = InMemoryStorage()
     study = a_study(storage)
