@@ -134,10 +134,10 @@ def recipe_of(settings: CrossvalSettings) -> tuple[Any, dict[str, Any]]:
     from mnist_ray.finetune_job.recipe import Stage, read_stages
 
     stages = read_stages(settings.stages)
-    hp = hyperparameters.network(searched(settings.network)[1])
+    _, hp = searched(settings.network)
     change = {k: yaml.safe_load(v) for k, v in key_values(settings.change, "--change").items()}
     of_stage = {f.name for f in dataclasses.fields(Stage)} - {"epochs", "seed"}
-    unknown = sorted(set(change) - of_stage - set(hp))
+    unknown = sorted(set(change) - of_stage - set(hyperparameters.network(hp)))
     if unknown:
         raise SettingsError(f"--change: neither the stages nor the network have {unknown[0]!r}")
     hp = hp | {k: v for k, v in change.items() if k not in of_stage}

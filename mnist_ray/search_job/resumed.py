@@ -30,7 +30,7 @@ FIXED = {"cpus_per_trial", "gpus_per_trial", "max_concurrent"}
 # A resume uses these of run.json, and a file may not choose them. (Points and ONNX file of a run
 # lie in its directory; an older study has been taken over.)
 RESUMED_TRUST = (*trust.CODE, "study", *TRACKERS, "stages", "class_weights")
-CONFIRMED = 3  # trials that --resume with more --max-epochs trains again
+DEFAULT_CONFIRM = 3  # trials that --resume with more --max-epochs trains again
 
 
 def check_trust(now: SearchSettings, resumed: About) -> None:
@@ -83,5 +83,5 @@ def _prolonged(now: SearchSettings, before: Mapping[str, Any]) -> SearchSettings
         return now
     longer: dict[str, Any] = {"max_epochs": most, "confirm_epochs": now.max_epochs}
     if "confirm" not in now.given and not before.get("confirm"):
-        longer["confirm"] = CONFIRMED
+        longer["confirm"] = DEFAULT_CONFIRM
     return dataclasses.replace(now, given=now.given - {"max_epochs"}, **longer)

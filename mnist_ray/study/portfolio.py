@@ -42,17 +42,25 @@ def _portfolio(settings: SearchSettings, space: Space) -> list[dict[str, Any]]:
     if settings.portfolio != "auto":
         return read_points(settings.portfolio, space, FLAG)
     found: list[dict[str, Any]] = []
-    points = made(settings.space, FAMILIES.get(settings.dataset, "none"))
-    known = ranges(space) if points else {}
-    searched = {name for name, each in known.items() if not all(d.single() for d in each)}
-    for point in points:
+    for point in made(settings.space, FAMILIES.get(settings.dataset, "none")):
         with contextlib.suppress(SettingsError):
-            free = checked(FLAG, {k: v for k, v in point.items() if k in searched}, space)
+            free = _free(point, space)
             found += [free] if free not in found else []
     if not found and "portfolio" in settings.given:
         which = f"space {settings.space!r} and data set {settings.dataset!r}"
         print(f"{FLAG} auto: there is none for {which}", flush=True)
     return found
+
+
+def _free(point: dict[str, Any], space: Space) -> dict[str, Any]:
+    """The point, without the values that the space fixes. Raises SettingsError as `checked`."""
+    try:
+        return checked(FLAG, point, space)
+    except SettingsError:
+        known = ranges(space)
+        fixed = {name for name, each in known.items() if all(d.single() for d in each)}
+        free = {k: v for k, v in point.items() if k in known.keys() - fixed}
+        return checked(FLAG, free, space)
 
 
 def made(space: str, family: str) -> list[dict[str, Any]]:

@@ -25,17 +25,23 @@ from mnist_ray.study.suggestions import Refusal
 from mnist_ray.tune.searcher import StudySearch
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Held:
     """A trial of which the study does not know the epochs yet."""
 
     trial: optuna.Trial
-    frozen: FrozenTrial  # a copy for the pruner: with the epochs so far, and the pruner's own notes
     rows: dict[int, EpochRow] = field(default_factory=dict)
-    stop: bool = False
     over: bool = False
     error: bool = False
     refusal: Refusal | None = None
+
+
+@dataclass(kw_only=True)
+class Judged(Held):
+    """One that a pruner judges."""
+
+    frozen: FrozenTrial  # a copy for the pruner: with the epochs so far, and the pruner's own notes
+    stop: bool = False
 
 
 class OrderedSearch(StudySearch):
@@ -65,7 +71,7 @@ class OrderedSearch(StudySearch):
         self.first = min(own, default=len(self.study.get_trials(deepcopy=False)))
         # How many of the run's trials the study knows, from the first on.
         self.known = sum(record.state != "RUNNING" for record in own.values())
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, Judged] = {}
         self._place = 0  # of the trial that is suggested now
 
     def _may_ask(self) -> bool:
@@ -82,13 +88,13 @@ class OrderedSearch(StudySearch):
         super()._hand_out(trial_id, trial)
         self._hold(trial)
 
-    def _hold(self, trial: optuna.Trial) -> Held:
+    def _hold(self, trial: optuna.Trial) -> Judged:
         check_number(self.study, trial.number, self.first + self._place)
         frozen = copy.deepcopy(storage_of(self.study).get_trial(trial_id_of(trial)))
         # Of a trial that was cut off while it was told, the study has some epochs and notes
         # already: they are judged again.
         frozen.intermediate_values, frozen.system_attrs = {}, {}
-        held = self._held[trial.number] = Held(trial, frozen)
+        held = self._held[trial.number] = Judged(trial=trial, frozen=frozen)
         return held
 
     def _refused(self, trial: optuna.Trial, refusal: Refusal) -> None:
@@ -109,7 +115,7 @@ class OrderedSearch(StudySearch):
                 if row["epoch"] < self.max_epochs and not held.stop:
                     held.stop = self._judge(held, row["epoch"])
 
-    def _judge(self, held: Held, epoch: int) -> bool:
+    def _judge(self, held: Judged, epoch: int) -> bool:
         study, frozen = self.study, held.frozen
         known = max(frozen.number - self.window, self.first - 1)
         record = self.records.trials[frozen.number]

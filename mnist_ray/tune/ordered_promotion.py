@@ -1,15 +1,15 @@
 """asha-promote with --deterministic: trials are paused, promoted and begun by order alone.
 
-A leg is a trial's way from where it begins or waits to its next rung, where it always stops. Legs
-have places in the order in which they are handed out. With c trials at a time, leg k is chosen when
-exactly the legs up to k - c are known: the paused trial that they promote, else a new trial. When
-no new ones are left, further legs become known one by one, in their order, until one promotes a
-trial. A trial in the study says at which places its legs were handed out, so a resume goes on with
-the same ones.
+A leg (the paper's "job") is the part of a trial up to its next rung, where the trial always stops.
+Legs have places, in the order in which they are handed out. With c trials at a time, leg k is
+chosen when exactly the legs up to k - c are known: the paused trial that they promote, else a new
+trial. When no new ones are left, further legs become known one by one, in their order, until one
+promotes a trial. A trial in the study says at which places its legs were handed out, so a resume
+goes on with the same ones.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -21,22 +21,17 @@ from mnist_ray.run.records import EpochRow, Record, value_of
 from mnist_ray.study.paused import SeesPaused
 from mnist_ray.study.suggestions import Refusal
 from mnist_ray.study.trials import LEGS, PAUSED
-from mnist_ray.tune.deterministic import check_number
+from mnist_ray.tune.deterministic import Held, check_number
 from mnist_ray.tune.promotion import PromotingSearch
 from mnist_ray.tune.searcher import REFUSED_AT_ONCE, StudySearch
 from mnist_ray.tune.trial import NUMBER
 
 
-@dataclass
-class Leg:
+@dataclass(kw_only=True)
+class Leg(Held):
     """A part of a trial of which the study does not know the epochs yet."""
 
-    trial: optuna.Trial
     until: int  # its last epoch
-    rows: dict[int, EpochRow] = field(default_factory=dict)
-    over: bool = False
-    error: bool = False
-    refusal: Refusal | None = None
 
 
 class OrderedPromotion(PromotingSearch):
@@ -60,7 +55,6 @@ class OrderedPromotion(PromotingSearch):
         sampler: Callable[[int], optuna.samplers.BaseSampler],
         **kwargs: Any,
     ) -> None:
-        self._continued: list[FrozenTrial] = list(kwargs.get("continued", ()))
         super().__init__(*args, past={}, **kwargs)
         self.window, self.sampler = window, sampler
         own = self.records.trials
@@ -74,7 +68,8 @@ class OrderedPromotion(PromotingSearch):
 
     def _restore(self, past: Mapping[int, Mapping[int, float]]) -> None:
         """Takes up the legs of an earlier process."""
-        running = {frozen.number: frozen for frozen in self._continued}
+        paused = [trial for trial in self.paused.values() if isinstance(trial, FrozenTrial)]
+        running = {trial.number: trial for trial in [*paused, *self.suggestions.continued]}
         again: list[tuple[int, FrozenTrial]] = []
         self.paused = {}
         self.records.paused = self.paused
@@ -180,7 +175,7 @@ class OrderedPromotion(PromotingSearch):
             trial.set_user_attr(LEGS, legs)
             self.suggestions.keep()
         ends = [*self.rungs.rungs, self.max_epochs]
-        leg = self._held[self._place] = Leg(trial, ends[legs.index(self._place)])
+        leg = self._held[self._place] = Leg(trial=trial, until=ends[legs.index(self._place)])
         self.places = max(self.places, self._place + 1)
         return leg
 
@@ -190,26 +185,23 @@ class OrderedPromotion(PromotingSearch):
 
     # ---- results
 
-    def _leg(self, trial: optuna.Trial) -> Leg:
-        return next(leg for leg in self._held.values() if leg.trial.number == trial.number)
+    def _leg(self, number: int) -> Leg:
+        return next(leg for leg in self._held.values() if leg.trial.number == number)
 
     def _take(self, trial: optuna.Trial, rows: Iterable[EpochRow]) -> None:
         """Keeps epochs back."""
-        leg = self._leg(trial)
+        leg = self._leg(trial.number)
         for row in rows:
             leg.rows.setdefault(row["epoch"], row)
 
     def _pauses(self, record: Record) -> bool:
-        leg = self._leg(self._trial_of(record.number))
+        leg = self._leg(record.number)
         return leg.until < self.max_epochs and leg.until in leg.rows
-
-    def _trial_of(self, number: int) -> optuna.Trial:
-        return next(trial for trial in self.trials.values() if trial.number == number)
 
     # ---- ends
 
     def _ended(self, trial: optuna.Trial, error: bool) -> None:
-        leg = self._leg(trial)
+        leg = self._leg(trial.number)
         leg.over, leg.error = True, error
 
     def _tell(self, least: int) -> bool:
