@@ -23,30 +23,50 @@ static inline bf16 to_bf16(float value) {  // to the nearest, ties to even; NaN 
 static inline float from_float(float x) { return x; }
 static inline float to_float(float x) { return x; }
 
+// Asks for bytes that are needed soon. Without it, processors with AMX wait for memory half the time.
+static inline void ahead(const void *from, long bytes) {
+    for (long i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const void *)((uintptr_t)from + AHEAD + i));
+}
+
 // ---- maximum pooling, windows of 2 x 2
 //
 // x is [n, h, w, c], y [n, (h - 2) / stride + 1, (w - 2) / stride + 1, c]. `place` has the number
 // (2 * row + column) of each window's largest value, in one byte where torch keeps eight.
 
-#define NEXT(value, number)                                                                        \
+// What is compared: of bfloat16 a whole number that is ordered as the value is, of -0 as of 0, and of
+// NaN the largest there is. As in torch, NaN wins.
+static inline int16_t key_bf16(bf16 x) {
+    int16_t size = x & 0x7fff, key = x >> 15 ? -size : size;
+    return size > 0x7f80 ? 0x7fff : key;
+}
+
+static inline bf16 of_key_bf16(int16_t key) { return key < 0 ? 0x8000 | -key : key; }
+static inline int larger_bf16(int16_t key, int16_t than) { return key > than; }
+
+static inline float key_float(float x) { return x; }
+static inline float of_key_float(float key) { return key; }
+static inline int larger_float(float key, float than) { return (key > than) | (key != key); }
+
+#define NEXT(T, value, number)                                                                     \
     {                                                                                              \
-        float other = value;                                                                       \
-        int larger = (other > best) | (other != other); /* as in torch, NaN wins */                \
+        other = key_##T(value);                                                                    \
+        int larger = larger_##T(other, best);                                                      \
         best = larger ? other : best;                                                              \
         which = larger ? number : which;                                                           \
     }
 
-#define MAX_POOL(T)                                                                                \
+#define MAX_POOL(T, KEY)                                                                           \
     static void largest_##T(const T *restrict a, const T *restrict b, T *restrict y,               \
-                            uint8_t *restrict place, long c) {                                     \
+                            uint8_t *restrict place, long c, long count) {                         \
         const T *restrict a1 = a + c, *restrict b1 = b + c;                                        \
-        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
-            float best = from_##T(a[i]);                                                           \
+        _Pragma("omp simd") for (long i = 0; i < count; i++) {                                     \
+            KEY best = key_##T(a[i]), other;                                                       \
             int which = 0;                                                                         \
-            NEXT(from_##T(a1[i]), 1)                                                               \
-            NEXT(from_##T(b[i]), 2)                                                                \
-            NEXT(from_##T(b1[i]), 3)                                                               \
-            y[i] = to_##T(best);                                                                   \
+            NEXT(T, a1[i], 1)                                                                      \
+            NEXT(T, b[i], 2)                                                                       \
+            NEXT(T, b1[i], 3)                                                                      \
+            y[i] = of_key_##T(best);                                                               \
             place[i] = which;                                                                      \
         }                                                                                          \
     }                                                                                              \
@@ -55,52 +75,95 @@ static inline float to_float(float x) { return x; }
                       long stride, long threads) {                                                 \
         long ho = (h - 2) / stride + 1, wo = (w - 2) / stride + 1;                                 \
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * ho; row++) { \
-            const T *in = x + (row / ho * h + row % ho * stride) * w * c;                          \
-            for (long column = 0; column < wo; column++) {                                         \
-                long from = column * stride * c, at = (row * wo + column) * c;                     \
-                largest_##T(in + from, in + w * c + from, y + at, place + at, c);                  \
-            }                                                                                      \
+            const T *a = x + (row / ho * h + row % ho * stride) * w * c, *b = a + w * c;           \
+            T *out = y + row * wo * c;                                                             \
+            uint8_t *number = place + row * wo * c;                                                \
+            ahead(stride == 1 ? b : a, stride * w * c * sizeof(T));                                \
+            ahead(out, wo * c * sizeof(T)), ahead(number, wo * c);                                 \
+            if (stride == 1) /* the windows of a row in one: each is c further than the last */    \
+                largest_##T(a, b, out, number, c, wo * c);                                         \
+            else                                                                                   \
+                for (long i = 0; i < wo; i++)                                                      \
+                    largest_##T(a + 2 * i * c, b + 2 * i * c, out + i * c, number + i * c, c, c);  \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
-    static void gathered_##T(const T *const *g, const uint8_t *const *place, T *restrict out,       \
-                             long c) {                                                             \
-        const T *restrict g0 = g[0], *restrict g1 = g[1], *restrict g2 = g[2], *restrict g3 = g[3]; \
+    static void scattered_##T(const T *restrict g, const uint8_t *restrict place, T *restrict a,   \
+                              T *restrict b, long c) {                                             \
+        T *restrict a1 = a + c, *restrict b1 = b + c;                                              \
+        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
+            a[i] = place[i] == 0 ? g[i] : 0;                                                       \
+            a1[i] = place[i] == 1 ? g[i] : 0;                                                      \
+            b[i] = place[i] == 2 ? g[i] : 0;                                                       \
+            b1[i] = place[i] == 3 ? g[i] : 0;                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    /* of windows side by side */                                                                  \
+    static void scatter_##T(const T *gradient, const uint8_t *place, T *result, long n, long h,    \
+                            long w, long c, long threads) {                                        \
+        long ho = h / 2, wo = w / 2;                                                               \
+        _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * ho; row++) { \
+            const T *g = gradient + row * wo * c;                                                  \
+            const uint8_t *number = place + row * wo * c;                                          \
+            T *a = result + (row / ho * h + row % ho * 2) * w * c, *b = a + w * c;                 \
+            ahead(g, wo * c * sizeof(T)), ahead(number, wo * c), ahead(a, 2 * w * c * sizeof(T));  \
+            for (long i = 0; i < wo; i++)                                                          \
+                scattered_##T(g + i * c, number + i * c, a + 2 * i * c, b + 2 * i * c, c);         \
+            if (w % 2) { /* no window has the last column, nor the last row */                     \
+                memset(b - c, 0, c * sizeof(T));                                                   \
+                memset(b + (w - 1) * c, 0, c * sizeof(T));                                         \
+            }                                                                                      \
+            if (h % 2 && row % ho == ho - 1) memset(b + w * c, 0, w * c * sizeof(T));              \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void gathered_##T(const T *const *g, const uint8_t *const *place, T *restrict out,      \
+                             long count) {                                                         \
+        const T *restrict g0 = g[0], *restrict g1 = g[1], *restrict g2 = g[2], *restrict g3 = g[3];\
         const uint8_t *restrict p0 = place[0], *restrict p1 = place[1], *restrict p2 = place[2],   \
                                 *restrict p3 = place[3];                                           \
-        _Pragma("omp simd") for (long i = 0; i < c; i++) {                                         \
-            float sum = p0[i] == 0 ? from_##T(g0[i]) : 0;                                          \
-            sum += p1[i] == 1 ? from_##T(g1[i]) : 0;                                               \
-            sum += p2[i] == 2 ? from_##T(g2[i]) : 0;                                               \
-            sum += p3[i] == 3 ? from_##T(g3[i]) : 0;                                               \
+        _Pragma("omp simd") for (long i = 0; i < count; i++) {                                     \
+            float sum = from_##T(p0[i] == 0 ? g0[i] : 0);                                          \
+            sum += from_##T(p1[i] == 1 ? g1[i] : 0);                                               \
+            sum += from_##T(p2[i] == 2 ? g2[i] : 0);                                               \
+            sum += from_##T(p3[i] == 3 ? g3[i] : 0);                                               \
             out[i] = to_##T(sum);                                                                  \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
     void max_pool_gradient_##T(const T *gradient, const uint8_t *place, T *result, long n, long h, \
                                long w, long c, long stride, long threads) {                        \
-        long ho = (h - 2) / stride + 1, wo = (w - 2) / stride + 1;                                 \
+        if (stride == 2) {                                                                         \
+            scatter_##T(gradient, place, result, n, h, w, c, threads);                             \
+            return;                                                                                \
+        }                                                                                          \
+        long ho = h - 1, wo = w - 1;                                                               \
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * h; row++) {  \
             uint8_t none[c]; /* where there is no window */                                        \
             memset(none, 255, c);                                                                  \
-            for (long column = 0; column < w; column++) {                                          \
+            long r = row % h, start = (row / h * ho + r) * wo * c;                                 \
+            ahead(gradient + start, wo * c * sizeof(T)), ahead(place + start, wo * c);             \
+            ahead(result + row * w * c, w * c * sizeof(T));                                        \
+            for (long column = 0, columns; column < w; column += columns) {                        \
                 const T *g[4];                                                                     \
                 const uint8_t *p[4];                                                               \
                 for (int k = 0; k < 4; k++) { /* the windows that hold this place */               \
-                    long top = row % h - k / 2, left = column - k % 2;                             \
-                    int is = top >= 0 && left >= 0 && top % stride == 0 && left % stride == 0 &&   \
-                             top / stride < ho && left / stride < wo;                              \
-                    long at = ((row / h * ho + top / stride) * wo + left / stride) * c;            \
+                    long top = r - k / 2, left = column - k % 2;                                   \
+                    int is = top >= 0 && left >= 0 && top < ho && left < wo;                       \
+                    long at = ((row / h * ho + top) * wo + left) * c;                              \
                     g[k] = gradient + (is ? at : 0);                                               \
                     p[k] = is ? place + at : none;                                                 \
                 }                                                                                  \
-                gathered_##T(g, p, result + (row * w + column) * c, c);                            \
+                /* all places that have four windows in one */                                     \
+                columns = r > 0 && r < ho && column == 1 && wo > 1 ? wo - 1 : 1;                   \
+                gathered_##T(g, p, result + (row * w + column) * c, columns * c);                  \
             }                                                                                      \
         }                                                                                          \
     }
 
-MAX_POOL(bf16)
-MAX_POOL(float)
+MAX_POOL(bf16, int16_t)
+MAX_POOL(float, float)
 
 // ---- the mean of windows of 3 x 3, of stride 2 and with the map's edge padded by 1
 //
@@ -127,6 +190,8 @@ static inline long inside(long window, long size) {
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * ho; row++) { \
             T none[c];                                                                             \
             memset(none, 0, sizeof none);                                                          \
+            ahead(x + (row / ho * h + row % ho * 2) * w * c, 2 * w * c * sizeof(T));               \
+            ahead(y + row * wo * c, wo * c * sizeof(T));                                           \
             for (long column = 0; column < wo; column++) {                                         \
                 const T *from[9];                                                                  \
                 for (int k = 0; k < 9; k++) {                                                      \
@@ -152,6 +217,7 @@ static inline long inside(long window, long size) {
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < n * h; row++) {  \
             T none[c];                                                                             \
             memset(none, 0, sizeof none);                                                          \
+            ahead(result + row * w * c, w * c * sizeof(T));                                        \
             for (long column = 0; column < w; column++) {                                          \
                 const T *g[4];                                                                     \
                 float share[4];                                                                    \
@@ -228,27 +294,47 @@ static void added(const float *partial, double *sums, long blocks, long c) {
         for (long i = 0; i < 2 * c; i++) sums[i] += partial[block * 2 * c + i];
 }
 
+// Calls a function for LANES of the c channels at a time, and for the rest. The compiler makes better
+// code of a number that it knows.
+#define EACH(CALL)                                                                                 \
+    for (long i = 0; i < c; i += LANES) {                                                          \
+        long lanes = c - i;                                                                        \
+        if (lanes >= LANES) {                                                                      \
+            lanes = LANES;                                                                         \
+            CALL;                                                                                  \
+        } else                                                                                     \
+            CALL;                                                                                  \
+    }
+
 // `partial` is room for 2 c floats a block. `kept` is [4, c], for the gradient: mean, 1 / deviation,
-// and the factor and the summand that make the activation's input of x.
+// and the factor and the summand that make the activation's input of x. LANES channels at a time,
+// the sums of a block stay in registers.
 #define STATISTICS(T)                                                                              \
+    static inline void sums_##T(const T *x, const T *first, float *sum, float *squares, long rows, \
+                                long c, long lanes) {                                              \
+        float s[LANES] = {0}, q[LANES] = {0};                                                      \
+        for (long row = 0; row < rows; row++) {                                                    \
+            const T *restrict in = x + row * c;                                                    \
+            ahead(in, lanes * sizeof(T));                                                          \
+            _Pragma("omp simd") for (long i = 0; i < lanes; i++) {                                 \
+                /* from the first row's values, so that squares do not cancel */                   \
+                float value = from_##T(in[i]) - from_##T(first[i]);                                \
+                s[i] += value;                                                                     \
+                q[i] += value * value;                                                             \
+            }                                                                                      \
+        }                                                                                          \
+        memcpy(sum, s, lanes * sizeof *s), memcpy(squares, q, lanes * sizeof *q);                  \
+    }                                                                                              \
+                                                                                                   \
     static void statistics_##T(const T *x, const float *weight, const float *bias,                 \
                                float *running_mean, float *running_variance, float *kept,          \
                                float *partial, long rows, long c, double eps, double momentum,     \
                                long threads) {                                                     \
         long blocks = (rows + BLOCK - 1) / BLOCK;                                                  \
         _Pragma("omp parallel for num_threads(threads)") for (long b = 0; b < blocks; b++) {       \
-            float *restrict sum = partial + b * 2 * c, *restrict squares = sum + c;                \
-            memset(sum, 0, 2 * c * sizeof *sum);                                                   \
-            long end = b * BLOCK + BLOCK < rows ? b * BLOCK + BLOCK : rows;                        \
-            for (long row = b * BLOCK; row < end; row++) {                                         \
-                const T *restrict in = x + row * c;                                                \
-                _Pragma("omp simd") for (long i = 0; i < c; i++) {                                 \
-                    /* from the first row's values, so that squares do not cancel */               \
-                    float value = from_##T(in[i]) - from_##T(x[i]);                                \
-                    sum[i] += value;                                                               \
-                    squares[i] += value * value;                                                   \
-                }                                                                                  \
-            }                                                                                      \
+            float *sum = partial + b * 2 * c, *squares = sum + c;                                  \
+            long start = b * BLOCK, count = rows - start < BLOCK ? rows - start : BLOCK;           \
+            EACH(sums_##T(x + start * c + i, x + i, sum + i, squares + i, count, c, lanes))        \
         }                                                                                          \
         double sums[2 * c];                                                                        \
         added(partial, sums, blocks, c);                                                           \
@@ -266,7 +352,7 @@ static void added(const float *partial, double *sums, long blocks, long c) {
         }                                                                                          \
     }
 
-#define NORM(T, ACTIVATION)                                                                        \
+#define NORM(T, ACTIVATION, AGAIN)                                                                 \
     void norm_##ACTIVATION##_##T(const T *x, T *y, const float *weight, const float *bias,         \
                                  float *running_mean, float *running_variance, float *kept,        \
                                  float *partial, long rows, long c, long threads, double eps,      \
@@ -277,11 +363,37 @@ static void added(const float *partial, double *sums, long blocks, long c) {
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++) {   \
             const T *restrict in = x + row * c;                                                    \
             T *restrict out = y + row * c;                                                         \
+            ahead(in, c * sizeof(T)), ahead(out, c * sizeof(T));                                   \
             _Pragma("omp simd") for (long i = 0; i < c; i++)                                       \
                 out[i] = to_##T(ACTIVATION(from_##T(in[i]) * factor[i] + summand[i]));             \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \
+    /* The gradient of the activation's input, and its sums: alone and times x - mean. */          \
+    static inline void sums_##ACTIVATION##_##T(const T *gradient, const T *x, T *result,           \
+                                               const float *kept, float *sum, float *products,     \
+                                               long rows, long c, long lanes) {                    \
+        const float *restrict mean = kept, *restrict inverse = kept + c;                           \
+        const float *restrict factor = kept + 2 * c, *restrict summand = kept + 3 * c;             \
+        float s[LANES] = {0}, p[LANES] = {0};                                                      \
+        for (long row = 0; row < rows; row++) {                                                    \
+            const T *restrict in = x + row * c, *restrict g = gradient + row * c;                  \
+            T *restrict out = result + row * c;                                                    \
+            ahead(in, lanes * sizeof(T)), ahead(g, lanes * sizeof(T));                             \
+            if (!AGAIN) ahead(out, lanes * sizeof(T));                                             \
+            _Pragma("omp simd") for (long i = 0; i < lanes; i++) {                                 \
+                float value = from_##T(in[i]);                                                     \
+                float of_z = from_##T(g[i]) * ACTIVATION##_slope(value * factor[i] + summand[i]);  \
+                if (!AGAIN) out[i] = to_##T(of_z);                                                 \
+                s[i] += of_z;                                                                      \
+                p[i] += of_z * (value - mean[i]);                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        memcpy(sum, s, lanes * sizeof *s);                                                         \
+        for (long i = 0; i < lanes; i++) products[i] = p[i] * inverse[i];                          \
+    }                                                                                              \
+                                                                                                   \
+    /* AGAIN: the activation's slope is computed twice, which is quicker than to keep it */        \
     void norm_##ACTIVATION##_gradient_##T(const T *gradient, const T *x, const float *kept,        \
                                           T *result, float *of_weight, float *of_bias,             \
                                           float *partial, long rows, long c, long threads) {       \
@@ -289,47 +401,43 @@ static void added(const float *partial, double *sums, long blocks, long c) {
         const float *restrict factor = kept + 2 * c, *restrict summand = kept + 3 * c;             \
         long blocks = (rows + BLOCK - 1) / BLOCK;                                                  \
         _Pragma("omp parallel for num_threads(threads)") for (long b = 0; b < blocks; b++) {       \
-            float *restrict sum = partial + b * 2 * c, *restrict products = sum + c;               \
-            memset(sum, 0, 2 * c * sizeof *sum);                                                   \
-            long end = b * BLOCK + BLOCK < rows ? b * BLOCK + BLOCK : rows;                        \
-            for (long row = b * BLOCK; row < end; row++) {                                         \
-                const T *restrict in = x + row * c, *restrict g = gradient + row * c;              \
-                T *restrict out = result + row * c;                                                \
-                _Pragma("omp simd") for (long i = 0; i < c; i++) {                                 \
-                    float value = from_##T(in[i]);                                                 \
-                    float of_z = from_##T(g[i]);                                                   \
-                    of_z *= ACTIVATION##_slope(value * factor[i] + summand[i]);                    \
-                    out[i] = to_##T(of_z);                                                         \
-                    sum[i] += of_z;                                                                \
-                    products[i] += of_z * (value - mean[i]) * inverse[i];                          \
-                }                                                                                  \
-            }                                                                                      \
+            float *sum = partial + b * 2 * c, *products = sum + c;                                 \
+            long start = b * BLOCK, count = rows - start < BLOCK ? rows - start : BLOCK;           \
+            const T *in = x + start * c, *g = gradient + start * c;                                \
+            T *out = result + start * c;                                                           \
+            EACH(sums_##ACTIVATION##_##T(g + i, in + i, out + i, kept + i, sum + i, products + i,  \
+                                         count, c, lanes))                                         \
         }                                                                                          \
         double sums[2 * c];                                                                        \
-        float mean_gradient[c], mean_product[c];                                                   \
+        float of_x[c], constant[c];                                                                \
         added(partial, sums, blocks, c);                                                           \
         for (long i = 0; i < c; i++) {                                                             \
             of_bias[i] = sums[i], of_weight[i] = sums[c + i];                                      \
-            mean_gradient[i] = sums[i] / rows, mean_product[i] = sums[c + i] / rows;               \
+            of_x[i] = -sums[c + i] / rows * inverse[i] * factor[i];                                \
+            constant[i] = -sums[i] / rows * factor[i] - (double)mean[i] * of_x[i];                 \
         }                                                                                          \
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++) {   \
-            const T *restrict in = x + row * c;                                                    \
+            const T *restrict in = x + row * c, *restrict g = gradient + row * c;                  \
             T *restrict out = result + row * c;                                                    \
+            ahead(in, c * sizeof(T)), ahead(out, c * sizeof(T));                                   \
+            if (AGAIN) ahead(g, c * sizeof(T));                                                    \
             _Pragma("omp simd") for (long i = 0; i < c; i++) {                                     \
-                float normal_x = (from_##T(in[i]) - mean[i]) * inverse[i];                         \
-                float of_z = from_##T(out[i]) - mean_gradient[i] - normal_x * mean_product[i];     \
-                out[i] = to_##T(of_z * factor[i]);                                                 \
+                float value = from_##T(in[i]);                                                     \
+                float of_z = AGAIN ? from_##T(g[i]) *                                              \
+                                         ACTIVATION##_slope(value * factor[i] + summand[i])        \
+                                   : from_##T(out[i]);                                             \
+                out[i] = to_##T(of_z * factor[i] + value * of_x[i] + constant[i]);                 \
             }                                                                                      \
         }                                                                                          \
     }
 
 STATISTICS(bf16)
 STATISTICS(float)
-NORM(bf16, relu)
-NORM(bf16, leaky_relu)
-NORM(bf16, gelu)
-NORM(bf16, silu)
-NORM(float, relu)
-NORM(float, leaky_relu)
-NORM(float, gelu)
-NORM(float, silu)
+NORM(bf16, relu, 1)
+NORM(bf16, leaky_relu, 1)
+NORM(bf16, gelu, 0)
+NORM(bf16, silu, 0)
+NORM(float, relu, 1)
+NORM(float, leaky_relu, 1)
+NORM(float, gelu, 0)
+NORM(float, silu, 0)

@@ -96,6 +96,21 @@ def test_nan_and_infinity_pass_as_in_torch(dtype: torch.dtype, library: None) ->
     assert gradient(x, compiled.max_pool(x, 2), of_y).isnan().any()
 
 
+def test_every_bfloat16_is_ordered_as_in_torch(library: None) -> None:
+    bits = torch.arange(1 << 16).to(torch.int32) - (1 << 15)  # -0 and 0 among them
+    values = bits.to(torch.int16).view(torch.bfloat16)
+    values = values[~values.isnan()]
+    mixed = torch.cat([values[torch.randperm(len(values))], torch.zeros(6), -torch.zeros(250)])
+    drawn = mixed[torch.randint(len(mixed), (1, 64, 64, 64))]
+    drawn[..., ::3, ::2] = drawn[..., ::3, ::2].sign() * 0  # ties of -0 and 0
+    x = drawn.bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    for stride in (1, 2):
+        found, expected = compiled.max_pool(x, stride), F.max_pool2d(x, 2, stride=stride)
+        assert torch.equal(found, expected)
+        ones = torch.ones_like(found)
+        assert torch.equal(gradient(x, found, ones), gradient(x, expected, ones))
+
+
 MEAN_SIZES = [(1, 1), (1, 2), (2, 3), (6, 7), (13, 12), (27, 27)]
 
 
