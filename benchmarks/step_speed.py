@@ -3,11 +3,16 @@
     MNIST_RAY_DATA=DIR python benchmarks/step_speed.py --compare precision pooling  # 5 minutes
 
 Each variant trains in one process a core with one thread, as trials do. A comparison is a row of
-COMPARISONS: its first variant is the one that the others are compared with.
+COMPARISONS: its first variant is the one that the others are compared with. `--against DIR`
+compares this checkout with another one (`git worktree add DIR COMMIT`).
 """
 
+import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common import CORES, BenchmarkSettings, Side, convnet, mnist, ratios, section, spread
@@ -27,8 +32,9 @@ RECIPE: dict[str, Any] = {
 SMALL = convnet(2, 32, **RECIPE)  # 32-32-64-64, ReLU, maximum pooling
 FOUND = convnet(3, 32, **RECIPE, activation="gelu", pooling="blur")  # that the recipe default finds
 
+Variant = tuple[dict[str, Any], str, bool]
 # title -> variant -> (hyperparameters, precision, whether compiled.c is used)
-COMPARISONS: dict[str, dict[str, tuple[dict[str, Any], str, bool]]] = {
+COMPARISONS: dict[str, dict[str, Variant]] = {
     "layers": {
         "32-32-64-64, ReLU, max: torch's": (SMALL, "auto", False),
         "32-32-64-64, ReLU, max: compiled.c": (SMALL, "auto", True),
@@ -54,34 +60,45 @@ COMPARISONS: dict[str, dict[str, tuple[dict[str, Any], str, bool]]] = {
 class StepSpeedSettings(BenchmarkSettings):
     """Compare variants of a training by their images a second."""
 
-    compare: tuple[str, ...] = tuple(COMPARISONS)
-    """The comparisons."""
+    compare: tuple[str, ...] | None = None
+    """The comparisons; all of them unless `--against` is given."""
+    against: Path | None = None
+    """A checkout of another commit."""
     images: int = 2560
     """Images that each process trains in a repetition."""
 
 
-def worker(settings: StepSpeedSettings, comparison: str) -> Callable[[str], int]:
+def worker(
+    settings: StepSpeedSettings, variants: dict[str, Variant], checkout: Path | None = None
+) -> Callable[[str], int]:
     """A process with one thread; a call trains `images` images of that variant."""
     import torch
 
     from mnist_ray.models import compiled
     from mnist_ray.training.machine import use_threads
-    from mnist_ray.training.trainer import Trainer
 
     use_threads(1)
     found = compiled.library()
+    if checkout is not None:
+        sys.path.insert(0, str(checkout.resolve()))
+        for name in [name for name in sys.modules if name.split(".")[0] == "mnist_ray"]:
+            del sys.modules[name]
+    try:
+        trainer_module = importlib.import_module("mnist_ray.training.trainer")
+    except ModuleNotFoundError:  # where it was until 2026-11-24
+        trainer_module = importlib.import_module("mnist_ray.training")
     part, train, _ = mnist(settings)
     pixels, labels = torch.from_numpy(part.images.copy()), torch.from_numpy(part.labels.copy())
     index = torch.from_numpy(train[: settings.images])
     trainers = {
-        name: Trainer(hp, epochs=1000, seed=0, precision=precision)
-        for name, (hp, precision, _) in COMPARISONS[comparison].items()
+        name: trainer_module.Trainer(hp, epochs=1000, seed=0, precision=precision)
+        for name, (hp, precision, _) in variants.items()
     }
     for trainer in trainers.values():
         trainer.train_epoch(pixels, labels, index[: trainer.hp["batch_size"]])
 
     def call(name: str) -> int:
-        _, _, fast = COMPARISONS[comparison][name]
+        _, _, fast = variants[name]  # of this checkout; another one has its own
         compiled.library = lambda: found if fast else None  # type: ignore[assignment]
         trainers[name].train_epoch(pixels, labels, index)
         return len(index)
@@ -91,14 +108,18 @@ def worker(settings: StepSpeedSettings, comparison: str) -> Callable[[str], int]
 
 def measure(settings: StepSpeedSettings) -> None:
     """Each comparison, its variants in turn."""
-    unknown = sorted(set(settings.compare) - set(COMPARISONS))
+    chosen = settings.compare
+    if chosen is None:
+        chosen = () if settings.against else tuple(COMPARISONS)
+    unknown = sorted(set(chosen) - set(COMPARISONS))
     if unknown:
         raise SettingsError(
             f"--compare: {unknown[0]!r} is not known; expected {', '.join(COMPARISONS)}"
         )
-    for comparison in settings.compare:
-        speeds: dict[str, list[float]] = {name: [] for name in COMPARISONS[comparison]}
-        with Side(worker, [(settings, comparison)] * CORES) as side:
+    for comparison in chosen:
+        variants = COMPARISONS[comparison]
+        speeds: dict[str, list[float]] = {name: [] for name in variants}
+        with Side(worker, [(settings, variants)] * CORES) as side:
             for _ in range(settings.repeats):
                 for name, values in speeds.items():
                     seconds, trained = side(name)
@@ -108,12 +129,53 @@ def measure(settings: StepSpeedSettings) -> None:
             f"Training speed by {comparison}",
             [comparison, "images/s, median (quartiles)", "against the first row"],
             [[name, spread(values), ratios(values, first)] for name, values in speeds.items()],
-            n=(
-                f"n = {settings.repeats} repetitions in turn, "
-                f"{settings.images:,} images a process each"
-            ),
+            n=repetitions(settings),
             out=settings.out,
         )
+    if settings.against is not None:
+        compare_commits(settings, settings.against)
+
+
+def repetitions(settings: StepSpeedSettings) -> str:
+    """What a section says about its n."""
+    return f"n = {settings.repeats} repetitions in turn, {settings.images:,} images a process each"
+
+
+def compare_commits(settings: StepSpeedSettings, checkout: Path) -> None:
+    """This checkout and the other one train the same networks, in turn."""
+    described = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(
+            described, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SettingsError(f"--against {checkout}: not a checkout of git") from error
+    variants = {
+        name.removesuffix(": compiled.c"): variant
+        for name, variant in COMPARISONS["layers"].items()
+        if name.endswith(": compiled.c")
+    }
+    before: dict[str, list[float]] = {name: [] for name in variants}
+    now: dict[str, list[float]] = {name: [] for name in variants}
+    with (
+        Side(worker, [(settings, variants, checkout)] * CORES) as old,
+        Side(worker, [(settings, variants)] * CORES) as new,
+    ):
+        for _ in range(settings.repeats):
+            for name in variants:
+                for side, speeds in ((old, before), (new, now)):
+                    seconds, trained = side(name)
+                    speeds[name].append(sum(trained) / seconds)
+    section(
+        f"Training speed against commit {commit}",
+        ["network", f"{commit}, images/s", "now, images/s", "now / before"],
+        [
+            [name, spread(before[name]), spread(now[name]), ratios(now[name], before[name])]
+            for name in variants
+        ],
+        n=repetitions(settings),
+        out=settings.out,
+    )
 
 
 if __name__ == "__main__":
