@@ -353,13 +353,9 @@ static void added(const float *partial, double *sums, long blocks, long c) {
     }
 
 #define NORM(T, ACTIVATION, AGAIN)                                                                 \
-    void norm_##ACTIVATION##_##T(const T *x, T *y, const float *weight, const float *bias,         \
-                                 float *running_mean, float *running_variance, float *kept,        \
-                                 float *partial, long rows, long c, long threads, double eps,      \
-                                 double momentum) {                                                \
-        statistics_##T(x, weight, bias, running_mean, running_variance, kept, partial, rows, c,    \
-                       eps, momentum, threads);                                                    \
-        const float *restrict factor = kept + 2 * c, *restrict summand = kept + 3 * c;             \
+    void scaled_##ACTIVATION##_##T(const T *x, T *y, const float *restrict factor,                 \
+                                   const float *restrict summand, long rows, long c,               \
+                                   long threads) {                                                 \
         _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++) {   \
             const T *restrict in = x + row * c;                                                    \
             T *restrict out = y + row * c;                                                         \
@@ -367,6 +363,15 @@ static void added(const float *partial, double *sums, long blocks, long c) {
             _Pragma("omp simd") for (long i = 0; i < c; i++)                                       \
                 out[i] = to_##T(ACTIVATION(from_##T(in[i]) * factor[i] + summand[i]));             \
         }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    void norm_##ACTIVATION##_##T(const T *x, T *y, const float *weight, const float *bias,         \
+                                 float *running_mean, float *running_variance, float *kept,        \
+                                 float *partial, long rows, long c, long threads, double eps,      \
+                                 double momentum) {                                                \
+        statistics_##T(x, weight, bias, running_mean, running_variance, kept, partial, rows, c,    \
+                       eps, momentum, threads);                                                    \
+        scaled_##ACTIVATION##_##T(x, y, kept + 2 * c, kept + 3 * c, rows, c, threads);             \
     }                                                                                              \
                                                                                                    \
     /* The gradient of the activation's input, and its sums: alone and times x - mean. */          \

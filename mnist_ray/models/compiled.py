@@ -1,12 +1,13 @@
-"""What a training on the CPU does between its convolutions, in fewer passes over memory.
+"""What a network on the CPU does between its convolutions, in fewer passes over memory.
 
 `compiled.c` has pooling, and batch normalisation with the activation behind it. It is
-compiled for this processor when it is first needed, which takes a second, and kept in the user's
-cache. Without a C compiler, on a GPU, and in evaluation, torch's own operators are used; they are
-the reference of its tests.
+compiled for this processor when first needed, which takes seconds, and kept in the user's
+cache. Without a C compiler, on a GPU, and where a network is exported, torch's own operators are
+used; they are the reference of its tests.
 """
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def library() -> ctypes.CDLL | None:
         signatures[f"mean_pool_gradient_{kind}"] = [pointer] * 2 + [number] * 5
         for name in ACTIVATIONS.values():
             signatures[f"norm_{name}_{kind}"] = [pointer] * 8 + [number] * 3 + [real] * 2
+            signatures[f"scaled_{name}_{kind}"] = [pointer] * 4 + [number] * 3
             signatures[f"norm_{name}_gradient_{kind}"] = [pointer] * 7 + [number] * 3
         for function, types in signatures.items():
             getattr(loaded, function).argtypes = types
@@ -152,6 +155,25 @@ def fits(x: Tensor) -> bool:
     )
 
 
+_evaluating = contextvars.ContextVar("evaluating", default=False)
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Networks in evaluation mode use compiled.c too, without gradients and without hooks."""
+    token = _evaluating.set(True)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _evaluating.reset(token)
+
+
+def wanted(module: nn.Module) -> bool:
+    """Whether a module trains, or answers in `evaluating`: else torch's operators are used."""
+    return module.training or _evaluating.get()
+
+
 def _call(function: str, kind: torch.dtype, *arguments: Tensor | float) -> None:
     call = getattr(library(), f"{function}_{TYPES[kind]}")
     call(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
@@ -192,7 +214,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Float [batch, C, H, W] -> [batch, C, H // 2, W // 2]."""
-        return max_pool(input, 2) if self.training else super().forward(input)
+        return max_pool(input, 2) if wanted(self) else super().forward(input)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -254,7 +276,7 @@ class _MeanPool(torch.autograd.Function):
 
 
 class Layers(nn.Sequential):
-    """nn.Sequential that trains a batch normalisation and the activation behind it in one.
+    """nn.Sequential with a batch normalisation and the activation behind it in one.
 
     Hooks of these two modules are not called then.
     """
@@ -280,7 +302,7 @@ def together(norm: nn.BatchNorm2d, activation: nn.Module, x: Tensor) -> bool:
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return (
         type(norm) is nn.BatchNorm2d
-        and norm.training
+        and wanted(norm)
         and norm.momentum is not None
         and type(activation) in ACTIVATIONS
         and getattr(activation, "negative_slope", SLOPE) == SLOPE
@@ -303,7 +325,7 @@ def _a_float_a_channel(channels: int, tensor: Tensor | None) -> bool:
 
 
 def norm_activation(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -> Tensor:
-    """activation(norm(x)) in training, with the running statistics of `norm` brought up to date.
+    """activation(norm(x)). In training it brings the running statistics of `norm` up to date.
 
     Args:
         x: Float [batch, C, H, W].
@@ -313,13 +335,22 @@ def norm_activation(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -> T
     Returns:
         Of the shape and type of `x`; rounded once, where torch rounds the normalised maps too.
     """
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    statistics = (norm.running_mean, norm.running_var)
     name = ACTIVATIONS[type(activation)]
-    return _NormActivation.apply(  # type: ignore[no-any-return]
-        x, norm.weight, norm.bias, statistics, name, (norm.eps, norm.momentum)
-    )
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if norm.training:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        statistics = (norm.running_mean, norm.running_var)
+        return _NormActivation.apply(  # type: ignore[no-any-return]
+            x, norm.weight, norm.bias, statistics, name, (norm.eps, norm.momentum)
+        )
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    summand = norm.bias - norm.running_mean * factor
+    y = torch.empty_like(x)
+    sizes = (x.numel() // x.shape[1], x.shape[1], torch.get_num_threads())
+    _call(f"scaled_{name}", x.dtype, x, y, factor, summand, *sizes)
+    return y
 
 
 class _NormActivation(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_ray.models.compiled import Layers, MaxPool2d, max_pool, mean_pool
+from mnist_ray.models.compiled import Layers, MaxPool2d, max_pool, mean_pool, wanted
 
 
 class Normalize(nn.Module):
@@ -49,11 +49,11 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [batch, C, H, W] -> [batch, C, H // 2, W // 2]."""
-        if not self.training:
+        if not wanted(self):
             x = F.max_pool2d(x, 2, stride=1)
             return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
         x = max_pool(x, 1)
-        if not self.jitter:
+        if not (self.jitter and self.training):
             return mean_pool(x)
         n, channels, height, width = x.shape
         rows, columns = self._filters(n, height, x), self._filters(n, width, x)

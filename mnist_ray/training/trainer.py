@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ray import hyperparameters, models
+from mnist_ray.models import compiled
 from mnist_ray.run import checkpoint
 from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.training import augment
@@ -162,7 +163,7 @@ class Trainer:
         model = self.eval_model()
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        with torch.inference_mode(), self._autocast():
+        with compiled.evaluating(), self._autocast():
             for chosen in index.split(EVALUATION_BATCH):
                 logits = model(pixels(images[chosen], self.layout)).float()
                 if answers is not None:

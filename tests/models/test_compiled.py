@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from mnist_ray.models import compiled, layers
 from mnist_ray.training.trainer import Trainer
 
+HP = {
+    **{"model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 3},
+    **{"mean": [0.3], "std": [0.4], "blocks": 2, "layers_per_block": 1, "width": 4},
+    **{"kernel_size": 3, "activation": "gelu", "activation_position": "after_norm"},
+    **{"pooling": "blur", "pool_position": "end", "dropout": 0.1, "dropout_place": "head"},
+    **{"batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0},
+}
 SIZES = [(2, 2), (3, 5), (7, 7), (14, 13)]
 CHANNELS = [1, 3, 16, 33, 70]
 
@@ -389,6 +396,43 @@ def test_layers_train_them_in_one_and_evaluate_them_as_torch(library: None) -> N
     assert torch.equal(layers_(x), plain(x))
 
 
+@pytest.mark.parametrize("pooling", ["max", "blur"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", "silu"])
+def test_an_evaluation_is_torchs(
+    name: str, pooling: str, library: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hp = {**HP, "activation": name, "pooling": pooling, "pool_jitter": int(pooling == "blur")}
+    trainer = Trainer(hp, epochs=2, seed=0, precision="fp32")
+    images, labels = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8), torch.arange(300) % 3
+    trainer.train_epoch(images, labels)
+    called: list[str] = []
+    call = compiled._call
+
+    def counted(function: str, *arguments: Any) -> None:
+        called.append(function)
+        call(function, *arguments)
+
+    monkeypatch.setattr(compiled, "_call", counted)
+    found: list[Tensor] = []
+    trainer.evaluate(images, labels, torch.arange(300), found)
+    assert {f"scaled_{name}", "max_pool"} <= set(called)
+    with torch.inference_mode():
+        expected = trainer.eval_model()(images.float() / 255)
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_an_evaluation_leaves_hooks_out(library: None) -> None:
+    layers_ = compiled.Layers(nn.BatchNorm2d(4), nn.ReLU()).eval()
+    seen: list[nn.Module] = []
+    layers_[0].register_forward_hook(lambda module, *_: seen.append(module))
+    with torch.inference_mode():
+        layers_(drawn((2, 4, 3, 3)))
+    assert len(seen) == 1
+    with compiled.evaluating():
+        layers_(drawn((2, 4, 3, 3)))
+    assert len(seen) == 1
+
+
 def test_another_slope_is_left_to_torch(library: None) -> None:
     norm, x = nn.BatchNorm2d(4), drawn((2, 4, 3, 3))
     assert compiled.together(norm, nn.LeakyReLU(), x)
@@ -453,15 +497,8 @@ def test_a_training_uses_both(library: None, monkeypatch: pytest.MonkeyPatch) ->
         call(name, *arguments)
 
     monkeypatch.setattr(compiled, "_call", counted)
-    hp = {
-        **{"model": "convnet", "in_channels": 1, "image_size": [8, 8], "classes": 3},
-        **{"mean": [0.3], "std": [0.4], "blocks": 2, "layers_per_block": 1, "width": 4},
-        **{"kernel_size": 3, "activation": "gelu", "activation_position": "after_norm"},
-        **{"pooling": "blur", "pool_position": "end", "dropout": 0.1, "dropout_place": "head"},
-        **{"batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0},
-    }
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
-    row = Trainer(hp, epochs=1, seed=0).train_epoch(images, torch.arange(16) % 3)
+    row = Trainer(HP, epochs=1, seed=0).train_epoch(images, torch.arange(16) % 3)
     assert math.isfinite(row["train_loss"])
     forward = {"max_pool", "mean_pool", "norm_gelu"}
     assert set(called) == forward | {f"{name}_gradient" for name in forward}
