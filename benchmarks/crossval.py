@@ -408,11 +408,26 @@ def report(settings: CrossvalSettings) -> None:
             "Each image is judged by a network whose training images are by other writers "
             "(QMNIST's labels); the test set is not touched. Log losses of recipes with another "
             "label smoothing cannot be compared.",
+            _trained_on(found),
             *_compared(settings, part, found),
             *_committees(settings, part, found),
             *_left(settings, part, found),
         ],
     )
+
+
+def _trained_on(found: Sequence[Kept]) -> str:
+    """The processors behind the table, which is made on another machine perhaps."""
+    recipes: dict[str, list[str]] = {}
+    for kept in found:
+        recipes.setdefault(kept.about["machine"].split(",")[0], []).append(kept.about["recipe"])
+    most = max(recipes, key=lambda processor: len(recipes[processor]))
+    others = [
+        f"{', '.join(f'`{name}`' for name in dict.fromkeys(names))} on {processor}"
+        for processor, names in recipes.items()
+        if processor != most
+    ]
+    return f"Trained on {'; '.join([most, *others])}."
 
 
 def _compared(settings: CrossvalSettings, part: Part, found: Sequence[Kept]) -> Iterator[str]:
