@@ -103,8 +103,8 @@ class SearchPeersSettings(BenchmarkSettings):
     unshared: bool = False
     """Ours alone tries those of --points first."""
     cache: str | None = None
-    """JSON-lines file that keeps finished searches; what is in it is not run again. Trainings are
-    kept beside it, in a file whose name ends in -retrained."""
+    """JSON-lines file that keeps finished searches of one kind of CPU; what is in it is not run
+    again. Trainings are kept beside it, in a file whose name ends in -retrained."""
     workers: int = CORES
     """Choices that are trained at a time."""
 

@@ -150,6 +150,8 @@ def compare_commits(settings: StepSpeedSettings, checkout: Path) -> None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         raise SettingsError(f"--against {checkout}: not a checkout of git") from error
+    if not (checkout / "mnist_ray" / "__init__.py").is_file():
+        raise SettingsError(f"--against {checkout}: it has no package mnist_ray")
     variants = {
         name.removesuffix(": compiled.c"): variant
         for name, variant in COMPARISONS["layers"].items()

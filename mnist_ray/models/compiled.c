@@ -23,7 +23,7 @@ static inline bf16 to_bf16(float value) {  // to the nearest, ties to even; NaN 
 static inline float from_float(float x) { return x; }
 static inline float to_float(float x) { return x; }
 
-// Asks for bytes that are needed soon. Without it, processors with AMX wait for memory half the time.
+// Asks for bytes that are needed soon. Without it, processors with AMX wait for memory.
 static inline void ahead(const void *from, long bytes) {
     for (long i = 0; i < bytes; i += 64)
         __builtin_prefetch((const void *)((uintptr_t)from + AHEAD + i));

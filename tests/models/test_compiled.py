@@ -34,6 +34,20 @@ def library() -> None:
 
 
 @pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The compiled functions that are called."""
+    names: list[str] = []
+    call = compiled._call
+
+    def counted(function: str, *arguments: Any) -> None:
+        names.append(function)
+        call(function, *arguments)
+
+    monkeypatch.setattr(compiled, "_call", counted)
+    return names
+
+
+@pytest.fixture
 def without_a_library() -> Iterator[None]:
     compiled.library.cache_clear()
     yield
@@ -401,21 +415,12 @@ def test_layers_train_them_in_one_and_evaluate_them_as_torch(library: None) -> N
 
 @pytest.mark.parametrize("pooling", ["max", "blur"])
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", "silu"])
-def test_an_evaluation_is_torchs(
-    name: str, pooling: str, library: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_is_torchs(name: str, pooling: str, library: None, called: list[str]) -> None:
     hp = {**HP, "activation": name, "pooling": pooling, "pool_jitter": int(pooling == "blur")}
     trainer = Trainer(hp, epochs=2, seed=0, precision="fp32")
     images, labels = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8), torch.arange(300) % 3
     trainer.train_epoch(images, labels)
-    called: list[str] = []
-    call = compiled._call
-
-    def counted(function: str, *arguments: Any) -> None:
-        called.append(function)
-        call(function, *arguments)
-
-    monkeypatch.setattr(compiled, "_call", counted)
+    called.clear()
     found: list[Tensor] = []
     trainer.evaluate(images, labels, torch.arange(300), found)
     assert {f"scaled_{name}", "max_pool"} <= set(called)
@@ -491,15 +496,7 @@ def test_a_single_value_a_channel_is_refused_by_torch(library: None) -> None:
         network(torch.ones(1, 3, 1, 1))
 
 
-def test_a_training_uses_both(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    call = compiled._call
-
-    def counted(name: str, *arguments: Any) -> None:
-        called.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(compiled, "_call", counted)
+def test_a_training_uses_both(library: None, called: list[str]) -> None:
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     row = Trainer(HP, epochs=1, seed=0).train_epoch(images, torch.arange(16) % 3)
     assert math.isfinite(row["train_loss"])

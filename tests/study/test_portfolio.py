@@ -125,7 +125,6 @@ def test_curves_know_their_family(
     sys.modules.pop("replay_curves")
 
 
-@pytest.mark.slow  # a forest for each family
 def test_a_portfolio_is_made_of_the_same_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
