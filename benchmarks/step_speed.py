@@ -53,6 +53,10 @@ COMPARISONS: dict[str, dict[str, Variant]] = {
         "first, width 32": ({**FOUND, "pool_position": "first"}, "auto", True),
         "first, width 48": ({**FOUND, "pool_position": "first", "width": 48}, "auto", True),
     },
+    "layout": {  # of PyTorch's MNIST example, as somebody's own network
+        "x.view: the usual layout": ({**SMALL, "model": "example_network:Viewed"}, "auto", True),
+        "x.flatten: channels last": ({**SMALL, "model": "example_network:Example"}, "auto", True),
+    },
 }
 
 

@@ -62,9 +62,7 @@ class Trainer:
     ) -> None:
         self.hp: dict[str, Any] = hyperparameters.plain(hp, "the hyperparameters' dict")
         self.training = hyperparameters.training(hp)  # with the defaults; files carry `hp`
-        # A network of one's own may call x.view, which another layout than the usual one refuses.
-        own = ":" in str(hp["model"])
-        self.layout = torch.contiguous_format if own else torch.channels_last
+        self.layout = layout_of(self.hp)
         self.epochs, self.seed = epochs, seed
         self.device = torch.device(device)
         self.precision = best_precision(self.device) if precision == "auto" else precision
@@ -227,6 +225,26 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def layout_of(hp: Mapping[str, Any]) -> torch.memory_format:
+    """How maps and kernels lie in memory: channels last, with which convolutions are quickest.
+
+    A network of one's own may refuse that, as `x.view` does. So it is tried on two black images,
+    with gradients, as in training and as in evaluation.
+    """
+    if ":" not in str(hp["model"]):
+        return torch.channels_last
+    try:
+        black = torch.zeros(2, hp["in_channels"], *hp["image_size"], dtype=torch.uint8)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            network = models.build(hp)
+            network.to(memory_format=torch.channels_last)
+            for training in (True, False):
+                network.train(training)(pixels(black, torch.channels_last)).sum().backward()
+    except Exception:  # a person's own code fails in any way
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def pixels(images: Tensor, layout: torch.memory_format) -> Tensor:

@@ -28,6 +28,24 @@ class OldExample(nn.Module):
         return F.log_softmax(self.fc2(x), dim=1)
 
 
+class Flattened(OldExample):
+    """The same without x.view: any layout of the maps will do."""
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class TrainedByView(Flattened):
+    """It needs the usual layout while it trains, and then alone."""
+
+    def forward(self, x):
+        if self.training:
+            return OldExample.forward(self, x)
+        return super().forward(x)
+
+
 class Conv3d(nn.Module):
     def __init__(self, hp):
         super().__init__()
@@ -74,7 +92,10 @@ class OfThisBatch(Flat):
         return super().forward(x - x.mean(0, keepdim=True))
 
 
-NETWORKS = (OldExample, Conv3d, Flat, Random, Branching, Transposed, Failing, OfThisBatch)
+NETWORKS = (
+    OldExample, Flattened, TrainedByView, Conv3d, Flat, Random, Branching, Transposed, Failing,
+    OfThisBatch,
+)  # fmt: skip
 for network in NETWORKS:
 
     def own(trial, data, name=network.__name__):

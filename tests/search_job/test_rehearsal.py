@@ -27,7 +27,7 @@ def planned(folder: Path, network: str, **options: Any) -> None:
     prepare(SearchSettings(**given, storage=str(folder / "runs"), name="a"))
 
 
-@pytest.mark.parametrize("network", ["OldExample", "Conv3d", "Flat"])
+@pytest.mark.parametrize("network", ["OldExample", "Flattened", "Conv3d", "Flat"])
 def test_ones_own_network_is_tried(tmp_path: Path, network: str) -> None:
     """The old example's x.view needs the layout that its author knew."""
     start = time.process_time()

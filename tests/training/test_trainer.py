@@ -7,7 +7,8 @@ import torch
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run import checkpoint
-from mnist_ray.training.trainer import Trainer, epoch_seed, load_network
+from mnist_ray.training.trainer import Trainer, epoch_seed, layout_of, load_network
+from tests.support import PROGRAMS
 from tests.support.networks import TRAINED as HP
 
 
@@ -96,6 +97,40 @@ def test_without_an_average_the_weights_are_the_networks(quarters: Quarters) -> 
     trainer = Trainer({**HP, "ema": 0}, epochs=1, seed=0)
     trainer.train_epoch(*quarters)
     assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in trainer.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("network", "layout"),
+    [
+        ("Flattened", torch.channels_last),
+        ("OldExample", torch.contiguous_format),
+        ("TrainedByView", torch.contiguous_format),
+        ("Conv3d", torch.contiguous_format),
+        ("Failing", torch.contiguous_format),
+    ],
+)
+def test_ones_own_network_has_the_quickest_layout_that_it_takes(
+    network: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    hp = {**HP, "model": f"odd_networks:{network}", "image_size": (28, 28), "classes": 10}
+    state = torch.random.get_rng_state()
+    assert layout_of(hp) == layout
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_ones_own_network_learns_the_same_in_either_layout(
+    quarters: Quarters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    hp = {**HP, "model": "odd_networks:Flattened", "image_size": (28, 28), "classes": 10}
+    images, labels = torch.nn.functional.pad(quarters[0], (8,) * 4), quarters[1]
+    losses = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        monkeypatch.setattr(f"{Trainer.__module__}.layout_of", lambda _, found=layout: found)
+        row = Trainer(hp, epochs=1, seed=0, precision="fp32").run_epoch(images, labels, TRAIN, VAL)
+        losses.append((row["train_loss"], row["val_loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_l1_shrinks_the_weights(quarters: Quarters) -> None:
