@@ -198,6 +198,7 @@ def _other_members(task: ChainTask, storage: RunStorage) -> Iterator[Step]:
         network, hp = _stage_network(task, storage, numbers[-1], member)
         facts = {
             "step": f"member-{member}",
+            **task.recipe.of_member(member),
             "seconds": round(seconds, 1),
             "weights_sha256": checkpoint.digest(network.state_dict()),
         }

@@ -71,6 +71,8 @@ class Recipe:
     train_on: str
     """`all` images, or the `train` part, which keeps validation images."""
     stages: tuple[Stage, ...]
+    members: tuple[Mapping[str, Any], ...] = ()
+    """Of a committee: the values in which the stages of its networks differ, in turn."""
     twin: bool = False
     """Whether this trains a twin, to calibrate: see calibration.py."""
 
@@ -78,13 +80,19 @@ class Recipe:
         """See Stage.resolved."""
         return dataclasses.replace(self, stages=tuple(stage.resolved(hp) for stage in self.stages))
 
+    def of_member(self, member: int) -> Mapping[str, Any]:
+        """What a committee's member (from 1) has in place of the stages' values."""
+        return self.members[(member - 1) % len(self.members)] if self.members else {}
+
     def numbered(self, member: int = 1) -> list[tuple[int, Stage]]:
         """Each stage with its number, for a committee's member (from 1), which has its own seeds.
 
         A first stage from random weights is the full training, not a fine-tuning: stage 0.
         """
-        apart = SEEDS_APART * (member - 1)
-        stages = [dataclasses.replace(stage, seed=stage.seed + apart) for stage in self.stages]
+        apart, own = SEEDS_APART * (member - 1), self.of_member(member)
+        stages = [
+            dataclasses.replace(stage, seed=stage.seed + apart, **own) for stage in self.stages
+        ]
         return list(enumerate(stages, start=0 if self.start == "random" else 1))
 
 
@@ -138,38 +146,54 @@ def read_stages(name: str) -> Recipe:
     if not os.path.isfile(path):
         raise SettingsError(f"--stages: {name!r} is neither {' nor '.join(BUILT_IN)} nor a file")
     values = read_yaml(path)
-    unknown = set(values) - {"start", "train_on", "stages"}
+    unknown = set(values) - {"start", "train_on", "stages", "members"}
     if unknown:
         raise SettingsError(
-            f"{path}: unknown key {sorted(unknown)[0]!r}; allowed are start, train_on, stages"
+            f"{path}: unknown key {sorted(unknown)[0]!r}; "
+            "allowed are start, train_on, stages, members"
         )
     for key, allowed in (("start", ("best", "random")), ("train_on", ("all", "train"))):
         if values.setdefault(key, allowed[0]) not in allowed:
             raise SettingsError(
                 f"{path}: {key} is {values[key]!r}; allowed are {', '.join(allowed)}"
             )
-    rows = values.get("stages")
+    rows, members = values.get("stages"), values.get("members", [])
     if not isinstance(rows, list) or not rows:
         raise SettingsError(f"{path}: `stages` must be a list of at least one stage")
+    if not isinstance(members, list):
+        raise SettingsError(f"{path}: `members` must be a list, found {type(members).__name__}")
     stages = tuple(_stage(row, f"{path}: stage {i}") for i, row in enumerate(rows, start=1))
-    return Recipe(Path(name).stem, values["start"], values["train_on"], stages)
+    differ = tuple(_member(row, f"{path}: member {i}") for i, row in enumerate(members, start=1))
+    return Recipe(Path(name).stem, values["start"], values["train_on"], stages, differ)
+
+
+_KEYS = tuple(field.name for field in dataclasses.fields(Stage))
 
 
 def _stage(row: Any, source: str) -> Stage:
-    fields = dataclasses.fields(Stage)
-    names = [field.name for field in fields]
+    values = _values(row, source, _KEYS)
+    for field in dataclasses.fields(Stage):
+        if field.default is dataclasses.MISSING and field.name not in row:
+            raise SettingsError(f"{source}: {field.name!r} is missing")
+    return Stage(**values)
+
+
+def _member(row: Any, source: str) -> dict[str, Any]:
+    # Each member has seeds of its own without being told.
+    return _values(row, source, tuple(key for key in _KEYS if key != "seed"))
+
+
+def _values(row: Any, source: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a stage or a member, checked."""
     if not isinstance(row, dict):
         raise SettingsError(f"{source}: expected `key: value` pairs, found {type(row).__name__}")
     values: dict[str, Any] = {}
     for key, value in row.items():
-        if key not in names:
-            raise SettingsError(f"{source}: unknown key {key!r}; allowed are {', '.join(names)}")
+        if key not in allowed:
+            raise SettingsError(f"{source}: unknown key {key!r}; allowed are {', '.join(allowed)}")
         inherits = value == INHERIT and key in INHERITABLE
         values[key] = None if inherits else {**BY_NAME, **_OWN}[key].check(value, f"{source}:")
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.name not in row:
-            raise SettingsError(f"{source}: {field.name!r} is missing")
-    return Stage(**values)
+    return values
 
 
 def check_augmentations(augment: str, recipe: str | None, images: Images) -> None:
@@ -184,8 +208,10 @@ def check_augmentations(augment: str, recipe: str | None, images: Images) -> Non
         SettingsError: One cannot augment, or the recipe cannot be read.
     """
     chosen = [("--augment", augment)]
-    stages = read_stages(recipe).stages if recipe else ()
-    chosen += [(f"--stages: {recipe}", stage.augment or "none") for stage in stages]
+    read = read_stages(recipe) if recipe else None
+    named = [stage.augment for stage in read.stages] if read else []
+    named += [each.get("augment") for each in read.members] if read else []
+    chosen += [(f"--stages: {recipe}", text or "none") for text in named]
     own = [(flag, text) for flag, text in chosen if own_function(text)]
     if own:
         from mnist_ray.training import augment as augmentation  # noqa: PLC0415 (seconds at start)

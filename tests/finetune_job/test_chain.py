@@ -153,6 +153,26 @@ def test_a_committee_carries_the_hyperparameters_of_each_member(
     assert described.lineage[3]["networks"] == 2
 
 
+def test_the_networks_of_a_committee_may_differ(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images]
+) -> None:
+    members = ({"augment": "shift"}, {"label_smoothing": 0.05, "epochs": 2})
+    recipe = Recipe("one", "best", "train", STAGES[:1], members)
+    task = task_of(tmp_path, begun, recipe=recipe, committee=3)
+    storage = RunStorage(task.uri)
+    start = chain.begin(task, storage)
+    lines = list(chain.train(task, start, storage, parts[0]))
+    steps = chain.trained(task, start, storage)
+    hps = [step.hyperparameters[0] for step in steps[1:4]]
+    assert [hp.get("augment") for hp in hps] == ["shift", None, "shift"]
+    assert [hp["label_smoothing"] for hp in hps] == [0.1, 0.05, 0.1]
+    assert sum("stage 1 epoch 2/2" in line for line in lines) == 1
+    assert steps[1].facts["augment"] == "shift"
+    assert steps[2].facts.items() >= members[1].items()
+    assert steps[3].facts["augment"] == "shift"
+    assert list(chain.train(task, start, storage, parts[0])).count("stage 1: done already") == 3
+
+
 def test_the_manifest_says_what_it_said_before(finished: tuple[ChainTask, list]) -> None:
     """Runs, reports and scripts read these keys."""
     task, (*lines, manifest) = finished

@@ -148,6 +148,10 @@ GOOD = (
         (GOOD.replace("seed: 1", "seed: 1, pool_jitter: 0.5"), "pool_jitter"),
         (GOOD.replace("seed: 1", "seed: 1, pool_jitter: -1"), "pool_jitter"),
         (GOOD.replace("epochs: 1", "epochs: trial"), "epochs"),
+        (GOOD + "members: 2\n", "members"),
+        (GOOD + "members: [affine]\n", "member 1"),
+        (GOOD + "members: [{}, {seed: 3}]\n", "member 2: unknown key 'seed'"),
+        (GOOD + "members: [{augment: mixup}]\n", "augment"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, named: str) -> None:
@@ -157,6 +161,18 @@ def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, named: str) 
         read_stages(str(file))
     assert str(file) in str(caught.value)
     assert named in str(caught.value)
+
+
+def test_members_differ_in_turn(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD + "members: [{}, {augment: affine, lr: trial}]\n")
+    recipe = read_stages(str(file))
+    stages = [recipe.numbered(member)[0][1] for member in (1, 2, 3, 4)]
+    assert [stage.augment for stage in stages] == [None, "affine", None, "affine"]
+    assert [stage.lr for stage in stages] == [0.1, None, 0.1, None]
+    assert [stage.seed for stage in stages] == [1, 1001, 2001, 3001]
+    resolved = recipe.resolved(TRIAL)
+    assert resolved.numbered(2)[0][1].hyperparameters(TRIAL)["lr"] == TRIAL["lr"]
 
 
 def test_a_missing_file_is_named() -> None:
