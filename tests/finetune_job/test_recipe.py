@@ -113,7 +113,7 @@ def test_a_stage_says_how_its_pooling_is_jittered(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["s1", "s2", "s4", "augmented", "record"])
+@pytest.mark.parametrize("name", ["s1", "s2", "s4", "augmented", "mixed", "record"])
 def test_the_shipped_files_are_read(name: str) -> None:
     assert read_stages(str(RECIPES / f"stages-{name}.yaml")).stages
 

@@ -467,7 +467,7 @@ def test_recipes_name_what_exists(path: Path) -> None:
     assert "# Result: see README.md" in header
 
 
-@pytest.mark.parametrize("name", ["augmented", "default", "demo", "record"])
+@pytest.mark.parametrize("name", ["augmented", "default", "demo", "mixed", "record"])
 def test_our_recipes_are_settings_that_work(name: str) -> None:
     recipe = parse(SearchSettings, ["--config", f"jobs/recipes/{name}.yaml"])
     check_search(recipe)

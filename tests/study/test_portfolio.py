@@ -46,9 +46,9 @@ def test_a_space_without_a_portfolio_is_told_to_who_asked(
 
 
 def test_the_recipes_of_published_results_begin_with_none() -> None:
-    published = ["augmented", "compact", "default", "fast", "record", "small", "tiny"]
+    published = ["augmented", "compact", "default", "fast", "mixed", "record", "small", "tiny"]
     published += [path.stem for path in RECIPES.glob("s[0-9]-*.yaml")]
-    assert len(published) == 14
+    assert len(published) == 15
     for name in published:
         assert parse(SearchSettings, ["--config", name]).portfolio == "none"
     assert parse(SearchSettings, ["--config", "demo"]).portfolio == "auto"
