@@ -80,7 +80,8 @@ def measure(settings: AccuracySettings) -> None:
             "`RECIPE-SEED × k`: k networks were fine-tuned after one search, each with seeds of "
             "its own; `committee` is the file that gives their mean probabilities. All accuracies "
             "are those of the exported files on the test images, looked at once, at the end. "
-            "A run's command is in its run.json; remarks on single runs are in accuracy/README.md."
+            "A run's command is in its run.json; remarks on single runs are in accuracy/README.md, "
+            "and docs/honest-results.md has the processors. The one below wrote the table."
         ],
     )
 
