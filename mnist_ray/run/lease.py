@@ -129,6 +129,7 @@ def held(
     except KeyboardInterrupt:
         if lease.lost.is_set():
             lease.check()
+        storage.sweep()  # its workers have been killed by now
         raise
     finally:
         over.set()

@@ -182,6 +182,11 @@ class Folder:
             else:
                 path.unlink()
 
+    def sweep(self) -> None:
+        """Remove what processes that were killed had only just begun to write."""
+        for parent, _, _ in os.walk(self.root):
+            _sweep(Path(parent))
+
     def probe(self) -> None:
         """Write and remove a file in the deepest directory of the path that exists."""
         with suppress(FileNotFoundError):

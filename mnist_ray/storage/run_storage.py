@@ -154,6 +154,11 @@ class RunStorage:
             raise ValueError(f"will not delete all of {self.uri}")
         self._retry("delete", name, lambda: self._place.delete(name))
 
+    def sweep(self) -> None:
+        """Remove what processes that were killed had only just begun to write."""
+        if isinstance(self._place, Folder):
+            self._place.sweep()
+
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of this name: of several writers one gets True.
 

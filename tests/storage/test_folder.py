@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import WorkError
+from mnist_ray.run import lease
 from mnist_ray.storage import RunStorage, folder
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
@@ -28,6 +29,18 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     RunStorage(str(tmp_path)).write_bytes("model.onnx", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert run.read_bytes("model.onnx") == b"new"
+
+
+def test_an_interrupt_leaves_nothing_of_a_worker_that_was_killed_while_it_wrote(
+    tmp_path: Path,
+) -> None:
+    run = RunStorage(str(tmp_path))
+    command = [sys.executable, str(PROGRAMS / "write_and_die.py"), str(tmp_path / "tune" / "1")]
+    with pytest.raises(KeyboardInterrupt), lease.held(run, "search", handle_signals=False):
+        assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+        assert len(list((tmp_path / "tune" / "1").iterdir())) == 1
+        raise KeyboardInterrupt
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
