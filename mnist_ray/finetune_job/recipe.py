@@ -55,10 +55,14 @@ class Stage:
 
     def resolved(self, hp: Mapping[str, Any]) -> "Stage":
         """The stage with the inherited values filled in, for logs and a model's lineage."""
-        values = {"weight_decay": 0.0, "augment": "none", **hp}
         keys = [key for key in (*INHERITABLE, "augment") if getattr(self, key) is None]
-        inherited: dict[str, Any] = {key: values.get(key) for key in keys}
+        inherited: dict[str, Any] = {key: _of_trial(hp, key) for key in keys}
         return dataclasses.replace(self, **inherited)
+
+
+def _of_trial(hp: Mapping[str, Any], key: str) -> Any:
+    """A value that the search's best trial had."""
+    return {"weight_decay": 0.0, "augment": "none", **hp}.get(key)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,12 @@ class Recipe:
 
     def resolved(self, hp: Mapping[str, Any]) -> "Recipe":
         """See Stage.resolved."""
-        return dataclasses.replace(self, stages=tuple(stage.resolved(hp) for stage in self.stages))
+        stages = tuple(stage.resolved(hp) for stage in self.stages)
+        members = tuple(
+            {key: _of_trial(hp, key) if value is None else value for key, value in own.items()}
+            for own in self.members
+        )
+        return dataclasses.replace(self, stages=stages, members=members)
 
     def of_member(self, member: int) -> Mapping[str, Any]:
         """What a committee's member (from 1) has in place of the stages' values."""

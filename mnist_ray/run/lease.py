@@ -129,7 +129,6 @@ def held(
     except KeyboardInterrupt:
         if lease.lost.is_set():
             lease.check()
-        storage.sweep()  # its workers have been killed by now
         raise
     finally:
         over.set()
@@ -137,6 +136,7 @@ def held(
             lease.give_back()
         else:
             heart.join(5)  # if the storage does not answer, the file stays: its process ends soon
+        storage.sweep()  # workers may have been killed while they wrote
 
 
 def owned(uri: str, work: str, token: str) -> RunStorage:

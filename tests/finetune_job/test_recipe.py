@@ -172,7 +172,8 @@ def test_members_differ_in_turn(tmp_path: Path) -> None:
     assert [stage.lr for stage in stages] == [0.1, None, 0.1, None]
     assert [stage.seed for stage in stages] == [1, 1001, 2001, 3001]
     resolved = recipe.resolved(TRIAL)
-    assert resolved.numbered(2)[0][1].hyperparameters(TRIAL)["lr"] == TRIAL["lr"]
+    assert resolved.numbered(2)[0][1].lr == TRIAL["lr"]
+    assert resolved.of_member(2) == {"augment": "affine", "lr": TRIAL["lr"]}
 
 
 def test_a_missing_file_is_named() -> None:

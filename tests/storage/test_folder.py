@@ -1,5 +1,6 @@
 """Runs on a disk: whole files or none, whatever befalls the writer."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -31,15 +32,18 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     assert run.read_bytes("model.onnx") == b"new"
 
 
-def test_an_interrupt_leaves_nothing_of_a_worker_that_was_killed_while_it_wrote(
-    tmp_path: Path,
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt, WorkError])
+def test_a_run_that_ends_leaves_nothing_of_a_worker_that_was_killed_while_it_wrote(
+    tmp_path: Path, end: type[BaseException] | None
 ) -> None:
     run = RunStorage(str(tmp_path))
     command = [sys.executable, str(PROGRAMS / "write_and_die.py"), str(tmp_path / "tune" / "1")]
-    with pytest.raises(KeyboardInterrupt), lease.held(run, "search", handle_signals=False):
+    expected = contextlib.nullcontext() if end is None else pytest.raises(end)
+    with expected, lease.held(run, "search", handle_signals=False):
         assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
         assert len(list((tmp_path / "tune" / "1").iterdir())) == 1
-        raise KeyboardInterrupt
+        if end is not None:
+            raise end
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
