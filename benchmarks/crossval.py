@@ -66,6 +66,8 @@ class CrossvalSettings(BenchmarkSettings):
     """Of the weights and of the order of images; the folds do not depend on it."""
     workers: int = 1
     """Folds at a time, each with one thread."""
+    device: str = "cpu"
+    """cpu or cuda, which the workers share."""
     against: str = "default"
     """The recipe with which the table compares the others."""
     committee: tuple[str, ...] = ()
@@ -175,12 +177,12 @@ def train(settings: CrossvalSettings, number: int) -> int:
     held_out, seen = np.flatnonzero(part.fold == number), np.flatnonzero(part.fold != number)
     hp = hp | _of_data(part.images)
     images, labels = (
-        torch.from_numpy(np.ascontiguousarray(a[seen]))
+        torch.from_numpy(np.ascontiguousarray(a[seen])).to(settings.device)
         for a in (part.images.images, part.images.labels)
     )
     storage = RunStorage(str(folder))
     start = time.perf_counter()
-    index = torch.arange(0)
+    index = torch.arange(0, device=settings.device)
     # The search's checkpoint has seen images by all writers: the stages begin with random weights.
     parts = TrainingData(images, labels, index, index)
     lines = train_stages(recipe, hp, None, storage, parts, "auto", settings.seed)

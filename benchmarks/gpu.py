@@ -42,7 +42,7 @@ from mnist_ray.errors import MnistRayError, SettingsError, first_line
 from mnist_ray.settings import main
 from mnist_ray.training import gpu_share
 from mnist_ray.training.machine import best_precision, use_threads
-from mnist_ray.training.trainer import Trainer, pixels
+from mnist_ray.training.trainer import Trainer
 
 Row = tuple[str, str]  # a figure and its value
 
@@ -55,7 +55,6 @@ RECIPE: dict[str, Any] = {
     "dropout": 0.3,
     "ema": 0.998,
 }
-SHARES = (1, 2, 4, 8, 16)
 STACKED = (1, 4, 16, 64)
 BATCH = 128
 TRIAL_IMAGES = 4 * 55_000  # of a trial: four epochs
@@ -78,8 +77,12 @@ class GpuSettings(BenchmarkSettings):
     """cuda, or cpu to try this script."""
     small: bool = False
     """Tiny sizes: only whether it runs."""
+    figure: float = 4.0
+    """Seconds of measuring, a figure."""
     sections: tuple[str, ...] = ()
     """Which ones (default: all)."""
+    shares: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Trials at a time."""
     minutes: float = 9.5
     """In all; a section that would begin later is left out."""
     seeds: int = 5
@@ -88,12 +91,12 @@ class GpuSettings(BenchmarkSettings):
     @property
     def seconds(self) -> float:
         """How long each figure is measured."""
-        return 0.2 if self.small else 4.0
+        return 0.2 if self.small else self.figure
 
     @property
-    def shares(self) -> tuple[int, ...]:
-        """Trials at a time."""
-        return SHARES[:2] if self.small else SHARES
+    def at_a_time(self) -> tuple[int, ...]:
+        """Numbers of trials that share the card."""
+        return self.shares[:2] if self.small else self.shares
 
     def network(self, blocks: int = 3, width: int = 32, **more: Any) -> dict[str, Any]:
         """A convnet's hyperparameters; by default those that the recipe default finds."""
@@ -138,59 +141,19 @@ def rate(step: Callable[[], int], seconds: float, device: str) -> float:
     return done / (time.perf_counter() - start)
 
 
-def epoch_step(settings: GpuSettings, hp: Mapping[str, Any]) -> Callable[[], int]:
-    """A call trains 20 batches as a trial does."""
+def epoch_step(
+    settings: GpuSettings, hp: Mapping[str, Any], graph: bool = True
+) -> Callable[[], int]:
+    """A call trains 20 batches as a trial does; each kernel by itself if `graph` is not set."""
     x, y = images(settings)
     batch = hp["batch_size"]
     index = torch.arange((2 if settings.small else 20) * batch, device=settings.device) % len(y)
     trainer = Trainer(hp, epochs=10**6, seed=0, device=settings.device)
+    trainer.step.graphs &= graph
 
     def call() -> int:
         trainer.train_epoch(x, y, index)
         return len(index)
-
-    return call
-
-
-def graph_step(settings: GpuSettings, hp: Mapping[str, Any]) -> Callable[[], int]:
-    """A call trains 20 batches by one CUDA graph of a whole step; on a CPU the same step."""
-    x, y = images(settings)
-    trainer = Trainer(hp, epochs=10**6, seed=0, device=settings.device)
-    model, optimizer, batch = trainer.model.train(), trainer.optimizer, hp["batch_size"]
-    chosen = torch.zeros(batch, dtype=torch.int64, device=settings.device)
-    bf16 = trainer.precision == "bf16"
-
-    def step() -> None:
-        with torch.autocast(settings.device, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            logits = model(pixels(x[chosen], trainer.layout))
-        loss = F.cross_entropy(logits.float(), y[chosen], label_smoothing=hp["label_smoothing"])
-        loss.backward()
-        optimizer.step()
-        # The gradients keep their places in memory: a graph replays addresses.
-        optimizer.zero_grad(set_to_none=settings.device != "cuda")
-        if trainer.average is not None:
-            trainer.average.update(10**6)
-
-    replay: Callable[[], None] = step
-    if settings.device == "cuda":
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        replay = graph.replay
-    steps = 2 if settings.small else 20
-
-    def call() -> int:
-        order = torch.randint(len(y), (steps, batch), device=settings.device)
-        for row in order:
-            chosen.copy_(row)
-            replay()
-        return steps * batch
 
     return call
 
@@ -228,8 +191,8 @@ def matrix(settings: GpuSettings) -> Iterator[Row]:
         with FlopCounterMode(display=False) as counter:
             model(torch.rand(8, 1, 28, 28)).sum().backward()
         flops = counter.get_total_flops() / 8
-        for how, made in (("eager", epoch_step), ("graph", graph_step)):
-            speed = rate(made(settings, hp), settings.seconds, device)
+        for how in ("eager", "graph"):
+            speed = rate(epoch_step(settings, hp, how == "graph"), settings.seconds, device)
             share = 100 * speed * flops / max(peaks)
             yield f"{name}, {how}", f"{speed:,.0f} images/s, {share:.1f} % of the rate"
 
@@ -243,7 +206,7 @@ def share_worker(settings: GpuSettings, index: int) -> Callable[[int, bool], flo
         if index >= n:
             return 0.0
         if graph not in made:
-            step = (graph_step if graph else epoch_step)(settings, settings.network())
+            step = epoch_step(settings, settings.network(), graph)
             step()
             made[graph] = step
         return rate(made[graph], settings.seconds, settings.device)
@@ -259,13 +222,11 @@ def trials_an_hour(images_per_second: float) -> str:
 
 def share(settings: GpuSettings) -> Iterator[Row]:
     """Processes that share the card, without Ray."""
-    most = settings.shares[-1]
+    most = settings.at_a_time[-1]
     with Side(share_worker, [(settings, i) for i in range(most)]) as side:
-        side(most, False)  # all kernels are chosen
         for graph in (False, True):
-            if graph:
-                side(most, True)
-            for n in settings.shares:
+            side(most, graph)  # all kernels are chosen
+            for n in settings.at_a_time:
                 rates = side(n, graph)[1]
                 how = "CUDA graphs" if graph else "eager"
                 yield f"1/{n} of the card, {how}", trials_an_hour(sum(rates))
@@ -281,7 +242,7 @@ class Actor:
 
     def images_per_second(self) -> float:
         """Of this actor."""
-        return self.call(1, False)
+        return self.call(1, True)
 
 
 def through_ray(settings: GpuSettings) -> Iterator[Row]:
@@ -295,18 +256,19 @@ def through_ray(settings: GpuSettings) -> Iterator[Row]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     here = os.path.dirname(os.path.abspath(__file__))
+    path = [here, os.path.dirname(here), *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local",
-        num_cpus=settings.shares[-1],
+        num_cpus=settings.at_a_time[-1],
         num_gpus=1 if cuda else 0,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
         _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": f"{here}:{os.path.dirname(here)}"}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path)}},
     )
     try:
-        for n in settings.shares[1:] if settings.small else settings.shares:
+        for n in settings.at_a_time:
             kind = ray.remote(num_cpus=1, num_gpus=1 / n if cuda else 0)(Actor)
             actors = [kind.remote(settings, 1 / n) for _ in range(n)]
             ray.get([a.images_per_second.remote() for a in actors])  # all have started
@@ -325,7 +287,7 @@ def auto(settings: GpuSettings) -> Iterator[Row]:
         [{**hp, "width": hp["width"] * 2, "batch_size": 256}],
         [hp],
         47_000_000,
-        settings.shares[-1],
+        settings.at_a_time[-1],
         1,
         "auto",
         settings.device,
@@ -377,12 +339,13 @@ def stacked_step(settings: GpuSettings, networks: int) -> Callable[[], int]:
     velocity = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
     rates = torch.linspace(0.01, 0.1, networks, device=device)
     x, y = images(settings)
-    # On a CPU, which only tries the section, torch cannot train bf16 under vmap.
-    bf16 = device != "cpu" and best_precision(torch.device(device)) == "bf16"
+    bf16 = best_precision(torch.device(device)) == "bf16"
+    kind = torch.bfloat16 if bf16 else torch.float32
 
     def loss(p: Any, b: Any, batch: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            logits = functional_call(skeleton, (p, b), (batch,))
+        # Under vmap autocast mixes the types of a convolution's gradients.
+        p, b = ({name: tensor.to(kind) for name, tensor in each.items()} for each in (p, b))
+        logits = functional_call(skeleton, (p, b), (batch.to(kind),))
         return F.cross_entropy(logits.float(), labels, label_smoothing=hp["label_smoothing"])
 
     gradients = vmap(grad_and_value(loss), randomness="different")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mnist_ray.training import step
 from tests.support.datasets import real_mnist
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -19,10 +20,12 @@ SMALL = gpu.GpuSettings(device="cpu", small=True, data_dir="nowhere")
 
 
 def test_every_name_of_torch_cuda_that_it_uses_exists() -> None:
-    tree = ast.parse((BENCHMARKS / "gpu.py").read_text())
+    training = Path(step.__file__).parent
+    files = (BENCHMARKS / "gpu.py", training / "step.py", training / "gpu_share.py")
     used = {
         node.attr
-        for node in ast.walk(tree)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.cuda"
     }
     assert len(used) >= 8

@@ -97,21 +97,22 @@ class Muon(torch.optim.SGD):
             fused=True,
         )
         self._kernels, self._momentum = kernels, momentum
+        for kernel in kernels:
+            self.state[kernel]["momentum_buffer"] = torch.zeros_like(kernel)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step; gradients of kernels are replaced by their orthogonal steps."""
+    def orthogonalize(self) -> None:
+        """Replaces the kernels' gradients by their orthogonal steps; `step` then takes them.
+
+        Apart from `step`, as a CUDA graph can hold these many small products, but no learning rate.
+        """
         for kernel in self._kernels:
             gradient = kernel.grad
             if gradient is None:
                 continue
-            state = self.state[kernel]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            mean = state["momentum_buffer"]
+            mean = self.state[kernel]["momentum_buffer"]
             mean.lerp_(gradient, 1 - self._momentum)
             gradient.copy_(orthogonal(gradient.lerp(mean, self._momentum)))
-        return super().step(closure)
 
 
 def orthogonal(kernel: Tensor) -> Tensor:

@@ -19,14 +19,15 @@ from mnist_ray import hyperparameters, models
 from mnist_ray.models import compiled
 from mnist_ray.run import checkpoint
 from mnist_ray.run.records import EpochRow, checked_row
-from mnist_ray.training import augment
 from mnist_ray.training.machine import best_precision
 from mnist_ray.training.metrics import Score
 from mnist_ray.training.optimizers import SCHEDULES, WeightAverage, make_optimizer
+from mnist_ray.training.step import Step, pixels
 
 # Images. Most of a trial's memory are the activations of a batch; larger batches are no faster on
-# a CPU, and their arrays would find no room in the memory that training has freed.
-EVALUATION_BATCH = 125
+# a CPU, and their arrays would find no room in the memory that training has freed. A GPU would wait
+# for Python.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 2000}
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -71,11 +72,11 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.training)
         decay = self.training["ema"]
         self.average = WeightAverage(self.model, decay) if decay else None
-        self.change = augment.change_of(self.training["augment"])
         self.epoch = 0
         self.rows: list[EpochRow] = []
         self.score: Score | None = None  # gives the rows' `val_metric`
         self.image_weights: Tensor | None = None  # float32 [n], in the loss; None: all alike
+        self.step = Step(self.model, self.optimizer, self.training, self.layout, self._autocast)
 
     # ---- training
 
@@ -95,12 +96,12 @@ class Trainer:
         n = len(labels) if index is None else len(index)
         batch = min(hp["batch_size"], n)
         steps = n // batch
+        backward = self.step.of(images, labels, self.image_weights, batch)
         torch.manual_seed(epoch_seed(self.seed, self.epoch + 1))
         order = torch.randperm(n)[: steps * batch].to(self.device)
         if index is not None:
             order = index[order]
-        factor, change = SCHEDULES[hp["schedule"]], self.change
-        smoothing, l1 = hp["label_smoothing"], hp["l1"]
+        factor = SCHEDULES[hp["schedule"]]
         loss_sum = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
@@ -109,22 +110,12 @@ class Trainer:
             lr = hp["lr"] * factor(step / (self.epochs * steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            x, y = images[chosen], labels[chosen]
-            if change is not None:
-                x = change(x)
-            with self._autocast():
-                logits = self.model(pixels(x, self.layout))
-            loss = mean_loss(logits.float(), y, smoothing, self.image_weights, chosen)
-            if l1:
-                norms = torch.stack([p.abs().sum() for p in self.model.parameters()])
-                loss = loss + l1 * norms.sum()
-            loss.backward()
+            loss, hits = backward(chosen)
             self.optimizer.step()
-            self.optimizer.zero_grad()
             if self.average is not None:
                 self.average.update(step)
-            loss_sum += loss.detach()
-            right += (logits.detach().argmax(1) == y).sum()
+            loss_sum += loss
+            right += hits
         loss_mean = loss_sum.item() / steps  # waits for the device: the clock is read after it
         seconds = time.perf_counter() - start
         self.epoch += 1
@@ -162,7 +153,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         with compiled.evaluating(), self._autocast():
-            for chosen in index.split(EVALUATION_BATCH):
+            for chosen in index.split(EVALUATION_BATCH[self.device.type]):
                 logits = model(pixels(images[chosen], self.layout)).float()
                 if answers is not None:
                     answers.append(logits)
@@ -205,6 +196,7 @@ class Trainer:
                 self.average.load(_part(tensors, "ema"))
             state = _optimizer_state(_part(tensors, "optimizer"), self.optimizer)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            self.step.forget()  # the optimiser's state has other addresses now
             self.epoch, self.precision = metadata["epoch"], metadata["precision"]
             self.rows = [checked_row(row) for row in metadata["rows"]]
         return metadata
@@ -224,7 +216,14 @@ class Trainer:
         return model
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        # A cached copy of a weight would lie in the memory of the graph that made it.
+        cached = self.device.type == "cpu"
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=cached,
+        )
 
 
 def layout_of(hp: Mapping[str, Any]) -> torch.memory_format:
@@ -247,27 +246,9 @@ def layout_of(hp: Mapping[str, Any]) -> torch.memory_format:
     return torch.channels_last
 
 
-def pixels(images: Tensor, layout: torch.memory_format) -> Tensor:
-    """Values from 0 to 255 -> float32 in [0, 1], in the network's layout.
-
-    Every uint8 value is exact in bfloat16; the division is not, so it stays float32.
-    """
-    return images.to(torch.float32, memory_format=layout).mul_(1 / 255)
-
-
 def scored(score: Score, answers: list[Tensor], labels: Tensor) -> float:
     """A metric of the labels and the logits of all batches."""
     return score(labels.cpu().numpy(), torch.cat(answers).double().softmax(1).cpu().numpy())
-
-
-def mean_loss(
-    logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None, chosen: Tensor
-) -> Tensor:
-    """Mean cross-entropy of a batch: the chosen images, each with its weight."""
-    if weights is None:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-    return (each * weights[chosen]).mean()
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ def test_muon_moves_kernels_orthogonally_and_the_rest_as_sgd_does() -> None:
         before, kernel.grad = kernel.detach().clone(), torch.randn(kernel.shape)
         bias.grad = torch.randn(8)
         other.grad = bias.grad.clone()
+        muon.orthogonalize()
         muon.step()
         sgd.step()
         step = torch.linalg.svdvals((before * (1 - 0.1 * 0.01) - kernel.detach()).flatten(1))
