@@ -20,6 +20,7 @@ from types import FrameType
 
 INTERRUPTED = 130  # exit code after Ctrl-C, SIGTERM or SIGHUP, as shells have it
 IMPORT_SECONDS = 5.0  # that an interrupt waits for an import
+SAME_SECONDS = 0.5  # in which further signals are the same interrupt
 # Modules in which it waits: an import turns it into an ImportError, and what logging does at each
 # fork, as when Ray starts its processes, has its exceptions swallowed.
 WAITS_FOR = ("importlib._bootstrap", "logging")
@@ -77,19 +78,25 @@ def interruptible() -> Iterator[None]:
     """SIGTERM (`ray job stop`) and SIGHUP (a closed terminal) raise KeyboardInterrupt as Ctrl-C.
 
     Each waits for the end of an import or of a line of the log that it falls into (IMPORT_SECONDS
-    at most, see WAITS_FOR). Outside the main thread nothing is changed.
+    at most, see WAITS_FOR). Signals that follow at once are ignored: timeout(1) sends two, and the
+    second would break the locks that the first one leaves. Outside the main thread nothing is
+    changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[float] = []
+    raised: list[float] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         came.append(time.monotonic())
+        if raised and came[-1] - raised[-1] < SAME_SECONDS:
+            return
         while frame is not None and frame.f_globals.get("__name__") not in WAITS_FOR:
             frame = frame.f_back
         if frame is None or came[-1] - came[0] > IMPORT_SECONDS:
+            raised.append(came[-1])
             raise KeyboardInterrupt
         again = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), number))
         again.daemon = True

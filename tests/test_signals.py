@@ -55,6 +55,28 @@ def test_an_interrupt_waits_for_the_end_of_an_import(
     assert [signal.getsignal(each) for each in NUMBERS] == handlers
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_signals_that_follow_at_once_are_one_interrupt(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_order = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)
+            put_in_order.append(True)
+
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
+        work()
+    assert put_in_order == [True]
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)  # a second one of a person's is one more
+    with pytest.raises(KeyboardInterrupt), signals.interruptible():
+        work()
+    assert put_in_order == [True]
+
+
 def test_in_a_thread_nothing_is_changed() -> None:
     found: list[object] = []
 
