@@ -26,6 +26,7 @@ SAME_SECONDS = 0.5  # in which further signals are the same interrupt
 WAITS_FOR = ("importlib._bootstrap", "logging")
 
 Handler = Callable[[int, FrameType | None], None]
+_raised: list[list[float]] = []  # when an interrupt was raised, shared by the blocks in one another
 _code: list[int] = []  # the exit code of a command after its last line
 
 
@@ -86,7 +87,8 @@ def interruptible() -> Iterator[None]:
         yield
         return
     came: list[float] = []
-    raised: list[float] = []
+    raised = _raised[0] if _raised else []
+    _raised.append(raised)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
@@ -106,6 +108,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        _raised.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
