@@ -34,7 +34,6 @@ class Step:
         optimizer: of its parameters.
         training: the hyperparameters, with the defaults.
         layout: of the images in memory.
-        autocast: makes the context of the forward pass.
     """
 
     def __init__(
@@ -43,18 +42,19 @@ class Step:
         optimizer: torch.optim.Optimizer,
         training: Mapping[str, Any],
         layout: torch.memory_format,
-        autocast: Callable[[], torch.autocast],
     ) -> None:
         self.model, self.optimizer, self.training = model, optimizer, training
-        self.layout, self.autocast = layout, autocast
+        self.layout = layout
         self.change = augment.change_of(training["augment"])
         # A person's own code may do what a graph would not repeat.
         own = ":" in str(training["model"]) or hyperparameters.own_function(training["augment"])
         wanted = os.environ.get(SWITCH) != "0" and not own
         self.graphs = wanted and next(model.parameters()).is_cuda
-        self._captured: tuple[Any, Backward] | None = None
+        self._captured: tuple[Any, Backward, Any] | None = None
 
-    def of(self, images: Tensor, labels: Tensor, weights: Tensor | None, batch: int) -> Backward:
+    def of(
+        self, images: Tensor, labels: Tensor, weights: Tensor | None, batch: int, precision: str
+    ) -> Backward:
         """`backward` for batches of these images; a graph, if `graphs` is set.
 
         Args:
@@ -62,14 +62,17 @@ class Step:
             labels: int64 [n].
             weights: float32 [n], of the images in the loss; None: all alike.
             batch: images of a batch.
+            precision: "bf16" or "fp32".
         """
-        backward = functools.partial(self.backward, images, labels, weights)
+        backward = functools.partial(self.backward, images, labels, weights, precision)
         if not self.graphs:
             return backward
-        same = (id(images), id(labels), id(weights), batch)
+        same = (id(images), id(labels), id(weights), batch, precision)
         if self._captured is None or self._captured[0] != same:
             self.model.train()
-            self._captured = same, captured(backward, batch, self.model, self.optimizer)
+            replay = captured(backward, batch, self.model, self.optimizer)
+            # The graph reads their memory: they stay as long as it does.
+            self._captured = same, replay, (images, labels, weights)
         return self._captured[1]
 
     def forget(self) -> None:
@@ -77,14 +80,19 @@ class Step:
         self._captured = None
 
     def backward(
-        self, images: Tensor, labels: Tensor, weights: Tensor | None, chosen: Tensor
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        precision: str,
+        chosen: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Leaves a batch's gradients in the parameters; its loss and how many are right."""
         self.optimizer.zero_grad()
         x, y = images[chosen], labels[chosen]
         if self.change is not None:
             x = self.change(x)
-        with self.autocast():
+        with autocast(x.device, precision):
             logits = self.model(pixels(x, self.layout))
         loss = mean_loss(logits.float(), y, self.training["label_smoothing"], weights, chosen)
         if l1 := self.training["l1"]:
@@ -112,6 +120,15 @@ def mean_loss(
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     return (each * weights[chosen]).mean()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in "bf16" or "fp32"."""
+    # A cached copy of a weight would lie in the memory of the graph that made it.
+    cached = device.type == "cpu"
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached
+    )
 
 
 def captured(
@@ -160,8 +177,6 @@ def captured(
         graph.replay()
         return result
 
-    # The graph reads the memory of the images and the weights: they stay as long as it does.
-    replay.reads = step  # type: ignore[attr-defined]
     return replay
 
 

@@ -22,7 +22,7 @@ from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.training.machine import best_precision
 from mnist_ray.training.metrics import Score
 from mnist_ray.training.optimizers import SCHEDULES, WeightAverage, make_optimizer
-from mnist_ray.training.step import Step, pixels
+from mnist_ray.training.step import Step, autocast, pixels
 
 # Images. Most of a trial's memory are the activations of a batch; larger batches are no faster on
 # a CPU, and their arrays would find no room in the memory that training has freed. A GPU would wait
@@ -76,7 +76,7 @@ class Trainer:
         self.rows: list[EpochRow] = []
         self.score: Score | None = None  # gives the rows' `val_metric`
         self.image_weights: Tensor | None = None  # float32 [n], in the loss; None: all alike
-        self.step = Step(self.model, self.optimizer, self.training, self.layout, self._autocast)
+        self.step = Step(self.model, self.optimizer, self.training, self.layout)
 
     # ---- training
 
@@ -96,7 +96,7 @@ class Trainer:
         n = len(labels) if index is None else len(index)
         batch = min(hp["batch_size"], n)
         steps = n // batch
-        backward = self.step.of(images, labels, self.image_weights, batch)
+        backward = self.step.of(images, labels, self.image_weights, batch, self.precision)
         torch.manual_seed(epoch_seed(self.seed, self.epoch + 1))
         order = torch.randperm(n)[: steps * batch].to(self.device)
         if index is not None:
@@ -152,7 +152,7 @@ class Trainer:
         model = self.eval_model()
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        with compiled.evaluating(), self._autocast():
+        with compiled.evaluating(), autocast(self.device, self.precision):
             for chosen in index.split(EVALUATION_BATCH[self.device.type]):
                 logits = model(pixels(images[chosen], self.layout)).float()
                 if answers is not None:
@@ -214,16 +214,6 @@ class Trainer:
             model.load_state_dict(weights)
         model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return model
-
-    def _autocast(self) -> torch.autocast:
-        # A cached copy of a weight would lie in the memory of the graph that made it.
-        cached = self.device.type == "cpu"
-        return torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.precision == "bf16",
-            cache_enabled=cached,
-        )
 
 
 def layout_of(hp: Mapping[str, Any]) -> torch.memory_format:

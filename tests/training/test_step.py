@@ -1,7 +1,9 @@
 """A step as a CUDA graph trains as the step itself does. Most of it needs a GPU."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -36,6 +38,20 @@ def trainer_of(graphs: bool = True, device: str = "cuda", **change: Any) -> Trai
 
 def test_no_graphs_on_a_cpu() -> None:
     assert not trainer_of(device="cpu").step.graphs
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_a_trainer_that_is_dropped_frees_its_memory_at_once(device: str) -> None:
+    """Not at some later garbage collection: the next trial's network comes at once."""
+    trainer = trainer_of(device=device, optimizer="muon", ema=0.9)
+    trainer.train_epoch(*images(device))
+    model = weakref.ref(trainer.model)
+    gc.disable()
+    try:
+        del trainer
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 @on_gpu
@@ -96,7 +112,7 @@ def test_the_capture_changes_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     momenta = [t.clone() for t in step_module._tensors(trainer.optimizer)]
     trainer.step.forget()
-    trainer.step.of(*data, None, 64)
+    trainer.step.of(*data, None, 64, trainer.precision)
     for name, tensor in trainer.model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     for now, then in zip(step_module._tensors(trainer.optimizer), momenta, strict=True):
@@ -106,7 +122,7 @@ def test_the_capture_changes_nothing() -> None:
 @on_gpu
 def test_each_replay_draws_anew() -> None:
     trainer = trainer_of(optimizer="sgd", dropout=0.5, augment="affine")
-    backward = trainer.step.of(*images("cuda"), None, 64)
+    backward = trainer.step.of(*images("cuda"), None, 64, "bf16")
     chosen = torch.arange(64, device="cuda")
     losses = set()
     for _ in range(4):
