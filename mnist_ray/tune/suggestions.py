@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial
 
 from mnist_ray.run.records import Record, Records
-from mnist_ray.study.journal import on_disk
+from mnist_ray.study.journal import on_disk, together
 from mnist_ray.study.optuna_private import is_lacking, reopened, started, suggest_anew
 from mnist_ray.study.samplers import exhausted
 from mnist_ray.study.suggestions import Refusal, Space, suggested
@@ -88,7 +88,8 @@ class Suggestions:
         trial = self._trial()
         if trial is None:
             return None
-        hp = suggested(self.space, trial)
+        with together(self.study):
+            hp = suggested(self.space, trial)
         # Before a worker writes the trial's checkpoints.
         on_disk(self.study)
         self.keep()

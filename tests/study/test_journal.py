@@ -127,3 +127,40 @@ def test_a_journal_that_is_gone_is_not_begun_again(tmp_path: Path, moved: bool) 
 def test_a_missing_journal_has_no_study(tmp_path: Path) -> None:
     assert journal.read(RunStorage(str(tmp_path)), "study.journal").get_all_studies() == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other_writes", [False, True])
+def test_a_suggestion_is_written_in_one_go(tmp_path: Path, other_writes: bool) -> None:
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(storage=journal_file(path), study_name="s")
+    for value in (0.5, 0.25):
+        trial = study.ask()
+        before = path.read_bytes()
+        with journal.together(study):
+            names = [trial.suggest_float(name, 0, 1) for name in "xyz"]
+            assert path.read_bytes() == before
+            assert list(study.trials[-1].params.values()) == names  # Optuna knows them
+            if other_writes:  # as a dashboard does
+                other = optuna.load_study(study_name="s", storage=journal_file(path))
+                other.set_user_attr("note", value)
+        assert path.read_bytes().count(b"\n") == before.count(b"\n") + 3 + other_writes
+        trial.report(0.5, 1)
+        assert study.user_attrs == ({"note": value} if other_writes else {})
+        study.tell(trial, value)
+        assert list(study.trials[-1].params.values()) == names
+    assert [t.value for t in trials(path)] == [0.5, 0.25]
+    assert [t.params for t in trials(path)] == [t.params for t in study.trials]
+
+
+def test_what_must_be_on_the_disk_at_once_takes_the_lines_before_it_along(path: Path) -> None:
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    trial = study.ask()
+    with journal.together(study):
+        trial.suggest_float("x", 0, 1)
+        study.tell(1, 0.75)
+        trial.suggest_float("y", 0, 1)
+        assert [len(t.params) for t in trials(path)] == [1, 1, 1]
+        assert trials(path)[1].value == 0.75
+    assert [len(t.params) for t in trials(path)] == [1, 1, 2]
+    study.tell(trial, 0.5)
+    assert [t.value for t in trials(path)] == [0.25, 0.75, 0.5]
