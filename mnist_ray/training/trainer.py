@@ -96,6 +96,7 @@ class Trainer:
         n = len(labels) if index is None else len(index)
         batch = min(hp["batch_size"], n)
         steps = n // batch
+        start = time.perf_counter()
         backward = self.step.of(images, labels, self.image_weights, batch, self.precision)
         torch.manual_seed(epoch_seed(self.seed, self.epoch + 1))
         order = torch.randperm(n)[: steps * batch].to(self.device)
@@ -105,7 +106,6 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
-        start = time.perf_counter()
         for step, chosen in enumerate(order.split(batch), start=self.epoch * steps):
             lr = hp["lr"] * factor(step / (self.epochs * steps))
             for group in self.optimizer.param_groups:
