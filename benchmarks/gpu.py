@@ -18,10 +18,10 @@ ray      the same through Ray's fractional GPUs, where ray is installed
 
 Wheels that a machine with PyTorch, torchvision, NumPy, SciPy, scikit-learn, pyarrow, psutil,
 Pillow, safetensors and PyYAML needs besides: tyro, docstring_parser, shtab, typeguard; optuna is
-not needed; ray only for the section `ray`. A whole search needs what pip installs with this package;
-its fine-tuning also Ray's dashboard: aiohttp_cors, colorful, opencensus, opentelemetry (api, sdk,
-proto, exporter-prometheus, semantic-conventions), smart_open, virtualenv, py-spy. Without MNIST in
-the data folder the images are random, and the chain is left out.
+not needed; ray only for the section `ray`. A whole search needs what pip installs with this
+package; its fine-tuning also Ray's dashboard: aiohttp_cors, colorful, opencensus, opentelemetry
+(api, sdk, proto, exporter-prometheus, semantic-conventions), smart_open, virtualenv, py-spy.
+Without MNIST in the data folder the images are random, and the chain is left out.
 """
 
 import importlib.util

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ class FileLog(BaseJournalBackend):
         self.path, self.lock, self.line = path, JournalFileOpenLock(str(path)), 0
         self._begins = [0]  # of each line, in bytes
         self._held: list[bytes] | None = None  # lines that are written together
+        self._writing = threading.Lock()  # Optuna's does not cover the end of `together`
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -185,15 +187,18 @@ class FileLog(BaseJournalBackend):
         try:
             yield
         finally:
-            held, self._held = self._held, None
-            if held:
-                self._write(held, known=True)
+            with self._writing:
+                held, self._held = self._held, None
+                if held:
+                    self._write(held, known=True)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The records from that one on, counted from 0."""
-        if self._held:
-            known = len(self._begins) - 1
-            yield from map(_record, self._held[log_number_from - known :])
+        with self._writing:
+            new = log_number_from - len(self._begins) + 1
+            held = self._held[new:] if self._held else None
+        if held is not None:
+            yield from map(_record, held)
             return
         with self._named_errors(), self.path.open("rb") as file:
             size, at = os.fstat(file.fileno()).st_size, self._begins[log_number_from]
@@ -212,14 +217,15 @@ class FileLog(BaseJournalBackend):
         """Appends a line for each; waits for the disk if one of them is not of LATER."""
         lines = [f"{json.dumps(log, separators=(',', ':'))}\n".encode() for log in logs]
         later = all(log["op_code"] in LATER for log in logs)
-        if self._held is None:
-            self._write(lines, sync=not later)
-        elif later:
-            self._held += lines
-        else:
-            held, self._held = self._held, []
-            self._write(held, known=True)
-            self._write(lines, sync=True)
+        with self._writing:
+            if self._held is None:
+                self._write(lines, sync=not later)
+            elif later:
+                self._held += lines
+            else:
+                held, self._held = self._held, []
+                self._write(held, known=True)
+                self._write(lines, sync=True)
 
     def _write(self, lines: list[bytes], sync: bool = False, known: bool = False) -> None:
         """Appends lines; `known` ones were given by `read_logs` before."""

@@ -1,6 +1,7 @@
 """A study's journal: what is cut off, what is named, and that a lost file is not begun again."""
 
 import json
+import threading
 from pathlib import Path
 
 import optuna
@@ -164,3 +165,29 @@ def test_what_must_be_on_the_disk_at_once_takes_the_lines_before_it_along(path: 
     assert [len(t.params) for t in trials(path)] == [1, 1, 2]
     study.tell(trial, 0.5)
     assert [t.value for t in trials(path)] == [0.25, 0.75, 0.5]
+
+
+def test_another_thread_may_read_and_write_meanwhile(path: Path) -> None:
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                study.set_user_attr("seen", len(study.trials))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(40):
+        trial = study.ask()
+        with journal.together(study):
+            for name in "xyz":
+                trial.suggest_float(name, 0, 1)
+        study.tell(trial, 0.5)
+    done.set()
+    thread.join()
+    assert errors == []
+    assert [len(t.params) for t in trials(path)[2:]] == [3] * 40
