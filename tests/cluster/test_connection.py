@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -118,12 +119,16 @@ def test_a_ray_of_our_own_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are caught")
-def test_sigterm_is_caught_while_ray_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_ray_ends_its_processes_sigterm_is_caught_and_the_monitor_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ray._private.node import Node
 
     from mnist_ray.cluster import patches
 
-    caught = []
+    caught, done = [], list[str]()
+    monitor = SimpleNamespace(process=SimpleNamespace(kill=lambda: done.append("monitor killed")))
+    node = SimpleNamespace(all_processes={"monitor": [monitor]})
 
     def is_caught() -> bool:
         status = Path("/proc/self/status").read_text()
@@ -134,15 +139,21 @@ def test_sigterm_is_caught_while_ray_ends_its_processes(monkeypatch: pytest.Monk
         """As Ray's, which resets the handler beneath Python."""
         ctypes.CDLL(None).signal(signal.SIGTERM, 0)
         assert not is_caught()
-        Node.kill_all_processes(cast(Any, None))
+        Node.kill_all_processes(cast(Any, node))
         ctypes.CDLL(None).signal(signal.SIGTERM, 0)
 
     before = signal.signal(signal.SIGTERM, lambda *of: None)
-    monkeypatch.setattr(Node, "kill_all_processes", lambda self: caught.append(is_caught()))
+
+    def plain(self: Any) -> None:
+        done.append("then Ray's way")
+        caught.append(is_caught())
+
+    monkeypatch.setattr(Node, "kill_all_processes", plain)
     monkeypatch.setattr("ray.shutdown", ends)
     try:
         patches.shutdown()
         assert caught == [True]
+        assert done == ["monitor killed", "then Ray's way"]
         assert is_caught()
     finally:
         signal.signal(signal.SIGTERM, before)
