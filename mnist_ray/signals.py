@@ -26,7 +26,7 @@ SAME_SECONDS = 0.5  # in which further signals are the same interrupt
 WAITS_FOR = ("importlib._bootstrap", "logging")
 
 Handler = Callable[[int, FrameType | None], None]
-_raised: list[list[float]] = []  # when an interrupt was raised, shared by the blocks in one another
+_raised: list[float] = []  # when interrupts were raised, since the last block was entered
 _code: list[int] = []  # the exit code of a command after its last line
 
 
@@ -87,18 +87,17 @@ def interruptible() -> Iterator[None]:
         yield
         return
     came: list[float] = []
-    raised = _raised[0] if _raised else []
-    _raised.append(raised)
+    _raised.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         came.append(time.monotonic())
-        if raised and came[-1] - raised[-1] < SAME_SECONDS:
+        if _raised and came[-1] - _raised[-1] < SAME_SECONDS:
             return
         while frame is not None and frame.f_globals.get("__name__") not in WAITS_FOR:
             frame = frame.f_back
         if frame is None or came[-1] - came[0] > IMPORT_SECONDS:
-            raised.append(came[-1])
+            _raised.append(came[-1])
             raise KeyboardInterrupt
         again = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), number))
         again.daemon = True
@@ -108,7 +107,6 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        _raised.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mnist_ray import models
 from mnist_ray.errors import WorkError, first_line
 from mnist_ray.training.machine import use_threads
-from mnist_ray.training.trainer import Trainer
+from mnist_ray.training.trainer import EVALUATION_BATCH, Trainer
 
 AT_A_TIME = (1, 2, 4, 8, 16)
 SECONDS = 3.0  # of training, for each number at a time
@@ -146,7 +146,8 @@ def _memory(hps: Sequence[Mapping[str, Any]], precision: str, device: str) -> tu
             trainer = Trainer(hp, epochs=2, seed=0, device=device, precision=precision)
             images, labels = _images(hp, device)
             trainer.train_epoch(images, labels)
-            trainer.evaluate(images, labels, torch.arange(len(labels), device=device))
+            whole = torch.arange(EVALUATION_BATCH["cuda"], device=device) % len(labels)
+            trainer.evaluate(images, labels, whole)
             del trainer
         except torch.cuda.OutOfMemoryError:
             return total, total

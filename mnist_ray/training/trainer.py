@@ -27,7 +27,7 @@ from mnist_ray.training.step import Step, autocast, pixels
 # Images. Most of a trial's memory are the activations of a batch; larger batches are no faster on
 # a CPU, and their arrays would find no room in the memory that training has freed. A GPU would wait
 # for Python.
-EVALUATION_BATCH = {"cpu": 125, "cuda": 2000}
+EVALUATION_BATCH = {"cpu": 125, "cuda": 500}
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

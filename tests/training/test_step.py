@@ -1,5 +1,6 @@
 """A step as a CUDA graph trains as the step itself does. Most of it needs a GPU."""
 
+import functools
 import gc
 import subprocess
 import sys
@@ -68,14 +69,8 @@ def never_called(batch: Tensor) -> Tensor:
 @on_gpu
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_graph_trains_as_the_step_does(optimizer: str) -> None:
-    plain: dict[str, Any] = {
-        "optimizer": optimizer,
-        "dropout": 0,
-        "pool_jitter": 0,
-        "augment": "none",
-    }
-    data = images("cuda")
-    with_graphs, without = trainer_of(**plain), trainer_of(False, **plain)
+    plain = functools.partial(trainer_of, optimizer=optimizer, dropout=0, pool_jitter=0)
+    data, with_graphs, without = images("cuda"), plain(), plain(graphs=False)
     for _ in range(3):
         row, other = with_graphs.train_epoch(*data), without.train_epoch(*data)
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
@@ -86,14 +81,8 @@ def test_a_graph_trains_as_the_step_does(optimizer: str) -> None:
 @on_gpu
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_goes_on_as_if_uninterrupted(optimizer: str) -> None:
-    change: dict[str, Any] = {
-        "optimizer": optimizer,
-        "dropout": 0.2,
-        "augment": "affine",
-        "ema": 0.9,
-    }
-    data = images("cuda")
-    undisturbed, first, second = (trainer_of(**change) for _ in range(3))
+    random = functools.partial(trainer_of, optimizer=optimizer, dropout=0.2, augment="affine")
+    data, undisturbed, first, second = images("cuda"), *(random(ema=0.9) for _ in range(3))
     for _ in range(3):
         undisturbed.train_epoch(*data)
     first.train_epoch(*data)
