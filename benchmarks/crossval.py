@@ -36,6 +36,7 @@ from common import ROOT, BenchmarkSettings, command, machine, section, table
 from mnist_ray import data, hyperparameters
 from mnist_ray.data import writers
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.processes import end_with_parent
 from mnist_ray.settings import key_values, main
 
 log = logging.getLogger("crossval")
@@ -268,7 +269,8 @@ def _trained(settings: CrossvalSettings, folds: Sequence[int]) -> Iterator[int]:
     if settings.workers == 1 or len(folds) < 2:
         yield from (train(settings, number) for number in folds)
         return
-    with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(settings.workers, spawn, initializer=end_with_parent) as pool:
         jobs = [pool.submit(train, settings, number) for number in folds]
         yield from (job.result() for job in as_completed(jobs))
 

@@ -6,6 +6,7 @@ Leases, temporary folders and half-written files are judged by it.
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import platform
 import secrets
@@ -188,6 +189,24 @@ def _end_all_within(folder: Path) -> None:
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get("TMPDIR") == str(folder) and process.pid != os.getpid():
                 process.kill()
+
+
+# ---- workers of multiprocessing
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, even by SIGKILL.
+
+    An initializer for workers: those of a ProcessPoolExecutor would work on, then wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 # ---- waiting

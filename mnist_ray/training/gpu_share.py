@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mnist_ray import models
 from mnist_ray.errors import WorkError, first_line
+from mnist_ray.processes import end_with_parent
 from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import EVALUATION_BATCH, Trainer
 
@@ -119,6 +120,7 @@ def _pool(processes: int, cpus: float) -> ProcessPoolExecutor:
 
 def _together(barrier: threading.Barrier, cpus: float) -> None:
     """A process begins when all are there: none works for two."""
+    end_with_parent()  # else it would keep its memory on the device
     use_threads(cpus)
     barrier.wait(START_SECONDS)
 

@@ -1,5 +1,6 @@
 """Which processes have ended, and the folders that they left."""
 
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,15 @@ from mnist_ray import processes
 from mnist_ray.errors import WorkError
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+POOL = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from mnist_ray.processes import end_with_parent
+with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
 KEEP = Path(__file__).parents[1] / "programs" / "keep_folder.py"
 
 
@@ -190,3 +200,15 @@ def test_a_clock_runs_in_a_terminal_only(terminal: bool, monkeypatch: pytest.Mon
     with processes.clock("starting Ray"):
         time.sleep(1.3)
     assert ("starting Ray 00:01" in shown.getvalue()) == terminal
+
+
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    parent, worker = start("-c", POOL)
+    found = psutil.Process(int(worker))
+    parent.kill()
+    parent.wait()
+    try:
+        found.wait(10)  # TimeoutExpired if it is still there
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.kill()
