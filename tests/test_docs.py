@@ -136,6 +136,25 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert "://" in target or (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_anchor_is_a_heading(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*\.md|)#([^)]+)\)", PAGES[path]):
+        file = path.parent / target if target else path
+        headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {slug(heading) for heading in headings}, f"{target}#{anchor}"
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub and the docs site make of a heading."""
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
+
+
+def test_every_command_of_the_results_is_whole() -> None:
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    cut_off = [line for line in results.splitlines() if line[:1] == "`" and line.count("`") % 2]
+    assert not cut_off
+
+
 def test_docs_have_an_example_for_each_1000_words() -> None:
     words = sum(len(text.split()) for text in PAGES.values())
     examples = sum(text.count("\n```") // 2 for text in PAGES.values())

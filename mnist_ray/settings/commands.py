@@ -127,7 +127,7 @@ class DrawSettings(Options):
 
 @dataclass(frozen=True)
 class ServeSettings(Options):
-    """Answer pictures over HTTP. If MNIST_RAY_TOKEN is set, every request must carry it."""
+    """Answer pictures over HTTP. If MNIST_RAY_TOKEN is set, /predict and /metrics ask for it."""
 
     model: Model
     """An ONNX file or a run's directory, local or s3://…"""

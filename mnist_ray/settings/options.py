@@ -220,7 +220,9 @@ class MethodOptions(Options):
     """An older run's directory, or an older study's place as in --study with #STUDY_NAME behind it:
     the sampler learns from its trials."""
     deterministic: bool = False
-    """The same seed gives the same search, also in parallel: trials may wait for each other."""
+    """The same seed gives the same search, also in parallel: trials may wait for each other. asha
+    becomes successive-halving (not with --objectives). Excludes --time-budget, --target,
+    --patience, --gpus-per-trial auto, --sampler qmc, and samplers of your own."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,8 @@ class ResourceOptions(Options):
     max_concurrent: int | None = None
     """Most trials at a time (default: as many as the cluster holds, also when nodes join)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the training; auto is bf16 if the machine has instructions for it."""
+    """Arithmetic of the training; auto is bf16 if the machine has instructions for it, and fp32
+    with --deterministic."""
 
 
 @dataclass(frozen=True)
