@@ -3,14 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import optuna
 import ray
 
 from mnist_ray import cluster
 from mnist_ray.search_job.plan import Placement, Plan
 from mnist_ray.study.samplers import UpperEnd, make_sampler
+from mnist_ray.study.suggestions import drawn
 
 DRAWN = 9  # suggestions of each kind, among which the largest and the median network are looked for
 
@@ -62,19 +61,15 @@ def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:
     s, images = plan.settings, plan.split.images
     cpus = min(node.get("CPU", 1) / node["GPU"] for node in with_gpu)  # beside one GPU
 
-    def suggestions(sampler: optuna.samplers.BaseSampler) -> list[dict[str, Any]]:
-        study = optuna.create_study(sampler=sampler)
-        return [plan.space(study.ask()) for _ in range(DRAWN)]
-
-    drawn = suggestions(make_sampler("random", s.seed, {}))
-    largest = [*suggestions(UpperEnd(s.seed)), *drawn]
+    typical = drawn(plan.space, make_sampler("random", s.seed, {}), DRAWN)
+    largest = [*drawn(plan.space, UpperEnd(s.seed), DRAWN), *typical]
     data_bytes = images.images.nbytes + images.labels.nbytes
     slots = min(cpus / s.cpus_per_trial, s.max_concurrent or math.inf)
     print("--gpus-per-trial auto: measuring on a GPU, as soon as one is free", flush=True)
     measure = ray.remote(num_gpus=1, num_cpus=min(s.cpus_per_trial, cpus))(gpu_share.measure)
     try:
         found = ray.get(
-            measure.remote(largest, drawn, data_bytes, slots, s.cpus_per_trial, s.precision)
+            measure.remote(largest, typical, data_bytes, slots, s.cpus_per_trial, s.precision)
         )
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error

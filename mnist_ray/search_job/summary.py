@@ -10,12 +10,14 @@ import yaml
 from optuna.trial import TrialState
 
 from mnist_ray.errors import shortened
+from mnist_ray.hyperparameters import plain
 from mnist_ray.run import tables
 from mnist_ray.run.records import Records, value_of
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.settings import constraints, objectives
 from mnist_ray.study import importance
 from mnist_ray.study.objectives import single
+from mnist_ray.study.suggestions import Refusal, suggested
 
 HEADER = ("trial", "state", "epoch", "val_accuracy", "val_loss", "parameters", "settings")
 
@@ -120,7 +122,11 @@ def describe(plan: Plan) -> str:
     for point in plan.points:
         study.enqueue_trial(point)
     suggestions = [
-        f"suggestion {i}: {json.dumps(plan.space(study.ask()))}"
+        f"suggestion {i}: {_shown(suggested(plan.space, study.ask()))}"
         for i in range(min(3, plan.settings.trials))
     ]
     return yaml.safe_dump(plan.recorded_settings(), sort_keys=False) + "\n".join(suggestions)
+
+
+def _shown(found: dict[str, Any] | Refusal) -> str:
+    return found.reason if isinstance(found, Refusal) else json.dumps(plain(found, "--space"))

@@ -4,18 +4,25 @@ A space is a person's function. It may raise optuna.TrialPruned for an impossibl
 it may have a slip in one branch: both end one trial and not the search.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    check_distribution_compatibility,
+)
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from mnist_ray import errors
 from mnist_ray.errors import MnistRayError, SettingsError, shortened
 from mnist_ray.study.optuna_private import is_contradiction
 
+KEPT = (type(None), bool, int, float, str)  # choices that come out of a study as they went in
 Space = Callable[[optuna.Trial], dict[str, Any]]
 
 
@@ -54,14 +61,17 @@ def check_suggests(space: Space, name: str, samples: int = 10) -> dict[str, Any]
     """Tries so many random suggestions, and more if none of them succeeds; returns the last good.
 
     Raises:
-        SettingsError: naming the last reason, if none succeeds; or the space raises it.
+        SettingsError: naming the last reason, if none succeeds; a choice cannot be kept in a
+            study; or the space raises it.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     good, reason = None, ""
     for i in range(max(samples, 50)):
         if i >= samples and good is not None:
             break
-        found = suggested(space, study.ask())
+        trial = study.ask()
+        found = suggested(space, trial)
+        _check_choices(name, trial.distributions)
         if isinstance(found, Refusal):
             reason = found.reason
         else:
@@ -69,6 +79,26 @@ def check_suggests(space: Space, name: str, samples: int = 10) -> dict[str, Any]
     if good is None:
         raise SettingsError(f"--space: {name!r} gives no suggestion with its options: {reason}")
     return good
+
+
+def _check_choices(name: str, distributions: Mapping[str, BaseDistribution]) -> None:
+    """SettingsError if a choice is none of those that a study gives back as it was."""
+    for parameter, distribution in distributions.items():
+        if not isinstance(distribution, CategoricalDistribution):
+            continue
+        for choice in distribution.choices:
+            if type(choice) not in KEPT:
+                raise SettingsError(
+                    f"--space: {name!r} suggests {parameter!r} among {choice!r:.60}, a "
+                    f"{type(choice).__name__}; a choice may be None, bool, int, float or str"
+                )
+
+
+def drawn(space: Space, sampler: BaseSampler, n: int) -> list[dict[str, Any]]:
+    """So many suggestions, without those that the space refuses; fewer if it refuses most."""
+    study = optuna.create_study(sampler=sampler)
+    found = (suggested(space, study.ask()) for _ in range(max(n, 50)))
+    return list(itertools.islice((hp for hp in found if not isinstance(hp, Refusal)), n))
 
 
 def ranges(space: Space, samples: int = 50) -> dict[str, set[BaseDistribution]]:
@@ -102,10 +132,28 @@ def check_space(name: str, trials: Sequence[FrozenTrial], space: Space) -> None:
             f"but {shortened(', '.join(sorted(found)), 200)}"
         )
     for parameter in sorted(found.keys() & known.keys()):
-        # A space may give one name several ranges; not all of the study's need be met here.
-        if found[parameter].isdisjoint(known[parameter]):
+        if not _may_agree(known[parameter], found[parameter]):
             here, there = (min(map(str, each[parameter])) for each in (known, found))
             raise SettingsError(
                 f"--space: {parameter!r} is {there} in study {name!r}, "
                 f"but {here} in this space; give another --name or --study-name"
             )
+
+
+def _may_agree(here: set[BaseDistribution], there: set[BaseDistribution]) -> bool:
+    """Whether a space that has some distributions of a parameter may have had others of it.
+
+    A space may give one name several ranges; not all of the study's need be met here. Where a
+    range depends on other parameters, no two are equal: Optuna's own rule decides then.
+    """
+    if not here.isdisjoint(there):
+        return True
+    return len(here) > 1 and any(_compatible(a, b) for a in here for b in there)
+
+
+def _compatible(a: BaseDistribution, b: BaseDistribution) -> bool:
+    try:
+        check_distribution_compatibility(a, b)
+    except ValueError:
+        return False
+    return True

@@ -3,12 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from optuna.trial import FixedTrial
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.study.points import read_points
-from mnist_ray.study.suggestions import Refusal, check_suggests, ranges, suggested
+from mnist_ray.study.suggestions import (
+    Refusal,
+    check_space,
+    check_suggests,
+    drawn,
+    ranges,
+    suggested,
+)
 from tests.support.studies import one_line
 
 
@@ -83,3 +92,41 @@ def test_points_of_such_a_space(tmp_path: Path, text: str, named: str | None) ->
     with pytest.raises(SettingsError) as caught:
         read_points(str(tmp_path / "p.yaml"), refusing)
     assert named in one_line(caught)
+
+
+@pytest.mark.parametrize("choices", [[(16, 32), (32, 64)], [[1], [2]], np.arange(16, 65, 16)])
+def test_choices_that_a_study_cannot_keep_are_refused(choices: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_suggests(lambda trial: {"k": trial.suggest_categorical("k", choices)}, "mine:space")
+    assert one_line(caught).startswith("--space: 'mine:space' suggests 'k' among ")
+    assert one_line(caught).endswith("a choice may be None, bool, int, float or str")
+
+
+def dependent(trial: optuna.Trial) -> dict[str, Any]:
+    """Its ranges depend on what was suggested before."""
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    return {"least": trial.suggest_float("least", 1e-6, lr, log=True)}
+
+
+def test_a_range_that_depends_on_another_parameter_is_its_own_study_s() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
+    for _ in range(5):
+        dependent(study.ask())
+    trials = study.get_trials()
+    assert ranges(dependent)["least"].isdisjoint({t.distributions["least"] for t in trials})
+    check_space("s", trials, dependent)
+
+    def other(trial: optuna.Trial) -> dict[str, Any]:
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return {"least": trial.suggest_float("least", 0, lr)}
+
+    with pytest.raises(SettingsError, match="'least' is FloatDistribution"):
+        check_space("s", trials, other)
+
+
+def test_drawn_suggestions_are_those_that_the_space_gives() -> None:
+    found = drawn(refusing, optuna.samplers.RandomSampler(seed=0), 9)
+    assert len(found) == 9
+    assert all(set(hp) == {"lr"} for hp in found)
+    pruned: Any = lambda trial: refusing(FixedTrial({"kind": "pruned"}))  # type: ignore[arg-type] # noqa: E731
+    assert drawn(pruned, optuna.samplers.RandomSampler(seed=0), 9) == []
