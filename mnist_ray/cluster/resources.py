@@ -14,6 +14,7 @@ import psutil
 from mnist_ray.errors import SettingsError, described
 
 Resources = Mapping[str, float]  # as Ray counts them: "CPU", "GPU"
+ROUNDING = 1e-6  # Ray counts resources in ten-thousandths
 LEAST_SECONDS = 0.3  # the system counts CPU time in hundredths
 
 
@@ -116,10 +117,15 @@ def capacity(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resou
         by_gpu = math.inf
         if gpus:
             # Fractions cannot be added up across GPUs: 0.4 fits twice into each.
-            by_gpu = node.get("GPU", 0) * (1 // gpus if gpus < 1 else 1 / gpus)
-        return int(min(node.get("CPU", 0) / cpus, by_gpu))
+            by_gpu = node.get("GPU", 0) * (_whole(1 / gpus) if gpus < 1 else 1 / gpus)
+        return _whole(min(node.get("CPU", 0) / cpus, by_gpu))
 
     return max(1, sum(map(hold, each)), hold(maximum))
+
+
+def _whole(number: float) -> int:
+    """How many fit: ten times 0.1 into 1, of which 1 // 0.1 makes 9."""
+    return math.floor(number + ROUNDING)
 
 
 def check_sendable(value: Any, source: str) -> None:
