@@ -207,7 +207,8 @@ class _Work:
 
     def _read(self, name: str) -> tuple[list[EpochRow], bytes | None]:
         file = self._file(name)
-        return unpack(self.storage.read_bytes(file), self.storage.join(file))
+        rows, state, _ = unpack(self.storage.read_bytes(file), self.storage.join(file))
+        return rows, state
 
     @property
     def done(self) -> bool:

@@ -66,6 +66,7 @@ class FunctionTrial(EpochTrial):
         self.rows: list[EpochRow] = []
         self.state: bytes | None = None  # the last that was yielded
         self.n_parameters: int | None = None
+        self.best_parameters: int | None = None  # of the best epoch
 
     def cleanup(self) -> None:
         """Ends the function, so that its `finally` runs."""
@@ -130,8 +131,9 @@ class FunctionTrial(EpochTrial):
         name = f"{layout.trial_folder(self.number)}/{self.LATEST}"
         if not self.storage.exists(name):
             return False
-        rows, self.state = unpack(self.storage.read_bytes(name), self.storage.join(name))
-        self.rows = rows if self.state is not None else []
+        rows, self.state, kept = unpack(self.storage.read_bytes(name), self.storage.join(name))
+        if self.state is not None:
+            self.rows, self.n_parameters, self.best_parameters = rows, kept, kept
         return self.state is not None
 
     def _save(self, row: EpochRow, state: bytes | None) -> None:
@@ -144,9 +146,11 @@ class FunctionTrial(EpochTrial):
                 "hyperparameters": self.hp,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
+            self.best_parameters = self.n_parameters
             described, kept = self.BEST
             self.storage.write_json(f"{folder}/{described}", metadata)
             self.storage.write_bytes(f"{folder}/{kept}", content)
         if state is not None or self.state is None:
             self.state = state
-            self.storage.write_bytes(f"{folder}/{self.LATEST}", pack(self.rows, state))
+            content = pack(self.rows, state, self.best_parameters)
+            self.storage.write_bytes(f"{folder}/{self.LATEST}", content)

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run.records import COLUMNS, METRIC_PREFIX, EpochRow, checked_row
+from mnist_ray.run.records import COLUMNS, METRIC_PREFIX, EpochRow, checked, checked_row
 from mnist_ray.settings.objectives import column, function_of
 
 
@@ -65,27 +65,36 @@ def _number(name: Any, value: Any) -> float:
     return float(plain)
 
 
-def pack(rows: list[EpochRow], state: bytes | None) -> bytes:
-    """A line of JSON, with the rows and the SHA-256 of rows and state; then the state."""
+def pack(rows: list[EpochRow], state: bytes | None, n_parameters: int | None = None) -> bytes:
+    """A line of JSON with rows, the best epoch's n_parameters and a SHA-256; then the state."""
     body = state or b""
-    digest = hashlib.sha256(json.dumps(rows).encode() + body).hexdigest()
-    header = {"rows": rows, "sha256": digest, "state": state is not None}
+    header: dict[str, Any] = {"rows": rows, "sha256": _digest(rows, body, n_parameters)}
+    header |= {"state": state is not None}
+    header |= {} if n_parameters is None else {"n_parameters": n_parameters}
     return json.dumps(header).encode() + b"\n" + body
 
 
-def unpack(data: bytes, source: str) -> tuple[list[EpochRow], bytes | None]:
+def _digest(rows: list[EpochRow], body: bytes, n_parameters: int | None) -> str:
+    number = b"" if n_parameters is None else str(n_parameters).encode()
+    return hashlib.sha256(json.dumps(rows).encode() + number + body).hexdigest()
+
+
+def unpack(data: bytes, source: str) -> tuple[list[EpochRow], bytes | None, int | None]:
     """The arguments of `pack`. Raises CorruptFileError naming `source` if a byte differs."""
     head, _, body = data.partition(b"\n")
     try:
         header = json.loads(head)
         rows, expected = header["rows"], header["sha256"]
-        checked = [checked_row(row) for row in rows]
+        n_parameters = header.get("n_parameters")
+        if n_parameters is not None:
+            checked(n_parameters, int, "n_parameters")
+        read = [checked_row(row) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"{source} is not a checkpoint of this project or is damaged: {error!r}"
         ) from error
-    if hashlib.sha256(json.dumps(rows).encode() + body).hexdigest() != expected:
+    if _digest(rows, body, n_parameters) != expected:
         raise CorruptFileError(
             f"{source} is damaged: its content does not match the SHA-256 that it carries"
         )
-    return checked, body if header.get("state", True) else None
+    return read, body if header.get("state", True) else None, n_parameters

@@ -124,7 +124,6 @@ class Outcomes:
 
     def _settle(self, trial: optuna.Trial, state: str) -> None:
         record, names = self.records.trials[trial.number], self.records.objectives
-        self.records.end(trial.number, state)
         value: float | list[float] | None = None
         if state == "COMPLETE":
             best = record.best(self.records.metric)
@@ -132,6 +131,9 @@ class Outcomes:
             value = value_of(best, self.records.metric)
             if names:
                 value = record.values(names, self.records.metric)
+            if value is None:
+                state, record.reason = "FAIL", "its best epoch lacks a value of --objectives"
+        self.records.end(trial.number, state)
         if state != "FAIL":
             found = excesses(self.limits, record.measured(self.records.metric))
             for name, excess in found.items():

@@ -118,7 +118,7 @@ def test_one_actor_serves_several_trials(trial_class: type[LightGBMTrial]) -> No
 def test_a_damaged_checkpoint_is_named(trial_class: type[LightGBMTrial], tmp_path: Path) -> None:
     rows: list[Any] = [{"epoch": 1, "val_loss": 0.5}]
     good = pack(rows, b"tree\nnum_leaves=3\n")
-    found, text = unpack(good, "x")
+    found, text, _ = unpack(good, "x")
     assert (found[0]["val_loss"], text) == (0.5, b"tree\nnum_leaves=3\n")
     for bad in (good[:-2], good.replace(b"0.5", b"0.6"), b"no checkpoint", b"\xff\xfe"):
         with pytest.raises(CorruptFileError, match=r"^x is "):

@@ -172,13 +172,34 @@ def test_an_error_leaves_its_traceback(own: types.ModuleType, tmp_path: Path) ->
     assert b"ZeroDivisionError" in (tmp_path / error_file(3)).read_bytes()
 
 
+NONE = (b"no checkpoint", b"\xff\xfe", b"[]\n")
+
+
+def test_started_again_it_knows_the_size_at_its_best_epoch(
+    own: types.ModuleType, tmp_path: Path
+) -> None:
+    """Of --objectives and --constraint; the epochs after the best may have other sizes."""
+
+    def growing(hp: dict, state: bytes | None) -> Iterator[Any]:
+        for epoch in range(int(state or b"0") + 1, 9):
+            values = {"score": -abs(epoch - 2), "n_parameters": 100 * epoch}
+            yield values, str(epoch).encode()
+
+    first = trial_of(tmp_path, growing, {}, most=9)
+    assert [first.train()["n_parameters"] for _ in range(3)] == [100, 200, 300]
+    first.stop()
+    second = trial_of(tmp_path, growing, {}, most=9)
+    assert [second.train()["n_parameters"] for _ in range(2)] == [200, 400]
+    second.stop()
+
+
 def test_a_damaged_checkpoint_is_named(own: types.ModuleType, tmp_path: Path) -> None:
     rows: list[Any] = [{"epoch": 1, "val_metric": 0.5}]
-    good = pack(rows, b"state")
-    found, state = unpack(good, "x")
-    assert (found[0]["val_metric"], state) == (0.5, b"state")
+    good = pack(rows, b"state", 7)
+    found, state, n_parameters = unpack(good, "x")
+    assert (found[0]["val_metric"], state, n_parameters) == (0.5, b"state", 7)
     assert unpack(pack(rows, None), "x")[1] is None
-    for bad in (good[:-2], good.replace(b"0.5", b"0.6"), b"no checkpoint", b"\xff\xfe", b"[]\n"):
+    for bad in (good[:-2], good.replace(b"0.5", b"0.6"), good.replace(b": 7", b": 8"), *NONE):
         with pytest.raises(CorruptFileError, match=r"^x is "):
             unpack(bad, "x")
     RunStorage(str(tmp_path)).write_bytes(f"{trial_folder(3)}/latest.state", b"no checkpoint")
