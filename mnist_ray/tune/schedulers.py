@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
-from mnist_ray.run.records import value_of
+from mnist_ray.run.records import INTERRUPTED, value_of
 from mnist_ray.settings.objectives import direction
 from mnist_ray.study.pruners import Scheduler
 from mnist_ray.tune import population
@@ -161,7 +161,9 @@ class Ending(Stopper):
         later = [
             r
             for r in records.trials.values()
-            if r.number > number and (r.state != "RUNNING" or r.number in records.paused)
+            if r.number > number
+            and r.reason != INTERRUPTED
+            and (r.state != "RUNNING" or r.number in records.paused)
         ]
         self.settled = records.judged() - len(later)
 

@@ -95,6 +95,8 @@ class Suggestions:
         self.keep()
         if trial.number not in self.records.trials:
             self.records.add(Record(trial.number, dict(trial.params)))
+        else:  # it may have been killed before its values were suggested
+            self.records.trials[trial.number].params = dict(trial.params)
         self._seconds = time.perf_counter() - start
         return Suggestion(trial, hp)
 
@@ -102,7 +104,10 @@ class Suggestions:
         if self.continued:
             return self._reopened(self.continued.pop(0))
         asked = len(self.records.trials) - self.records.tried_again
-        if asked >= self.records.total or exhausted(self.study):
+        if asked >= self.records.total:
+            return None
+        # A grid counts the points that were begun, also those to be tried again.
+        if not self.retried and exhausted(self.study):
             return None
         values: dict[str, Any] = {}
         attributes: dict[str, Any] = {RUN: self.run}

@@ -19,7 +19,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mnist_ray.run.records import Record, Records
+from mnist_ray.run.records import INTERRUPTED, Record, Records
 from mnist_ray.settings import SearchSettings
 from mnist_ray.study.pruners import read_scheduler
 from mnist_ray.study.samplers import SAMPLERS, make_sampler
@@ -334,6 +334,14 @@ def test_the_search_ends_at_its_target_or_when_patience_is_out(
             settle()
     assert ended == (None if ends_after is None else max(ends_after, known))
     assert searcher.ending == (ended and f"stopped by --{next(iter(options))}")
+
+
+def test_trials_that_were_cut_off_are_no_failed_attempts_of_patience() -> None:
+    searcher, _ = searcher_of("val_accuracy", [0.9, 0.8, 0.7, 0.6], known=2)
+    for number in (2, 3):
+        searcher.records.add(Record(number, {}, state="FAIL", reason=INTERRUPTED))
+    searcher.records.resumed()
+    assert not schedulers.Ending(searcher, None, patience=3).stop_all()
 
 
 def test_the_search_ends_silently_when_the_run_is_another_s(tmp_path: Path) -> None:

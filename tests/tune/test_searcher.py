@@ -257,6 +257,48 @@ def test_values_without_a_checkpoint_are_tried_again_and_count_once() -> None:
     assert second.records.settled() == 3
 
 
+def test_a_grid_s_last_point_is_tried_again_too() -> None:
+    study = a_study(sampler="grid")
+    first = searcher(study, 99)
+    assert numbers(first, 9) == list(range(9))
+    first.suggest("last")
+    frozen, record = read_trials(study, "r")[-1]
+    close_interrupted(study, frozen, record)
+    second = searcher(study, 99, retried=to_try_again(study, "r"))
+    for _, known in read_trials(study, "r"):
+        second.records.add(known)
+    assert numbers(second, 9) == [10]
+    assert study.trials[10].params == study.trials[9].params
+
+
+def test_a_trial_cut_off_while_it_was_suggested_gets_its_values() -> None:
+    """With --deterministic it goes on under its number."""
+    study = a_study()
+    ask(study, {RUN: "r"}, {})
+    [(frozen, record)] = read_trials(study, "r")
+    second = searcher(study, continued=[frozen])
+    second.records.add(record)
+    second.suggest("b")
+    assert record.params == study.trials[0].params != {}
+
+
+def test_a_trial_without_its_objectives_has_failed() -> None:
+    """A checkpoint of an older version does not know the number of parameters."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    search = searcher(study)
+    search.records.objectives = ("accuracy", "parameters")
+    search.suggest("a")
+    finish(search, "a")
+    search.records.trials[0].n_parameters = None
+    search.suggest("b")
+    for epoch in range(1, 4):
+        last = {**result(epoch), "n_parameters": None}
+        search.on_trial_result("b", last)
+    search.on_trial_complete("b", last)
+    assert study.trials[1].state == TrialState.FAIL
+    assert "lacks a value of --objectives" in study.trials[1].user_attrs[SUMMARY]["reason"]
+
+
 def test_a_contradicting_study_is_a_settings_error() -> None:
     study = a_study()
     study.enqueue_trial({"x": 3})
