@@ -251,7 +251,10 @@ def _profile() -> Callable[[], Any] | None:
     """A profile's keys (AWS_PROFILE): written there, of a role, or of a single sign-on."""
     import botocore.session  # noqa: PLC0415 (seconds at start)
 
-    keys = botocore.session.get_session().get_credentials()
+    try:
+        keys = botocore.session.get_session().get_credentials()
+    except botocore.exceptions.BotoCoreError as error:  # no such profile, or not to be read
+        raise StoreError(f"AWS_PROFILE: {error}", may_pass=False) from error
     if keys is None:
         return None
 

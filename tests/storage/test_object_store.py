@@ -165,6 +165,13 @@ def test_keys_come_from_a_profile_too(
     with pytest.raises(WorkError, match="403 Forbidden"):
         RunStorage(proxy.uri).write_bytes("a", b"x")
     assert proxy.keys[-1] == ""  # as anybody: AWS_EC2_METADATA_DISABLED is set
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(WorkError, match=r"AWS_PROFILE: .*\(nope\)"):
+        RunStorage(proxy.uri).write_bytes("a", b"x")
+    file.write_text("no file of AWS's")
+    with pytest.raises(WorkError, match="AWS_PROFILE: Unable to parse"):
+        RunStorage(proxy.uri).write_bytes("a", b"x")
 
 
 # ---- a server that is away ----
