@@ -60,6 +60,8 @@ class ImageWork:
             "dataset": s.dataset,
             "train_images": len(self.split.train),
             "val_images": len(self.split.val),
+            "val_by": self.split.val_by,
+            "images_sha256": self.split.images.sha256,
             **({"folds": s.folds} if s.folds else {}),
             **({"augment": s.augment} if s.augment != "none" else {}),
             **({"class_weights": s.class_weights} if s.class_weights else {}),

@@ -22,6 +22,7 @@ from mnist_ray.study.trials import RUN, SOURCE, read_trials
 
 # User attribute of the study: the facts that make its trials' values comparable.
 PURPOSE = "mnist_ray:purpose"
+LATER = ("val_by", "images_sha256")  # of a purpose: studies of older versions do not have them
 
 
 def open_study(  # noqa: PLR0913
@@ -132,16 +133,23 @@ def check_study(
             f"but study {name!r} is to {', '.join(found)} already{hint}"
         )
     noted = study.user_attrs.get(PURPOSE, {})
-    if purpose and noted and noted != purpose:
-        differing = ", ".join(
-            f"{key}={noted.get(key)!r}" for key in purpose if noted.get(key) != purpose[key]
-        )
+    if purpose and noted and (keys := differing(noted, purpose)):
+        theirs = ", ".join(f"{key}={noted.get(key)!r}" for key in keys)
         raise SettingsError(
-            f"--study-name: study {name!r} is there already for {differing}, "
+            f"--study-name: study {name!r} is there already for {theirs}, "
             "unlike this search; give another name"
         )
     if space:
         check_space(name, study.get_trials(deepcopy=False), space)
+
+
+def differing(noted: Mapping[str, Any], purpose: Mapping[str, Any]) -> list[str]:
+    """The keys in which a study's purpose is not a search's; an older study lacks some of them."""
+    return [
+        key
+        for key in {**noted, **purpose}
+        if noted.get(key) != purpose.get(key) and not (key in LATER and key not in noted)
+    ]
 
 
 def check_run(study: optuna.Study, run: str) -> None:

@@ -19,7 +19,7 @@ from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
 from mnist_ray.study.paused import pruned_if_paused
 from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
-from mnist_ray.study.studies import PURPOSE, check_study, existing
+from mnist_ray.study.studies import PURPOSE, check_study, differing, existing
 from mnist_ray.study.suggestions import Space
 from mnist_ray.study.trials import SOURCE, record_of
 
@@ -62,7 +62,7 @@ def older_trials(
                     f"{FLAG}: study {name!r} is for {key}={noted[key]!r}, "
                     f"unlike this search with {purpose[key]!r}"
                 )
-        comparable = not noted or noted == purpose
+        comparable = not noted or not differing(noted, purpose)
         pruned = (TrialState.PRUNED,) if comparable else ()
         label = f"{masked(place)}#{name}"
         return [

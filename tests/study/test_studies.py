@@ -42,6 +42,18 @@ def test_another_purpose_is_refused_and_one_of_ones_own_is_noted() -> None:
         new_study(storage, purpose={"dataset": "mnist", "space_args": ["a=1"]})
     assert "dataset='digits'" in one_line(caught)
     assert "space_args" not in one_line(caught)
+    with pytest.raises(SettingsError, match=r"already for space_args=\['a=1'\], unlike"):
+        new_study(storage, purpose={"dataset": "digits"})
+
+
+def test_facts_that_an_older_study_lacks_are_not_compared() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    new_study(storage, purpose={"dataset": "digits"})
+    new_study(storage, purpose={"dataset": "digits", "val_by": "class", "images_sha256": "a"})
+    later = optuna.storages.InMemoryStorage()
+    new_study(later, purpose={"dataset": "digits", "val_by": "class"})
+    with pytest.raises(SettingsError, match="already for val_by='class', unlike"):
+        new_study(later, purpose={"dataset": "digits", "val_by": "group"})
 
 
 @pytest.mark.parametrize(
