@@ -68,9 +68,17 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
     except KeyboardInterrupt:
         if not handle_signals:
             raise
-        print(f"interrupted; to go on: {plan.resume_command}", flush=True)
+        print(f"interrupted{_to_go_on(plan)}", flush=True)
         return Finished(INTERRUPTED, plan.storage.uri)
     return Finished(0, plan.storage.uri)
+
+
+def _to_go_on(plan: Plan) -> str:
+    """How to resume the run; nothing where there is none yet, or its study has ended with it."""
+    with contextlib.suppress(OSError, MnistRayError):  # a storage that failed may come back
+        if plan.settings.study == "memory" or not plan.storage.exists(layout.RUN):
+            return ""
+    return f"; to go on: {plan.resume_command}"
 
 
 def _on_cluster(

@@ -43,6 +43,11 @@ def check_trust(now: SearchSettings, resumed: About) -> None:
         used.add("warm_start")
     if not resumed.storage.exists(layout.START):
         used.add("onnx")
+    if "confirm" in now.given and not now.confirm and resumed.storage.exists(layout.CONFIRMED):
+        raise SettingsError(
+            "--confirm: 0 was given, but the run's best was chosen by its retrainings, whose "
+            "weights best/ holds; leave it out, or give 1 or more"
+        )
     trust.check(before, now.given, resumed.storage.join(layout.RUN), used)
 
 
@@ -81,6 +86,11 @@ def _prolonged(now: SearchSettings, before: Mapping[str, Any]) -> SearchSettings
     most = before.get("max_epochs")
     if "max_epochs" not in now.given or not isinstance(most, int) or now.max_epochs <= most:
         return now
+    if "confirm_epochs" in now.given and now.confirm_epochs != now.max_epochs:
+        raise SettingsError(
+            f"--max-epochs: {now.max_epochs} and --confirm-epochs {now.confirm_epochs} were given; "
+            "on a run that exists both mean the longer trainings of its best; leave one out"
+        )
     longer: dict[str, Any] = {"max_epochs": most, "confirm_epochs": now.max_epochs}
     if "confirm" not in now.given and not before.get("confirm"):
         longer["confirm"] = DEFAULT_CONFIRM

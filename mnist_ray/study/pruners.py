@@ -253,6 +253,12 @@ def read_scheduler(settings: SearchSettings) -> Scheduler:
     if name == "asha-promote":
         _check_promotion(s)
     found = _read(s, name, key_values(s.scheduler_args, FLAG))
+    unaware = ":" in name or (found.wrapped is not None and found.wrapped.name == "none")
+    if unaware and (s.grace_period or 1) > 1 and not s.resume:
+        raise SettingsError(
+            f"--grace-period: {s.grace_period} was given, but the rule of --scheduler {name} "
+            "does not know it; leave it out"
+        )
     if isinstance(found.pruner(), pruners.HyperbandPruner) and s.sampler == "grid":
         # Within a bracket the sampler sees that bracket's trials alone.
         raise SettingsError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -113,6 +114,44 @@ def test_what_a_cluster_decides_is_recorded_for_a_resume(tmp_path: Path) -> None
     assert again.settings.dataset == "digits"
     with pytest.raises(SettingsError, match="^--name: a run is there already"):
         prepare(settings(tmp_path))
+
+
+def test_a_confirmed_run_keeps_its_retrainings(tmp_path: Path) -> None:
+    """best/ holds the weights of one, and no trial's own would take their place."""
+    plan = prepare(settings(tmp_path, confirm=2))
+    claim(plan)
+    again = {"storage": str(tmp_path), "name": "a", "resume": True, "dry_run": True}
+    assert prepare(SearchSettings.of(**again, confirm=0)).settings.confirm == 0
+    plan.storage.write_bytes(layout.CONFIRMED, b"x")
+    with pytest.raises(SettingsError, match="^--confirm: 0 was given, but the run's best"):
+        prepare(SearchSettings.of(**again, confirm=0))
+    assert prepare(SearchSettings.of(**again)).settings.confirm == 2
+    with pytest.raises(SettingsError, match="^--max-epochs: 99 and --confirm-epochs 30"):
+        prepare(SearchSettings.of(**again, max_epochs=99, confirm_epochs=30))
+
+
+def test_only_a_run_that_exists_can_be_resumed(tmp_path: Path) -> None:
+    plan = prepare(settings(tmp_path))
+    assert job._to_go_on(plan) == ""
+    claim(plan)
+    assert job._to_go_on(plan).endswith("--resume")
+    in_memory = dataclasses.replace(plan.settings, study="memory")
+    assert job._to_go_on(dataclasses.replace(plan, settings=in_memory)) == ""
+
+
+def test_a_dry_run_shows_what_the_space_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = prepare(settings(tmp_path, trials=2, dry_run=True))
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        if trial.number:
+            raise optuna.TrialPruned("too large")
+        return {"width": np.int64(8)}
+
+    *_, first, second = describe(dataclasses.replace(plan, space=space)).splitlines()
+    assert first == 'suggestion 0: {"width": 8}'
+    assert second == "suggestion 1: pruned by the space: too large"
 
 
 def test_a_run_keeps_its_first_rung(tmp_path: Path) -> None:

@@ -186,3 +186,16 @@ def test_every_name_can_be_made_without_a_warning() -> None:
         warnings.simplefilter("error")
         for name in NAMES:
             made(name, *(["lower=0"] if name == "threshold" else []))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [("pathlib:Path",), ("patient", "--scheduler-args", "wraps=none")]
+)
+def test_a_grace_period_that_the_rule_would_not_know_is_refused(
+    scheduler: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_ray.study.pruners.Scheduler.pruner", lambda self: None)
+    settings = parse(SearchSettings, ["--grace-period", "8", "--scheduler", *scheduler])
+    with pytest.raises(SettingsError, match="^--grace-period: 8 was given, but the rule of"):
+        read_scheduler(settings)
+    read_scheduler(parse(SearchSettings, ["--scheduler", *scheduler]))
