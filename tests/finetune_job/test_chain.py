@@ -290,9 +290,13 @@ def test_a_chain_begins_with_a_published_file(
 ) -> None:
     before, model = read_verified(RunStorage(finished[0].uri))
     recipe = Recipe("one", "best", "all", STAGES[2:])
-    task = task_of(tmp_path, begun, onnx=model, recipe=recipe, test_steps=True)
-    lines = list(chain.run_chain(task, *parts))
+    options = {"onnx": model, "recipe": recipe, "test_steps": True, "calibrate": "auto"}
+    lines = list(chain.run_chain(task_of(tmp_path, begun, **options), *parts))
     manifest = published(lines)
+    # Its network was trained on all images: none is left to calibrate on.
+    assert manifest.calibration is not None
+    assert manifest.calibration["by"] == "none"
+    assert any("the file of --onnx may have been trained on" in str(line) for line in lines)
     assert sum(": test accuracy" in str(line) for line in lines) == 2
     start = manifest.lineage[0]
     assert start["step"] == "onnx"
