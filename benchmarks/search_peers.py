@@ -13,7 +13,7 @@ Optuna alone (peer_optuna.py).
     ... benchmarks/search_peers.py --cache ... --points benchmarks/searches/points.yaml --unshared
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
-validation images and the same cores. Each side is a command of its own, timed from its start to its
+validation images, drawn within each class (ours with --val-by class), and the same cores. Each side is a command of its own, timed from its start to its
 end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes. No
 side has starting points, or all have those of --points, or (--unshared) ours alone.
 
@@ -121,7 +121,8 @@ class SearchPeersSettings(BenchmarkSettings):
             "train_images": self.train_images,
         }
         has_points = self.points and not (self.unshared and side in PEERS)
-        return {**sizes, "points": self.started_with} if has_points else sizes
+        split = {} if side in PEERS else {"val_by": "class"}  # as the peers' images are drawn
+        return {**sizes, **split, **({"points": self.started_with} if has_points else {})}
 
 
 def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -> Searched:
@@ -131,6 +132,7 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -
     command = [str(ROOT / "jobs" / "search.py"), "--space", "peer_space:space"]
     command += ["--dataset", "mnist", "--data-dir", os.path.abspath(settings.data_dir)]
     command += ["--train-images", str(settings.train_images), "--val-images", str(VAL)]
+    command += ["--val-by", "class"]
     command += ["--trials", str(settings.trials), "--max-epochs", str(settings.epochs)]
     command += ["--seed", str(seed), "--no-finetune", "--storage", folder, "--name", "ours"]
     if settings.points:
@@ -162,9 +164,8 @@ def ours(settings: SearchPeersSettings, seed: int, folder: str, *options: str) -
 
 def peer(side: str, settings: SearchPeersSettings, seed: int, folder: str) -> Searched:
     """A peer's script, which prints a line an epoch."""
-    _, train, val = mnist(
-        settings, settings.train_images, VAL, seed
-    )  # the split that ours makes of the same seed
+    # The split that ours makes of the same seed with --val-by class.
+    _, train, val = mnist(settings, settings.train_images, VAL, seed)
     task = {
         "data_dir": os.path.abspath(settings.data_dir),
         "train": train.tolist(),
@@ -204,15 +205,15 @@ def sides(settings: SearchPeersSettings) -> dict[str, Callable[..., Searched]]:
     }
 
 
-def choices(search: Mapping[str, Any]) -> list[Moment]:
+def choices(search: Mapping[str, Any], *, retrained: bool = True) -> list[Moment]:
     """When the search's best trial became another one, with its best accuracy; then what
-    --confirm chose.
+    --confirm chose. Not retrained: also when the same trial became better.
     """
     found: list[Moment] = []
     for seconds, accuracy, trial in search["course"]:
         if found and accuracy <= found[-1][1]:
             continue
-        if found and trial == found[-1][2]:  # the same trial has become better
+        if retrained and found and trial == found[-1][2]:  # the same trial has become better
             seconds = found.pop()[0]
         found.append((seconds, accuracy, trial))
     if confirmed := search.get("confirmed"):  # searches that were kept before have none
@@ -301,7 +302,11 @@ def measure(settings: SearchPeersSettings) -> None:
         raise SettingsError("--unshared: is for --points, which is not given")
     searches = searched(settings)
     seeds, names = range(settings.repeats), list(sides(settings))
-    chosen = {key: choices(search) for key, search in searches.items() if key[0] in seeds}
+    chosen = {
+        key: choices(search, retrained=bool(settings.retrain))
+        for key, search in searches.items()
+        if key[0] in seeds
+    }
     # A choice's accuracy, in percent: retrained, or what the search saw of it.
     values = (
         retrained(settings, searches)
