@@ -13,9 +13,10 @@ Optuna alone (peer_optuna.py).
     ... benchmarks/search_peers.py --cache ... --points benchmarks/searches/points.yaml --unshared
 
 24 trials of at most 4 epochs in the space of peer_space.py, on the same 12,000 training and 5,000
-validation images, drawn within each class (ours with --val-by class), and the same cores. Each side is a command of its own, timed from its start to its
-end, the start of Python and of Ray included. Ours is told nothing but the space and the sizes. No
-side has starting points, or all have those of --points, or (--unshared) ours alone.
+validation images, drawn within each class (ours with --val-by class), and the same cores. Each side
+is a command of its own, timed from its start to its end, the start of Python and of Ray included.
+Ours is told nothing but the space and the sizes. No side has starting points, or all have those of
+--points, or (--unshared) ours alone.
 
 A side's choice at a moment is the trial with the best validation accuracy so far. Each choice is
 trained again with fresh seeds, on the search's training images at the full budget, by this

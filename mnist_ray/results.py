@@ -96,15 +96,25 @@ class Run:
         row = best.best_epoch(history, metric, chosen)
         if row is None:
             raise WorkError(f"no trial of the run at {self.uri} keeps its --constraint")
-        trials = self._table(layout.TRIALS).to_pylist()
-        found: dict[str, Any] = next((t for t in trials if t["number"] == row["number"]), {})
-        params = {
+        value = value_of(cast(EpochRow, row), metric)
+        return Best(row["number"], row["epoch"], value, self._params(row["number"]), chosen)
+
+    def _params(self, number: int) -> dict[str, Any]:
+        """A trial's suggestions, from the run's own study; else from the table.
+
+        The table lacks trials that have not ended, and cannot tell a choice None from no choice.
+        """
+        if self._place is None and self._storage.exists(layout.JOURNAL):
+            trials = self.study.trials
+            if number < len(trials):
+                return dict(trials[number].params)
+        rows = self._table(layout.TRIALS).to_pylist()
+        found: dict[str, Any] = next((t for t in rows if t["number"] == number), {})
+        return {
             key.removeprefix("params_"): value
             for key, value in found.items()
             if key.startswith("params_") and value is not None
         }
-        value = value_of(cast(EpochRow, row), metric)
-        return Best(row["number"], row["epoch"], value, params, chosen)
 
     @cached_property
     def study(self) -> "optuna.Study":

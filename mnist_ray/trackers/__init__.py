@@ -33,6 +33,8 @@ __all__ = [
 ]  # fmt: skip
 
 EVERY = 1.0  # seconds between two updates
+TRIES = 3  # of the last update
+LACK = "it does not have the search's end"
 PATIENCE = 60.0  # seconds that the end of a search waits for a tracker
 IN_A_HURRY = 1.5  # the same for a search that is interrupted
 
@@ -110,22 +112,28 @@ def begin(
 def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
     """Keeps the trackers up to date while the block runs, then tells them how it ended.
 
-    A tracker that fails is tried again every EVERY seconds; one warning is printed for each.
+    A tracker that fails is tried again every EVERY seconds, at the end TRIES times. One warning is
+    printed for each, and another if it does not get the search's end.
     """
     ended, how = threading.Event(), ["FINISHED"]
 
     def follow(tracker: Tracker) -> None:
-        warned = last = False
-        while not last:
+        warned, tries = False, TRIES
+        while tries:
             last = ended.wait(EVERY)
             try:
                 tracker.sync(records)
                 if last:
                     tracker.end(how[0])
+                    return
             except Exception as error:
-                if not warned:
+                tries -= last
+                if not tries:
+                    tell(f"warning: {tracker.flag}: {tracker.reason(error)}; {LACK}")
+                elif not warned:
                     tell(f"warning: {tracker.flag}: {tracker.reason(error)}; the search goes on")
                 warned = True
+                time.sleep(EVERY if last else 0)
 
     threads = [threading.Thread(target=follow, args=(each,), daemon=True) for each in trackers]
     for thread in threads:
@@ -138,7 +146,7 @@ def following(trackers: Sequence[Tracker], records: Records) -> Iterator[None]:
     finally:
         ended.set()
         seconds = IN_A_HURRY if how[0] == "KILLED" else PATIENCE
-        _wait(trackers, threads, seconds, "it does not have the search's end")
+        _wait(trackers, threads, seconds, LACK)
 
 
 def confirmed(trackers: Sequence[Tracker], found: Sequence[Confirmed]) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -62,6 +63,7 @@ class MLflow:
         self.search = ""  # MLflow's id of the search
         self.runs: dict[int, str] = {}  # trial number -> MLflow's id
         self.closed: set[int] = set()
+        self.described: set[int] = set()  # trials whose parameters MLflow has
         self.logged: dict[int, set[int]] = {}  # trial number -> epochs that MLflow has
         self.best: tuple[int, EpochRow] | None = None
 
@@ -141,9 +143,11 @@ class MLflow:
         if number not in self.runs:
             tags = {"mlflow.parentRunId": self.search, "number": str(number)}
             self.runs[number] = self._create(f"trial-{number:05d}", tags)
-            self._params(self.runs[number], record.params)
             self.logged[number] = set()
         run = self.runs[number]
+        if number not in self.described:  # an update may have failed in between
+            self._params(run, record.params)
+            self.described.add(number)
         # Taken out, and put back at the end: after a failure MLflow is asked for its values.
         logged = self.logged.pop(number, None)
         if logged is None:
@@ -170,13 +174,13 @@ class MLflow:
         self.closed.add(number)
 
     def _params(self, run: str, params: Mapping[str, Any]) -> None:
-        given = [Param(key, str(value)[:500]) for key, value in params.items()]
+        given = [Param(_key(key), str(value)[:500]) for key, value in params.items()]
         for start in range(0, len(given), PARAMS_PER_REQUEST):
             self.client.log_batch(run, params=given[start : start + PARAMS_PER_REQUEST])
 
     def _metrics(self, run: str, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        finite = [Metric(k, v, now, step) for k, v in values.items() if math.isfinite(v)]
+        finite = [Metric(_key(k), v, now, step) for k, v in values.items() if math.isfinite(v)]
         self.client.log_batch(run, metrics=finite)
 
     def end(self, status: str) -> None:
@@ -191,6 +195,11 @@ class MLflow:
             if each is found[0]:
                 self._metrics(self.search, values, 0)
                 self.client.set_tag(self.search, "confirmed_trial", str(each.number))
+
+
+def _key(name: str) -> str:
+    """A name as MLflow allows it; a training function of one's own may yield any."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _network_error(error: BaseException | None) -> OSError | None:

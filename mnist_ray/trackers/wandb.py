@@ -1,6 +1,7 @@
 """Weights & Biases: a run for each trial, in a group named like the search's run."""
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class WandB:
                     f"{self.flag}: {self.reason(error)} Or set WANDB_API_KEY, or WANDB_MODE=offline"
                 ) from None
         self.viewer = f"project {project} of Weights & Biases"
-        self.group = ""
+        self.group = self.suffix = ""
         self.settings: dict[str, Any] = {}
         self.folder: str | None = None  # of wandb's local files; None: wandb's own choice
         self.runs: dict[int, Any] = {}  # trial number -> its open run
@@ -47,16 +48,22 @@ class WandB:
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None
     ) -> str:
-        """See Tracker. Trials that ended in an earlier process stay as they are."""
+        """See Tracker. Trials that ended in an earlier process stay as they are.
+
+        The ids of a search's runs have a suffix of its own: W&B would add to those of an older
+        search of the same name.
+        """
+        project, _, suffix = (earlier or "").partition("#")  # older runs have no suffix
+        self.resumed = project == self.project
+        self.suffix = suffix if self.resumed else secrets.token_hex(4)
         self.group = name
         self.settings = {key: value for key, value in settings.items() if value is not None}
         chosen = os.environ.get("WANDB_DIR")
         self.folder = str(folder.local_path) if folder.local_path and chosen is None else None
-        self.resumed = earlier == self.project
         if self.offline:
             place = quoted(self.folder or chosen or ".")
             self.viewer = f"wandb sync {place}/wandb/offline-run-*"
-        return self.project
+        return f"{self.project}#{self.suffix}" if self.suffix else self.project
 
     def sync(self, records: Records) -> None:
         """See Tracker."""
@@ -90,7 +97,7 @@ class WandB:
         return wandb.init(
             project=self.project,
             group=self.group,
-            id=f"{self.group}-{number:05d}",
+            id=f"{self.group}-{f'{self.suffix}-' if self.suffix else ''}{number:05d}",
             name=f"trial-{number:05d}",
             config=None if config is None else dict(config),
             dir=self.folder,

@@ -362,6 +362,30 @@ def test_mlflow_gets_what_it_missed_once(
     assert curve(tracker, runs[0]) == [(1, 0.5), (2, 0.9)]
 
 
+def test_mlflow_gets_parameters_that_it_missed_and_names_of_any_kind(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = mlflow_class()(place)
+    trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path / "run")), {})
+    records = some_records()
+    records.trials[0].params["top@5 (%)"] = 3
+    for row in records.trials[0].rows.values():
+        row["metrics_f1@5"] = 0.25  # type: ignore[typeddict-unknown-key]
+    real = tracker._params
+
+    def fails(run: str, params: Any) -> None:
+        monkeypatch.setattr(tracker, "_params", real)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(tracker, "_params", fails)
+    with pytest.raises(ConnectionError):
+        tracker.sync(records)
+    tracker.sync(records)
+    first = children(tracker)[0]
+    assert first.data.params["top_5 ___"] == "3"
+    assert first.data.metrics["metrics_f1_5"] == 0.25
+
+
 def test_mlflow_begins_anew_where_the_earlier_search_is_gone(place: str, tmp_path: Path) -> None:
     tracker = mlflow_class()(place)
     folder = RunStorage(str(tmp_path / "run"))
@@ -409,9 +433,10 @@ def test_wandb_offline_has_a_run_for_each_trial(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     tracker = wandb_class()("project")
-    assert trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path)), {}) == {
-        "--wandb": "project"
-    }
+    known = trackers.begin([tracker], "mine", SETTINGS, RunStorage(str(tmp_path)), {})
+    project, _, suffix = known["--wandb"].partition("#")
+    assert project == "project"
+    assert len(suffix) == 8
     records = some_records()
     tracker.sync(records)
     tracker.sync(records)
@@ -421,7 +446,7 @@ def test_wandb_offline_has_a_run_for_each_trial(
     names = [
         folder.name.rpartition("-mine-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")
     ]
-    assert sorted(names) == ["00000", "00001", "00002", "00003"]
+    assert sorted(names) == [f"{suffix}-{number:05d}" for number in range(4)]
     assert tracker.viewer == f"wandb sync {tmp_path}/wandb/offline-run-*"
     summaries: list[dict[str, Any]] = []
     opened = tracker._run
@@ -441,11 +466,12 @@ def test_wandb_offline_has_a_run_for_each_trial(
     trackers.confirmed([tracker], CONFIRMED)
     assert [each["chosen"] for each in summaries] == [True, False]
     assert [each["confirmed_mean"] for each in summaries] == pytest.approx([0.88, 0.8])
-    again = wandb_class()("project")
-    again.begin("mine", SETTINGS, RunStorage(str(tmp_path)), "project")
-    again.sync(records)
-    again.end("FINISHED")
-    assert set(again.runs) == {3}
+    for earlier in (known["--wandb"], "project"):  # of an older version
+        again = wandb_class()("project")
+        assert again.begin("mine", SETTINGS, RunStorage(str(tmp_path)), earlier) == earlier
+        again.sync(records)
+        again.end("FINISHED")
+        assert set(again.runs) == {3}
 
 
 def test_wandb_without_a_key_is_refused(tmp_path: Path) -> None:
@@ -516,10 +542,23 @@ def test_a_failing_tracker_is_told_of_once_and_tried_again(
     assert good.seen[0] == 3
     assert good.seen[-2:] == bad.seen[-2:] == [4, "FINISHED"]
     assert dead.seen == []
-    assert (
-        capsys.readouterr().out.splitlines()
-        == ["warning: --recorded: the server at x is gone; the search goes on"] * 2
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: --recorded: the server at x is gone; the search goes on",
+        "warning: --recorded: the server at x is gone; the search goes on",
+        "warning: --recorded: the server at x is gone; it does not have the search's end",
+    ]
+
+
+def test_a_tracker_that_fails_at_the_end_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trackers, "EVERY", 0.01)
+    tracker = Recorded(0)
+    with trackers.following([tracker], some_records()):
+        time.sleep(0.1)
+        tracker.failures = 2
+    assert tracker.seen[-1] == "FINISHED"
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_what_is_confirmed_is_told_to_all_that_answer(
