@@ -1,6 +1,7 @@
 """What `import mnist_ray` gives."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,28 @@ def test_a_model_predicts_files_arrays_and_pictures(model_of: Path, tmp_path: Pa
     assert found.argmax(1).tolist() == [
         model.classes.index(model.predict(image).label) for image in test.images[:10]
     ]
+
+
+def test_a_folder_of_some_classes_is_judged_by_their_names(
+    model_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its labels are numbered anew: 7 and 3 as 1 and 0."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    test = data.load("digits", "test")
+    for part, number in (("train", 3), ("test", 3), ("train", 7), ("test", 7)):
+        folder = tmp_path / "some" / part / str(number)
+        folder.mkdir(parents=True)
+        for i, image in enumerate(test.images[test.labels == number]):
+            Image.fromarray(image[0]).save(folder / f"{i}.png")
+    model, name = mr.load_model(model_of), f"folder:{tmp_path / 'some'}"
+    found = model.evaluate(name)
+    assert found.accuracy > 0.9
+    assert np.flatnonzero(~np.isnan(found.per_class)).tolist() == [3, 7]
+    for part in ("train", "test"):
+        (tmp_path / "some" / part / "7").rename(tmp_path / "some" / part / "ten")
+    message = re.escape(f"--dataset: {name} has the class 'ten', and {model_of} has not; expected ")
+    with pytest.raises(mr.SettingsError, match=message):
+        model.evaluate(name)
 
 
 def test_a_model_knows_where_it_comes_from(model_of: Path, tmp_path: Path) -> None:
