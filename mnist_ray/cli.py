@@ -5,6 +5,7 @@ Nothing heavy is imported before the settings are right: `--help` and a wrong fl
 
 import difflib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     latency = single.latency_ms(part.images[0])
     print(f"latency   {latency:.3f} ms an image (one at a time, 1 thread, median of 100)")
     for label, accuracy in zip(part.classes, result.per_class, strict=False):
-        print(f"class     {label}  {accuracy:.4%}")
+        if not math.isnan(accuracy):  # there are images of it
+            print(f"class     {label}  {accuracy:.4%}")
 
 
 def predict(settings: PredictSettings) -> int:

@@ -108,13 +108,7 @@ class Run:
             trials = self.study.trials
             if number < len(trials):
                 return dict(trials[number].params)
-        rows = self._table(layout.TRIALS).to_pylist()
-        found: dict[str, Any] = next((t for t in rows if t["number"] == number), {})
-        return {
-            key.removeprefix("params_"): value
-            for key, value in found.items()
-            if key.startswith("params_") and value is not None
-        }
+        return best.params_of(self._table(layout.TRIALS).to_pylist(), number)
 
     @cached_property
     def study(self) -> "optuna.Study":
@@ -312,18 +306,14 @@ class Model:
     def images(
         self, dataset: str | None = None, part: str = "test", data_dir: str | None = None
     ) -> data.Images:
-        """The part of a data set that `evaluate` looks at."""
+        """The part of a data set that `evaluate` looks at, with the labels that the model has."""
         if part not in ("train", "test"):
             raise SettingsError(f"part: {part!r} is not allowed; expected train or test")
         name = trust.dataset(dataset, self.session.metadata.get("dataset"), self.path)
         images = self._load(name, dataset is None, part, data_dir)
-        same_names = sorted(self.classes) == sorted(images.classes)
-        if same_names and self.classes != images.classes:
-            raise SettingsError(
-                f"--dataset: {name} names its classes in another order than {self.path}: "
-                "a label would mean another class"
-            )
-        return images
+        if name == self.session.metadata.get("dataset") and ":" not in name:
+            return images  # labels of a built-in data set never change, though names may
+        return data.by_names(images, self.classes, self.path)
 
     def _load(self, name: str, by_model: bool, part: str, data_dir: str | None) -> data.Images:
         """A part of a data set, read as the model's own was; `by_model`: the model names it."""

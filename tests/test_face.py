@@ -1,6 +1,7 @@
 """What `import mnist_ray` gives."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def run(tmp_path: Path) -> Path:
     for number, curve in enumerate([(0.5, 0.7), (0.9, 0.8)]):
         trial = study.ask()
         trial.suggest_float("lr", 0.1, 0.2)
+        trial.suggest_categorical("kind", [None])
         study.tell(trial, max(curve))
         for epoch, accuracy in enumerate(curve, start=1):
             measured = {"val_accuracy": accuracy, "val_loss": 1.0}
@@ -96,6 +98,15 @@ def run(tmp_path: Path) -> Path:
     return Path(storage.uri)
 
 
+def test_the_best_so_far_may_be_a_trial_that_runs(run: Path) -> None:
+    """trials.parquet has no row of it; without a study in the run, its values are not known."""
+    kept = parquet(mr.open_run(run).trials.query("number == 0").to_dict("records"))
+    (run / layout.TRIALS).write_bytes(kept)
+    assert mr.open_run(run).best.params["kind"] is None
+    (run / layout.JOURNAL).unlink()
+    assert mr.open_run(run).best.params == {}
+
+
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     import pyarrow as pa
 
@@ -109,7 +120,7 @@ def test_a_run_is_read_from_its_directory(run: Path) -> None:
     assert (found.uri, found.name, found.state) == (str(run), "first", "searched")
     assert found.settings["dataset"] == "digits"
     assert (found.best.number, found.best.epoch, found.best.value) == (1, 1, 0.9)
-    assert found.best.params == {"lr": found.study.trials[1].params["lr"]}
+    assert found.best.params == {"lr": found.study.trials[1].params["lr"], "kind": None}
     assert found.trials["number"].tolist() == [0, 1]
     assert found.history.groupby("number")["val_accuracy"].max().tolist() == [0.7, 0.9]
     assert found.report_path is None
@@ -184,6 +195,28 @@ def test_a_model_predicts_files_arrays_and_pictures(model_of: Path, tmp_path: Pa
     assert found.argmax(1).tolist() == [
         model.classes.index(model.predict(image).label) for image in test.images[:10]
     ]
+
+
+def test_a_folder_of_some_classes_is_judged_by_their_names(
+    model_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its labels are numbered anew: 7 and 3 as 1 and 0."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    test = data.load("digits", "test")
+    for part, number in (("train", 3), ("test", 3), ("train", 7), ("test", 7)):
+        folder = tmp_path / "some" / part / str(number)
+        folder.mkdir(parents=True)
+        for i, image in enumerate(test.images[test.labels == number]):
+            Image.fromarray(image[0]).save(folder / f"{i}.png")
+    model, name = mr.load_model(model_of), f"folder:{tmp_path / 'some'}"
+    found = model.evaluate(name)
+    assert found.accuracy > 0.9
+    assert np.flatnonzero(~np.isnan(found.per_class)).tolist() == [3, 7]
+    for part in ("train", "test"):
+        (tmp_path / "some" / part / "7").rename(tmp_path / "some" / part / "ten")
+    message = re.escape(f"--dataset: {name} has the class 'ten', and {model_of} has not; expected ")
+    with pytest.raises(mr.SettingsError, match=message):
+        model.evaluate(name)
 
 
 def test_a_model_knows_where_it_comes_from(model_of: Path, tmp_path: Path) -> None:

@@ -92,9 +92,15 @@ def machine_resources(gpus: bool) -> dict[str, float]:
     return resources
 
 
-def check_fits(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resources) -> None:
-    """Raises SettingsError if no node, present or of an autoscaler, holds one trial."""
-    for flag, key, wanted in (("--cpus-per-trial", "CPU", cpus), ("--gpus-per-trial", "GPU", gpus)):
+def check_fits(
+    cpus: float,
+    gpus: float,
+    each: Sequence[Resources],
+    maximum: Resources,
+    flags: tuple[str, str] = ("--cpus-per-trial", "--gpus-per-trial"),
+) -> None:
+    """SettingsError, which names the flag, if no node, present or of an autoscaler, holds it."""
+    for flag, key, wanted in zip(flags, ("CPU", "GPU"), (cpus, gpus), strict=True):
         most = max([node.get(key, 0) for node in each] + [maximum.get(key, 0)])
         if wanted > most:
             raise SettingsError(

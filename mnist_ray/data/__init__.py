@@ -6,7 +6,7 @@ a table (`stored`), or a function that returns `Images`.
 """
 
 from mnist_ray.data.decoding import Reading
-from mnist_ray.data.images import PARTS, Images, centre_by_mass, digest
+from mnist_ray.data.images import PARTS, Images, by_names, centre_by_mass, digest
 from mnist_ray.data.leaks import check_test_part
 from mnist_ray.data.pictures import MAX_PIXELS, PADDINGS, read_picture
 from mnist_ray.data.sources import DATASETS, default_val_images, load
@@ -20,6 +20,7 @@ __all__ = [
     "Images",
     "Reading",
     "Split",
+    "by_names",
     "centre_by_mass",
     "check_test_part",
     "default_val_images",

@@ -11,7 +11,7 @@ import numpy as np
 
 from mnist_ray.data.arrays import as_uint8
 from mnist_ray.data.pictures import PADDINGS
-from mnist_ray.errors import SettingsError, described
+from mnist_ray.errors import SettingsError, described, shortened
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,33 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
     sha = hashlib.sha256(np.ascontiguousarray(images).data)
     sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return sha.hexdigest()
+
+
+def by_names(part: Images, classes: tuple[str, ...], source: str) -> Images:
+    """A part with the labels of a model: a folder that lacks a class numbers the others anew.
+
+    Args:
+        part: Its images, with labels of its own.
+        classes: The model's names. If the part shares none of them, they are other words for the
+            same labels, and the part stays as it is.
+        source: The model, for messages.
+
+    Raises:
+        SettingsError: Only some of the part's classes are the model's, or it has more or fewer.
+    """
+    if not classes or part.classes == classes:
+        return part
+    foreign = [name for name in part.classes if name not in classes]
+    if len(foreign) == len(part.classes) == len(classes):
+        return part
+    if foreign:
+        theirs = shortened(", ".join(classes), 150)
+        raise SettingsError(
+            f"--dataset: {part.name} has the class {foreign[0]!r}, and {source} has not; "
+            f"expected some of {theirs}, or {len(classes)} other names for the same labels"
+        )
+    labels = np.array([classes.index(name) for name in part.classes], np.int64)[part.labels]
+    return replace(part, labels=labels, classes=classes, sha256=digest(part.images, labels))
 
 
 def centre_by_mass(images: np.ndarray, size: int = 28) -> np.ndarray:

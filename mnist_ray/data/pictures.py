@@ -74,7 +74,8 @@ def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
 def _header(image: Image.Image) -> tuple[int, int, bool]:
     width, height = image.size
     grey = image.mode in GREY_MODES or image.mode.startswith("I;")
-    if image.format in ("JPEG", "TIFF", "WEBP") and image.getexif().get(ORIENTATION) in TURNED:
+    # Pillow has turned a TIFF's sides already. A PNG's own method would decode the picture.
+    if image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION) in TURNED:
         height, width = width, height
     return height, width, not grey
 
@@ -106,13 +107,13 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    """Has a JPEG of too many pixels read at a half, a quarter or an eighth of its sides.
+    """Has a JPEG (an MPO's first too) of too many pixels read at a half to an eighth of its sides.
 
     Raises:
         SettingsError: It is still too large, or is of another format.
     """
     width, height = image.size
-    if width * height > MAX_PIXELS and image.format == "JPEG":
+    if width * height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
         image.draft(image.mode, (FRACTION_OF, FRACTION_OF))
     if image.width * image.height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         refuse_size(width, height, name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -94,6 +95,7 @@ def read_parquet(source: str, path: str) -> Listing:
         wanted = [name for kind, name in found.items() if kind != "image"]
         tables = [pq.read_table(file, columns=wanted) for file in files]
         table = pa.concat_tables(tables, promote_options="permissive")
+        named = [each for file in files for each in _parquet_named(file, found["image"])]
     except (OSError, pa.ArrowException) as error:
         raise SettingsError(
             f"--dataset: {source} cannot be read as Parquet: {first_line(error)}"
@@ -108,7 +110,7 @@ def read_parquet(source: str, path: str) -> Listing:
         each_part = [_part_of(file) for file in files]
         columns.parts = np.repeat(each_part, [len(each) for each in tables]).tolist()
     pictures = partial(_parquet_pictures, files, found["image"])
-    return listing(source, columns, pictures, fingerprint(files))
+    return listing(source, columns, pictures, fingerprint([*files, *named]))
 
 
 def _part_of(file: str) -> str:
@@ -139,6 +141,27 @@ def _parquet_pictures(files: Sequence[str], column: str) -> Iterator[Picture]:
             raise SettingsError(
                 f"--dataset: {file}: the column {column} cannot be read: {first_line(error)}"
             ) from error
+
+
+def _parquet_named(file: str, column: str) -> list[str]:
+    """The picture files that a column names, read without the bytes beside them."""
+    with pq.ParquetFile(file) as opened:
+        leaves = [opened.schema.column(i) for i in range(len(opened.schema))]
+        texts = {leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"}
+        texts &= {column, f"{column}.path"}
+        if not texts:
+            return []
+        return _named(opened.read(columns=list(texts)).column(column), os.path.dirname(file))
+
+
+def _named(cells: pa.ChunkedArray, folder: str) -> list[str]:
+    """The picture files that cells of text, or the paths of cells {bytes, path}, name."""
+    if pa.types.is_struct(cells.type) and cells.type.get_field_index("path") >= 0:
+        cells = pyarrow.compute.struct_field(cells, "path")
+    kind = getattr(cells.type, "value_type", cells.type)  # of text that is kept as categories
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return []
+    return [os.path.join(folder, each) for each in cells.to_pylist() if isinstance(each, str)]
 
 
 def _picture(value: Any, folder: str) -> Picture:
@@ -213,6 +236,9 @@ def read_hf(source: str, name: str) -> Listing:
                 yield _picture(row[image], name if local else "")
 
     prints = "".join(each._fingerprint for each in known.values())
+    cells = [each.select_columns([image]).with_format("arrow")[:][image] for each in parts]
+    if named := [path for each in cells for path in _named(each, name if local else "")]:
+        prints += fingerprint(named)
     return listing(source, columns, pictures, prints)
 
 

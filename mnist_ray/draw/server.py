@@ -1,5 +1,6 @@
 """The page served on this machine alone, from memory."""
 
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
 from typing import Any
@@ -53,6 +54,11 @@ class Server(ThreadingHTTPServer):
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         if self.server_port == 80:  # browsers leave it out
             self.hosts |= {"127.0.0.1", "localhost"}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a browser that has stopped loading, in place of a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -33,6 +33,9 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
     environment.filters["text"] = as_text
     low, high = manifest.test_accuracy_interval
     height, width = hp["image_size"]
+    # From random weights, stage 0, nothing is left of the training that the search did.
+    anew = any(step["step"] == "stage-0" for step in manifest.lineage)
+    trained = manifest.lineage if anew else (hp, *manifest.lineage)
     return environment.get_template("card.md.jinja").render(
         m=manifest,
         header=_header(manifest),
@@ -42,10 +45,17 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
         height=height,
         width=width,
         steps=[[_cell(step.get(key)) for key in COLUMNS] for step in manifest.lineage],
-        augmentations=sorted(
-            {str(each.get("augment", "none")) for each in (hp, *manifest.lineage)} - {"none"}
-        ),
+        augmentations=sorted({str(each.get("augment", "none")) for each in trained} - {"none"}),
+        unseen_by=_unseen_by(manifest),
     )
+
+
+def _unseen_by(manifest: Manifest) -> str:
+    """Which networks had not seen the images that set the thresholds."""
+    if manifest.known is None or not manifest.known.unsure_below:
+        return "that network"
+    twin = (manifest.calibration or {}).get("by") == "twin"  # the published one has seen them
+    return "neither that network nor a twin of the model" if twin else "neither network"
 
 
 def without_folder(dataset: str) -> str:

@@ -144,6 +144,9 @@ def _outcome(about: About) -> Iterator[None]:
     except KeyboardInterrupt:
         state = "interrupted"
         raise
+    except SettingsError:  # nothing was started: the run is what it was
+        state = "failed" if about.state == "finetuning" else about.state
+        raise
     finally:
         # The storage may be what failed: the first error is the one to tell.
         with contextlib.suppress(*(() if state == "done" else (MnistRayError,))):
@@ -331,8 +334,10 @@ def _with_resources(task: ChainTask | OwnTask, settings: FinetuneSettings) -> Ch
         gpus = float(any(node.get("GPU") for node in nodes))
     cpus = settings.cpus
     if not cpus:
-        cpus = max(node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU"))
-    cluster.check_fits(cpus, gpus, nodes, cluster.autoscaler_maximum())
+        of_nodes = (node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU"))
+        cpus = max(of_nodes, default=1.0)  # a node that an autoscaler brings is not known yet
+    flags = ("--cpus", "--gpus")
+    cluster.check_fits(cpus, gpus, nodes, cluster.autoscaler_maximum(), flags)
     return dataclasses.replace(task, cpus=cpus, gpus=gpus)
 
 

@@ -104,12 +104,13 @@ def pairs(x: Tensor) -> Tensor:
     """Two drawings beside or above each other, in the room of one."""
     both = torch.cat([x, _others(x)], 3)
     height, width = x.shape[2:]
-    small = F.interpolate(both, (height // 2, width), mode="bilinear", antialias=True)
-    room = height - height // 2
+    half = max(1, height // 2), max(1, width // 2)
+    small = F.interpolate(both, (half[0], width), mode="bilinear", antialias=True)
+    room = height - half[0]
     beside = F.pad(small, (0, 0, room // 2, room - room // 2))
     above = torch.cat([x, _others(x)], 2)
-    small = F.interpolate(above, (height, width // 2), mode="bilinear", antialias=True)
-    room = width - width // 2
+    small = F.interpolate(above, (height, half[1]), mode="bilinear", antialias=True)
+    room = width - half[1]
     above = F.pad(small, (room // 2, room - room // 2))
     upright = _uniform(x, 1, 1, 1) < 0.3
     return fitted(torch.where(upright, above, beside))

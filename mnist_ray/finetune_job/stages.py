@@ -37,7 +37,10 @@ class TrainingData(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """All that a stage's result depends on: its checkpoint's metadata. Another's is not resumed."""
+    """What a stage's result depends on, beside its hyperparameters. Another's is not resumed.
+
+    It is in the metadata of the stage's checkpoints.
+    """
 
     stage: Stage
     train_on: str
@@ -192,13 +195,16 @@ class _StageTraining:
         return self._trainer()
 
     def _read(self, file: str) -> bytes | None:
-        """A checkpoint of this stage; None if there is none, or another stage's."""
+        """A checkpoint of this stage; None if there is none, or another stage's or network's."""
         name = f"{self.folder}/{file}"
         if not self.storage.exists(name):
             return None
         data = self.storage.read_bytes(name)
         found = checkpoint.unpack(data, self.storage.join(name))[1]
         same = self.identity.metadata().items() <= found.items()
+        # "random" does not tell networks apart. The rate is the stage's own, and may be lowered.
+        hp = found.get("hyperparameters")
+        same = same and isinstance(hp, dict) and {**hp, "lr": self.hp["lr"]} == self.hp
         return data if same else None
 
     def _write(self, file: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from optuna import visualization as draw
 from scipy.stats import binomtest
 
 from mnist_ray.report.page import BLUE, Figure, Number, Table, count, percent, render
-from mnist_ray.report.read import RunData, value_of
+from mnist_ray.report.read import RunData, feasible, value_of
 from mnist_ray.report.search_figures import edf, plain
 
 if TYPE_CHECKING:
@@ -130,8 +130,10 @@ def _histories(runs: Mapping[str, RunData]) -> Figure:
             trace.update(name=names[place], marker={"color": colour})
     rows: list[Sequence[object]] = []
     for name, run in runs.items():
-        best = (max if run.maximize else min)(run.completed, key=value_of)
-        rows.append((name, best.number, best.value))
+        # None keeps all limits of --constraint where there is no best.
+        kept = filter(feasible, run.completed)
+        best = (max if run.maximize else min)(kept, key=value_of, default=None)
+        rows.append((name, best and best.number, best and best.value))
     return Figure(
         "history",
         "Optimisation histories",

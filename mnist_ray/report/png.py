@@ -26,7 +26,15 @@ from mnist_ray.report.model_part import (
 )  # fmt: skip
 from mnist_ray.report.network_part import as_pixels
 from mnist_ray.report.page import BLUE, GREY
-from mnist_ray.report.read import RunData, quiet_optuna, read_run, thinned, value_of, varied
+from mnist_ray.report.read import (
+    RunData,
+    feasible,
+    quiet_optuna,
+    read_run,
+    thinned,
+    value_of,
+    varied,
+)
 from mnist_ray.report.search_figures import LINES, NODES, contour_pairs, ped_anova
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance
@@ -73,7 +81,9 @@ def _history(run: RunData) -> Figure:
     figure, axes = plt.subplots(figsize=SIZE)
     numbers, values = [t.number for t in run.completed], [value_of(t) for t in run.completed]
     axes.plot(numbers, values, "o", color=BLUE, ms=4, label=f"{len(values)} complete trials")
-    best = np.maximum.accumulate(values) if run.maximize else np.minimum.accumulate(values)
+    # A trial that breaks a limit is none of the best; fmax and fmin pass NaN over.
+    kept = [value_of(t) if feasible(t) else np.nan for t in run.completed]
+    best = (np.fmax if run.maximize else np.fmin).accumulate(kept)
     axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
     axes.set(xlabel="trial", ylabel=run.metric)
     axes.legend(frameon=False)

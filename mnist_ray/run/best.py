@@ -125,3 +125,13 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> Confirmed:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def params_of(trials: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
+    """A trial's suggestions as the rows of trials.parquet have them; none if it has no row."""
+    found: Mapping[str, Any] = next((t for t in trials if t["number"] == number), {})
+    return {
+        key.removeprefix("params_"): value
+        for key, value in found.items()
+        if key.startswith("params_") and value is not None
+    }

@@ -52,11 +52,11 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         blocks: Blocks of convolutions, from 1 to 3, which are then not searched.
 
     Raises:
-        SettingsError: An option is too small or too large, a position or pooling is unknown, or
-            the position is fixed and searched.
+        SettingsError: An option is too small, too large or none of those allowed, or the position
+            is fixed and searched.
     """
     _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
-    _at_least(max_kernel=(max_kernel, 3), max_fc=(max_fc, 0))
+    _at_least(max_fc=(max_fc, 0))
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}
@@ -64,7 +64,7 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp["layers_per_block"] = _layers(trial, min_layers, max_layers)
     hp["width"] = trial.suggest_int("width", min_width, max_width, step=4)
     hp["width_growth"] = BY_NAME["width_growth"].check(width_growth, "--space-args:")
-    hp["kernel_size"] = choose("kernel_size", [3, 5]) if max_kernel >= 5 else 3
+    hp["kernel_size"] = _kernel(trial, max_kernel)
     hp["activation"] = choose("activation", ["relu", "leaky_relu", "gelu", "silu"])
     hp["activation_position"] = choose("activation_position", ["after_norm", "before_norm"])
     hp |= _pooling(trial, pool_first, pool_position, pooling)
@@ -75,6 +75,12 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
     hp |= _hidden(trial, max_fc)
     hp |= {"l1": trial.suggest_float("l1", 1e-8, 1e-4, log=True)} if l1 else {}
     return hp
+
+
+def _kernel(trial: optuna.Trial, largest: int) -> int:
+    if largest not in (3, 5):
+        raise SettingsError(f"--space-args: max_kernel={largest} is not allowed; expected 3 or 5")
+    return 3 if largest == 3 else trial.suggest_categorical("kernel_size", [3, 5])
 
 
 def _blocks(trial: optuna.Trial, data: DataShape, fixed: int | None) -> int:

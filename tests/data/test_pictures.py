@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_ray.data import pictures
 from mnist_ray.data.pictures import FORMATS, header, opened
 from mnist_ray.errors import SettingsError
 
@@ -26,6 +27,37 @@ def whole(kind: str) -> bytes:
         options = {"save_all": True, "append_images": [image.rotate(90)], "transparency": 3}
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "TIFF"])
+def test_sides_are_those_of_the_turned_picture(kind: str) -> None:
+    """A phone's picture, lying on its side; PNG without decoding it."""
+    file, image = io.BytesIO(), Image.new("RGB", (30, 10), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    frames = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    image.save(file, kind, exif=exif.tobytes(), **frames)
+    content = file.getvalue()
+    with Image.open(io.BytesIO(content)) as found:
+        assert found.format == kind
+    assert header(content) == (30, 10, True)
+    assert opened(content).size == (10, 30)
+    if kind == "PNG":
+        assert header(content[:-30]) == (30, 10, True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_large_photo_of_two_frames_is_read_at_a_fraction_too(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 50_000)
+    monkeypatch.setattr(pictures, "FRACTION_OF", 100)
+    file, image = io.BytesIO(), Image.new("RGB", (400, 240), (200, 100, 50))
+    frames = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    image.save(file, kind, **frames)
+    found = opened(file.getvalue())
+    assert found.size == (200, 120)
+    assert np.abs(np.asarray(found).astype(int) - (200, 100, 50)).max() < 5
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 
 from mnist_ray.data import (
     Images,
+    by_names,
     default_val_images,
     digest,
     load,
@@ -144,3 +145,17 @@ def test_the_digest_covers_images_and_labels() -> None:
     assert digest(images[:, :, ::-1], labels) != digest(images, labels)
     assert digest(images, labels[::-1]) != digest(images, labels)
     assert Images("a", "train", images, labels, ("a", "b"), (0.1,), (0.2,)).shape == (1, 2, 2)
+
+
+def test_labels_follow_the_names_of_a_model() -> None:
+    one = Images("own:it", "test", np.zeros((3, 1, 2, 2), np.uint8), np.array([0, 1, 1]),
+                 ("b", "a"), (0.5,), (0.5,))  # fmt: skip
+    found = by_names(one, ("a", "b", "c"), "model.onnx")
+    assert (found.labels.tolist(), found.classes) == ([1, 0, 0], ("a", "b", "c"))
+    assert found.sha256 == digest(found.images, found.labels)
+    assert by_names(one, ("a", "b"), "model.onnx").labels.tolist() == [1, 0, 0]
+    for same in ((), ("b", "a"), ("x", "y")):  # other words for as many labels
+        assert by_names(one, same, "model.onnx") is one
+    for other in (("a", "c"), ("x", "y", "z")):
+        with pytest.raises(SettingsError, match=r"^--dataset: own:it has the class 'b', and model"):
+            by_names(one, other, "model.onnx")

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,34 @@ def test_the_cache_tells_files_of_equal_names_sizes_and_times_apart(
         os.utime("images.npz", (0, 0))
         found.append(load("npz:images.npz", "train").sha256)
     assert len(set(found)) == 3
+
+
+def _saved_by_hugging_face(place: Path, cells: list[Any]) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": cells, "label": [i % 2 for i in range(len(cells))]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(place))
+
+
+@pytest.mark.parametrize("cell", [str, lambda name: {"path": name, "bytes": None}])
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_the_cache_notices_pictures_that_a_table_names(
+    tmp_path: Path, kind: str, cell: Callable[[str], Any]
+) -> None:
+    place = tmp_path / "table"
+    place.mkdir()
+    names = [f"{i}.png" for i in range(40)]
+    cells, found = [cell(name) for name in names], []
+    if kind == "hf":
+        _saved_by_hugging_face(place, cells)
+    else:
+        columns = pa.table({"image": cells, "label": [i % 2 for i in range(40)]})
+        pq.write_table(columns, place / "t.parquet")
+    for seed in (1, 2):
+        for name, image in zip(names, coloured(40, seed=seed), strict=True):
+            Image.fromarray(image).save(place / name)
+        stored._of_train.clear()
+        found.append(load(f"{kind}:{place}", "train").sha256)
+    assert found[0] != found[1]
 
 
 def test_without_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

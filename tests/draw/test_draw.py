@@ -252,6 +252,21 @@ def test_only_this_machine_s_names_are_answered(served: int, host: str, status: 
     assert "default-src 'none'" in (answer.getheader("Content-Security-Policy") or "")
 
 
+def test_a_browser_that_stops_loading_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with server.Server({"index.html": bytes(30_000_000)}, 0) as running:
+        running.daemon_threads = False  # closing waits for what answers
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        with socket.create_connection(("127.0.0.1", running.server_port), 10) as client:
+            host = f"localhost:{running.server_port}"
+            client.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert client.recv(100)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        running.shutdown()
+        thread.join()
+    assert capfd.readouterr() == ("", "")
+
+
 def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another npm, and a home directory without a cache."""
     npm = folder / "npm"

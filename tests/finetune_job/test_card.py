@@ -16,7 +16,7 @@ from mnist_ray.data import read_picture
 from mnist_ray.export.picture_model import PictureSession, picture_file
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job.card import as_text, model_card
-from mnist_ray.run.publication import Manifest
+from mnist_ray.run.publication import Known, Manifest
 from tests.support.networks import HP as NETWORK
 from tests.support.networks import network
 
@@ -56,7 +56,7 @@ def test_the_card_says_what_the_manifest_says() -> None:
     assert "float32 [batch, 1, 28, 20], pixels in [0, 1] (bright on black;" in card
     assert "logits [batch, 2] of the classes 0, 1." in card
     assert "**99.72%** (28 errors; 95 % Wilson interval\n99.59% to 99.81%)" in card
-    assert "1000 images: 3.4e-06" in card
+    assert "1000 images: 3.4e-06.\n" in card
     assert (
         "|---|---|---|---|---|\n"
         "| search | – | – | 0.995 | 0.996 |\n"
@@ -75,6 +75,28 @@ def test_augmentation_of_search_and_stages_is_named() -> None:
     manifest = dataclasses.replace(MANIFEST, lineage=lineage, train_on="train")
     card = model_card(manifest, {**HP, "augment": "affine"})
     assert "the training part; augmentation: affine, shift." in card
+
+    anew = dataclasses.replace(MANIFEST, lineage=({"step": "stage-0", "augment": "none"},))
+    assert "; no augmentation." in model_card(anew, {**HP, "augment": "affine"})
+
+
+@pytest.mark.parametrize(
+    ("by", "unsure", "text"),
+    [
+        ("validation", 0.4, "neither network had seen"),
+        ("twin", 0.4, "neither that network nor a twin of the model had seen"),
+        ("none", 0.0, "that network had seen"),
+    ],
+)
+def test_the_card_says_who_had_not_seen_the_images_of_the_thresholds(
+    by: str, unsure: float, text: str
+) -> None:
+    """A model that trained on all images has seen them; its twin has not."""
+    known = Known(
+        0.01, unsure, 0.5, 300, 0.01, 999, 1.0, {"noise": 1.0}, 0.01, 0.01, 1, {"0.01": 1}
+    )
+    manifest = dataclasses.replace(MANIFEST, known=known, calibration={"by": by})
+    assert f"by 300 training images that {text}, so" in model_card(manifest, HP)
 
 
 @pytest.mark.parametrize("run", ["null", "123", "2026-11-25", "yes", "1e3", "~"])

@@ -44,6 +44,16 @@ def test_a_kind_makes_pictures_that_differ_from_the_images(
     assert KINDS[kind](images[:1]).shape == (1, *shape)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sides", [(1, 9), (9, 1), (1, 1)])
+def test_a_kind_takes_images_that_are_one_pixel_high_or_wide(
+    kind: str, sides: tuple[int, int]
+) -> None:
+    made = KINDS[kind](torch.rand(12, 1, *sides))
+    assert made.shape == (12, 1, *sides)
+    assert made.isfinite().all()
+
+
 def test_a_batch_has_every_kind_and_as_many_pictures_as_images() -> None:
     seen: list[int] = []
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from mnist_ray import data
+from mnist_ray import cluster, data
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job import job
@@ -177,7 +177,11 @@ def test_it_works_in_a_thread(run: RunStorage, stages: str, in_task: Any) -> Non
         ({}, None),
         ({"committee": 0}, r"--committee: 0 is not allowed"),
         ({"stages": "other"}, "--stages: 'other' is neither"),
-        ({"cpus": 2.0}, "--cpus-per-trial: 2 wanted"),
+        ({"cpus": 2.0}, "^--cpus: 2 wanted"),
+        (
+            {"gpus": 1.0},
+            "^--gpus: 1 wanted, but no node has more than 0 GPUs; allowed is at most 0",
+        ),
     ],
 )
 def test_wrong_settings_start_nothing(
@@ -198,6 +202,22 @@ def test_wrong_settings_start_nothing(
     with pytest.raises(SettingsError, match=message):
         job.finetune(settings)
     assert started == []
+    assert About.read(run, "--run").state == "searched"
+
+
+def test_an_autoscaler_may_bring_the_gpu(
+    run: RunStorage, stages: str, in_task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[ChainTask] = []
+
+    def start(task: ChainTask, *_: Any) -> Manifest:
+        started.append(task)
+        raise KeyboardInterrupt
+
+    in_task(start)
+    monkeypatch.setattr(cluster, "autoscaler_maximum", lambda: {"CPU": 8.0, "GPU": 1.0})
+    job.finetune(FinetuneSettings(run=run.uri, stages=stages, gpus=1.0))
+    assert (started[0].cpus, started[0].gpus) == (1.0, 1.0)
 
 
 def test_a_run_that_cannot_be_fine_tuned_is_refused(run: RunStorage, in_task: Any) -> None:

@@ -70,13 +70,14 @@ def start() -> dict[str, torch.Tensor]:
 def run(
     folder: Path,
     data: Data,
-    start: dict,
+    start: dict | None,
     recipe: Recipe = RECIPE,
     lines: int | None = None,
+    hp: dict = HP,
 ) -> list[str]:
     """The chain's lines; stopped before the line after `lines`, as a kill would."""
     seen = []
-    for line in train_stages(recipe, HP, start, RunStorage(str(folder)), data, "fp32"):
+    for line in train_stages(recipe, hp, start, RunStorage(str(folder)), data, "fp32"):
         seen.append(line)
         if lines is not None and len(seen) == lines:
             break
@@ -176,6 +177,20 @@ def test_another_stage_or_start_is_done_anew(tmp_path: Path, data: Data, start: 
         for name, tensor in start.items()
     }
     assert "done" not in run(tmp_path, data, moved)[0]
+
+
+@pytest.mark.parametrize("other", [{"width": 8}, {"betas": [0.8, 0.9]}])
+def test_another_network_from_random_weights_is_trained_anew(
+    tmp_path: Path, data: Data, other: dict
+) -> None:
+    """As when a search is resumed with more trials, and another trial wins."""
+    gentle = dataclasses.replace(STAGES[1], epochs=2)
+    recipe = Recipe("test", "random", "train", (gentle,))
+    run(tmp_path, data, None, recipe)
+    run(tmp_path / "cut", data, None, recipe, lines=1)
+    for folder in (tmp_path, tmp_path / "cut"):
+        assert run(folder, data, None, recipe, hp=HP | other)[0].startswith("stage 0 epoch 1/2 ")
+        assert run(folder, data, None, recipe, hp=HP | other) == ["stage 0: done already"]
 
 
 def test_all_images_leave_no_validation_figure(tmp_path: Path, data: Data, start: dict) -> None:

@@ -25,7 +25,15 @@ from mnist_ray.errors import CorruptFileError
 from mnist_ray.export import session
 from mnist_ray.export.write import export
 from mnist_ray.models import Committee
-from mnist_ray.report import cost_part, model_part, network_part, search_figures, search_part
+from mnist_ray.report import (
+    compare_part,
+    cost_part,
+    model_part,
+    network_part,
+    png,
+    search_figures,
+    search_part,
+)
 from mnist_ray.report.page import picture
 from mnist_ray.report.read import read_run
 from mnist_ray.run import layout, predictions
@@ -132,6 +140,29 @@ def test_layers_see_what_passes_before_inplace_changes() -> None:
     with torch.no_grad():
         before = passed[0][1](torch.tensor([[-1.0, -2.0]]))
     torch.testing.assert_close(passed[0][2], before)
+
+
+def test_trials_that_break_a_limit_are_none_of_the_best(tmp_path: Path) -> None:
+    def limit(most: float) -> Callable[[optuna.trial.FrozenTrial, Record], None]:
+        def edit(frozen: optuna.trial.FrozenTrial, _: Record) -> None:  # as if the best were large
+            frozen._system_attrs["constraints:size"] = (frozen.value or 0) - most
+
+        return edit
+
+    some = read_run(write_run(tmp_path / "some", edit=limit(0.97)))
+    none = read_run(write_run(tmp_path / "none", edit=limit(-1)))
+    kept = {t.number: t.value or 0 for t in some.completed if t.constraints["size"] <= 0}
+    best, at_all = max(kept.values()), max(t.value or 0 for t in some.completed)
+    assert best < at_all
+    table = compare_part._histories({"some": some, "none": none}).table
+    assert table is not None
+    number = next(n for n, value in kept.items() if value == best)
+    assert table.rows == [("some", number, best), ("none", None, None)]
+    for run, last in ((some, best), (none, np.nan)):
+        drawn = {str(line.get_label()): line for line in png._history(run).axes[0].lines}
+        assert np.array_equal(
+            np.asarray(drawn["best so far"].get_ydata())[-1], last, equal_nan=True
+        )
 
 
 def test_few_complete_trials_have_no_importances(tmp_path: Path) -> None:

@@ -369,6 +369,13 @@ def test_impossible_convnet_options_are_refused(options: dict[str, int]) -> None
         asked("convnet", MNIST, 1, **options)
 
 
+@pytest.mark.parametrize("kernel", [1, 4, 9])
+def test_a_kernel_that_is_not_searched_is_refused(kernel: int) -> None:
+    message = f"--space-args: max_kernel={kernel} is not allowed; expected 3 or 5"
+    with pytest.raises(SettingsError, match=message):
+        asked("convnet", MNIST, 1, max_kernel=kernel)
+
+
 # ---- options as text
 
 
