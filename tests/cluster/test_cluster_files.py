@@ -224,7 +224,9 @@ def not_installed(config: Config) -> list[str]:
             if command.startswith("pip install")
             for word in shlex.split(command)
         ]
-        if not any(config["file_mounts"].get(word) == "." for word in words):
+        if not any(
+            config["file_mounts"].get(word.removesuffix("[report]")) == "." for word in words
+        ):
             found.append(f"{key}: this project is not installed")
         if not any(word.startswith("ray==$(") for word in words):
             found.append(f"{key}: pip may change the image's Ray")
@@ -757,7 +759,7 @@ def kube_runtime_env(manifest: Config) -> list[str]:
     packages = env.get("pip", {}).get("packages", [])
     found += (
         []
-        if packages == ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"]
+        if packages == ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}[report]"]
         else [f"pip {packages}: the project is not installed"]
     )
     # K8sJobMode and SidecarMode put the JSON in double quotes into a shell command (kuberay,
