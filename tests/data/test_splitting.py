@@ -1,6 +1,9 @@
 """The split by class, and by groups."""
 
 import hashlib
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from hypothesis import strategies as st
 
 from mnist_ray.data import (
     DATASETS,
+    Images,
+    Reading,
     default_val_images,
     load,
     load_split,
@@ -160,6 +165,35 @@ def test_the_rule_of_the_split(own: None) -> None:
     assert by_class.val.tolist() == unknown.val.tolist()
     with pytest.raises(SettingsError, match=r"--val-by group: digits has no groups"):
         load_split("digits", val_by="group")
+
+
+@pytest.fixture
+def of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """60 images of two classes; the last is a copy of the first."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 4, 4), np.uint8)
+    images[59] = images[0]
+    labels = np.repeat([0, 1], [40, 20])
+    labels[59] = labels[0]
+    module = types.ModuleType("of_my_own")
+    made = Images("of_my_own:part", "train", images, labels, ("a", "b"), (0.5,), (0.3,))
+    monkeypatch.setattr(module, "part", lambda part, data_dir: made, raising=False)
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    return "of_my_own:part"
+
+
+def test_a_copy_of_a_training_image_is_told_of(
+    of_one_s_own: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = load_split(of_one_s_own, val_images=30)
+    both = {0, 59} & {*found.val.tolist()}
+    assert len(both) == 1  # by the seed: one of them is validated
+    assert "1 of 30 validation images is a training image too" in caplog.text
+
+
+def test_class_weights_are_those_of_the_training_images(of_one_s_own: str) -> None:
+    found = load_split(of_one_s_own, val_images=30, reading=Reading(class_weights="balanced"))
+    assert found.images.weights is not None
+    assert found.images.weights[found.train].mean() == pytest.approx(1, abs=1e-6)
 
 
 def test_folds_validate_every_image_once_in_the_classes_proportions() -> None:

@@ -41,3 +41,27 @@ def test_it_is_refused_with_its_figures(
     assert f"size {compared.size:.2f}, expected at most 0.01" in compared.refused
     assert f"latency {compared.latency:.2f}, expected at most 0.00" in compared.refused
     assert "refused: " in compared.line()
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("int8", 2), ("fp16", 1)])
+def test_a_file_that_answers_otherwise_is_refused(
+    kind: str, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bounds of docs/shipped-file.md: 99.9 and 99.99 % of the answers."""
+    n = 1_500
+
+    class Fake:
+        def __init__(self, model: bytes, *_: object, **__: object) -> None:
+            self.other = model != b"0123456789"
+
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            answers = np.zeros(n, int)
+            answers[: wrong * self.other] = 1
+            return np.eye(2)[answers]
+
+    monkeypatch.setattr(quantize, "Session", Fake)
+    monkeypatch.setattr(quantize, "_latencies", lambda *_: [1.0, 0.5])
+    images = np.zeros((n, 1, 2, 2), np.uint8)
+    compared = quantize._compared(b"0123456789", b"0", kind, images)
+    least = {"int8": "99.90%", "fp16": "99.99%"}[kind]
+    assert compared.refused == f"agreement {1 - wrong / n:.2%}, expected at least {least}"

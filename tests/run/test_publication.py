@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import CorruptFileError
-from mnist_ray.run import publication
+from mnist_ray.run import layout, publication
 from mnist_ray.run.publication import publish, read_picture, read_verified
 from mnist_ray.storage import RunStorage, open_run
 
@@ -104,3 +104,11 @@ def test_the_pictures_file_is_the_one_that_the_manifest_names(run: RunStorage) -
     run.delete("picture.onnx")
     with pytest.raises(CorruptFileError, match="SHA-256 missing, expected"):
         read_picture(run, described)
+
+
+def test_a_smaller_file_of_the_model_before_is_removed(run: RunStorage) -> None:
+    both = {"model.onnx": b"old", layout.smaller_model("int8"): b"small"}
+    publish(run, both, {"file": "model.onnx"})
+    assert layout.smaller_model("int8") in run.list()
+    publish(run, {"model.onnx": b"new"}, {"file": "model.onnx"})
+    assert run.list() == ["model.json", "model.onnx"]

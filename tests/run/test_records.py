@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from mnist_ray.run import tables
+from mnist_ray.run.best import Confirmed, best_epoch, best_of
 from mnist_ray.run.records import (
     COLUMNS,
     INTERRUPTED,
@@ -157,3 +158,26 @@ def test_an_epoch_without_a_value_is_behind_all_others(metric: str) -> None:
     assert math.isnan(value_of(cast(EpochRow, empty), metric))
     assert value_of(cast(EpochRow, whole), metric) == 0.5
     assert rank(empty, metric) < rank(whole, metric)
+
+
+def test_an_epoch_beyond_a_limit_is_never_the_best() -> None:
+    r = Records("val_accuracy", 2)
+    beyond = cast(EpochRow, {**row(1, 0.9, 0.3), "violation": 0.5})
+    r.add(Record(0, {}, rows={1: beyond}))
+    assert r.best is None
+    assert best_epoch([{**beyond, "number": 0}], "val_accuracy", None) is None
+    r.add(Record(1, {}, rows={1: cast(EpochRow, {**row(1, 0.8, 0.3), "violation": 0.0})}))
+    assert r.best is not None
+    assert r.best[0] == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("val_accuracy", 1), ("val_loss", 2)])
+def test_the_best_mean_of_retrainings_goes_by_the_metric_s_direction(
+    metric: str, best: int
+) -> None:
+    found = best_of([Confirmed(1, 0.2, (0.5, 0.5)), Confirmed(2, 0.3, (0.4, 0.4))], metric)
+    assert found is not None
+    assert found.number == best
+    tied = best_of([Confirmed(2, 0.2, (0.4, 0.4)), Confirmed(1, 0.3, (0.4, 0.4))], metric)
+    assert tied is not None
+    assert tied.number == best

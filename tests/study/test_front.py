@@ -5,6 +5,7 @@ import random
 import pytest
 
 from mnist_ray.run.records import Record, epoch_row
+from mnist_ray.study import front
 from mnist_ray.study.front import COMPARED, FrontHalving
 
 BOTH = ("accuracy", "parameters")
@@ -65,6 +66,13 @@ def test_only_trials_at_the_rung_are_compared() -> None:
     assert RULE.stops(weak, 3, [record(0, 0.9, 50, epochs=3)])
     assert not RULE.stops(strong, 1, [])
     assert not RULE.stops(record(2, 0.5, None), 1, [strong])  # its size is not known
+
+
+def test_a_trial_is_compared_with_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "COMPARED", 2)
+    strong, weak, new = record(0, 0.9, 10), record(1, 0.1, 90), record(2, 0.5, 50)
+    assert RULE.stops(new, 1, [strong])
+    assert not RULE.stops(new, 1, [strong, weak])
 
 
 def test_a_million_parameters_and_a_thousand_trials_take_no_time() -> None:

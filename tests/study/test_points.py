@@ -51,6 +51,7 @@ def test_points_are_read_in_the_space_s_types(tmp_path: Path) -> None:
         ("- {lr: 2}", "point 1: lr: 2 is not allowed"),
         ("- {lr: 0.1}\n- {n: 3}", "point 2: n: 3 is not allowed"),
         ("- {n: true}", "point 1: n: True"),
+        ("- {lr: true}", "point 1: lr: True"),
         ("- {lr: fast}", "'fast'"),
         ("- {lr: .nan}", "point 1"),
         ("- {lr: [1]}", "point 1"),

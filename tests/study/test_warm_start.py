@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings import constraints
 from mnist_ray.study import storages, studies
 from mnist_ray.study.trials import RUN, SOURCE, read_trials, take_over
 from mnist_ray.study.warm_start import older_trials
@@ -68,6 +69,12 @@ def test_curves_of_other_epochs_are_left_behind(tmp_path: Path) -> None:
     assert [(t.state.name, t.value, t.intermediate_values) for t in trials] == [
         ("COMPLETE", 0.9, {})
     ]
+
+
+def test_a_limit_of_values_that_are_not_known_leaves_the_older_trials_out(tmp_path: Path) -> None:
+    place = older(tmp_path, "old")
+    limits = constraints.read(["parameters<=5"])
+    assert older_trials(place, "val_accuracy", PURPOSE, space, (), limits) == []
 
 
 def test_a_run_s_directory_is_a_warm_start_too(tmp_path: Path) -> None:

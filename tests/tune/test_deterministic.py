@@ -234,7 +234,7 @@ def killed_at_writes(seed: int, kills: int, **what: Any) -> list[tuple[Any, ...]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-@pytest.mark.parametrize("scheduler", ["median", "asha-promote"])
+@pytest.mark.parametrize("scheduler", ["median", "asha-promote", "asha", "hyperband"])
 def test_a_kill_at_any_write_to_the_study_changes_nothing(scheduler: str, sampler: str) -> None:
     """Also between two values of a trial, and between the notes of its end and the end itself."""
     options: dict[str, Any] = {"scheduler": scheduler, "sampler": sampler, "of": refusing}

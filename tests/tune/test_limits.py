@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 import pytest
 
-from mnist_ray.run.records import Records, keeps_limits
+from mnist_ray.run.records import Record, Records, epoch_row, keeps_limits
 from mnist_ray.settings.constraints import excesses, read, unfit, violation
 from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.pruners import Scheduler
@@ -13,6 +13,7 @@ from mnist_ray.study.samplers import make_sampler
 from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import read_trials
 from mnist_ray.tune import schedulers
+from mnist_ray.tune.outcomes import Outcomes
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trial import ended
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
@@ -114,6 +115,20 @@ def test_trials_beyond_a_limit_are_no_measure_for_others() -> None:
     _, study = searched("nsga2", trials=60)
     fit = [t.state.name for t in study.trials if t.params["n"] <= 40]
     assert (fit[0], "PRUNED" in fit, fit.count("COMPLETE") >= 3) == ("COMPLETE", True, True)
+
+
+def test_a_trial_beyond_a_limit_reports_no_value_to_the_study() -> None:
+    """So no pruner of Optuna's compares others with it."""
+    study = optuna.create_study(direction="maximize")
+    records = Records("val_accuracy", 2)
+    for number, parameters in enumerate((99, 4)):
+        trial = study.ask()
+        records.add(Record(number, {}, n_parameters=parameters))
+        outcomes = Outcomes(
+            study, records, EPOCHS, lambda _: None, lambda *_: None, {}, read(["parameters<=5"])
+        )
+        outcomes.take(trial, [epoch_row(result(1, 0.5))])
+    assert [t.intermediate_values for t in study.get_trials()] == [{}, {1: 0.5}]
 
 
 def test_a_front_of_several_points_comes_out_of_the_rungs() -> None:
