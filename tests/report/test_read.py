@@ -1,6 +1,7 @@
 """What the report reads of a run: trials from the journal or the tables, and damaged files."""
 
 import math
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mnist_ray.report.read import distribution, read_run, thinned
 from mnist_ray.run.records import Record
 from mnist_ray.run.tables import parquet
 from mnist_ray.storage import RunStorage
+from mnist_ray.study.trials import PAUSED
 from tests.support.report_runs import Tables, write_run
 
 
@@ -73,6 +75,22 @@ def test_damaged_journal_falls_back_to_the_tables(tmp_path: Path) -> None:
     # It says so, and where.
     assert f"{storage.join('study.journal')} is damaged in line 1" in page
     assert "The study lies in a database" not in page
+
+
+def test_times_that_say_nothing_are_not_drawn(tmp_path: Path) -> None:
+    """Of a trial over which the clock was set back, and of a search whose trials were paused."""
+
+    def back(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+        if record.number == 3 and frozen.datetime_start:
+            frozen.datetime_complete = frozen.datetime_start - timedelta(seconds=1)
+
+    def paused(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+        if record.number == 3:
+            frozen.set_user_attr(PAUSED, 0)
+
+    plain = read_run(write_run(tmp_path / "plain"))
+    assert len(read_run(write_run(tmp_path / "back", edit=back)).spans) == len(plain.spans) - 1
+    assert not read_run(write_run(tmp_path / "paused", edit=paused)).timed
 
 
 def test_distributions_of_values() -> None:

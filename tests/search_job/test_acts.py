@@ -389,6 +389,24 @@ def test_a_run_that_was_cut_off_before_its_first_trial_goes_on(tmp_path: Path) -
         prepare(dataclasses.replace(again, target=99.0, given=given))
 
 
+def test_the_stored_journal_is_never_behind_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume after a kill in between refuses tables that know more than the study."""
+    storage, written = RunStorage(str(tmp_path / "run")), []
+    real = RunStorage.write_bytes
+
+    def noted(self: RunStorage, name: str, data: bytes) -> None:
+        written.append(name)
+        real(self, name, data)
+
+    monkeypatch.setattr(RunStorage, "write_bytes", noted)
+    local = tmp_path / "study.journal"
+    local.write_bytes(b"{}\n")
+    Keeper(storage, Records("val_accuracy", 1), {}, local).save()
+    assert written == [layout.JOURNAL, layout.TRIALS, layout.HISTORY]
+
+
 def test_a_trial_is_handed_out_when_the_stored_journal_knows_it(tmp_path: Path) -> None:
     """In an object store the journal is a copy of the local file."""
     bucket = RunStorage(str(tmp_path / "bucket"))
