@@ -117,10 +117,10 @@ def calibrated(
     """Yields log lines, of a twin's training too; returns the temperature and how it was found."""
     recipe = task.recipe
     by = calibration_rule(task.calibrate, recipe.train_on, len(split.images.labels))
-    if by != "none" and task.onnx is not None and recipe.start == "best":
-        yield "calibration: none, as the file of --onnx may have been trained on the images for it"
-        return Fitted(NONE)
     if by == "none":
+        return Fitted(NONE)
+    if task.onnx is not None and recipe.start == "best":
+        yield "calibration: none, as the file of --onnx may have been trained on the images for it"
         return Fitted(NONE)
     began, twin = time.monotonic(), by == "twin"
     if twin:

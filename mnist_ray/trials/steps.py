@@ -68,9 +68,9 @@ def _number(name: Any, value: Any) -> float:
 def pack(rows: list[EpochRow], state: bytes | None, n_parameters: int | None = None) -> bytes:
     """A line of JSON with rows, the best epoch's n_parameters and a SHA-256; then the state."""
     body = state or b""
-    header: dict[str, Any] = {"rows": rows, "sha256": _digest(rows, body, n_parameters)}
-    header |= {"state": state is not None}
-    header |= {} if n_parameters is None else {"n_parameters": n_parameters}
+    digest = _digest(rows, body, n_parameters)
+    header = {"rows": rows, "sha256": digest, "state": state is not None}
+    header["n_parameters"] = n_parameters
     return json.dumps(header).encode() + b"\n" + body
 
 

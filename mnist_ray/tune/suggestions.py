@@ -93,10 +93,11 @@ class Suggestions:
         # Before a worker writes the trial's checkpoints.
         on_disk(self.study)
         self.keep()
-        if trial.number not in self.records.trials:
-            self.records.add(Record(trial.number, dict(trial.params)))
-        else:  # it may have been killed before its values were suggested
-            self.records.trials[trial.number].params = dict(trial.params)
+        known = self.records.trials.get(trial.number)
+        record = known or self.records.add(Record(trial.number, {}))
+        record.params = dict(
+            trial.params
+        )  # one that is known may have been killed before it had any
         self._seconds = time.perf_counter() - start
         return Suggestion(trial, hp)
 

@@ -171,6 +171,19 @@ def test_it_works_in_a_thread(run: RunStorage, stages: str, in_task: Any) -> Non
     assert done == [Finished(0, run.uri)]
 
 
+@pytest.fixture
+def started(in_task: Any) -> list[ChainTask]:
+    """The tasks that are begun; each is interrupted at once."""
+    begun: list[ChainTask] = []
+
+    def start(task: ChainTask, *_: Any) -> Manifest:
+        begun.append(task)
+        raise KeyboardInterrupt
+
+    in_task(start)
+    return begun
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -185,15 +198,8 @@ def test_it_works_in_a_thread(run: RunStorage, stages: str, in_task: Any) -> Non
     ],
 )
 def test_wrong_settings_start_nothing(
-    run: RunStorage, stages: str, in_task: Any, changes: dict, message: str | None
+    run: RunStorage, stages: str, started: list[ChainTask], changes: dict, message: str | None
 ) -> None:
-    started: list[ChainTask] = []
-
-    def start(task: ChainTask, *_: Any) -> Manifest:
-        started.append(task)
-        raise KeyboardInterrupt
-
-    in_task(start)
     settings = FinetuneSettings(**{"run": run.uri, "stages": stages} | changes)
     if message is None:
         job.finetune(settings)
@@ -206,15 +212,8 @@ def test_wrong_settings_start_nothing(
 
 
 def test_an_autoscaler_may_bring_the_gpu(
-    run: RunStorage, stages: str, in_task: Any, monkeypatch: pytest.MonkeyPatch
+    run: RunStorage, stages: str, started: list[ChainTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[ChainTask] = []
-
-    def start(task: ChainTask, *_: Any) -> Manifest:
-        started.append(task)
-        raise KeyboardInterrupt
-
-    in_task(start)
     monkeypatch.setattr(cluster, "autoscaler_maximum", lambda: {"CPU": 8.0, "GPU": 1.0})
     job.finetune(FinetuneSettings(run=run.uri, stages=stages, gpus=1.0))
     assert (started[0].cpus, started[0].gpus) == (1.0, 1.0)
