@@ -1,9 +1,8 @@
 """The results of a search: a run, read from its directory, and a published model."""
 
 import hashlib
-import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
@@ -13,7 +12,7 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from mnist_ray import data
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import MnistRayError, SettingsError, WorkError
 from mnist_ray.export.read import read_model
 from mnist_ray.export.session import Evaluation, Session, probabilities, temperature_of
 from mnist_ray.run import best, layout, tables
@@ -24,6 +23,7 @@ from mnist_ray.run.records import EpochRow, usable, value_of
 from mnist_ray.run.tuned import Tuned
 from mnist_ray.settings import is_stored, trust
 from mnist_ray.settings.objectives import goal
+from mnist_ray.settings.text import load_json
 from mnist_ray.storage import RunStorage
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class Run:
         self._place = study
 
     def __repr__(self) -> str:
-        return f"Run({self.uri!r}, state={self.state!r})"
+        with suppress(MnistRayError):
+            return f"Run({self.uri!r}, state={self.state!r})"
+        return f"Run({self.uri!r}, no run there)"
 
     @cached_property
     def _about(self) -> About:
@@ -93,7 +95,7 @@ class Run:
             raise WorkError(f"the run at {self.uri} has no epoch that has ended yet")
         confirmed = best.read(self._storage)
         chosen = confirmed[0] if confirmed else None
-        row = best.best_epoch(history, metric, chosen)
+        row = best.best_epoch(history, metric, chosen, self._table(layout.TRIALS).to_pylist())
         if row is None:
             raise WorkError(f"no trial of the run at {self.uri} keeps its --constraint")
         value = value_of(cast(EpochRow, row), metric)
@@ -182,7 +184,8 @@ class Prediction(_Pair):
     Attributes:
         label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
-        known: Whether the picture is one of the classes at all; False if nothing is drawn.
+        known: Whether the picture is one of the classes at all; False if nothing is drawn, where
+            the model's images are drawings (grey, of a built-in data set).
         reason: Why it is not: `nothing drawn`; `several` digits; `unsure`, as it may be one or
             another of the classes; or `foreign`, as nothing like it is among them. "" if it is.
     """
@@ -231,10 +234,7 @@ class Model:
         text = self.session.metadata.get("classes")
         if text is None:
             return ()
-        try:
-            names = json.loads(text)
-        except (ValueError, RecursionError):
-            names = None
+        names = load_json(text)
         n = self.session.n_classes
         if (
             not isinstance(names, list)
@@ -320,18 +320,16 @@ class Model:
         metadata = self.session.metadata
         if not is_stored(name):
             return data.load(name, part, data_dir)
-        if name == metadata.get("dataset"):
-            reading = data.Reading.from_json(metadata.get("reading", "{}"), self.path)
-        else:
-            channels, *size = self.session.image_shape
-            reading = data.Reading(
-                (size[0], size[1]),
-                "grey" if channels == 1 else "colour",
-                self.session.padding or "black",
-            )
+        sha256 = metadata.get("data_sha256", "")
+        if name != metadata.get("dataset"):  # though it may hold the same images, elsewhere
+            channels, height, width = self.session.image_shape
+            colour, padding = channels != 1, self.session.padding or "black"
+            reading = data.Reading((height, width), "colour" if colour else "grey", padding)
+            return data.load(name, part, reading=reading, trained_on=sha256)
+        reading = data.Reading.from_json(metadata.get("reading", "{}"), self.path)
         if by_model:
             trained = data.load(name, "train", reading=reading)
-            trust.same_data(trained.sha256, metadata.get("data_sha256"), self.path, name)
+            trust.same_data(trained.sha256, sha256, self.path, name)
         return data.load(name, part, reading=reading)
 
     @cached_property

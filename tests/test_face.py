@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 def test_a_run_is_read_from_its_directory(run: Path) -> None:
     found = mr.open_run(run)
     assert (found.uri, found.name, found.state) == (str(run), "first", "searched")
+    assert repr(found) == f"Run({str(run)!r}, state='searched')"
     assert found.settings["dataset"] == "digits"
     assert (found.best.number, found.best.epoch, found.best.value) == (1, 1, 0.9)
     assert found.best.params == {"lr": found.study.trials[1].params["lr"], "kind": None}
@@ -219,6 +221,66 @@ def test_a_folder_of_some_classes_is_judged_by_their_names(
         model.evaluate(name)
 
 
+@pytest.fixture
+def new_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Digits' test images in a folder a class, ten of each; "five" is the model's name of 5."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    test = data.load("digits", "test")
+    for number in range(10):
+        folder = tmp_path / "new" / ("five" if number == 5 else str(number))
+        folder.mkdir(parents=True)
+        for i, image in enumerate(test.images[test.labels == number][:10]):
+            Image.fromarray(image[0]).save(folder / f"{i}.png")
+    return tmp_path / "new"
+
+
+def test_new_photos_without_parts_are_all_judged(model_of: Path, new_photos: Path) -> None:
+    model = mr.load_model(model_of)
+    for part in ("test", "train"):
+        found = model.evaluate(f"folder:{new_photos}", part)
+        assert (found.n, found.accuracy > 0.9) == (100, True)
+    for number in (0, 1, 2, 3, 4, "five", 6, 8):
+        shutil.rmtree(new_photos / str(number))
+    for number in (7, 9):
+        for file in sorted((new_photos / str(number)).iterdir())[1:]:
+            file.unlink()
+    assert model.evaluate(f"folder:{new_photos}").n == 2  # too few to split
+    shutil.rmtree(new_photos / "9")
+    assert model.evaluate(f"folder:{new_photos}").n == 1  # one class
+
+
+def test_new_photos_in_parts_are_judged_by_the_part(model_of: Path, new_photos: Path) -> None:
+    """A test part alone is enough, and it may have classes that the training part has not."""
+    model = mr.load_model(model_of)
+    (new_photos.parent / "parts").mkdir()
+    new_photos.rename(new_photos.parent / "parts" / "test")
+    name = f"folder:{new_photos.parent / 'parts'}"
+    assert model.evaluate(name).n == 100
+    with pytest.raises(mr.SettingsError, match="has no picture in its train part$"):
+        model.evaluate(name, "train")
+    train = new_photos.parent / "parts" / "train" / "1"
+    train.mkdir(parents=True)
+    (new_photos.parent / "parts" / "test" / "1" / "0.png").rename(train / "0.png")
+    assert [model.evaluate(name, part).n for part in ("test", "train")] == [99, 1]
+    with pytest.raises(mr.SettingsError, match="has no training picture of class '0'$"):
+        data.load(name, "train")
+
+
+def test_the_model_s_own_images_elsewhere_are_judged_by_their_test_part(
+    model_of: Path, new_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four fifths of them are what it was trained on."""
+    name = f"folder:{new_photos}"
+    reading = data.Reading((28, 28), "grey", "black")
+    monkeypatch.chdir(new_photos.parent)
+    model = mr.load_model(model_of)
+    own = {"dataset": name, "data_sha256": data.load(name, "train", reading=reading).sha256}
+    model.session.metadata.update(own)
+    assert [model.evaluate(n).n for n in (name, "folder:new")] == [20, 20]
+    model.session.metadata.update({"data_sha256": "0"})
+    assert [model.evaluate(n).n for n in (name, "folder:new")] == [20, 100]
+
+
 def test_a_model_knows_where_it_comes_from(model_of: Path, tmp_path: Path) -> None:
     model = mr.load_model(model_of)
     assert model.path == str(model_of)
@@ -282,6 +344,13 @@ def test_wrong_options_are_an_error_that_names_them(options: dict[str, Any], mes
         mr.search(**options)
 
 
+def test_the_run_of_a_dry_run_can_be_shown(tmp_path: Path) -> None:
+    """A notebook shows what a call returns."""
+    found = mr.search(dataset="digits", storage=tmp_path, name="dry", trials=1, dry_run=True)
+    assert repr(found) == f"Run({str(tmp_path / 'dry')!r}, no run there)"
+    assert not (tmp_path / "dry").exists()
+
+
 @pytest.mark.parametrize("settings", ["digits", mr.FinetuneSettings(), {"trials": 3}])
 def test_a_search_by_place_takes_settings_alone(settings: Any) -> None:
     with pytest.raises(mr.SettingsError, match=r"^search: .* expected SearchSettings, or options"):
@@ -313,6 +382,19 @@ def test_a_file_of_options_lies_under_the_keywords(tmp_path: Path) -> None:
 def test_a_finetuning_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(mr.SettingsError, match="there is no run at"):
         mr.finetune(tmp_path / "none", committee=2)
+
+
+def test_a_fine_tuned_run_keeps_the_study_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnist_ray.finetune_job import job
+    from mnist_ray.run.about import Finished
+
+    uri = str(tmp_path / "run")
+    monkeypatch.setattr(job, "finetune", lambda *_, **__: Finished(0, uri))
+    place = f"sqlite:///{tmp_path}/s.db"
+    assert mr.finetune(mr.Run(uri, study=place))._place == place
+    assert mr.finetune(uri)._place is None
 
 
 def test_two_searches_in_one_process_and_a_ray_of_the_caller_s(tmp_path: Path) -> None:

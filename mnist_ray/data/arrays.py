@@ -26,18 +26,24 @@ KINDS = {
 CHANNELS = (1, 3, 4)  # of pictures; 4: with transparency
 CHUNK = 1024  # images that are converted at a time
 BRIGHT = 128  # a float image with no value above it is not certainly one of [0, 255]
+NEARLY_BLACK = (
+    "whole numbers up to 1 are read as values of 0..255, nearly black; True and False are read as "
+    "white and black"
+)
 
 
 def as_uint8(images: np.ndarray) -> tuple[np.ndarray, str]:
     """Images of any type as uint8, and a note of how they were read ("" for uint8).
 
-    Floats in [0, 1], and floats or whole numbers in [0, 255], are certain.
+    Floats in [0, 1], and floats or whole numbers in [0, 255], are certain. For whole numbers up to
+    1, which may be meant as black and white, the note says so.
 
     Raises:
         ValueError: The values can mean several things.
     """
+    dark = images.dtype.kind in "iu" and images.size and images.max() <= 1
     if images.dtype == np.uint8:
-        return images, ""
+        return images, NEARLY_BLACK if dark else ""
     if images.dtype == bool:
         return images.astype(np.uint8) * np.uint8(255), "images of True and False are read as white"
     if images.dtype.kind not in "iuf" or not images.size:
@@ -47,7 +53,8 @@ def as_uint8(images: np.ndarray) -> tuple[np.ndarray, str]:
     if fractions and low >= 0 and 0 < high <= 1:
         scale, note = 255.0, f"images of {images.dtype} in [0, 1] are scaled to 0..255"
     elif low >= 0 and high <= 255 and (high >= BRIGHT or not fractions):
-        scale, note = 1.0, f"images of {images.dtype} are read as values of 0..255"
+        note = NEARLY_BLACK if dark else f"images of {images.dtype} are read as values of 0..255"
+        scale = 1.0
     else:
         raise ValueError(
             "images must be uint8, or numbers that are certainly of [0, 1] or [0, 255]; "
@@ -114,7 +121,7 @@ def read_npz(source: str, path: str) -> Listing:
             parts = {part: _part(source, file, names) for part, names in named.items()}
             classes = None
             if "classes" in file.files:
-                classes = [str(each) for each in np.atleast_1d(file["classes"]).tolist()]
+                classes = np.atleast_1d(file["classes"]).tolist()
     except SettingsError:
         raise
     except Exception as error:  # zipfile raises RuntimeError, NumPy MemoryError, and others

@@ -28,7 +28,7 @@ from mnist_ray.settings import SearchSettings, resolved
 log = logging.getLogger(__name__)
 
 Channels = Literal["grey", "colour"]
-FORMAT = 1  # of the decoded file: a change makes older ones unread
+FORMAT = 2  # of the decoded file: a change makes older ones unread
 LARGEST = 64  # pixels: the longer side if --image-size is not given
 LARGEST_ASKED = 1024  # of --image-size, which a file may name too: memory grows with its square
 CHUNK = 256  # pictures that a thread decodes at a time
@@ -326,7 +326,6 @@ def _refuse(listing: Listing, broken: list[str], reading: Reading, *, any_left: 
             f"be read, the first: {broken[0]}; mend or remove them, or leave them out with "
             "--skip-broken"
         )
-    log.warning("%d broken pictures are left out (--skip-broken)", len(broken))
 
 
 def _write(file: IO[bytes], found: _Found, raw: IO[bytes], order: np.ndarray) -> None:

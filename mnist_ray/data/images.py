@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.data.arrays import as_uint8
+from mnist_ray.data.listing import as_text
 from mnist_ray.data.pictures import PADDINGS
 from mnist_ray.errors import SettingsError, described, shortened
 
@@ -79,8 +80,8 @@ def by_names(part: Images, classes: tuple[str, ...], source: str) -> Images:
 
     Args:
         part: Its images, with labels of its own.
-        classes: The model's names. If the part shares none of them, they are other words for the
-            same labels, and the part stays as it is.
+        classes: The model's names. If the part shares none of them, they are taken for other words
+            for the same labels in the same order: the part stays as it is, and the log warns.
         source: The model, for messages.
 
     Raises:
@@ -90,6 +91,12 @@ def by_names(part: Images, classes: tuple[str, ...], source: str) -> Images:
         return part
     foreign = [name for name in part.classes if name not in classes]
     if len(foreign) == len(part.classes) == len(classes):
+        pairs = (f"{ours} = {theirs}" for ours, theirs in zip(part.classes, classes, strict=True))
+        log.warning(
+            "%s: its classes are taken for the model's in this order: %s",
+            part.name,
+            shortened(", ".join(pairs), 400),
+        )
         return part
     if foreign:
         theirs = shortened(", ".join(classes), 150)
@@ -157,7 +164,7 @@ def from_function(
 
 def _checked(data: Images) -> Images:
     """The same with the documented types; ValueError or TypeError if that is impossible."""
-    classes = tuple(str(each) for each in data.classes)
+    classes = tuple(as_text(each) for each in data.classes)
     if not classes or not all(each.isprintable() for each in classes):
         raise ValueError("classes must be printable names, at least one")
     if len(set(classes)) < len(classes):
@@ -266,5 +273,5 @@ def _group_numbers(values: Any, names: tuple[str, ...]) -> tuple[np.ndarray, tup
     array = np.asarray(values)
     if array.dtype.kind in "US" and array.ndim == 1:
         found, numbers = np.unique(array, return_inverse=True)
-        return numbers.astype(np.int64), tuple(map(str, found))
+        return numbers.astype(np.int64), tuple(map(as_text, found))
     return _whole_numbers(array, "groups"), names

@@ -16,7 +16,9 @@ SLOPE = 8  # grey values by which neighbours in it must differ to count as a slo
 BITS = 4  # slopes, of 64, by which two pictures that are alike may differ
 ALIKE = 0.15  # difference of their pixels (RMS), as a share of the picture's standard deviation
 COMPARED = 2_000_000_000  # pairs of images; near duplicates among more are not looked for
-CHUNK = 64
+CHUNK = 64  # other images whose slopes are compared at a time
+MANY = 64  # training images like one by their slopes: of more the small pictures are compared too
+ROUNDED = 1e-4  # more than float32 is off: grey values, and the share of a sum of squares
 
 
 class Shared(NamedTuple):
@@ -101,32 +103,44 @@ def shared_images(train: np.ndarray, other: np.ndarray) -> Shared:
     known = {_digest(image) for image in train}
     rest = np.array([i for i in range(len(other)) if _digest(other[i]) not in known], np.int64)
     exact = len(other) - len(rest)
-    if min(train.shape[2:]) < max(SMALL) or len(train) * len(rest) > COMPARED:
+    few = min(train.shape[2:]) < max(SMALL)
+    if few or len(train) * len(rest) > COMPARED:
+        why = f"a side below {max(SMALL)} pixels" if few else f"{len(train)} x {len(rest)} pairs"
+        log.info("only exact copies were looked for: the images have %s", why)
         return Shared(exact, 0)
-    slopes, near = _slopes(train), 0
-    of_rest = _slopes(other[rest]) if len(rest) else np.zeros(0, np.uint64)
+    small, of_rest = _small(train), _small(other[rest])
+    slopes, slopes_of_rest = _slopes(small), _slopes(of_rest)
+    near = 0
     for start in range(0, len(rest), CHUNK):
-        unlike = np.bitwise_count(of_rest[start : start + CHUNK, None] ^ slopes)
-        for i, row in enumerate(unlike):
-            candidates = np.flatnonzero(row <= BITS)[:CHUNK]
-            near += bool(len(candidates)) and _alike(other[rest[start + i]], train[candidates])
-    return Shared(exact, int(near))
+        part = slice(start, start + CHUNK)
+        limits = np.array([ALIKE * float(image.std()) for image in other[rest[part]]])
+        alike = np.bitwise_count(slopes_of_rest[part, None] ^ slopes) <= BITS
+        if alike.sum() > MANY * len(alike):  # of little contrast: hardly one has a slope
+            alike &= _within(small, of_rest[part], limits)
+        for i, (row, limit) in enumerate(zip(alike, limits, strict=True), start):
+            near += _any_alike(other[rest[i]], train, np.flatnonzero(row), limit)
+    return Shared(exact, near)
 
 
 def _digest(image: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
-def _slopes(images: np.ndarray) -> np.ndarray:
-    """uint64 [n]: where a small grey copy of the picture gets brighter from left to right."""
+def _small(images: np.ndarray) -> np.ndarray:
+    """float32 [n, *SMALL]: a small grey copy of each, each value the mean of its part."""
     rows, columns = (_means(size, n) for size, n in zip(images.shape[2:], SMALL, strict=True))
-    bits = np.empty((len(images), 8), np.uint8)
+    small = np.empty((len(images), *SMALL), np.float32)
     for start in range(0, len(images), 1024):
         grey = images[start : start + 1024].mean(1, dtype=np.float32)
-        small = rows @ grey @ columns.T
-        slope = np.diff(small, axis=2) > SLOPE
-        bits[start : start + 1024] = np.packbits(slope.reshape(len(small), -1), axis=1)
-    return bits.view(np.uint64)[:, 0]
+        small[start : start + 1024] = rows @ grey @ columns.T
+    return small
+
+
+def _slopes(small: np.ndarray) -> np.ndarray:
+    """uint64 [n]: where the small copies of pictures get brighter from left to right."""
+    slope = np.diff(small, axis=2) > SLOPE
+    bits = slope.reshape(len(small), slope.shape[1] * slope.shape[2])
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
 def _means(size: int, parts: int) -> np.ndarray:
@@ -139,6 +153,30 @@ def _means(size: int, parts: int) -> np.ndarray:
     return result
 
 
-def _alike(image: np.ndarray, others: np.ndarray) -> bool:
-    squares = (others.astype(np.float32) - image.astype(np.float32)) ** 2
-    return bool(np.sqrt(squares.mean((1, 2, 3)).min()) <= ALIKE * image.std())
+def _within(small: np.ndarray, others: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """False, of bool [m, n], where the small copies and so the pictures differ by more (RMS).
+
+    A mean is never further off than what it is the mean of. The matrix product takes seconds for a
+    billion pairs; its rounding lets through a few more.
+
+    Args:
+        small: float32 [n, *SMALL].
+        others: float32 [m, *SMALL].
+        limits: float64 [m].
+    """
+    middle = small.mean(0)
+    a, b = ((copies - middle).reshape(len(copies), middle.size) for copies in (others, small))
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    most = middle.size * (limits[:, None] + ROUNDED) ** 2
+    within: np.ndarray = squares * (1 - ROUNDED) - 2 * a @ b.T <= most
+    return within
+
+
+def _any_alike(image: np.ndarray, train: np.ndarray, candidates: np.ndarray, limit: float) -> bool:
+    """Whether one of the candidates, places in `train`, is nearly the same picture."""
+    for start in range(0, len(candidates), MANY):
+        others = train[candidates[start : start + MANY]].astype(np.float32)
+        squares = (others - image.astype(np.float32)) ** 2
+        if np.sqrt(squares.mean((1, 2, 3)).min()) <= limit:
+            return True
+    return False

@@ -14,10 +14,35 @@ from mnist_ray.errors import SettingsError, shortened
 
 PART_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
+    "dev": "val", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-"""Names of parts as people write them, in small letters -> train, val or test."""
+"""Names of parts as people write them, in small letters -> train, val or test.
+
+Eval is test, as for Hugging Face's library.
+"""
 ORDER = ("train", "val", "test")
+
+
+def part_in(name: str) -> str | None:
+    """The part that a word of a file's or folder's name tells; None if no word does.
+
+    The first such word counts: a name of PART_NAMES between other characters than letters, also
+    with set, data or images behind it. `my_test-0` and `testset` are test; `testimony` is none.
+    """
+    for word in re.findall("[a-z]+", name.lower()):
+        part = PART_NAMES.get(re.sub("(sets?|data|images)$", "", word))
+        if part:
+            return part
+    return None
+
+
+def as_text(value: Any) -> str:
+    """The value as text; bytes as what they spell, and not as b'…'.
+
+    Raises:
+        UnicodeDecodeError: They are no UTF-8.
+    """
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)
@@ -103,8 +128,8 @@ def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]
     Whole numbers are in the order of their values, also if they are written as text.
     """
     if columns.classes is not None:
-        classes = _printable(source, tuple(str(each) for each in columns.classes))
-        numbers = np.array([_number(source, each, classes) for each in columns.labels])
+        classes = _printable(source, tuple(_said(source, "class", c) for c in columns.classes))
+        numbers = np.array([number_of(source, each, classes) for each in columns.labels])
         return numbers.astype(np.int64), classes
     texts = [_label(source, each) for each in columns.labels]
     found = set(texts)
@@ -114,7 +139,8 @@ def _labels(source: str, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]
     return np.array([place[each] for each in texts], np.int64), _printable(source, tuple(ordered))
 
 
-def _number(source: str, value: Any, classes: tuple[str, ...]) -> int:
+def number_of(source: str, value: Any, classes: Sequence[str]) -> int:
+    """A label's place in classes that are named. SettingsError if it is none."""
     text = _label(source, value)
     number = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
     if not 0 <= number < len(classes):
@@ -136,19 +162,27 @@ def _label(source: str, value: Any) -> str:
 
 
 def _missing_refused(source: str, what: str, value: Any) -> str:
-    text = "" if value is None or value != value else str(value).strip()
+    text = "" if value is None or value != value else _said(source, what, value).strip()
     if not text:
         raise SettingsError(f"--dataset: {source} has a picture without a {what}")
     return text
+
+
+def _said(source: str, what: str, value: Any) -> str:
+    try:
+        return as_text(value)
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"--dataset: {source} has the {what} {shortened(repr(value), 40)}; expected UTF-8"
+        ) from error
 
 
 def _printable(source: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     for each in classes:
         if not each.isprintable():
             raise SettingsError(f"--dataset: {source} has a class {each!r}: expected plain text")
-    if len(classes) < 2:
-        found = f"one class, {classes[0]!r}" if classes else "no class"
-        raise SettingsError(f"--dataset: {source} has {found}; expected at least two")
+    if not classes:
+        raise SettingsError(f"--dataset: {source} has no class; expected at least two")
     if len(set(classes)) < len(classes):
         twice = next(each for each in classes if classes.count(each) > 1)
         raise SettingsError(f"--dataset: {source} names two classes {twice!r}")
@@ -156,7 +190,7 @@ def _printable(source: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _part(source: str, value: Any) -> str:
-    name = "train" if value is None else str(value).strip().lower()
+    name = "train" if value is None else _said(source, "part", value).strip().lower()
     if name not in PART_NAMES:
         raise SettingsError(
             f"--dataset: {source} has the part {value!r}; expected train, val or test"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.settings import text
 
 T = TypeVar("T")
 Padding = Literal["black", "white", "edge", "stretch"]
@@ -24,14 +25,12 @@ FORMATS = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",
 )  # fmt: skip
 """None that starts another program, as EPS does."""
-ENDINGS = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
+ENDINGS = text.ENDINGS  # of their files' names
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 # Our own limit is below Pillow's. (A filter for a while would not be safe in threads.)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
+BITS_PER_SAMPLE = 0x0102  # TIFF's tag
 
 Picture = str | bytes | np.ndarray
 """A file's path, a file's content, or uint8 [height, width] or [height, width, 3 or 4]."""
@@ -136,7 +135,9 @@ def in_8_bits(file: Image.Image) -> Image.Image:
     if image.mode == "I" and file.format == "TIFF":
         raise ValueError("its pixels are numbers of 32 bits, whose range is not known")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scale
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        bits = getattr(file, "tag_v2", {}).get(BITS_PER_SAMPLE)
+        down = 4 if bits == (12,) else 8  # a TIFF of 12 bits is unpacked to 0..4095
+        return Image.fromarray((np.asarray(image) >> down).clip(0, 255).astype(np.uint8))
     return image
 
 

@@ -19,6 +19,7 @@ def load(
     *,
     download: bool = True,
     reading: Reading | None = None,
+    trained_on: str | None = None,
 ) -> Images:
     """Read one part of a data set.
 
@@ -29,6 +30,8 @@ def load(
         data_dir: torchvision's root; None takes MNIST_RAY_DATA, else `~/.cache/mnist_ray`.
         download: fetch missing files through torchvision.
         reading: how a folder, file or table of one's own is read.
+        trained_on: SHA-256 of the training images of a model that is to be judged, "" if it is not
+            known. A folder, file or table of other images counts as a whole if it has no test part.
 
     Raises:
         SettingsError: unknown name, files missing and out of reach, truncated or altered files.
@@ -42,7 +45,7 @@ def load(
     if name in DATASETS:
         return torchvision_files.read(name, part, data_dir, download=download)
     if text.is_stored(name):
-        return stored.read(name, part, reading or Reading())
+        return stored.read(name, part, reading or Reading(), trained_on)
     own = text.load(name, "--dataset", NAMES)
     if not callable(own):
         raise SettingsError(
@@ -52,17 +55,12 @@ def load(
     return from_function(own, name, part, data_dir)
 
 
-def default_val_images(name: str, data_dir: str | None = None) -> int:
-    """Images to hold out for validation when nothing is said.
+def default_val_images(part: Images) -> int:
+    """Images of a training part to hold out for validation when nothing is said.
 
-    5,000 for the four large sets, 15 % of the training part of `digits`, a tenth of a data set of
-    one's own (which is loaded for it), at least one image a class.
+    5,000 of the four large sets, 15 % of `digits`, a tenth of a data set of one's own, at least
+    one image a class.
     """
-    if name in DATASETS:
-        return 215 if name == "digits" else 5000
-    return tenth(load(name, "train", data_dir))
-
-
-def tenth(own: Images) -> int:
-    """A tenth of a training part, at least one image a class."""
-    return max(len(own.labels) // 10, len(np.unique(own.labels)))
+    if part.name in DATASETS:
+        return 215 if part.name == "digits" else 5000
+    return max(len(part.labels) // 10, len(np.unique(part.labels)))

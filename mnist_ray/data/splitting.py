@@ -5,14 +5,14 @@ A data set may bring validation images of its own instead.
 
 import logging
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mnist_ray.data import drawn, leaks, weights, writers
 from mnist_ray.data.decoding import Reading
 from mnist_ray.data.images import Images
-from mnist_ray.data.sources import DATASETS, default_val_images, load, tenth
+from mnist_ray.data.sources import default_val_images, load
 from mnist_ray.errors import SettingsError
 
 Rule = Literal["class", "group", "own"]
@@ -34,6 +34,17 @@ class Split(NamedTuple):
     folds: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     """With --folds: training and validation images of each, the first of which are `train` and
     `val`."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes of it in run.json, under `data`."""
+        validated = sum(len(val) for _, val in self.folds) or len(self.val)
+        return {
+            "name": self.images.name,
+            "sha256": self.images.sha256,
+            "train": len(self.train),
+            "val": validated,
+            "classes": list(self.images.classes),
+        }
 
 
 def load_split(  # noqa: PLR0913 (one a setting)
@@ -79,12 +90,9 @@ def load_split(  # noqa: PLR0913 (one a setting)
     if parts or val_by == "own":
         train, val = parts[0] if parts else _own(part, train_images, val_images, seed)
     else:
-        if val_images is None:
-            known = dataset in DATASETS
-            val_images = default_val_images(dataset, data_dir) if known else tenth(part)
         train, val = split(
             part.labels,
-            val_images=val_images,
+            val_images=default_val_images(part) if val_images is None else val_images,
             train_images=train_images,
             seed=seed,
             groups=groups,
@@ -174,7 +182,7 @@ def split(
         Indices of the training and of the validation images, int64, sorted, disjoint.
 
     Raises:
-        SettingsError: more images asked for than there are, or a class would be left without any.
+        SettingsError: more images asked for than there are, or fewer than one of each class.
     """
     counts = np.unique(labels, return_counts=True)[1]
     n, classes = len(labels), len(counts)
@@ -189,6 +197,8 @@ def split(
         )
     if groups is None:
         val, rest = drawn.stratified(np.arange(n), val_images, labels, seed)
+        if min(len(np.unique(labels[side])) for side in (val, rest)) < classes:
+            val, rest = drawn.with_each_class(np.arange(n), val_images, labels, seed, left=1)
     else:
         val, rest = _by_group(labels, groups, val_images, seed)
     train = rest
@@ -200,11 +210,8 @@ def split(
                 f"at least one of each of {classes} classes)"
             )
         _, train = drawn.stratified(rest, len(rest) - train_images, labels, seed)
-    for flag, indices in (("--val-images", val), ("--train-images", train)):
-        if len(np.unique(labels[indices])) < classes:
-            raise SettingsError(
-                f"{flag}: {len(indices)} images leave a class without any; take more"
-            )
+        if len(np.unique(labels[train])) < classes:
+            train, _ = drawn.with_each_class(rest, train_images, labels, seed, left=0)
     return np.sort(train).astype(np.int64), np.sort(val).astype(np.int64)
 
 

@@ -19,54 +19,92 @@ _of_train: dict[str, Listing] = {}  # of the source whose training part was read
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
 
 
-def read(name: str, part: str, reading: Reading) -> Images:
+def read(name: str, part: str, reading: Reading, trained_on: str | None = None) -> Images:
     """One part of a source; the training part holds its own validation images last.
 
     A source without a test part gives a fifth of its images for it, the same ones for every seed:
     by groups if it knows them, else in the classes' proportions.
 
+    Args:
+        name: The source.
+        part: train or test.
+        reading: How to read it.
+        trained_on: SHA-256 of the training images of a model that is to be judged, "" if nobody
+            knows. A source of other images needs no training part and no second class for that,
+            and counts as a whole where it has no test part.
+
     Raises:
         SettingsError: names the source and the fault.
     """
     kind, _, where = name.partition(":")
-    listing = _of_train.pop(name, None) if part == "test" else None
+    in_a_pair = trained_on is None
+    listing = _of_train.pop(name, None) if part == "test" and in_a_pair else None
     listing = listing or text.load(text.STORED[kind], "--dataset", text.STORED)(name, where)
-    if part == "train":  # the test part is read next, of the same pictures
+    if part == "train" and in_a_pair:  # the test part is read next, of the same pictures
         _of_train.clear()
         _of_train[name] = listing
-    parts, notes = _parts(listing)
+    try:
+        parts, notes = _parts(listing)
+    except SettingsError:
+        if trained_on is None:
+            raise
+        parts, notes = _whole(listing, part)
     order = np.concatenate([np.flatnonzero(parts == each) for each in ORDER])
     if (name, listing.fingerprint) in _verified:
         reading = dataclasses.replace(reading, verify_data=False)
     found = decoded(listing, reading, order)
     if reading.verify_data:
         _verified.add((name, listing.fingerprint))
-    classes = shortened(", ".join(listing.classes), 150)
-    held = f"{len(listing.names):,} images in {len(listing.classes)} classes: {classes}"
-    for note in (held, *listing.notes, *notes, *found.notes):
+    other = trained_on is not None and _digest_of_training(listing, found, parts) != trained_on
+    if other:
+        parts, notes = _whole(listing, part)
+    for note in (*_held(listing, found), *listing.notes, *notes, *found.notes):
         if (line := f"{name}: {note}") not in _noted:
             _noted.add(line)
             log.info("%s", line)
-    return _images(listing, found, parts[found.kept], part, reading.padding)
+    return _images(listing, found, parts[found.kept], part, reading.padding, other=other)
 
 
-def _images(listing: Listing, found: Decoded, parts: np.ndarray, part: str, padding: str) -> Images:
+def _held(listing: Listing, found: Decoded) -> list[str]:
+    """Notes on the pictures that can be read, and on the broken ones."""
+    classes = shortened(", ".join(listing.classes), 150)
+    notes = [f"{len(found.kept):,} images in {len(listing.classes)} classes: {classes}"]
+    broken = len(listing.names) - len(found.kept)
+    if broken:
+        gone = np.setdiff1d(listing.labels, listing.labels[found.kept])
+        also = f", all of class {listing.classes[gone[0]]!r} among them" if len(gone) else ""
+        notes.append(f"{broken:,} broken pictures are left out{also}")
+    return notes
+
+
+def _digest_of_training(listing: Listing, found: Decoded, parts: np.ndarray) -> str:
+    """That of the training part as `_images` makes it."""
+    n = int((parts[found.kept] != "test").sum())
+    return digest(found.images[:n], listing.labels[found.kept[:n]])
+
+
+def _images(
+    listing: Listing,
+    found: Decoded,
+    parts: np.ndarray,
+    part: str,
+    padding: str,
+    *,
+    other: bool,
+) -> Images:
+    """One part; `other`: none that anything is trained on, so it may lack what training needs."""
     kept = found.kept
     labels = listing.labels[kept]
     trained = int((parts == "train").sum())
-    known = np.bincount(labels[:trained], minlength=len(listing.classes)) > 0
-    unknown = [listing.classes[i] for i in np.unique(labels) if not known[i]]
-    if unknown:
-        raise SettingsError(
-            f"--dataset: {listing.source} has no training picture of class {unknown[0]!r}"
-        )
+    if not other:
+        _check_trained(listing, labels, trained)
     tests = int((parts == "test").sum())
     chosen = slice(len(kept) - tests, None) if part == "test" else slice(len(kept) - tests)
     images, labels = found.images[chosen], np.ascontiguousarray(labels[chosen])
     if not len(labels):
         raise SettingsError(f"--dataset: {listing.source} has no picture in its {part} part")
-    mean, std = _moments(found.images[:trained])
-    if min(std) == 0:
+    mean, std = _moments(images if other else found.images[:trained])
+    if min(std) == 0 and not other:
         raise SettingsError(
             f"--dataset: {listing.source}: all training pixels of a channel are equal"
         )
@@ -87,6 +125,16 @@ def _images(listing: Listing, found: Decoded, parts: np.ndarray, part: str, padd
     )
 
 
+def _check_trained(listing: Listing, labels: np.ndarray, trained: int) -> None:
+    """SettingsError if the training images, the first of them, lack a class."""
+    known = np.bincount(labels[:trained], minlength=len(listing.classes)) > 0
+    unknown = [listing.classes[i] for i in np.unique(labels) if not known[i]]
+    if unknown:
+        raise SettingsError(
+            f"--dataset: {listing.source} has no training picture of class {unknown[0]!r}"
+        )
+
+
 def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel's pixels in [0, 1], exact."""
     values = np.arange(256) / 255
@@ -105,8 +153,21 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # ---- parts
 
 
+def _whole(listing: Listing, part: str) -> tuple[np.ndarray, list[str]]:
+    """The parts as a model is judged by them, and notes: all is `part` if there is no test part."""
+    if listing.parts is not None and (listing.parts == "test").any():
+        return listing.parts, []
+    n = len(listing.names)
+    return np.full(n, part), [f"it has no test part: all of {n:,} pictures are judged"]
+
+
 def _parts(listing: Listing) -> tuple[np.ndarray, list[str]]:
     """train, val or test for each picture, and notes; a test part is split off if there is none."""
+    if len(listing.classes) < 2:
+        raise SettingsError(
+            f"--dataset: {listing.source} has one class, {listing.classes[0]!r}; "
+            "expected at least two"
+        )
     parts = listing.parts
     parts = np.full(len(listing.names), "train") if parts is None else parts.copy()
     if not (parts == "train").any():
@@ -125,6 +186,13 @@ def _parts(listing: Listing) -> tuple[np.ndarray, list[str]]:
         raise SettingsError(
             f"--dataset: {listing.source} has no test part, and too few pictures to split one off; "
             f"expected at least {drawn.FEW} of some class"
+        )
+    lost = drawn.lost_classes(labels, chosen)
+    if len(lost):
+        raise SettingsError(
+            f"--dataset: {listing.source} has no test part, and with one split off its groups "
+            f"leave no training picture of class {listing.classes[lost[0]]!r}; give it a test part "
+            "(as in a column split), or leave the groups out"
         )
     parts[trained[chosen]] = "test"
     note = f"it has no test part: {len(chosen)} of {len(trained)} pictures are split off {by}"

@@ -16,7 +16,16 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from mnist_ray.data.listing import ORDER, PART_NAMES, Columns, Listing, fingerprint, listing
+from mnist_ray.data.listing import (
+    ORDER,
+    PART_NAMES,
+    Columns,
+    Listing,
+    fingerprint,
+    listing,
+    number_of,
+    part_in,
+)
 from mnist_ray.data.pictures import Picture
 from mnist_ray.errors import SettingsError, first_line, shortened
 
@@ -47,7 +56,9 @@ def read_csv(source: str, path: str) -> Listing:
         pixels = [name for name in names if re.fullmatch(r"(pixel|px|p)_?\d+", name.strip())]
         pixels.sort(key=lambda name: int(re.sub(r"\D", "", name)))
         kinds = dict.fromkeys(names, pa.string()) | dict.fromkeys(pixels, pa.uint8())
-        options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+        options = pyarrow.csv.ConvertOptions(  # NA and null may be classes
+            column_types=kinds, strings_can_be_null=True, null_values=[""]
+        )
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         said = getattr(error, "strerror", None) or first_line(error)
@@ -75,14 +86,15 @@ def read_csv(source: str, path: str) -> Listing:
 
 
 def read_parquet(source: str, path: str) -> Listing:
-    """A Parquet file, or a folder of files whose names begin with train, val or test.
+    """A Parquet file, or a folder of files whose names, or folders', tell the part (`part_in`).
 
     Its images are files' bytes, as Hugging Face writes them, or paths from the file's folder.
     """
-    files = [path]
+    files, parts = [path], [""]
     if os.path.isdir(path):
         files = sorted(str(file) for file in Path(path).rglob("*.parquet"))
-        files.sort(key=lambda file: ORDER.index(_part_of(file)))
+        files.sort(key=lambda file: ORDER.index(_part_of(file, path) or "train"))
+        parts = [_part_of(file, path) for file in files]
     strange = next((file for file in files or [path] if not os.path.isfile(file)), None)
     if strange is not None:
         raise SettingsError(f"--dataset: {source}: there is no Parquet file {strange!r}")
@@ -92,9 +104,10 @@ def read_parquet(source: str, path: str) -> Listing:
             raise pa.ArrowInvalid(f"it has {rows:,} rows; at most {MOST_ROWS:,} are allowed")
         schemas = [pq.read_schema(file) for file in files]
         found = _found(source, schemas[0].names, need_image=True)
+        for file, schema in zip(files, schemas, strict=True):
+            _check_columns(source, os.path.relpath(file, path), schema.names, found)
         wanted = [name for kind, name in found.items() if kind != "image"]
         tables = [pq.read_table(file, columns=wanted) for file in files]
-        table = pa.concat_tables(tables, promote_options="permissive")
         named = [each for file in files for each in _parquet_named(file, found["image"])]
     except (OSError, pa.ArrowException) as error:
         raise SettingsError(
@@ -105,18 +118,23 @@ def read_parquet(source: str, path: str) -> Listing:
         for file, each in zip(files, tables, strict=True)
         for i in range(1, len(each) + 1)
     ]
-    columns = _columns(found, table, names, _names_of_labels(schemas[0], found["label"]))
+    classes = [_names_of_labels(schema, found["label"]) for schema in schemas]
+    columns = _columns(found, _joined(source, tables, found["label"], classes), names, classes[0])
+    notes = []
     if "split" not in found and len(files) > 1:
-        each_part = [_part_of(file) for file in files]
+        each_part = [part or "train" for part in parts]
         columns.parts = np.repeat(each_part, [len(each) for each in tables]).tolist()
+        if any(parts) and "" in parts:
+            first = os.path.relpath(files[parts.index("")], path)
+            notes.append(f"{parts.count('')} files name no part and are for training, as {first}")
     pictures = partial(_parquet_pictures, files, found["image"])
-    return listing(source, columns, pictures, fingerprint([*files, *named]))
+    return listing(source, columns, pictures, fingerprint([*files, *named]), notes)
 
 
-def _part_of(file: str) -> str:
-    """The part that a file's name begins with; train if it begins otherwise."""
-    word = re.match(r"[a-z]*", os.path.basename(file).lower())
-    return PART_NAMES.get(word[0] if word else "", "train")
+def _part_of(file: str, root: str) -> str:
+    """The part that a file's name tells, else the folders between it and the root; "" if none."""
+    names = Path(file).relative_to(root).parts
+    return next((part for name in reversed(names) if (part := part_in(name))), "")
 
 
 def _names_of_labels(schema: pa.Schema, label: str) -> list[str] | None:
@@ -210,23 +228,21 @@ def read_hf(source: str, name: str) -> Listing:
             f"--dataset: {source} has the parts {', '.join(splits)}; expected train, val or test"
         )
     order = sorted(known, key=lambda n: ORDER.index(PART_NAMES[n.lower()]))
-    first = known[order[0]]
-    found = _found(source, first.column_names, need_image=True)
+    found = _found(source, known[order[0]].column_names, need_image=True)
+    for n in order:
+        _check_columns(source, n, known[n].column_names, found)
     image = found["image"]
     parts = [
         known[n].cast_column(image, datasets.Image(decode=False))
-        if isinstance(first.features[image], datasets.Image)
+        if isinstance(known[n].features[image], datasets.Image)
         else known[n]
         for n in order
     ]
     wanted = [column for kind, column in found.items() if kind != "image"]
-    table = pa.concat_tables(
-        [each.select_columns(wanted).with_format("arrow")[:] for each in parts],
-        promote_options="permissive",
-    )
+    tables = [each.select_columns(wanted).with_format("arrow")[:] for each in parts]
+    classes = [getattr(known[n].features[found["label"]], "names", None) for n in order]
     names = [f"{n} row {i}" for n, each in zip(order, parts, strict=True) for i in range(len(each))]
-    classes = getattr(first.features[found["label"]], "names", None)
-    columns = _columns(found, table, names, classes)
+    columns = _columns(found, _joined(source, tables, found["label"], classes), names, classes[0])
     if "split" not in found and len(splits) > 1:
         columns.parts = [n for n, each in zip(order, parts, strict=True) for _ in range(len(each))]
 
@@ -239,7 +255,9 @@ def read_hf(source: str, name: str) -> Listing:
     cells = [each.select_columns([image]).with_format("arrow")[:][image] for each in parts]
     if named := [path for each in cells for path in _named(each, name if local else "")]:
         prints += fingerprint(named)
-    return listing(source, columns, pictures, prints)
+    left_out = shortened(", ".join(n for n in splits if n not in known), 150)
+    notes = [f"parts that are none of train, val and test are left out: {left_out}"]
+    return listing(source, columns, pictures, prints, notes if left_out else ())
 
 
 # ---- columns
@@ -271,6 +289,54 @@ def _check_single(source: str, names: Sequence[str], used: Iterable[str]) -> Non
             raise SettingsError(
                 f"--dataset: {source} has {times[name]} columns {name!r}; expected one"
             )
+
+
+def _check_columns(source: str, part: str, names: Sequence[str], found: dict[str, str]) -> None:
+    """SettingsError if a part, or one of several files, lacks a column of the first one."""
+    lacking = [name for name in found.values() if name not in names]
+    if lacking:
+        raise SettingsError(
+            f"--dataset: {source}: {part} has no column {lacking[0]!r}, as others have; "
+            f"its columns are {shortened(', '.join(names), 200)}"
+        )
+    _check_single(f"{source}: {part}", names, found.values())
+
+
+def _joined(
+    source: str, tables: Sequence[pa.Table], label: str, named: Sequence[list[str] | None]
+) -> pa.Table:
+    """The parts' rows in one table, with labels that are numbers of the first part's classes.
+
+    Args:
+        source: For messages.
+        tables: Rows of each part.
+        label: The column of labels.
+        named: The classes that each part names for its numbers; None: it names none.
+
+    Raises:
+        SettingsError: A part has a class that the first has not, or columns of other types.
+    """
+    first, joined = named[0], []
+    for table, own in zip(tables, named, strict=True):
+        if first is not None and own is not None and own != first:
+            place = table.column_names.index(label)
+            said = [own[number_of(source, each, own)] for each in table[label].to_pylist()]
+            unknown = set(said).difference(first)
+            if unknown:
+                raise SettingsError(
+                    f"--dataset: {source} has the class {min(unknown)!r} in one part; the first "
+                    f"part has {shortened(', '.join(first), 150)}"
+                )
+            numbers = pa.array([first.index(each) for each in said], pa.int64())
+            joined.append(table.set_column(place, label, numbers))
+        else:
+            joined.append(table)
+    try:
+        return pa.concat_tables(joined, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SettingsError(
+            f"--dataset: the parts of {source} have columns of different types: {first_line(error)}"
+        ) from error
 
 
 def _columns(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.data import stored
 from tests.support import PROGRAMS
 
 
@@ -13,6 +14,14 @@ from tests.support import PROGRAMS
 def no_data_set_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MNIST_RAY_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is decoded or noted yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored, "_noted", set())
+    monkeypatch.setattr(stored, "_verified", set())
 
 
 @pytest.fixture

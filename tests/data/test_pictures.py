@@ -1,7 +1,8 @@
-"""Damaged pictures of every format: read, or named in one line."""
+"""Pictures of every format, damaged ones too: read, or named in one line."""
 
 import io
 import random
+import struct
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,18 @@ def test_a_large_photo_of_two_frames_is_read_at_a_fraction_too(
     found = opened(file.getvalue())
     assert found.size == (200, 120)
     assert np.abs(np.asarray(found).astype(int) - (200, 100, 50)).max() < 5
+
+
+def test_a_grey_tiff_of_12_bits_is_as_bright_as_it_is() -> None:
+    """Pillow reads such files and writes none: 2 rows of 4 pixels, 6 bytes each."""
+    values = [[0, 4095, 2048, 255], [16, 15, 1024, 4095]]
+    bits = "".join(f"{value:012b}" for row in values for value in row)
+    pixels = int(bits, 2).to_bytes(12, "big")
+    tags = {256: 4, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: 12}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    table = struct.pack("<H", len(tags)) + entries + bytes(4)
+    found = opened(struct.pack("<2sHI", b"II", 42, 20) + pixels + table)
+    assert np.asarray(found).tolist() == [[0, 255, 128, 15], [1, 0, 64, 255]]
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

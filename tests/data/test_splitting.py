@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,11 @@ def test_a_subset_has_the_same_validation_images() -> None:
 
 
 def test_the_default_split_of_each_set_works() -> None:
-    labels = load("digits", "train").labels
-    train, val = split(labels, val_images=default_val_images("digits"), seed=0)
+    part = load("digits", "train")
+    train, val = split(part.labels, val_images=default_val_images(part), seed=0)
     assert (len(train), len(val)) == (1222, 215)
-    assert [default_val_images(name) for name in DATASETS if name != "digits"] == [5000] * 4
+    large = [replace(part, name=name) for name in DATASETS if name != "digits"]
+    assert [default_val_images(each) for each in large] == [5000] * 4
 
 
 @given(

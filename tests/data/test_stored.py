@@ -23,13 +23,6 @@ from mnist_ray.errors import SettingsError
 from tests.support.pictures import CLASSES, by_class, coloured, in_folders, in_parquet, png
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stored, "_noted", set())
-    monkeypatch.setattr(stored, "_verified", set())
-
-
 def write_csv(file: Path, header: list[str], rows: list[list[Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows([header, *rows])
@@ -259,6 +252,37 @@ def test_arrays_as_people_have_them(
     assert found.images.max() > 100
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_whole_numbers_up_to_1_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type
+) -> None:
+    caplog.set_level(logging.INFO)
+    images = np.random.default_rng(0).integers(0, 2, (40, 6, 5))
+    np.savez(tmp_path / "a.npz", x=images.astype(kind), y=np.arange(40) % 2)
+    assert load(f"npz:{tmp_path / 'a.npz'}", "train").images.max() == 1
+    assert "whole numbers up to 1 are read as values of 0..255, nearly black" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [[b"cat", "hündin".encode()], [b"hund ", b"cat"]])
+def test_bytes_are_read_as_text(tmp_path: Path, labels: list[bytes]) -> None:
+    parts, groups = [b"train"] * 30 + [b"test"] * 10, [b"camera 1"] * 20 + [b"camera 2"] * 20
+    names = sorted(each.decode().strip() for each in labels)
+    images = coloured(40)
+    np.savez(tmp_path / "a.npz", x=images, y=np.array(labels * 20), groups=np.array(groups))
+    assert list(load(f"npz:{tmp_path / 'a.npz'}", "train").classes) == names
+    np.savez(tmp_path / "b.npz", x=images, classes=np.array(labels), y=np.arange(40) % 2)
+    assert [each.strip() for each in load(f"npz:{tmp_path / 'b.npz'}", "train").classes] == [
+        each.decode().strip() for each in labels
+    ]
+    table = tmp_path / "a.parquet"
+    in_parquet(table, images, labels * 20, split=parts, group=groups)
+    found = load(f"parquet:{table}", "train")
+    assert (list(found.classes), len(found.labels)) == (names, 30)
+    in_parquet(table, images, [b"\xff\xfe", b"cat"] * 20)
+    with pytest.raises(SettingsError, match=r"has the label b'.xff.xfe'; expected UTF-8"):
+        load(f"parquet:{table}", "train")
+
+
 # ---- broken pictures and other mistakes
 
 
@@ -286,6 +310,22 @@ def test_broken_pictures_are_named(with_broken: str, caplog: pytest.LogCaptureFi
     assert len(part.labels) + len(test.labels) == 40
     again = load(with_broken, "train", reading=Reading(skip_broken=True))
     assert again.sha256 == part.sha256
+
+
+def test_pictures_that_are_left_out_are_told_of_in_every_run(
+    with_broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second one has them from the cache."""
+    caplog.set_level(logging.INFO)
+    broken = Path(with_broken.partition(":")[2]) / "zebra" / "a.png"
+    broken.parent.mkdir()
+    broken.write_bytes(b"")
+    for _ in range(2):
+        load(with_broken, "train", reading=Reading(skip_broken=True))
+        assert f"{with_broken}: 40 images in 5 classes" in caplog.text
+        assert "4 broken pictures are left out, all of class 'zebra' among them" in caplog.text
+        caplog.clear()
+        stored._noted.clear()
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +467,7 @@ def odd_sources(folder: Path) -> dict[str, str]:
         pq.write_table(pa.table({**columns, "label": label}), parquet)
     return {
         "npz:named.npz": "has the label 'a'; allowed are 0..1",
-        "npz:scalar.npz": "one class",
+        "npz:scalar.npz": r"has the label '1'; allowed are 0\.\.0",
         "npz:twice.npz": "two classes 'a'",
         "npz:none.npz": "no class",
         "npz:groups.npz": r"groups the shape \[8, 2\]",
@@ -449,7 +489,7 @@ def odd_sources(folder: Path) -> dict[str, str]:
         "parquet:bright.parquet": "an array of int64; expected whole numbers from 0 to 255",
         "parquet:long.parquet": "20,000,000 rows; at most 10,000,000 are allowed",
         "parquet:pipe": "there is no Parquet file .*test.parquet",
-        "parquet:parts": "column image cannot be read",
+        "parquet:parts": "test.parquet has no column 'image'",
     }
 
 

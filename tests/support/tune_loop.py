@@ -12,6 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mnist_ray.run.tables import HISTORY
+from mnist_ray.tune.trial import NUMBER
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class FakeTrial:
     @property
     def number(self) -> int:
         """The trial's number in the study."""
-        return self.config["number"]
+        return self.config[NUMBER]
 
     def is_finished(self) -> bool:
         """The loop drops a trial that has ended."""
