@@ -6,11 +6,11 @@ A network of one's own (``module:function``) may read further keys: unknown keys
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, shortened
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "muon")
 SCHEDULES = ("constant", "cosine", "one_cycle", "linear", "step")
@@ -331,6 +331,23 @@ def training(hp: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer == "sgd" and result["nesterov"] is None:
         result["nesterov"] = result["momentum"] > 0
     return result
+
+
+def misfit(hp: Mapping[str, Any], shape: Sequence[int], classes: int) -> str:
+    """Why a file's network is not for a data set; "" if it is.
+
+    Args:
+        hp: As the file has them, not checked yet.
+        shape: Of the data set's images: C, H, W.
+        classes: How many the data set has.
+    """
+    values = (shape[0], list(shape[1:]), classes)
+    for key, value in zip(DATA_KEYS, values, strict=True):
+        found = hp.get(key.name)
+        if found != value:
+            found = shortened(str(found), 40)
+            return f"its network has {key.name} {found}, but the data set has {value}"
+    return ""
 
 
 def _checked(hp: Mapping[str, Any], keys: Iterable[Hyperparameter]) -> dict[str, Any]:

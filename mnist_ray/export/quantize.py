@@ -9,9 +9,8 @@ import hashlib
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from onnxruntime import quantization
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from mnist_ray.data.drawn import spread
 from mnist_ray.export.read import (
     PRODUCER,
     WHOLE,
@@ -64,10 +64,6 @@ class Compared:
     """Why it is not published; "" if it is."""
     sha256: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return asdict(self)
-
     def line(self) -> str:
         """For the log."""
         figures = (
@@ -89,7 +85,8 @@ def smaller(model: bytes, kind: str, images: np.ndarray) -> tuple[bytes, Compare
     proto = load_verified(model, "the model")
     facts = metadata_of(proto)
     del proto.metadata_props[:]
-    made = _int8(proto, images[:CALIBRATED_ON]) if kind == "int8" else _fp16(proto)
+    some = images[spread(len(images), CALIBRATED_ON)]
+    made = _int8(proto, some) if kind == "int8" else _fp16(proto)
     made.producer_name, made.producer_version = PRODUCER, ""
     facts |= {"weights_sha256": weights_digest(made), "arithmetic": kind}
     for key in sorted(facts.keys() - {WHOLE}):

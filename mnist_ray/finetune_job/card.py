@@ -47,7 +47,17 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
         steps=[[_cell(step.get(key)) for key in COLUMNS] for step in manifest.lineage],
         augmentations=sorted({str(each.get("augment", "none")) for each in trained} - {"none"}),
         unseen_by=_unseen_by(manifest),
+        known=_known(manifest),
     )
+
+
+def _known(manifest: Manifest) -> str:
+    """What `known` of `picture.onnx` says. An empty picture of one's own data is never empty."""
+    false = [
+        *(["where nothing is drawn"] * bool((manifest.picture or {}).get("declines_empty"))),
+        *(["for a picture that is none of the classes"] * (manifest.known is not None)),
+    ]
+    return f"false {', and '.join(false)}" if false else "always true"
 
 
 def _unseen_by(manifest: Manifest) -> str:

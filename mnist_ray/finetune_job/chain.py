@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mnist_ray.data import Images, Split
+from mnist_ray.data.drawn import spread
 from mnist_ray.export.session import TEMPERATURE
 from mnist_ray.export.write import rebuild
 from mnist_ray.finetune_job.calibration import NONE, Fitted, fitted
@@ -69,13 +70,13 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
         **({} if calibration is NONE else {TEMPERATURE: repr(calibration.temperature)}),
     }
     sample = split.val if len(split.val) >= VERIFIED_ON else np.arange(len(split.images.labels))
-    images = split.images.images[sample[:VERIFIED_ON]]
+    images = split.images.images[sample[spread(len(sample), VERIFIED_ON)]]
     lineage: list[Step | Judged] = [*steps]
     for place in range(0 if task.test_steps else len(steps) - 1, len(steps)):
         published = judge(steps[place], metadata, images, test)
         lineage[place] = published
         yield published.line()
-    training = split.images.images[:COMPARED_ON]
+    training = split.images.images[spread(len(split.images.labels), COMPARED_ON)]
     described, files = shipped(
         task, lineage, published, test, Shipping(images, training, fit, gate)
     )
@@ -119,7 +120,7 @@ def calibrated(
     by = calibration_rule(task.calibrate, recipe.train_on, len(split.images.labels))
     if by == "none":
         return Fitted(NONE)
-    if task.onnx is not None and recipe.start == "best":
+    if (task.onnx is not None or task.began_with_file) and recipe.start == "best":
         yield "calibration: none, as the file of --onnx may have been trained on the images for it"
         return Fitted(NONE)
     began, twin = time.monotonic(), by == "twin"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_ray.data import Split
+from mnist_ray.data.drawn import spread
 from mnist_ray.export.picture_model import Declining
 from mnist_ray.export.write import graph_file
 from mnist_ray.finetune_job import negatives
@@ -238,15 +239,20 @@ def gated(
         sure: See `thresholds`.
         calibrate: The option. With `none` there is no gate.
     """
-    images = split.images
-    if calibrate == "none" or len(split.val) < FEWEST or images.images.shape[1] not in (1, 3):
-        why = "--calibrate none" if calibrate == "none" else (
-            f"{len(split.val)} validation images; expected at least {FEWEST}"
-        )  # fmt: skip
-        yield f"none of these: without a gate ({why})"
-        return None
+    images, channels = split.images, split.images.images.shape[1]
+    for why, found in (
+        ("--calibrate none", calibrate == "none"),
+        (f"images of {channels} channels; expected 1 or 3", channels not in (1, 3)),
+        (
+            f"{len(split.val)} validation images; expected at least {FEWEST}",
+            len(split.val) < FEWEST,
+        ),
+    ):
+        if found:
+            yield f"none of these: without a gate ({why})"
+            return None
     began = time.monotonic()
-    kinds = kinds_for(images.images.shape[1], images.padding)
+    kinds = kinds_for(channels, images.padding)
     unseen = np.isin(np.arange(len(images.labels)), split.val)
     own_images, labels = (
         torch.from_numpy(part[~unseen]).to(device) for part in (images.images, images.labels)
@@ -283,7 +289,7 @@ def _share_of_each(
     found = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(1)
-        images = torch.from_numpy(own[:JUDGED]).to(device).float() / 255
+        images = torch.from_numpy(own[spread(len(own), JUDGED)]).to(device).float() / 255
         with torch.inference_mode():
             for name, kind in kinds.items():
                 found[name] = float((network(kind(images)) > at.foreign).float().mean())

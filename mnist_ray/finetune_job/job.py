@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.finetune_job import own
 from mnist_ray.finetune_job.own import OwnTask
 from mnist_ray.finetune_job.recipe import ChainTask, check_augmentations, read_stages
+from mnist_ray.finetune_job.start import read_start, start_of
 from mnist_ray.hyperparameters import own_function
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished, now
@@ -26,11 +27,11 @@ from mnist_ray.settings import (
     command,
     constraints,
     default_data_dir,
+    default_storage,
     resolved,
     trust,
 )
 from mnist_ray.settings.objectives import goal
-from mnist_ray.settings.text import load_json
 from mnist_ray.signals import INTERRUPTED, interruptible
 from mnist_ray.storage import RunStorage, check_writable, open_run
 
@@ -38,6 +39,8 @@ from mnist_ray.storage import RunStorage, check_writable, open_run
 SPLIT = ("dataset", "train_images", "val_images", "seed", "val_by", "folds")
 USED = ("stages", "data_dir", "precision", "train_images", "val_images")  # in every run
 SHIPPING = ("calibrate", "gate", "quantize")  # as in the search if they are not given
+# Settings of a search whose types and ranges count here.
+TYPED = (*SPLIT, *vars(data.Reading()), *SHIPPING, "precision", "committee", "constraint")
 # Options that the command to go on repeats if they were given.
 REPEATED = (
     "dataset", "network", "augment", "stages", "committee", *SHIPPING, "data_dir", "cpus",
@@ -58,14 +61,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         WorkError: the fine-tuning failed.
     """
     cluster.quiet_ray()
-    if settings.run is None:
-        if settings.finetune_with or settings.train_data:
-            raise SettingsError("--finetune-with: needs --run, the directory of a run of --train")
-        check_storage(settings.storage)
-        about = _new_run(settings)
-    else:
-        check_lasting("--run", settings.run)
-        about = About.read(RunStorage(settings.run), "--run")
+    about = _run(settings)
     task: ChainTask | OwnTask
     inputs: list[Any]
     if about.settings.get("train"):
@@ -89,7 +85,8 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         ):
             from mnist_ray.finetune_job.task import run_in_task  # noqa: PLC0415 (Ray's environment)
 
-            task = dataclasses.replace(_with_resources(task, settings), owner=held.token)
+            task = _with_resources(task, settings, about.settings.get("gpus_per_trial"))
+            task = dataclasses.replace(task, owner=held.token)
             made = run_in_task(task, *inputs)
     except KeyboardInterrupt:
         if not handle_signals:
@@ -101,19 +98,38 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         print(f"{made.summary()}\nstate: {storage.join(made.manifest['file'])}", flush=True)
     else:
         print(report.write_or_warn(storage, test=inputs[1]), flush=True)
-        print(summary(made, storage.join(layout.MODEL), _data_flags(about)), flush=True)
+        print(summary(made, storage.join(layout.MODEL), _data_flags(settings, about)), flush=True)
     return Finished(0, storage.uri)
+
+
+def _run(settings: FinetuneSettings) -> About:
+    """The run to fine-tune: a new one is not written yet. SettingsError if it cannot be used."""
+    if settings.run is None:
+        _refuse(settings, own.OPTIONS, "needs --run, the directory of a run of --train")
+        check_storage(settings.storage)
+        return _new_run(settings)
+    of_new = ("name",) if settings.storage == default_storage() else ("name", "storage")
+    why = (
+        "is for a new run, which begins with --onnx; "
+        "--run names the run that is fine-tuned, and its model is replaced"
+    )
+    _refuse(settings, of_new, why)
+    check_lasting("--run", settings.run)
+    return About.read(RunStorage(settings.run), "--run")
+
+
+def _refuse(settings: FinetuneSettings, options: Sequence[str], why: str) -> None:
+    """SettingsError if one of these options was given."""
+    for key in options:
+        if getattr(settings, key) is not None:
+            raise SettingsError(f"--{key.replace('_', '-')}: {why}")
 
 
 @contextlib.contextmanager
 def _held(storage: RunStorage) -> Iterator[lease.Lease]:
-    """Holds the run, unless a search is at work on it.
-
-    A search that has ended, and waits for its second job, has noted that: see its `job`.
-    """
+    """Holds the run, unless a search does that waits for no second job."""
     with lease.held(storage, "fine-tuning", "--run") as held:
-        if About.read(storage, "--run").state == "searching":
-            lease.refuse_while_held(storage, "search", "--run")
+        lease.refuse_while_held(storage, "search", "--run", own="fine-tuning")
         yield held
 
 
@@ -126,6 +142,8 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
         if value is not None
         for word in (f"--{key.replace('_', '-')}", str(value))
     ]
+    if settings.test_steps is not None:
+        words.append("--test-steps" if settings.test_steps else "--no-test-steps")
     if settings.run is not None and settings.onnx is not None:  # a new run keeps a copy of it
         words += ["--onnx", settings.onnx]
     named = ("dataset", "stages", "finetune_with", "train_data")
@@ -153,23 +171,25 @@ def _outcome(about: About) -> Iterator[None]:
             about.ended(state)
 
 
-def _data_flags(about: About) -> list[str]:
-    """The flags that name one's own data set; a built-in one is named by the model."""
+def _data_flags(settings: FinetuneSettings, about: About) -> list[str]:
+    """The flags that name one's own data set, or another folder than `evaluate` would look in."""
     own = trust.flags(about.settings, ("dataset",))
-    return [*own, "--data-dir", str(about.settings["data_dir"])] if own else []
+    folder = str(settings.data_dir or about.settings["data_dir"])
+    return [*own, "--data-dir", folder] if own or folder != default_data_dir() else []
 
 
 def summary(manifest: Manifest, model: str, data_flags: Sequence[str] = ()) -> str:
     """The result and the next commands. model: its URI. data_flags: for the evaluation."""
     n, errors = manifest.test_images, manifest.test_errors
     low, high = manifest.test_accuracy_interval
+    of_pictures = (("predict", model, "PICTURE.png"), ("draw", model)) if manifest.picture else ()
+    each = (*of_pictures, ("evaluate", model, *data_flags))
+    commands = "\n      ".join(command(*words) for words in each)
     return (
         f"test accuracy {n - errors}/{n} = {(n - errors) / n:.2%} ({errors} errors; "
         f"95 % interval {low:.2%} to {high:.2%}), {manifest.n_parameters:,} parameters\n"
         f"model: {model}\n"
-        f"next: {command('predict', model, 'PICTURE.png')}\n"
-        f"      {command('draw', model)}\n"
-        f"      {command('evaluate', model, *data_flags)}"
+        f"next: {commands}"
     )
 
 
@@ -180,39 +200,42 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
         SettingsError: the run, a recipe or the images cannot be used.
     """
     searched = about.settings
-    if settings.finetune_with or settings.train_data:
-        raise SettingsError(
-            f"--finetune-with: is for runs of --train, and that at {about.storage.uri} has networks"
-        )
-    lacking = [key for key in USED if key not in searched]
-    if lacking:
-        raise SettingsError(
-            f"--run: {about.storage.join(layout.RUN)} is damaged: its settings lack {lacking[0]}"
-        )
-    place = _place(settings, about)
-    onnx = _start_model(settings, about)
+    why = f"is for runs of --train, and that at {about.storage.uri} has networks"
+    _refuse(settings, own.OPTIONS, why)
+    typed = _typed(settings, about)
+    place = _place(settings, about, typed)
+    start = start_of(settings, about)
     recipe = read_stages(stages := settings.stages or searched["stages"])
-    committee = _committee(settings, searched)
+    committee = _committee(settings, typed)
     split = _images(settings, about)
+    if start is not None:
+        start.check_fits(split.images)
     if settings.augment and not own_function(settings.augment):
         raise SettingsError(
             f"--augment: {settings.augment!r} is not allowed; expected the run's module:function "
             "(the stages say how they augment)"
         )
     check_augmentations(settings.augment or "none", stages, split.images)
+    shipping: dict[str, Any] = {
+        key: getattr(settings, key) or (getattr(typed, key) if key in searched else "none")
+        for key in SHIPPING
+    }
     task = ChainTask(
         uri=about.storage.uri,
         run=about.name,
         dataset=searched["dataset"],
         recipe=recipe,
         committee=committee,
-        onnx=onnx,
+        onnx=None if start is None else start.model,
+        began_with_file=bool(searched.get("onnx")),
         network=settings.network,
         augment=settings.augment,
-        precision=searched["precision"],
+        precision=typed.precision,
         reading=place["reading"],
-        **{key: getattr(settings, key) or searched.get(key, "none") for key in SHIPPING},
-        test_steps=settings.test_steps or bool(searched.get("test_steps")),
+        **shipping,
+        test_steps=bool(searched.get("test_steps"))
+        if settings.test_steps is None
+        else settings.test_steps,
         metric=goal(searched),
     )
     test = data.load(searched["dataset"], "test", **place)
@@ -220,24 +243,31 @@ def _prepare(settings: FinetuneSettings, about: About) -> tuple[ChainTask, data.
     return task, split, test
 
 
-def _place(settings: FinetuneSettings, about: About) -> dict[str, Any]:
-    """Where the run's images are read, and how.
+def _typed(settings: FinetuneSettings, about: About) -> SearchSettings:
+    """The search's settings, those of TYPED alone.
 
     Raises:
-        SettingsError: a file alone chooses code, or the data set is not the run's.
+        SettingsError: a file alone chooses code, or run.json is damaged.
     """
-    searched = about.settings
-    given = {k for k in ("dataset", "stages", "data_dir") if getattr(settings, k) is not None}
-    trust.check(
-        searched, given, about.storage.join(layout.RUN), ("dataset", "stages", "class_weights")
-    )
-    wanted, has = settings.dataset, searched["dataset"]
+    searched, place = about.settings, about.storage.join(layout.RUN)
+    lacking = [key for key in USED if key not in searched]
+    if lacking:
+        raise SettingsError(f"--run: {place} is damaged: its settings lack {lacking[0]}")
+    given = {key for key in ("dataset", "stages") if getattr(settings, key) is not None}
+    trust.check(searched, given, place, ("dataset", "stages", "class_weights"))
+    return about.typed(TYPED, "--run")
+
+
+def _place(settings: FinetuneSettings, about: About, typed: SearchSettings) -> dict[str, Any]:
+    """Where the run's images are read, and how. SettingsError if its data set is another."""
+    wanted, has = settings.dataset, about.settings["dataset"]
     if wanted not in (None, has):
         raise SettingsError(f"--dataset: {wanted!r} was given, but the run has {has!r}")
-    data_dir = settings.data_dir or searched["data_dir"]
+    data_dir = settings.data_dir or about.settings["data_dir"]
+    given = () if settings.data_dir is None else ("data_dir",)
     return {
         "data_dir": data_dir,
-        "reading": data.Reading.of(searched),
+        "reading": data.Reading.of(vars(typed)),
         "download": trust.may_download(data_dir, given),
     }
 
@@ -248,9 +278,11 @@ def _images(settings: FinetuneSettings, about: About) -> data.Split:
     Raises:
         SettingsError: it cannot be used, or is not what the run was searched on.
     """
-    searched, place = about.settings, _place(settings, about)
-    # A run that records no val_by was split by class.
-    splitting = {"val_by": "class"} | {key: searched[key] for key in SPLIT if key in searched}
+    typed = _typed(settings, about)
+    place = _place(settings, about, typed)
+    splitting = {key: getattr(typed, key) for key in SPLIT}
+    if "val_by" not in about.settings:  # then it was split by class
+        splitting["val_by"] = "class"
     split = data.load_split(**place, **splitting)
     if split.images.sha256 != about.data.sha256:
         raise SettingsError(
@@ -268,76 +300,42 @@ def _check_resources(settings: FinetuneSettings) -> None:
         raise SettingsError(f"--cpus: {settings.cpus:g} is not allowed; expected more than 0")
 
 
-def _committee(settings: FinetuneSettings, searched: Mapping[str, Any]) -> int:
+def _committee(settings: FinetuneSettings, typed: SearchSettings) -> int:
     """How many networks are trained. SettingsError if that, or a resource, is not allowed."""
     _check_resources(settings)
-    committee = settings.committee
-    if committee is None:
-        committee = searched.get("committee", 1)
-    if not isinstance(committee, int) or committee < 1:
-        raise SettingsError(f"--committee: {committee!r} is not allowed; expected at least 1")
-    constraints.check_committee(searched.get("constraint", ()), committee)
+    committee = typed.committee if settings.committee is None else settings.committee
+    if committee < 1:
+        raise SettingsError(f"--committee: {committee} is not allowed; expected at least 1")
+    constraints.check_committee(typed.constraint, committee)
     return committee
 
 
-def _onnx_file(path: str) -> tuple[bytes, dict[str, str]]:
-    """The bytes of the file that --onnx names, and its metadata.
-
-    Raises:
-        SettingsError: it is damaged, another's or a committee: no network can be rebuilt.
-    """
-    from mnist_ray.export import read  # noqa: PLC0415 (seconds at start)
-
-    model = read.read_model(path, "--onnx")
-    metadata = read.metadata_of(read.load_verified(model, path))
-    hyperparameters = load_json(metadata.get("hyperparameters", ""))
-    if not isinstance(hyperparameters, dict):
-        committee = isinstance(hyperparameters, list)
-        found = (
-            f"a committee of {len(hyperparameters)} networks" if committee else "of another program"
-        )
-        raise SettingsError(
-            f"--onnx: {path} is {found}; expected one network, written by mnist_ray"
-        )
-    return model, metadata
-
-
-def _start_model(settings: FinetuneSettings, about: About) -> bytes | None:
-    """The ONNX file that the chain begins with; None for the search's best checkpoint."""
-    storage = about.storage
-    if settings.onnx is not None:
-        return _onnx_file(settings.onnx)[0]
-    # A search with --onnx has such a file too: the search began with it, and ended elsewhere.
-    if storage.exists(layout.START) and not about.settings.get("onnx"):
-        return storage.read_bytes(layout.START)
-    if storage.exists(layout.BEST_TREES):
-        raise SettingsError(
-            f"--run: the best of {storage.uri} is a LightGBM model; expected a run of networks"
-        )
-    if not storage.exists(layout.BEST_NETWORK):
-        raise SettingsError(
-            f"--run: {storage.uri} has no best checkpoint yet; "
-            "expected a run whose search has finished a trial"
-        )
-    return None
-
-
-def _with_resources(task: ChainTask | OwnTask, settings: FinetuneSettings) -> ChainTask | OwnTask:
+def _with_resources(
+    task: ChainTask | OwnTask, settings: FinetuneSettings, searched_on: Any = 0
+) -> ChainTask | OwnTask:
     """With the CPUs and GPUs of the cluster's largest node, unless the settings say.
+
+    Args:
+        task: without them.
+        settings: of the job.
+        searched_on: the GPUs of a trial: an autoscaler brings one again.
 
     Raises:
         SettingsError: no node has as many.
     """
-    nodes = cluster.nodes()
+    nodes, maximum = cluster.nodes(), cluster.autoscaler_maximum()
+    scales = not maximum and cluster.scales()
     gpus = settings.gpus
     if gpus is None:
-        gpus = float(any(node.get("GPU") for node in nodes))
+        comes = searched_on and (scales or maximum.get("GPU"))
+        gpus = float(bool(comes) or any(node.get("GPU") for node in nodes))
     cpus = settings.cpus
-    if not cpus:
+    if not cpus:  # a node that an autoscaler brings is not known yet, and its head has no CPUs
         of_nodes = (node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU"))
-        cpus = max(of_nodes, default=1.0)  # a node that an autoscaler brings is not known yet
-    flags = ("--cpus", "--gpus")
-    cluster.check_fits(cpus, gpus, nodes, cluster.autoscaler_maximum(), flags)
+        cpus = max(of_nodes, default=0.0) or 1.0
+    if scales:
+        maximum = {"CPU": cpus, "GPU": gpus}
+    cluster.check_fits(cpus, gpus, nodes, maximum, ("--cpus", "--gpus"))
     return dataclasses.replace(task, cpus=cpus, gpus=gpus)
 
 
@@ -345,31 +343,27 @@ def _new_run(settings: FinetuneSettings) -> About:
     """A run that begins with an ONNX file. It is not written yet: see _claimed."""
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    metadata = _onnx_file(settings.onnx)[1]
+    metadata = read_start(settings.onnx).metadata
     dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )
     reading = data.Reading.from_json(metadata.get("reading", "{}"), settings.onnx)
     searched = dataclasses.replace(searched, **vars(reading))
-    images, train, val, val_by, *_ = data.load_split(dataset, searched.data_dir, reading=reading)
+    split = data.load_split(dataset, searched.data_dir, reading=reading)
     if settings.dataset is None and trust.is_data(dataset):
-        trust.same_data(images.sha256, metadata.get("data_sha256"), settings.onnx, dataset)
-    searched = dataclasses.replace(searched, val_by=val_by)
+        sha256 = split.images.sha256
+        trust.same_data(sha256, metadata.get("data_sha256"), settings.onnx, dataset)
+    searched = dataclasses.replace(searched, val_by=split.val_by)
     name = settings.name or f"finetune-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     storage = open_run(settings.storage, name)
     check_writable(settings.storage)
+    About.check_new(storage, "another name")
     described = {
         "name": name,
         "state": "finetuning",
         "settings": resolved(searched),
-        "data": {
-            "name": images.name,
-            "sha256": images.sha256,
-            "train": len(train),
-            "val": len(val),
-            "classes": list(images.classes),
-        },
+        "data": split.facts(),
         "start": now(),
     }
     return About.of(storage, described)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mnist_ray import models
 from mnist_ray.data import Images
+from mnist_ray.data.drawn import spread
 from mnist_ray.export import quantize
 from mnist_ray.export.picture_model import (
     PictureSession,
@@ -35,6 +36,7 @@ from mnist_ray.settings.objectives import column, function_of
 from mnist_ray.training.metrics import BUILT_IN
 
 PICTURES = 200  # pictures on which picture.onnx is compared with its parts
+EMPTY = np.full((9, 9, 4), 255, np.uint8)  # a white sheet, RGBA
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ def shipped(
         data, compared = quantize.smaller(model, task.quantize, by.training)
         name = layout.smaller_model(task.quantize)
         errors = Session(data, name).evaluate(test.images, test.labels)
-        smaller = {"file": name, **compared.to_json(), "test_errors": errors.n - errors.right}
+        smaller = {
+            "file": name,
+            **dataclasses.asdict(compared),
+            "test_errors": errors.n - errors.right,
+        }
         smaller["line"] = compared.line()
         if not compared.refused:
             files[name] = data
@@ -155,12 +161,14 @@ def pictured(
     channels, height, width = images.shape[1:]
     declining = None if gate is None else gate.declining((channels, height, width))
     data = picture_file(model, layout.MODEL, declining)
-    difference = verify_pictures(data, model, images[:PICTURES], declining)
+    some = images[spread(len(images), PICTURES)]
+    difference = verify_pictures(data, model, some, declining)
     about = {
         "file": layout.PICTURE,
         "sha256": hashlib.sha256(data).hexdigest(),
         "max_difference": difference,
-        "verified_on_pictures": len(images[:PICTURES]) + 1,
+        "verified_on_pictures": len(some) + 1,
+        "declines_empty": not PictureSession(data, layout.PICTURE)(EMPTY).known,
     }
     return {layout.PICTURE: data}, about
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.cluster import check_sendable
-from mnist_ray.errors import SettingsError, WorkError, reason
+from mnist_ray.errors import SettingsError, WorkError, raise_if_ended, reason
 from mnist_ray.run import layout, lease, tables
 from mnist_ray.run.about import About, now
 from mnist_ray.run.records import EpochRow, epoch_row, rank, value_of
@@ -25,8 +25,9 @@ from mnist_ray.settings.objectives import function_of, goal
 from mnist_ray.storage import RunStorage
 from mnist_ray.trials.steps import Step, pack, step, unpack
 
+OPTIONS = ("finetune_with", "train_data", "finetune_epochs")  # of this alone
 # Options that are for networks on images.
-OF_NETWORKS = ("onnx", "dataset", "network", "augment", *OF_CHAIN)
+OF_NETWORKS = ("onnx", "dataset", "network", "augment", *OF_CHAIN, "test_steps")
 # Settings of run.json that are used here, and their types if they are given.
 USED = {"train": str, "train_data": str, "finetune_with": str, "finetune_epochs": int}
 
@@ -87,9 +88,10 @@ def prepare(
     source = settings.train_data or searched.get("train_data")
     for key in OF_NETWORKS:
         if getattr(settings, key) is not None and not (key == "dataset" and source == IMAGES):
+            flag = f"--{key.replace('_', '-')}"
             raise SettingsError(
-                f"--{key}: is for networks, and the run's --train {searched['train']} is a "
-                "function of one's own"
+                f"{flag}: is for networks, and the run's --train {searched['train']} is a function "
+                "of one's own"
             )
     given = {key for key in vars(settings) if getattr(settings, key) is not None}
     trust.check(searched, given, about.storage.join(layout.RUN), ("finetune_with", "train_data"))
@@ -166,13 +168,25 @@ def run_own(task: OwnTask, data: Any) -> Iterator[str | Tuned]:
         except StopIteration:
             complete = True
             break
-        except Exception as error:  # any error of a person's function
+        except (Exception, SystemExit) as error:  # any error of a person's function
             raise work.failed(error) from error
         work.take(found)
         value = value_of(found.row, task.metric)
         yield f"epoch {found.row['epoch']}: {name} {value:.4g}, {took:.1f} s"
-    steps.close()  # so that the function's `finally` runs
-    yield work.published(complete)
+    warning: BaseException | None = None
+    try:
+        steps.close()  # so that the function's `finally` runs
+    except (Exception, SystemExit) as error:  # its epochs are whole
+        raise_if_ended(error)
+        warning = error
+    result = work.published(complete)
+    if warning is not None:
+        place = work.keep_error(warning)
+        yield (
+            f"warning: {task.function} failed after its last epoch: {reason(warning)}; "
+            f"its traceback: {place}"
+        )
+    yield result
 
 
 def _steps(task: OwnTask, work: "_Work", data: Any) -> Generator[Any, None, None]:
@@ -231,15 +245,20 @@ class _Work:
             self.state = found.state
             self.storage.write_bytes(self._file(layout.OWN_LATEST), pack(self.rows, found.state))
 
-    def failed(self, error: Exception) -> WorkError:
+    def failed(self, error: BaseException) -> WorkError:
         """The error as one line, its traceback in a file."""
-        text = "".join(traceback.format_exception(error))
-        self.storage.write_bytes(self._file(layout.OWN_ERROR), text.encode())
-        place = self.storage.join(self._file(layout.OWN_ERROR))
+        raise_if_ended(error)
+        place = self.keep_error(error)
         return WorkError(
             f"--finetune-with: {self.task.function} failed in epoch {len(self.rows) + 1}: "
             f"{reason(error)}; its traceback: {place}"
         )
+
+    def keep_error(self, error: BaseException) -> str:
+        """Writes the error's traceback; the URI of its file."""
+        text = "".join(traceback.format_exception(error))
+        self.storage.write_bytes(self._file(layout.OWN_ERROR), text.encode())
+        return self.storage.join(self._file(layout.OWN_ERROR))
 
     def published(self, complete: bool) -> Tuned:
         """Writes the result. WorkError if there is no epoch."""

@@ -11,8 +11,8 @@ from mnist_ray.data import Images, Reading
 from mnist_ray.errors import SettingsError
 from mnist_ray.hyperparameters import BY_NAME, OF_ONE_OPTIMIZER, Hyperparameter, own_function
 from mnist_ray.settings import packaged, read_yaml
+from mnist_ray.settings.text import recipes
 
-BUILT_IN = ("default", "seed")
 INHERIT = "trial"  # in a file: the value that the search's best trial had
 INHERITABLE = ("batch_size", "lr", "weight_decay", "optimizer")
 SEEDS_APART = 1000  # between the members of a committee
@@ -138,6 +138,8 @@ class ChainTask:
     """How the images of one's own were read."""
     metric: str = "val_accuracy"
     """What the search optimised (see `objectives.goal`)."""
+    began_with_file: bool = False
+    """Whether the search began with an ONNX file, whose network may have seen all images."""
     owner: str = ""
     """The token of the run's lease (see `lease.owned`)."""
 
@@ -153,7 +155,10 @@ def read_stages(name: str) -> Recipe:
     """
     path = packaged(name, "stages-")
     if not os.path.isfile(path):
-        raise SettingsError(f"--stages: {name!r} is neither {' nor '.join(BUILT_IN)} nor a file")
+        raise SettingsError(
+            f"--stages: {name!r} is neither a recipe nor a file; "
+            f"recipes are {', '.join(recipes(of_stages=True))}"
+        )
     values = read_yaml(path)
     unknown = set(values) - {"start", "train_on", "stages", "members"}
     if unknown:

@@ -47,10 +47,6 @@ class Identity:
     begins_with: str
     """The digest of the weights it begins with, or `random`."""
 
-    def metadata(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
-        return dataclasses.asdict(self)
-
 
 def train_stages(
     recipe: Recipe,
@@ -123,7 +119,7 @@ class _StageTraining:
         images, labels, train, val = self.data[:4]
         # With all images trained on, an accuracy on some of them would mean nothing: it stays NaN.
         parts = (None, None) if self.identity.train_on == "all" else (train, val)
-        metadata, guessing = self.identity.metadata(), math.log(self.hp["classes"])
+        metadata, guessing = dataclasses.asdict(self.identity), math.log(self.hp["classes"])
         while trainer.epoch < self.identity.stage.epochs:
             row = trainer.run_epoch(images, labels, *parts)
             last = self.hp["lr"] / SLOWER < slowest
@@ -201,7 +197,7 @@ class _StageTraining:
             return None
         data = self.storage.read_bytes(name)
         found = checkpoint.unpack(data, self.storage.join(name))[1]
-        same = self.identity.metadata().items() <= found.items()
+        same = dataclasses.asdict(self.identity).items() <= found.items()
         # "random" does not tell networks apart. The rate is the stage's own, and may be lowered.
         hp = found.get("hyperparameters")
         same = same and isinstance(hp, dict) and {**hp, "lr": self.hp["lr"]} == self.hp

@@ -4,12 +4,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from mnist_ray.errors import SettingsError, WorkError, first_line
 from mnist_ray.finetune_job.own import OwnTask, run_own
 from mnist_ray.finetune_job.recipe import ChainTask
 
+# How Ray tells that a worker or its node died; OutOfMemoryError: its memory monitor ended it.
+DEATHS = (
+    WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError, LocalRayletDiedError,
+)  # fmt: skip
 RESTARTS = 3  # if the worker or its node dies; the chain goes on from its last epoch
 PATIENCE = 30.0  # seconds before the missing resources are named; each time twice as long
 
@@ -27,7 +39,10 @@ def run_in_task(task: ChainTask | OwnTask, *data: Any) -> Any:
     Raises:
         WorkError: it failed, or its worker died too often.
     """
-    stored = [ray.put(each) for each in data]  # once, whichever part is begun again
+    try:
+        stored = [ray.put(each) for each in data]  # once, whichever part is begun again
+    except RayError as error:  # as a full object store
+        raise _cannot_run(error) from error
     remote = ray.remote(num_cpus=task.cpus, num_gpus=task.gpus, max_retries=0)(_work)
     for restart in range(RESTARTS + 1):
         try:
@@ -36,7 +51,7 @@ def run_in_task(task: ChainTask | OwnTask, *data: Any) -> Any:
             if isinstance(error.cause, SettingsError | WorkError | OSError):
                 raise WorkError(str(error.cause)) from error
             raise error.as_instanceof_cause() from error
-        except (WorkerCrashedError, NodeDiedError, ObjectLostError) as error:
+        except DEATHS as error:
             if restart == RESTARTS:
                 raise WorkError(
                     f"the fine-tuning's worker died {restart + 1} times: {first_line(error)}"
@@ -46,7 +61,13 @@ def run_in_task(task: ChainTask | OwnTask, *data: Any) -> Any:
                 f"(restart {restart + 1} of {RESTARTS})",
                 flush=True,
             )
+        except RayError as error:
+            raise _cannot_run(error) from error
     raise AssertionError("unreachable")
+
+
+def _cannot_run(error: RayError) -> WorkError:
+    return WorkError(f"the fine-tuning cannot run: {first_line(error)}")
 
 
 def _work(task: ChainTask | OwnTask, *data: Any) -> Iterator[Any]:

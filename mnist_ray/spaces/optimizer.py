@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.hyperparameters import TRAINING
+from mnist_ray.hyperparameters import TRAINING, misfit
 from mnist_ray.spaces import DataShape
 
 
@@ -36,16 +36,8 @@ def optimizer(
     """
     if script not in ("a", "b"):
         raise SettingsError(f"--space-args: script={script!r} is not allowed; expected a or b")
-    for key, value in (
-        ("in_channels", data.in_channels),
-        ("image_size", list(data.image_size)),
-        ("classes", data.classes),
-    ):
-        if start[key] != value:
-            raise SettingsError(
-                f"--onnx: its network has {key} {start[key]}, but the data set has {value}; "
-                "give --dataset the model's own"
-            )
+    if found := misfit(start, (data.in_channels, *data.image_size), data.classes):
+        raise SettingsError(f"--onnx: {found}; give --dataset the model's own")
     if normalize and start["model"] != "foreign":
         raise SettingsError(
             "--space-args: normalize=true is for ONNX files that are not of mnist_ray; "

@@ -33,6 +33,26 @@ def test_a_smaller_file_answers_nearly_the_same(
     assert expected in types
 
 
+def test_the_ranges_come_from_images_of_the_whole_set(
+    exported: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are sorted by class, the first are of one class."""
+    seen: list[int] = []
+
+    def int8(proto: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return proto
+
+    monkeypatch.setattr(quantize, "_int8", int8)
+    monkeypatch.setattr(quantize, "_latencies", lambda *_: [1.0, 0.5])
+    monkeypatch.setattr(quantize, "CALIBRATED_ON", 3)
+    images = np.zeros((9, 1, 28, 28), np.uint8)
+    images[:, 0, 0, 0] = np.arange(9)
+    _, compared = smaller(exported, "int8", images)
+    assert seen == [0, 4, 8]
+    assert compared.images == 9
+
+
 def test_it_is_refused_with_its_figures(
     exported: bytes, digits: data.Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

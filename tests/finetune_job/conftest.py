@@ -26,5 +26,6 @@ def in_task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     monkeypatch.setattr(cluster, "connected", connected)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}])
     monkeypatch.setattr(cluster, "autoscaler_maximum", dict)
+    monkeypatch.setattr(cluster, "scales", lambda: False)
     monkeypatch.setattr(report, "write_or_warn", lambda storage, test=None: "report: none")
     return replace

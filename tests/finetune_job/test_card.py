@@ -16,6 +16,7 @@ from mnist_ray.data import read_picture
 from mnist_ray.export.picture_model import PictureSession, picture_file
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job.card import as_text, model_card
+from mnist_ray.finetune_job.judging import pictured
 from mnist_ray.run.publication import Known, Manifest
 from tests.support.networks import HP as NETWORK
 from tests.support.networks import network
@@ -134,6 +135,7 @@ def test_its_lines_of_python_classify_a_picture(tmp_path: Path) -> None:
         "verified_on_pictures": 201,
     }  # fmt: skip
     card = model_card(dataclasses.replace(MANIFEST, picture=about), HP)
+    assert "`known`, which is always true." in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     model = export(network(NETWORK), NETWORK, {})
     (tmp_path / "picture.onnx").write_bytes(picture_file(model, "model"))
@@ -150,3 +152,13 @@ def test_its_lines_of_python_classify_a_picture(tmp_path: Path) -> None:
     label, probability, known = done.stdout.split()
     assert (int(label), known) == (found.label, "True")
     assert float(probability) == pytest.approx(found.probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("padding", [None, "black"])
+def test_what_known_means_is_tried_on_an_empty_picture(padding: str | None) -> None:
+    metadata = {"dataset": "digits"} if padding is None else {"padding": padding}
+    model = export(network(NETWORK), NETWORK, metadata)
+    _, about = pictured(model, data.load("digits", "train").images[:4], None)
+    card = model_card(dataclasses.replace(MANIFEST, picture=about), HP)
+    told = "always true" if padding else "false where nothing is drawn"
+    assert f"`known`, which is {told}." in card

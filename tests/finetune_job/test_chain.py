@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from mnist_ray import data
+from mnist_ray.export import quantize
 from mnist_ray.export.picture_model import PictureSession
+from mnist_ray.export.quantize import Compared
 from mnist_ray.export.session import Session
 from mnist_ray.export.write import rebuild
 from mnist_ray.finetune_job import chain, gate, judging, negatives
@@ -303,6 +305,68 @@ def test_a_chain_begins_with_a_published_file(
     assert start["sha256"] == before["sha256"]
     assert start["test_accuracy"] == before["test_accuracy"]
     assert manifest.val_accuracy is None  # nothing measured it
+
+
+@pytest.mark.parametrize(("start", "by"), [("best", "none"), ("random", "validation")])
+def test_a_chain_after_a_search_that_began_with_a_file_is_calibrated_from_random_weights_only(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images], start: str, by: str
+) -> None:
+    recipe = Recipe("one", start, "train", STAGES[:1])
+    options = {"recipe": recipe, "calibrate": "auto", "began_with_file": True}
+    lines = list(chain.run_chain(task_of(tmp_path, begun, **options), *parts))
+    calibration = published(lines).calibration
+    assert calibration is not None
+    assert calibration["by"] == by
+    refused = any("the file of --onnx may have been trained on" in str(line) for line in lines)
+    assert refused == (by == "none")
+
+
+def test_the_files_are_compared_on_images_of_all_classes(
+    tmp_path: Path,
+    begun: bytes,
+    parts: tuple[data.Split, data.Images],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where they are sorted by class, as those of a folder are."""
+    images = parts[0].images
+    order = np.argsort(images.labels, kind="stable")
+    images = dataclasses.replace(images, images=images.images[order], labels=images.labels[order])
+    held = np.arange(len(order)) % 5 == 0
+    split = data.Split(images, np.flatnonzero(~held), np.flatnonzero(held), "class")
+    label_of = {
+        image.tobytes(): int(label)
+        for image, label in zip(images.images, images.labels, strict=True)
+    }
+    seen: dict[str, tuple[int, set[int]]] = {}
+
+    def note(name: str, given: np.ndarray) -> None:
+        seen[name] = (len(given), {label_of[image.tobytes()] for image in given})
+
+    def smaller(model: bytes, kind: str, given: np.ndarray) -> tuple[bytes, Compared]:
+        note("smaller", given)
+        return model, Compared(kind, len(given), 1.0, 1, 1.0, 1.0, 1.0, "too large")
+
+    def verify(_file: bytes, _network: torch.nn.Module, given: np.ndarray) -> float:
+        note("verify", given)
+        return 0.0
+
+    def verify_pictures(_file: bytes, _model: bytes, given: np.ndarray, _: Any) -> float:
+        note("pictures", given)
+        return 0.0
+
+    monkeypatch.setattr(quantize, "smaller", smaller)
+    monkeypatch.setattr(judging, "verify", verify)
+    monkeypatch.setattr(judging, "verify_pictures", verify_pictures)
+    monkeypatch.setattr(chain, "VERIFIED_ON", 100)
+    monkeypatch.setattr(chain, "COMPARED_ON", 150)
+    monkeypatch.setattr(judging, "PICTURES", 50)
+    recipe = Recipe("one", "best", "train", STAGES[:1])
+    task = task_of(tmp_path, begun, recipe=recipe, quantize="int8")
+    manifest = published(list(chain.run_chain(task, split, parts[1])))
+    every = set(range(10))
+    assert seen == {"verify": (100, every), "smaller": (150, every), "pictures": (50, every)}
+    assert manifest.picture is not None
+    assert manifest.picture["verified_on_pictures"] == 51
 
 
 def test_a_twin_calibrates_where_all_images_are_trained_on(

@@ -1,5 +1,6 @@
 """The gate: its pictures, its thresholds, and what it tells from a data set's own images."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -209,3 +210,25 @@ def test_without_a_gate_it_says_so(split: data.Split) -> None:
     assert list(gated(few, CPU, None, "auto")) == [
         "none of these: without a gate (20 validation images; expected at least 50)"
     ]
+    four = np.repeat(split.images.images, 4, axis=1)
+    of_four = split._replace(images=dataclasses.replace(split.images, images=four))
+    assert list(gated(of_four, CPU, None, "auto")) == [
+        "none of these: without a gate (images of 4 channels; expected 1 or 3)"
+    ]
+
+
+def test_it_is_judged_on_images_of_the_whole_set(
+    made: tuple[list[str], Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are sorted by class, the first are of one class."""
+    monkeypatch.setattr(gate, "JUDGED", 3)
+    seen: list[float] = []
+
+    def kind(images: torch.Tensor) -> torch.Tensor:
+        seen.extend((images[:, 0, 0, 0] * 255).round().tolist())
+        return images
+
+    own = np.zeros((9, 1, 28, 28), np.uint8)
+    own[:, 0, 0, 0] = np.arange(9)
+    gate._share_of_each(made[1].network, made[1].at, own, {"as they are": kind})
+    assert seen == [0, 4, 8]

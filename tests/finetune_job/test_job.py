@@ -1,12 +1,15 @@
 """finetune() called in this process; the chain runs here instead of in a Ray task."""
 
+import dataclasses
 import json
+import re
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -19,8 +22,15 @@ from mnist_ray.models import Committee
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
 from mnist_ray.run.publication import Manifest, read_verified
-from mnist_ray.settings import FinetuneSettings, SearchSettings, resolved
+from mnist_ray.settings import (
+    EvaluateSettings,
+    FinetuneSettings,
+    SearchSettings,
+    parse,
+    resolved,
+)
 from mnist_ray.storage import RunStorage
+from tests.finetune_job.test_card import MANIFEST
 from tests.support.networks import EPOCH as ROW
 from tests.support.networks import SEARCHED as HP
 from tests.support.networks import network
@@ -72,14 +82,16 @@ def stages(tmp_path: Path) -> str:
 def test_a_run_that_is_searched_is_not_fine_tuned_beside(run: RunStorage, stages: str) -> None:
     about = About.read(run, "--run")
     settings = FinetuneSettings(run=run.uri, stages=stages)
-    with lease.held(run, "search"):
-        about.patch(state="searching")
-        before = run.read_bytes(layout.RUN)
-        with pytest.raises(SettingsError, match="^--run: another search is at work at "):
-            job.finetune(settings)
-        assert run.read_bytes(layout.RUN) == before
-        assert not run.exists(layout.lease_file("fine-tuning"))
-        about.patch(state="finetuning")  # as by the search whose second job it is
+    with lease.held(run, "search") as held:
+        # A search that has just begun has not noted it; "finetuning" may be a killed job's.
+        for state in ("searched", "done", "finetuning", "searching"):
+            about.patch(state=state)
+            before = run.read_bytes(layout.RUN)
+            with pytest.raises(SettingsError, match="^--run: another search is at work at "):
+                job.finetune(settings)
+            assert run.read_bytes(layout.RUN) == before
+            assert not run.exists(layout.lease_file("fine-tuning"))
+        held.allow("fine-tuning")  # as the search whose second job it is
         with job._held(run):
             pass
 
@@ -93,6 +105,42 @@ def test_a_run_whose_settings_lack_one_is_named(run: RunStorage, stages: str) ->
         with pytest.raises(SettingsError, match=f"^--run: .*run.json is damaged: .* lack {key}"):
             job.finetune(FinetuneSettings(run=run.uri, stages=stages))
         About.read(run, "--run").patch(settings=whole)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_images", "400"),
+        ("val_images", [200]),
+        ("val_images", 2.5),
+        ("folds", "5"),
+        ("folds", 1),
+        ("seed", -1),
+        ("image_size", "a"),
+        ("val_by", "writer"),
+        ("precision", 16),
+        ("committee", "2"),
+        ("calibrate", ["auto"]),
+        ("constraint", 3),
+    ],
+)
+def test_a_run_with_a_setting_of_another_type_or_range_is_named(
+    run: RunStorage, stages: str, key: str, value: Any
+) -> None:
+    about = About.read(run, "--run")
+    about.patch(settings={**about.settings, key: value})
+    with pytest.raises(SettingsError, match="^--run: .*run.json is damaged: .*is not allowed"):
+        job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+
+
+def test_a_run_of_before_has_the_split_that_it_had(run: RunStorage, stages: str) -> None:
+    """It records no val_by, and how its ONNX file's images were read."""
+    about = About.read(run, "--run")
+    kept = {key: value for key, value in about.settings.items() if key != "val_by"}
+    about = about.patch(settings={**kept, "folds": None, "image_size": 20, "padding": "edge"})
+    task, split, _ = job._prepare(FinetuneSettings(run=run.uri, stages=stages), about)
+    assert (split.val_by, len(split.train), len(split.val)) == ("class", 200, 215)
+    assert task.reading == data.Reading(image_size=20, padding="edge")
 
 
 Body = Callable[[ChainTask, data.Split, data.Images], Manifest]
@@ -191,6 +239,10 @@ def started(in_task: Any) -> list[ChainTask]:
         ({"committee": 0}, r"--committee: 0 is not allowed"),
         ({"stages": "other"}, "--stages: 'other' is neither"),
         ({"cpus": 2.0}, "^--cpus: 2 wanted"),
+        ({"name": "other"}, "^--name: is for a new run, which begins with --onnx; --run names"),
+        ({"storage": "elsewhere"}, "^--storage: is for a new run, .*, and its model is replaced"),
+        ({"finetune_epochs": 5}, "^--finetune-epochs: is for runs of --train"),
+        ({"train_data": "own:data"}, "^--train-data: is for runs of --train"),
         (
             {"gpus": 1.0},
             "^--gpus: 1 wanted, but no node has more than 0 GPUs; allowed is at most 0",
@@ -211,12 +263,84 @@ def test_wrong_settings_start_nothing(
     assert About.read(run, "--run").state == "searched"
 
 
+@pytest.mark.parametrize(
+    ("searched", "flags", "evaluated"),
+    [
+        (False, [], False),
+        (True, [], True),
+        (True, ["--no-test-steps"], False),
+        (False, ["--test-steps"], True),
+    ],
+)
+def test_the_stages_are_evaluated_as_given_else_as_in_the_search(
+    run: RunStorage, stages: str, started: list[ChainTask], searched: bool, flags: list[str],
+    evaluated: bool, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    about = About.read(run, "--run")
+    about.patch(settings={**about.settings, "test_steps": searched})
+    words = ["--run", run.uri, "--stages", stages, *flags]
+    job.finetune(parse(FinetuneSettings, words))
+    assert started[0].test_steps is evaluated
+    _, _, command = capsys.readouterr().out.partition("to go on: ")
+    assert command.split()[-5 - len(flags) :] == ["finetune", *words]
+
+
+def test_the_chain_is_told_that_the_search_began_with_a_file(
+    run: RunStorage, stages: str, started: list[ChainTask]
+) -> None:
+    about = About.read(run, "--run")
+    for file, began in ((None, False), ("model.onnx", True)):
+        about.patch(settings={**about.settings, "onnx": file})
+        job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+        assert (started[-1].began_with_file, started[-1].onnx) == (began, None)
+
+
 def test_an_autoscaler_may_bring_the_gpu(
     run: RunStorage, stages: str, started: list[ChainTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "autoscaler_maximum", lambda: {"CPU": 8.0, "GPU": 1.0})
     job.finetune(FinetuneSettings(run=run.uri, stages=stages, gpus=1.0))
     assert (started[0].cpus, started[0].gpus) == (1.0, 1.0)
+
+
+HEAD = {"memory": 8e9, "node:__internal_head__": 1.0}  # of a cluster that scales: without CPUs
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus_per_trial", "expected"),
+    [
+        ([HEAD], 0.25, (1.0, 1.0)),
+        ([HEAD], 0, (1.0, 0.0)),
+        ([HEAD, {"CPU": 4.0}], 0.25, (1.0, 1.0)),
+        ([HEAD, {"CPU": 4.0}], 0, (4.0, 0.0)),
+        ([HEAD, {"CPU": 4.0, "GPU": 1.0}], 0, (4.0, 1.0)),
+    ],
+)
+def test_an_autoscaler_is_asked_for_what_the_trials_had(
+    run: RunStorage,
+    stages: str,
+    started: list[ChainTask],
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, float]],
+    gpus_per_trial: float,
+    expected: tuple[float, float],
+) -> None:
+    raw = run.read_json(layout.RUN)
+    settings = {**raw["settings"], "gpus_per_trial": gpus_per_trial}
+    run.write_json(layout.RUN, {**raw, "settings": settings})
+    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "scales", lambda: True)
+    job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+    assert (started[0].cpus, started[0].gpus) == expected
+
+
+def test_a_head_without_cpus_trains_nothing(
+    run: RunStorage, stages: str, started: list[ChainTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "nodes", lambda: [HEAD])
+    with pytest.raises(SettingsError, match="^--cpus: 1 wanted, but no node has more than 0 CPUs"):
+        job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+    assert started == []
 
 
 def test_a_run_that_cannot_be_fine_tuned_is_refused(run: RunStorage, in_task: Any) -> None:
@@ -254,6 +378,19 @@ def test_an_onnx_file_begins_a_run_of_its_own(
     assert job.finetune(FinetuneSettings(run=str(tmp_path / "again"), stages=stages)).exit_code == 0
 
 
+def test_a_new_run_takes_no_stages_of_an_old_one(
+    run: RunStorage, stages: str, in_task: Any, tmp_path: Path
+) -> None:
+    in_task(run_here)
+    job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+    run.delete(layout.RUN)
+    again = FinetuneSettings(
+        onnx=run.join(layout.MODEL), storage=str(tmp_path), name="run", stages=stages
+    )
+    with pytest.raises(SettingsError, match="^--name: files of a run without its run.json lie at"):
+        job.finetune(again)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -282,6 +419,79 @@ def test_wrong_settings_leave_no_new_run(
     assert not Path("runs", "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("classes", "shape", "message"),
+    [
+        (5, (28, 28), "classes 10, but the data set has 5"),
+        (10, (28, 28, 3), "in_channels 1, but the data set has 3"),
+        (10, (20, 20), r"image_size \[28, 28\], but the data set has \[20, 20\]"),
+    ],
+)
+def test_a_file_for_other_images_begins_no_run(
+    started: list[ChainTask], tmp_path: Path, classes: int, shape: tuple[int, ...], message: str
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(200) % classes)
+    (tmp_path / "model.onnx").write_bytes(export(network(HP), HP, {"dataset": "digits"}))
+    settings = FinetuneSettings(
+        onnx=str(tmp_path / "model.onnx"),
+        dataset=f"npz:{tmp_path / 'own.npz'}",
+        storage=str(tmp_path / "runs"),
+        name="new",
+    )
+    with pytest.raises(SettingsError, match=f"^--onnx: its network has {message}$"):
+        job.finetune(settings)
+    assert started == []
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+def test_a_file_for_other_images_does_not_replace_a_model(
+    run: RunStorage, stages: str, started: list[ChainTask], tmp_path: Path
+) -> None:
+    """Beside --run, and as the file that the run began with."""
+    hp = {**HP, "classes": 5}
+    for file, given in ((tmp_path / "five.onnx", True), (Path(run.uri, layout.START), False)):
+        file.write_bytes(export(network(hp), hp, {"dataset": "digits"}))
+        settings = FinetuneSettings(run=run.uri, stages=stages, onnx=str(file) if given else None)
+        message = "^--onnx: its network has classes 5, but the data set has 10$"
+        with pytest.raises(SettingsError, match=message):
+            job.finetune(settings)
+    assert started == []
+    assert About.read(run, "--run").state == "searched"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "searched_in", "settings", "flags"),
+    [
+        ("digits", "/data", {}, []),
+        ("mnist", "/data", {}, []),
+        ("mnist", "/other", {}, ["--data-dir", "/other"]),
+        ("mnist", "/data", {"data_dir": "/new"}, ["--data-dir", "/new"]),
+        ("mine:f", "/data", {}, ["--dataset", "mine:f", "--data-dir", "/data"]),
+        ("mine:f", "/data", {"data_dir": "/new"}, ["--dataset", "mine:f", "--data-dir", "/new"]),
+    ],
+)
+def test_the_printed_evaluation_looks_in_the_folder_of_the_images(
+    run: RunStorage, monkeypatch: pytest.MonkeyPatch, dataset: str, searched_in: str,
+    settings: dict[str, Any], flags: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MNIST_RAY_DATA", "/data")
+    about = About.read(run, "--run")
+    searched = {**about.settings, "dataset": dataset, "data_dir": searched_in}
+    about = dataclasses.replace(about, settings=searched)
+    given = FinetuneSettings(run=run.uri, **settings)
+    words = ["model.onnx", *job._data_flags(given, about)]
+    assert words[1:] == flags
+    parse(EvaluateSettings, words)
+
+
+@pytest.mark.parametrize("picture", [None, {"file": "picture.onnx"}])
+def test_the_next_commands_are_those_that_the_model_can_follow(picture: Any) -> None:
+    said = job.summary(dataclasses.replace(MANIFEST, picture=picture), "runs/a/model.onnx")
+    named = re.findall(r"mnist[-_]ray (\w+) runs", said.partition("next: ")[2])
+    assert named == (["predict", "draw", "evaluate"] if picture else ["evaluate"])
+
+
 def test_the_command_to_go_on_repeats_what_was_given(run: RunStorage) -> None:
     about = About.read(run, "--run")
     assert job.resume_command(FinetuneSettings(run=run.uri), about).endswith(
@@ -294,6 +504,9 @@ def test_the_command_to_go_on_repeats_what_was_given(run: RunStorage) -> None:
         f" finetune --run {run.uri} --network mine:net --stages 'my stages.yaml' --committee 2 "
         "--gpus 0.5"
     )
+    for given in (FinetuneSettings(run=run.uri, test_steps=each) for each in (True, False)):
+        switch = "--test-steps" if given.test_steps else "--no-test-steps"
+        assert job.resume_command(given, about).endswith(f" finetune --run {run.uri} {switch}")
     new = FinetuneSettings(onnx="a.onnx", storage="x", name="run")  # it keeps a copy of the file
     assert "--onnx" not in job.resume_command(new, about)
 

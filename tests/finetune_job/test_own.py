@@ -176,6 +176,44 @@ def test_an_error_is_one_line_and_leaves_its_traceback(
     assert About.read(run, "--run").state == "failed"
 
 
+def test_one_that_leaves_is_one_line(own: Any, run: RunStorage, in_task: Any) -> None:
+    def leaving(hp: dict) -> Iterator[Any]:
+        yield {"score": 0.5}
+        sys.exit(0)
+
+    own.tune = leaving
+    said = r"^--finetune-with: own:tune failed in epoch 2: the code called sys.exit\(0\) \("
+    with pytest.raises(WorkError, match=said):
+        job.finetune(settings(run))
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), SystemExit(1)])
+def test_an_error_at_its_end_is_a_warning(
+    own: Any, run: RunStorage, in_task: Any, error: BaseException
+) -> None:
+    """Its epochs are whole: the best is published."""
+
+    def closing(hp: dict) -> Iterator[Any]:
+        try:
+            while True:
+                yield {"score": 0.5}, b"kept"
+        finally:
+            raise error
+
+    lines: list[Any] = []
+
+    def run_and_listen(task: OwnTask, data: Any) -> Tuned:
+        lines.extend(run_own(task, data))
+        return lines.pop()
+
+    own.tune = closing
+    in_task(run_and_listen)
+    assert job.finetune(settings(run)) == Finished(0, run.uri)
+    assert open_run(run.uri).tuned.state == b"kept"
+    assert lines[-1].startswith("warning: own:tune failed after its last epoch: ")
+    assert type(error).__name__ in Path(lines[-1].rpartition(" ")[2]).read_text()
+
+
 @pytest.mark.parametrize(
     ("yields", "said"),
     [
@@ -202,9 +240,13 @@ def test_a_wrong_yield_is_one_line(
         ({"finetune_with": "own:HP"}, "--finetune-with: 'own:HP' is no function"),
         ({"train_data": None}, "--train-data: .* names 'own:data'; a file does not choose code"),
         ({"committee": 3}, "--committee: is for networks"),
+        ({"test_steps": True}, "^--test-steps: is for networks"),
+        ({"test_steps": False}, "^--test-steps: is for networks"),
         ({"dataset": "digits"}, "--dataset: is for networks"),
         ({"finetune_epochs": 0}, "--finetune-epochs: 0 is not allowed"),
         ({"run": None}, "--finetune-with: needs --run"),
+        ({"run": None, "finetune_with": None}, "^--train-data: needs --run"),
+        ({"name": "other"}, "^--name: is for a new run, which begins with --onnx"),
     ],
 )
 def test_a_wrong_option_is_one_line(

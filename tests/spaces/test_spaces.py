@@ -24,6 +24,7 @@ from mnist_ray.settings.text import arguments
 from mnist_ray.study import samplers
 from mnist_ray.study.points import read_points
 from mnist_ray.training.trainer import Trainer
+from tests.support import ROOT
 
 MNIST = spaces.DataShape(1, (28, 28), 10, (0.1307,), (0.3081,))
 CIFAR = spaces.DataShape(3, (32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
@@ -36,9 +37,7 @@ NARROW: dict[str, dict[str, Any]] = {
 NETWORKS = [
     name for name in spaces.SPACES if name not in ("optimizer", "lightgbm")
 ]  # these two: test_start.py, test_boosting.py
-RECIPES = sorted(
-    (Path(__file__).parent.parent.parent / "mnist_ray" / "recipes").glob("s[0-9]-*.yaml")
-)
+RECIPES = sorted((ROOT / "mnist_ray" / "recipes").glob("s[0-9]-*.yaml"))
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -470,8 +469,9 @@ def test_recipes_name_what_exists(path: Path) -> None:
     )
     read_stages(recipe.get("stages", "default"))
     header = path.read_text().split("\nspace:")[0]
-    assert f"# Command: python jobs/search.py --config jobs/recipes/{path.name}" in header
-    assert "# Result: see README.md" in header
+    assert f"# Command: python jobs/search.py --config {path.stem}" in header
+    assert "# Result: see docs/original-experiments.md" in header
+    assert f"`C {path.stem}" in (ROOT / "docs" / "original-experiments.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["augmented", "default", "demo", "mixed", "record"])
