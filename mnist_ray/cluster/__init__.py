@@ -18,8 +18,14 @@ from mnist_ray.cluster.resources import (
 )
 
 if TYPE_CHECKING:
-    from mnist_ray.cluster.jobs import submit_and_follow
-    from mnist_ray.cluster.joined import Slots, autoscaler_maximum, check_shared_storage, nodes
+    from mnist_ray.cluster.jobs import check_job_server, submit_and_follow
+    from mnist_ray.cluster.joined import (
+        Slots,
+        autoscaler_maximum,
+        check_shared_storage,
+        nodes,
+        scales,
+    )
 
 __all__ = [
     "Cluster",
@@ -28,6 +34,7 @@ __all__ = [
     "autoscaler_maximum",
     "capacity",
     "check_fits",
+    "check_job_server",
     "check_sendable",
     "check_shared_storage",
     "connected",
@@ -36,6 +43,7 @@ __all__ = [
     "nodes",
     "quiet_ray",
     "running",
+    "scales",
     "submit_and_follow",
 ]
 
@@ -43,5 +51,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "jobs" if name == "submit_and_follow" else "joined"
+    module = "jobs" if name in ("check_job_server", "submit_and_follow") else "joined"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)

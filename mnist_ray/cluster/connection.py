@@ -41,32 +41,20 @@ def running() -> bool:
     if address:
         return address != "local"
     try:
-        _reach(_note().read_text().strip())
+        _reach(_noted()[0])
     except (OSError, ValueError):
         return False
     return True
 
 
-def _note() -> Path:
-    """Ray's note of the address of this machine's Ray; all users share the place."""
-    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+def _noted() -> tuple[str, int]:
+    """The address of this machine's Ray by Ray's note, and the user who wrote the note.
 
-
-def _check_owner() -> None:
-    """Refuses the Ray that another user runs here, unless RAY_ADDRESS names it: it runs our code.
-
-    Raises:
-        SettingsError: says how to join it and how to start one's own.
+    All users share the place. Raises OSError if there is no note, ValueError if it is no text.
     """
-    if os.environ.get("RAY_ADDRESS", "auto") != "auto":
-        return
-    owner = _note().stat().st_uid
-    if owner != os.getuid():
-        address = printable(_note().read_text().strip())
-        raise SettingsError(
-            f"RAY_ADDRESS: the Ray at {address} is of user {owner}, not yours; "
-            f"RAY_ADDRESS=local starts one of your own, RAY_ADDRESS={address} joins that one"
-        )
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    with Path(folder, "ray", "ray_current_cluster").open() as note:
+        return note.read().strip(), os.fstat(note.fileno()).st_uid
 
 
 def _reach(address: str) -> None:
@@ -75,27 +63,48 @@ def _reach(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
 
 
-def _check_address() -> None:
-    """Refuses a RAY_ADDRESS at which nothing answers: ray.init would try for 14 minutes."""
+def _to_join() -> tuple[str, bool]:
+    """HOST:PORT of the Ray to join, and whether this machine's note named it: RAY_ADDRESS did not.
+
+    Ray itself may find another one than that of the note.
+
+    Raises:
+        SettingsError: RAY_ADDRESS is of another kind; or the note's Ray is another user's, and
+            would run our code.
+        WorkError: nothing answers: ray.init would try for 14 minutes.
+    """
     address = os.environ.get("RAY_ADDRESS") or "auto"
-    if address == "auto":
-        return
+    given = f"RAY_ADDRESS={masked(address)}"
+    if noted := address == "auto":
+        try:
+            address, owner = _noted()
+        except (OSError, ValueError) as error:
+            raise WorkError(
+                f"Ray cannot be joined: {given}, and no Ray runs on this machine; "
+                "unset it, or RAY_ADDRESS=local starts one"
+            ) from error
+        shown = printable(address)
+        if owner != os.getuid():
+            raise SettingsError(
+                f"RAY_ADDRESS: the Ray at {shown} is of user {owner}, not yours; "
+                f"RAY_ADDRESS=local starts one of your own, RAY_ADDRESS={shown} joins that one"
+            )
+        given += f", {shown}"
     if "://" in address:
         raise SettingsError(
-            f"RAY_ADDRESS={masked(address)}: expected HOST:PORT of a Ray head; "
+            f"{given}: expected HOST:PORT of a Ray head; "
             "a job server's address belongs in RAY_API_SERVER_ADDRESS"
         )
     try:
         _reach(address)
     except ValueError as error:
-        raise SettingsError(
-            f"RAY_ADDRESS={masked(address)}: expected HOST:PORT of a Ray head"
-        ) from error
+        raise SettingsError(f"{given}: expected HOST:PORT of a Ray head") from error
     except OSError as error:
         raise WorkError(
-            f"Ray cannot be joined: nothing answers at RAY_ADDRESS={masked(address)} "
+            f"Ray cannot be joined: nothing answers at {given} "
             f"({error.strerror or error}); unset it, or RAY_ADDRESS=local starts a Ray here"
         ) from error
+    return address, noted
 
 
 @contextlib.contextmanager
@@ -113,11 +122,11 @@ def connected(verbose: bool) -> Iterator[Cluster]:
         options["logging_level"] = "ERROR"
     with contextlib.ExitStack() as stack:
         folder = None
+        to_join: tuple[str | None, bool] = (None, False)
         if _is_connected():
             pass  # a notebook's: it is used, and left as it is
         elif running():
-            _check_owner()
-            _check_address()
+            to_join = _to_join()
         else:  # a folder of its own, so that all of it can be removed
             print("starting Ray on this machine", flush=True)
             folder = stack.enter_context(temporary_folder("mray-", longest=SOCKET_ROOM))
@@ -125,7 +134,7 @@ def connected(verbose: bool) -> Iterator[Cluster]:
         with clock("starting Ray") if folder else contextlib.nullcontext():
             from mnist_ray.cluster import joined  # noqa: PLC0415 (Ray's environment)
 
-            connection = joined.start(options, folder) if folder else joined.join(options)
+            connection = joined.start(options, folder) if folder else joined.join(options, *to_join)
             found = stack.enter_context(connection)
         yield found
 

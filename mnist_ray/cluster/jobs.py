@@ -52,13 +52,28 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
     Raises:
         WorkError: the job does not succeed, or the job server does not answer.
     """
+    dashboard = check_job_server(cluster, command)
+    with _no_proxy(dashboard):
+        return _followed(cluster, dashboard, command, arguments)
+
+
+def check_job_server(cluster: Cluster, command: str, otherwise: str = "") -> str:
+    """The URL of the job server.
+
+    Args:
+        cluster: the one that this process is connected to.
+        command: the job's, as in submit_and_follow.
+        otherwise: what else a person can do, to end the message.
+
+    Raises:
+        WorkError: the cluster has none.
+    """
     if cluster.dashboard is None:
         raise WorkError(
             f"the cluster has no job server (dashboard), which the {command} job is submitted to; "
-            "start Ray with ray[default]"
+            f"start Ray with ray[default]{otherwise}"
         )
-    with _no_proxy(cluster.dashboard):
-        return _followed(cluster, cluster.dashboard, command, arguments)
+    return cluster.dashboard
 
 
 @contextlib.contextmanager

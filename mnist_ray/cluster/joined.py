@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import shutil
 import time
 import uuid
@@ -9,27 +10,54 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.authentication import authentication_token_setup
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray._private.state import state
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.patches import any_agent_port, same_sigterm, shutdown
 from mnist_ray.cluster.resources import Cluster, Resources, capacity, environment
-from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.errors import SettingsError, WorkError, first_line, printable
+from mnist_ray.settings import masked
 from mnist_ray.storage import RunStorage
+
+HEAD_SECONDS = 20.0  # in which a head must answer, though it may be busy
 
 
 @contextlib.contextmanager
-def join(options: dict[str, Any]) -> Iterator[Cluster]:
-    """The Ray that is running. Raises WorkError.
+def join(
+    options: dict[str, Any], address: str | None = None, noted: bool = False
+) -> Iterator[Cluster]:
+    """The Ray that is running.
 
     A connection that this process has already is used, and kept.
+
+    Args:
+        options: of ray.init.
+        address: HOST:PORT of its head; None for a connection that is there.
+        noted: whether this machine's note named the address, and not RAY_ADDRESS.
+
+    Raises:
+        WorkError: it cannot be joined.
     """
     keep = ray.is_initialized()
     try:
         try:
+            if noted:  # as ray.init does for "auto", under which it may join another one
+                setup = authentication_token_setup
+                setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+            if address:
+                _check_head(address)
             with same_sigterm():
-                context = ray.init(address="auto", ignore_reinit_error=True, **options)
+                context = ray.init(address=address or "auto", ignore_reinit_error=True, **options)
+        except WorkError:
+            raise
         except Exception as error:
             raise WorkError(
                 f"Ray cannot be joined: {first_line(error)}{_about_token(error)}"
@@ -42,6 +70,25 @@ def join(options: dict[str, Any]) -> Iterator[Cluster]:
     finally:
         if not keep:
             shutdown()
+
+
+def _check_head(address: str) -> None:
+    """Raises WorkError if no Ray head answers: ray.init would try for minutes, without a word."""
+    with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(
+                GetClusterIdRequest(), timeout=HEAD_SECONDS
+            )
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return  # ray.init says why
+            given = masked(os.environ.get("RAY_ADDRESS") or "auto")
+            shown = given if given == address else f"{given}, {printable(address)},"
+            raise WorkError(
+                f"Ray cannot be joined: at RAY_ADDRESS={shown} another program answers, no Ray "
+                "head (6379 is its usual port; 8265 is the dashboard's); "
+                "RAY_ADDRESS=local starts a Ray here"
+            ) from error
 
 
 def _about_token(error: BaseException) -> str:
@@ -93,6 +140,14 @@ def nodes() -> list[dict[str, float]]:
 def autoscaler_maximum() -> dict[str, float]:
     """The most that an autoscaler may bring; empty if there is none."""
     return state.get_max_resources_from_cluster_config() or {}
+
+
+def scales() -> bool:
+    """Whether an autoscaler brings nodes as they are asked for; Ray does not tell how many.
+
+    `ray up` and KubeRay start the newer autoscaler; a plain `ray start` does not.
+    """
+    return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 class Slots:

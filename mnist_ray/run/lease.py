@@ -24,8 +24,6 @@ from mnist_ray.storage import OwnedStorage, RunStorage
 BEAT = 5.0  # seconds between two writings of the file
 SILENT = 20.0  # seconds without a beat after which a process elsewhere counts as ended
 
-file = lease_file
-
 
 class Lease:
     """A run that this process holds for one kind of work.
@@ -42,7 +40,7 @@ class Lease:
         self.token = uuid.uuid4().hex
         self._storage, self._work, self._file = storage, work, lease_file(work)
         self._written = self._attempted = b""
-        self._beat = 0
+        self._beat, self._allows = 0, ""
         self._lock = threading.Lock()
         self.owned = OwnedStorage(storage.uri, self._file, self._look)
 
@@ -77,6 +75,16 @@ class Lease:
             else:
                 self.lost.set()
 
+    def allow(self, work: str) -> None:
+        """Lets another process hold the run for that work, while this one only waits for its end.
+
+        Raises:
+            WorkError: the run is another's by now, or the storage fails.
+        """
+        self._allows = work
+        self.renew()
+        self.check()
+
     def give_back(self) -> None:
         """Removes the file, and the run's directory if nothing was written into it."""
         with self._lock, contextlib.suppress(WorkError, OSError):
@@ -89,7 +97,7 @@ class Lease:
     def _next(self) -> bytes:
         process = processes.this_process()
         beat = {"token": self.token, "process": process, "beat": self._beat}
-        self._attempted = json.dumps(beat).encode()
+        self._attempted = json.dumps({**beat, "allows": self._allows}).encode()
         return self._attempted
 
     def _wrote(self, content: bytes) -> None:
@@ -152,17 +160,36 @@ def owned(uri: str, work: str, token: str) -> RunStorage:
         return storage
 
     def check(content: bytes | None) -> None:
+        folder = storage.local_path
+        if content is None and folder is not None and not folder.is_dir():
+            raise WorkError(
+                f"{storage.uri} is not there on node {processes.this_process()['node']}: it was "
+                "deleted, or --storage is not on a file system that every node sees "
+                "(or s3://bucket/path)"
+            )
         if _record(content or b"").get("token") != token:
             raise _lost(storage, work)
 
     return OwnedStorage(uri, lease_file(work), check)
 
 
-def refuse_while_held(storage: RunStorage, work: str, flag: str) -> None:
-    """Raises SettingsError naming the flag if another process holds the run for this work."""
+def refuse_while_held(storage: RunStorage, work: str, flag: str, own: str = "") -> None:
+    """Refuses a run that another process holds for a kind of work.
+
+    Args:
+        storage: the run's directory.
+        work: the other's.
+        flag: the option that named the run, for the message.
+        own: what this process holds the run for. It may, if the other waits for just that.
+
+    Raises:
+        SettingsError: names the flag.
+    """
     name = lease_file(work)
     found = _read(storage, name)
-    if found is not None and not _has_ended(storage, name, found):
+    if found is None or (own and _record(found).get("allows") == own):
+        return
+    if not _has_ended(storage, name, found):
         raise _refusal(storage, work, flag)
 
 

@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -48,22 +51,110 @@ def test_an_address_of_another_kind_is_refused(
         join()
 
 
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of Ray's note, empty, and RAY_ADDRESS=auto."""
+    place = tmp_path / "ray" / "ray_current_cluster"
+    place.parent.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    return place
+
+
+@pytest.mark.parametrize("given", [None, "", "auto"])
 def test_another_users_ray_is_joined_only_where_its_address_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    note: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
 ) -> None:
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         note.write_text(address)
-        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-        monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        connection._check_owner()
+        if given is None:
+            monkeypatch.delenv("RAY_ADDRESS")
+        else:
+            monkeypatch.setenv("RAY_ADDRESS", given)
+        assert connection._to_join() == (address, True)
         monkeypatch.setattr("os.getuid", lambda: note.stat().st_uid + 1)
         with pytest.raises(SettingsError, match=f"the Ray at {address} is of user .*=local starts"):
             join()
         monkeypatch.setenv("RAY_ADDRESS", address)
-        connection._check_owner()
+        assert connection._to_join() == (address, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "RAY_ADDRESS=auto, and no Ray runs on this machine; unset it, or RAY_ADDRESS=local"),
+        (b"\xff", "RAY_ADDRESS=auto, and no Ray runs on this machine"),
+        (b"127.0.0.1:9\n", r"at RAY_ADDRESS=auto, 127\.0\.0\.1:9 \(Connection refused\); unset it"),
+    ],
+    ids=["no note", "no text", "of a Ray that was killed"],
+)
+def test_the_ray_of_this_machine_is_missing(
+    note: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        note.write_bytes(content)
+    began = time.monotonic()
+    with pytest.raises(WorkError, match=message):
+        join()
+    assert time.monotonic() - began < 10
+
+
+def test_the_ray_of_the_note_is_joined_and_no_other(
+    note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own "auto" takes any head among this machine's processes."""
+    from mnist_ray.cluster import joined
+
+    addresses = []
+
+    def init(address: str, **options: Any) -> None:
+        addresses.append(address)
+        raise ConnectionError("enough")
+
+    monkeypatch.setattr(joined, "_check_head", addresses.append)
+    monkeypatch.setattr("ray.init", init)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        note.write_text(address)
+        with pytest.raises(WorkError, match="^Ray cannot be joined: enough"):
+            join()
+    assert addresses == [address, address]
+
+
+@pytest.fixture(params=["silent", "http"])
+def other_program(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a program that is no Ray: one that never answers, and a web server."""
+    if request.param == "silent":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("given", ["address", "auto"])
+def test_another_program_at_the_address_is_told_in_seconds(
+    note: Path, monkeypatch: pytest.MonkeyPatch, other_program: str, given: str
+) -> None:
+    from mnist_ray.cluster import joined
+
+    monkeypatch.setattr(joined, "HEAD_SECONDS", 3.0)
+    note.write_text(other_program)
+    if given == "address":
+        monkeypatch.setenv("RAY_ADDRESS", other_program)
+    named = {"address": other_program, "auto": f"auto, {other_program},"}[given]
+    began = time.monotonic()
+    with pytest.raises(WorkError) as caught:
+        join()
+    assert time.monotonic() - began < 30
+    assert str(caught.value).startswith(
+        f"Ray cannot be joined: at RAY_ADDRESS={named} another program answers, no Ray head "
+        "(6379 is its usual port; 8265 is the dashboard's)"
+    )
 
 
 def test_a_request_without_the_token_is_refused(ray_head: dict[str, str]) -> None:

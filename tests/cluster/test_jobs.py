@@ -1,5 +1,6 @@
 """A job within the cluster: how it is started, and followed to its last line."""
 
+import dataclasses
 import inspect
 import os
 import shlex
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import requests
@@ -16,8 +18,13 @@ from ray.dashboard.utils import get_address_for_submission_client
 from ray.job_submission import JobStatus
 
 import mnist_ray
+from mnist_ray import cluster
 from mnist_ray.cluster import Cluster, jobs
 from mnist_ray.errors import WorkError
+from mnist_ray.run import lease
+from mnist_ray.search_job import job
+from mnist_ray.search_job.plan import prepare
+from mnist_ray.settings import SearchSettings
 
 PARENT = str(Path(mnist_ray.__file__).parents[1])
 
@@ -194,3 +201,25 @@ def test_a_companys_proxy_is_not_asked_for_the_job_server(monkeypatch: pytest.Mo
         assert requests.utils.get_environ_proxies("http://elsewhere.example/") != {}
     assert os.environ["no_proxy"] == "intranet.example"
     assert "NO_PROXY" not in os.environ
+
+
+def test_a_missing_job_server_is_told_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Began(Exception):
+        pass
+
+    def began(storage: object) -> None:
+        raise Began
+
+    monkeypatch.setattr(cluster, "check_shared_storage", began)
+    bare, held = Cluster("127.0.0.1:6379", None, False, {}), cast(lease.Lease, None)
+    plan = prepare(SearchSettings(dataset="digits", storage=str(tmp_path / "runs"), name="a"))
+    message = r"^the cluster has no job server .* start Ray with ray\[default\]; or give --no-fin"
+    with pytest.raises(WorkError, match=message):
+        job._on_cluster(plan, bare, [], held)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(Began):
+        job._on_cluster(dataclasses.replace(plan, finetune=False), bare, [], held)
+    with pytest.raises(Began):
+        job._on_cluster(plan, joined(), [], held)

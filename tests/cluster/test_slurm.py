@@ -50,12 +50,12 @@ def job(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def start(job: dict[str, str], folder: Path) -> subprocess.Popen:
+def start(job: dict[str, str], folder: Path, *words: str) -> subprocess.Popen:
     """The script in an empty folder, as the leader of a group, which is ended with it."""
     work = folder / "work"
     work.mkdir()
     return subprocess.Popen(
-        ["bash", str(SCRIPT), *NAMED], cwd=work, env=job, text=True, start_new_session=True
+        ["bash", str(SCRIPT), *NAMED, *words], cwd=work, env=job, text=True, start_new_session=True
     )
 
 
@@ -99,6 +99,25 @@ def test_near_the_limit_it_is_queued_again_and_goes_on(job: dict[str, str], tmp_
 def test_a_job_that_was_queued_again_resumes(job: dict[str, str], tmp_path: Path) -> None:
     calls = calls_of(start({**job, "SLURM_RESTART_COUNT": "1"}, tmp_path), job, 0)
     assert "python -m mnist_ray search --name first --resume" in calls
+
+
+def test_a_job_that_was_queued_again_deletes_nothing(job: dict[str, str], tmp_path: Path) -> None:
+    again = {**job, "SLURM_RESTART_COUNT": "1"}
+    words = ["--overwrite", "--stages", "my file.yaml"]
+    calls = calls_of(start(again, tmp_path, *words), again, 0)
+    searches = [call for call in calls if call.startswith("python ")]
+    named = "python -m mnist_ray search --name first --stages my file.yaml --resume"
+    assert searches == [named]
+
+
+def test_a_job_that_ended_before_there_was_a_run_begins_anew(
+    job: dict[str, str], tmp_path: Path
+) -> None:
+    again = {**job, "SLURM_RESTART_COUNT": "1", "NO_RUN": "1"}
+    calls = calls_of(start(again, tmp_path, "--overwrite"), again, 0)
+    searches = [call for call in calls if call.startswith("python ")]
+    first = "python -m mnist_ray search --name first"
+    assert searches == [f"{first} --resume", first]
 
 
 # ---- a real Slurm of one node

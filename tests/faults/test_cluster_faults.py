@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import SECRETS, TINY, Rays, no_open_trial, no_secret
 from tests.support import PROGRAMS
 from tests.support.processes import below, kill_tree, own_ray, stop, workers
 from tests.support.runs import check_run, ended, finish, flags, load_study, search, wait_for
-from tests.support.servers import SECRET, postgresql
+from tests.support.servers import SECRET, free_port, postgresql
 
 
 def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
@@ -72,6 +73,33 @@ def test_a_node_joins_and_gets_trials(tmp_path: Path) -> None:
         code, output = finish(process)
         assert code == 0, output
         assert "12 complete, 0 pruned, 0 failed" in output
+    finally:
+        several.remove()
+
+
+@pytest.mark.slow
+def test_an_autoscaler_brings_nodes_for_as_many_trials_as_may_run(tmp_path: Path) -> None:
+    """From none: by the autoscaler of `ray up` and KubeRay, with Ray's own make-believe cloud."""
+    port, file = free_port(), tmp_path / "autoscaler.yaml"
+    config = (PROGRAMS / "autoscaler.yaml").read_text().replace("PORT", str(port))
+    file.write_text(config)
+    head = yaml.safe_load(config)["provider"]["head_node_id"]
+    own = {
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_CLOUD_INSTANCE_ID": head,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
+    several = Rays(0, f"--autoscaling-config={file}", port=port, **own)
+    try:
+        env = {name: value for name, value in several.env.items() if name not in own}
+        size = flags(trials=4, max_epochs=2, max_concurrent=2, scheduler="none")
+        code, output = finish(search(env, *TINY, *size, *flags(storage=tmp_path, name="s")), 180)
+        assert code == 0, output
+        assert "4 complete, 0 pruned, 0 failed" in output
+        assert len(several.nodes_with_cpus(3)) == 2  # not four, and not one
     finally:
         several.remove()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.run.layout import error_file
 from mnist_ray.storage import RunStorage
 from tests.faults.tools import DIGITS, TINY, Rays, no_open_trial, no_secret
 from tests.support import PROGRAMS
@@ -91,3 +92,37 @@ def test_a_worker_dies_between_two_trials(rays: Rays, tmp_path: Path) -> None:
     assert (tmp_path / "killed").exists()
     assert "3 complete, 0 pruned, 0 failed" in output
     check_run(str(tmp_path / "b"), 3)
+
+
+@pytest.mark.slow
+def test_a_broken_gpu_context_costs_one_trial(rays: Rays, tmp_path: Path) -> None:
+    """The next trials run in another process, where the GPU works."""
+    shutil.copy(PROGRAMS / "sticky.py", tmp_path)
+    kinds = ["fine", "bad", "fine again", "fine"]
+    (tmp_path / "points.yaml").write_text("".join(f"- kind: {kind}\n" for kind in kinds))
+    arguments = [
+        *DIGITS,
+        *flags(space="sticky:space", trials=4, max_epochs=2, points="points.yaml"),
+        *flags(max_concurrent=1, scheduler="none", finetune=False, storage=tmp_path, name="s"),
+    ]
+    code, output = finish(search(rays.env, *arguments, cwd=tmp_path))
+    assert code == 0, output
+    rows, _ = tables(RunStorage(str(tmp_path / "s")))
+    assert [row["state"] for row in rows] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert rows[1]["reason"].startswith("RuntimeError: CUDA error: device-side assert triggered")
+    check_run(str(tmp_path / "s"), 4)
+
+
+def test_a_function_that_does_not_end_holds_up_no_other_trial(rays: Rays, tmp_path: Path) -> None:
+    shutil.copy(PROGRAMS / "endless_end.py", tmp_path)
+    arguments = flags(train="endless_end:train", space="endless_end:space", metric="score")
+    arguments += flags(trials=3, max_epochs=2, max_concurrent=1, scheduler="none")
+    arguments += flags(storage=tmp_path, name="e")
+    code, output = finish(search(rays.env, *arguments, cwd=tmp_path), 120)
+    assert code == 0, output
+    assert "3 complete, 0 pruned, 0 failed" in output
+    for number in (0, 1):
+        text = (tmp_path / "e" / error_file(number)).read_text()
+        assert text.startswith("The function did not end within 2 s:")
+        assert "time.sleep(1e6)" in text
+    no_open_trial(tmp_path / "e")

@@ -45,14 +45,21 @@ def no_open_trial(folder: Path) -> None:
 
 
 class Rays:
-    """A Ray of several nodes on loopback, each a `ray start --block`; `env` reaches it."""
+    """A Ray of several nodes on loopback, each a `ray start --block`; `env` reaches it.
 
-    def __init__(self, cpus: int, **env: str) -> None:
+    Args:
+        cpus: of the head.
+        options: more options of its start.
+        port: the head's; any if None.
+        env: of all its processes.
+    """
+
+    def __init__(self, cpus: int, *options: str, port: int | None = None, **env: str) -> None:
         self.folder = Path(
             tempfile.mkdtemp(prefix="mrf-")
         )  # short: Unix sockets below it allow 107 characters
         (self.folder / "token").write_text("fedcba9876543210" * 4)
-        self.port = free_port()
+        self.port = port or free_port()
         paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {
             "RAY_AUTH_MODE": "token",
@@ -71,6 +78,7 @@ class Rays:
             "--include-dashboard=false",
             f"--temp-dir={self.folder}",
             f"--ray-client-server-port={free_port()}",
+            *options,
         )
         self._wait(1)
 
@@ -114,9 +122,9 @@ class Rays:
         )
         return done.stdout.split()
 
-    def nodes_with_cpus(self) -> list[str]:
-        """Their ids."""
-        return self._nodes(len(self.nodes))
+    def nodes_with_cpus(self, count: int | None = None) -> list[str]:
+        """Their ids, when so many nodes are there: those that were started here."""
+        return self._nodes(count or len(self.nodes))
 
     def pid(self) -> int:
         """Of the head node, under which its workers are."""

@@ -1,5 +1,7 @@
 """Networks as people write them, right and wrong; each is a space's, NAME:space_of_it."""
 
+import sys
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -85,6 +87,36 @@ class Failing(Flat):
         return super().forward(x.view(-1, 100))
 
 
+class Tied(Flat):
+    """Two of its layers share their weights."""
+
+    def __init__(self, hp):
+        super().__init__(hp)
+        classes = hp["classes"]
+        self.one, self.two = nn.Linear(classes, classes), nn.Linear(classes, classes)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.two(F.relu(self.one(F.relu(super().forward(x)))))
+
+
+class Remembering(Flat):
+    """Its state dict holds what is no tensor."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Leaving(Flat):
+    """As a script that checks for what it needs."""
+
+    def forward(self, x):
+        sys.exit(1)
+
+
 class OfThisBatch(Flat):
     """Its answer to an image depends on the images beside it."""
 
@@ -94,7 +126,7 @@ class OfThisBatch(Flat):
 
 NETWORKS = (
     OldExample, Flattened, TrainedByView, Conv3d, Flat, Random, Branching, Transposed, Failing,
-    OfThisBatch,
+    Tied, Remembering, Leaving, OfThisBatch,
 )  # fmt: skip
 for network in NETWORKS:
 

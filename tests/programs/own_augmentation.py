@@ -1,5 +1,7 @@
 """Augmentations of one's own: a good one by torchvision, and some that cannot work."""
 
+import sys
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -16,6 +18,11 @@ def turned(images: Tensor, degrees: float = 10.0) -> Tensor:
 def fails(images: Tensor) -> Tensor:
     """Raises an error."""
     raise ValueError("out of luck")
+
+
+def leaves(images: Tensor) -> Tensor:
+    """Ends the process."""
+    sys.exit("no library")
 
 
 def cropped(images: Tensor) -> Tensor:

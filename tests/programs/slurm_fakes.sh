@@ -13,6 +13,7 @@ case $name in
         ;;
     python)
         echo "address $RAY_ADDRESS" >> "$CALLS"
+        [ -z "$NO_RUN" ] || [[ $* != *--resume* ]] || exit 2
         trap 'exit 130' TERM
         [ -n "$QUICK" ] || for _ in $(seq 100); do sleep 0.1; done
         ;;

@@ -25,6 +25,17 @@ def test_gives_back_tensors_and_story() -> None:
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
+def test_names_may_share_their_memory() -> None:
+    """As of tied weights: safetensors by itself refuses them."""
+    w = torch.randn(3, 4)
+    shared = {"a": w, "b": w, "c": w[0], "d": w.T, "none": w[:0], "no": w[:0]}
+    data = checkpoint.pack(shared, STORY)
+    tensors, _ = checkpoint.unpack(data, "x")
+    assert tensors.keys() == shared.keys()
+    assert all(torch.equal(tensors[name], shared[name]) for name in shared)
+    assert data == checkpoint.pack({name: t.clone() for name, t in shared.items()}, STORY)
+
+
 def test_equal_content_gives_equal_bytes() -> None:
     assert checkpoint.pack(TENSORS, STORY) == checkpoint.pack(
         dict(reversed(TENSORS.items())), STORY

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from mnist_ray import processes
 from mnist_ray.errors import SettingsError, WorkError
-from mnist_ray.run import lease
+from mnist_ray.run import layout, lease
 from mnist_ray.signals import interruptible
 from mnist_ray.storage import RunStorage, open_run
 
@@ -162,6 +163,19 @@ def test_a_deleted_run_stops_its_search(tmp_path: Path) -> None:
         lease.held(run, "search"),
     ):
         time.sleep(10)
+
+
+def test_a_node_that_does_not_see_the_storage_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "of another node" / "run"
+    unseen = lease.owned(str(folder), "search", "token")
+    message = f"^{folder} is not there on node {platform.node()}: it was deleted, or --storage is"
+    for write in (lambda: unseen.write_bytes("a", b""), unseen.check):
+        with pytest.raises(WorkError, match=message):
+            write()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    with pytest.raises(WorkError, match="another process has taken over its run"):
+        unseen.check()
 
 
 def test_a_file_that_says_nothing_is_no_lease(tmp_path: Path) -> None:
@@ -338,7 +352,7 @@ def test_a_folder_of_a_run_is_its_owners(tmp_path: Path) -> None:
         folder.write_bytes("a", folder.uri.encode())
         folder.below("b").write_bytes("c", b"d")
     assert run.list("confirm") == ["confirm/a", "confirm/b/c"]
-    (tmp_path / "run" / lease.file("search")).unlink()
+    (tmp_path / "run" / layout.lease_file("search")).unlink()
     lease.Lease(run, "search").take("--name")
     for folder in folders:
         for write in (folder.write_bytes, folder.create_exclusive):
@@ -347,3 +361,21 @@ def test_a_folder_of_a_run_is_its_owners(tmp_path: Path) -> None:
         with pytest.raises(WorkError, match="another process has taken over its run"):
             folder.below("b").delete("c")
     assert run.list("confirm") == ["confirm/a", "confirm/b/c"]
+
+
+def test_a_search_that_waits_for_its_second_job_lets_it_hold_the_run(tmp_path: Path) -> None:
+    run = RunStorage(str(tmp_path / "run"))
+    held = lease.Lease(run, "search")
+    held.take("--name")
+    with pytest.raises(SettingsError, match="another search is at work"):
+        lease.refuse_while_held(run, "search", "--run", own="fine-tuning")
+    held.allow("fine-tuning")
+    held.renew()  # the next beats say so too
+    lease.refuse_while_held(run, "search", "--run", own="fine-tuning")
+    for other in ("", "search"):
+        with pytest.raises(SettingsError, match="another search is at work"):
+            lease.refuse_while_held(run, "search", "--run", own=other)
+    held.check()
+    run.write_json("search.lease", {**run.read_json("search.lease"), "token": "another"})
+    with pytest.raises(WorkError, match="taken over its run, or deleted it"):
+        held.allow("fine-tuning")

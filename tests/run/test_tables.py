@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pytest
 
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.run import layout, predictions, tables
-from mnist_ray.run.records import Record, Records
+from mnist_ray.run.best import best_epoch
+from mnist_ray.run.records import EpochRow, Record, Records
 from mnist_ray.run.tables import (
     HISTORY,
     history_table,
@@ -90,3 +92,24 @@ def test_a_small_file_of_very_many_values_is_refused(
         CorruptFileError, match="predictions.parquet is damaged: it holds 2,000,020"
     ):
         predictions.read(storage, "a")
+
+
+def test_the_best_of_the_tables_is_the_search_s_also_where_a_better_one_breaks_a_limit(
+    tmp_path: Path,
+) -> None:
+    records = Records("val_accuracy", 2)
+    for number, (accuracy, violation) in enumerate([(0.99, 0.5), (0.8, 0.0)]):
+        records.add(Record(number, {}))
+        beyond = cast(EpochRow, {**row(1, accuracy, 0.1), "violation": violation})
+        records.report(number, beyond)
+        records.end(number, "COMPLETE")
+    storage = RunStorage(str(tmp_path))
+    storage.write_bytes(layout.HISTORY, parquet(history_table(records)))
+    history = tables.read(storage, layout.HISTORY)
+    assert history["violation"].to_pylist() == [0.5, 0.0]
+    older = history.drop_columns(["violation"])  # as some versions wrote it
+    assert records.best is not None
+    for rows, trials in ((history, []), (older, trials_table(records).to_pylist())):
+        found = best_epoch(rows.to_pylist(), "val_accuracy", None, trials)
+        assert found is not None
+        assert found["number"] == records.best[0] == 1
