@@ -32,6 +32,10 @@ class WorkError(MnistRayError):
     """The settings were right but the work failed. Exit code 1."""
 
 
+class CaptureError(WorkError):
+    """A step of training cannot be captured as a CUDA graph; torch is not fit for use after it."""
+
+
 class CorruptFileError(WorkError):
     """A file of ours is not as it was written: truncated, altered, or of another format."""
 
@@ -86,7 +90,18 @@ def reason(error: BaseException) -> str:
     )
 
 
+def raise_if_ended(error: BaseException) -> None:
+    """Raises an error again by which Ray ends this process, as after a SIGTERM.
+
+    It is a SystemExit too, but no fault of a person's code: its work goes on in another process.
+    """
+    if hasattr(error, "ray_terminate_msg"):
+        raise error
+
+
 def _what(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"the code called sys.exit({'' if error.code is None else repr(error.code)})"
     kind, said = type(error).__name__, first_line(error)
     return kind if said == kind else f"{kind}: {said}"
 

@@ -5,13 +5,15 @@ read again before every change.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.run import layout
+from mnist_ray.settings import SearchSettings, check_search, is_stored
+from mnist_ray.settings.checks import OF_STORED
 from mnist_ray.storage import RunStorage
 
 # Settings that are text, where a run has them, and those that may be null too.
@@ -145,6 +147,49 @@ class About:
                     f"{flag}: {storage.uri} is no run: it holds {strange[0]}; "
                     "give another name, or remove it yourself"
                 ) from None
+
+    @staticmethod
+    def check_new(storage: RunStorage, instead: str) -> None:
+        """Refuses the place of a new run if files of an old one lie there, and no run.json.
+
+        The new run would go on with the old one's trials and checkpoints.
+
+        Args:
+            storage: The new run's directory.
+            instead: What the person may give, for the message.
+
+        Raises:
+            SettingsError: Names --name.
+        """
+        found = storage.list()
+        remnants = [name for name in found if layout.is_remnant(name)]
+        if remnants and layout.RUN not in found:
+            raise SettingsError(
+                f"--name: files of a run without its {layout.RUN} lie at {storage.uri}, "
+                f"as {remnants[0]}; give {instead}"
+            )
+
+    def typed(self, keys: Collection[str], flag: str) -> SearchSettings:
+        """Those settings of the search as a command has them: of their types, and allowed.
+
+        Args:
+            keys: Their names. What the run does not record has its default, as all others.
+            flag: Begins the error.
+
+        Raises:
+            SettingsError: One of them is of another type, or not allowed.
+        """
+        known = {key: value for key in keys if (value := self.settings.get(key)) is not None}
+        # `finetune --onnx --dataset digits` notes how the model's own images were read, too.
+        skipped = () if is_stored(self.settings["dataset"]) else OF_STORED
+        used = {key: value for key, value in known.items() if key not in skipped}
+        try:
+            typed = SearchSettings(**known)
+            check_search(SearchSettings(**used, storage="/"))  # the place is not the run's
+        except SettingsError as error:
+            place = self.storage.join(layout.RUN)
+            raise SettingsError(f"{flag}: {place} is damaged: {error}") from error
+        return typed
 
     def patch(self, **fields: Any) -> "About":
         """Changes these fields of the file, as it is now, and no others.

@@ -68,10 +68,22 @@ class Best:
 
 
 def best_epoch(
-    history: Sequence[Mapping[str, Any]], metric: str, chosen: Confirmed | None
+    history: Sequence[Mapping[str, Any]],
+    metric: str,
+    chosen: Confirmed | None,
+    trials: Sequence[Mapping[str, Any]] = (),
 ) -> Mapping[str, Any] | None:
-    """The best of a history's rows that keep the limits; of the chosen trial, if there is one."""
+    """The best epoch that keeps the limits; None if there is none.
+
+    Args:
+        history: Rows of `history.parquet`.
+        metric: See `objectives.goal`.
+        chosen: The trial that --confirm has chosen, whose epochs alone count then.
+        trials: Rows of `trials.parquet`: some versions noted there alone what is beyond a limit.
+    """
+    beyond = {trial["number"] for trial in trials if not keeps_limits(trial)}
     rows = [row for row in history if usable(row, metric) and keeps_limits(row)]
+    rows = [row for row in rows if row["number"] not in beyond]
     if chosen:
         rows = [row for row in rows if row["number"] == chosen.number]
     return max(rows, key=lambda row: rank(row, metric), default=None)

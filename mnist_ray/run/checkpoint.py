@@ -32,7 +32,14 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint file. `metadata` is anything that JSON can hold."""
     text = json.dumps(metadata, allow_nan=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()  # addresses of memory
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in taken:
+            own = own.clone()  # safetensors refuses shared memory, as of tied weights
+        taken.add(own.untyped_storage().data_ptr())
+        plain[name] = own
     return save(plain, {"mnist_ray": json.dumps({"story": text, "sha256": digest(plain, text)})})
 
 

@@ -117,6 +117,11 @@ def is_ours(name: str) -> bool:
     return named or first in (files if first == name else folders)
 
 
+def is_remnant(name: str) -> bool:
+    """Whether a file shows that a run was here: no lease, and no README.md, which others have."""
+    return is_ours(name) and name != CARD and not name.endswith(".lease")
+
+
 def lease_file(work: str) -> str:
     """The lease of a kind of work, as "search"."""
     return f"{work}.lease"

@@ -46,15 +46,17 @@ class EpochRow(EveryRow, total=False):
 
 
 OWN = ("val_metric", "violation")  # columns that only some runs have
+METRIC_PREFIX = "metrics_"  # of the columns that hold metrics of a training function
+
+
+def is_own(column: str) -> bool:
+    """Whether only some runs have this column of an epoch's rows."""
+    return column in OWN or column.startswith(METRIC_PREFIX)
 
 
 def epoch_row(values: Mapping[str, Any]) -> EpochRow:
     """The row within a trial's result; a missing value is NaN."""
-    own = {
-        k: v
-        for k, v in values.items()
-        if v is not None and (k in OWN or k.startswith(METRIC_PREFIX))
-    }
+    own = {k: v for k, v in values.items() if v is not None and is_own(k)}
     return cast(EpochRow, {**{name: values.get(name, math.nan) for name in COLUMNS}, **own})
 
 
@@ -96,7 +98,6 @@ def rank(row: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
 
 
 COLUMNS = EveryRow.__annotations__
-METRIC_PREFIX = "metrics_"  # of the keys of a row that hold metrics of a training function
 
 
 @dataclass
@@ -129,6 +130,11 @@ class Record:
     size: int | None = None
     complete: bool = False
     exploits: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of the training and validation of all its epochs."""
+        return sum(row.get("seconds") or 0.0 for row in self.rows.values())
 
     def best(self, metric: str) -> EpochRow | None:
         """The best of its epochs; None if no epoch ended with a finite loss."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mnist_ray.errors import CorruptFileError, first_line
 from mnist_ray.run import layout
 from mnist_ray.run.records import COLUMNS as OF_EPOCH
-from mnist_ray.run.records import METRIC_PREFIX, EpochRow, Records, value_of
+from mnist_ray.run.records import EpochRow, Records, is_own, value_of
 from mnist_ray.settings.checks import MOST
 from mnist_ray.storage import RunStorage
 
@@ -72,11 +72,6 @@ def read_bounded(content: bytes) -> pa.Table:
     return file.read()
 
 
-def is_own(column: str) -> bool:
-    """Whether a column of an epoch's rows holds a metric that is neither accuracy nor loss."""
-    return column == "val_metric" or column.startswith(METRIC_PREFIX)
-
-
 def _check(table: pa.Table) -> None:
     """Raises ValueError if a row cannot be one of ours."""
     for column, least in (("number", 0), ("epoch", 1), ("epochs", 0), ("n_parameters", 0)):
@@ -120,11 +115,10 @@ def trials_table(run: Records) -> pa.Table:
         columns["pareto"] = pa.array([r.number in front for r in records], pa.bool_())
     for name in dict.fromkeys(name for record in records for name in record.params):
         columns[f"params_{name}"] = _column([r.params.get(name) for r in records])
-    seconds = [sum(row.get("seconds") or 0.0 for row in r.rows.values()) for r in records]
     columns |= {
         "n_parameters": pa.array([r.n_parameters for r in records], pa.int64()),
         "epochs": pa.array([len(r.rows) for r in records], pa.int64()),
-        "seconds": pa.array(seconds, pa.float64()),
+        "seconds": pa.array([r.seconds for r in records], pa.float64()),
         "node": pa.array([r.node for r in records], pa.string()),
         "reason": pa.array([r.reason for r in records], pa.string()),
     }

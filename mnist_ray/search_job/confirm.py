@@ -56,11 +56,11 @@ class Reserve:
             return 0.0
         if self.settled != self.records.judged():
             self.settled = self.records.judged()
-            rows = [list(r.rows.values()) for r in wanted(self.plan, self.records)]
-            epoch = max((sum(row["seconds"] for row in r) / len(r) for r in rows), default=0.0)
-            rounds = math.ceil(len(rows) * SEEDS / self.plan.placed.slots)
+            again = wanted(self.plan, self.records)
+            epoch = max((record.seconds / len(record.rows) for record in again), default=0.0)
+            rounds = math.ceil(len(again) * SEEDS / self.plan.placed.slots)
             seconds = STARTING + rounds * epochs(self.plan.settings) * epoch
-            self.seconds = min(seconds, LARGEST_SHARE * self.plan.time_budget) if rows else 0.0
+            self.seconds = min(seconds, LARGEST_SHARE * self.plan.time_budget) if again else 0.0
         return self.seconds
 
 
@@ -93,8 +93,8 @@ def plan_of(plan: Plan, records: Records, time_budget: float | None) -> Plan:
     def space(trial: optuna.Trial) -> dict[str, Any]:
         number = trial.suggest_int(TRIAL, 0, MOST)
         seed = trial.suggest_int(SEED, 1, SEEDS)
-        hp = plan.space(optuna.trial.FixedTrial(records.trials[number].params))
-        return {**hp, RETRAINS: (number, _fresh(plan.settings.seed, seed))}
+        hp = plan.space(optuna.trial.FixedTrial(records.trials[number].params, number))
+        return {**hp, RETRAINS: (number, further_seed(plan.settings.seed, seed))}
 
     settings = dataclasses.replace(
         plan.settings, trials=0, confirm=0, study=None, study_name=None, target=None,
@@ -117,7 +117,7 @@ def plan_of(plan: Plan, records: Records, time_budget: float | None) -> Plan:
     )
 
 
-def _fresh(seed: int, k: int) -> int:
+def further_seed(seed: int, k: int) -> int:
     """The k-th further seed of a run."""
     return int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
 
@@ -223,7 +223,7 @@ def _row(records: Records, record: Record) -> dict[str, Any]:
         "found": value_of(found, metric) if found else None,
         "best_epoch": row["epoch"] if row else None,
         "epochs": len(record.rows),
-        "seconds": sum(each["seconds"] for each in record.rows.values()),
+        "seconds": record.seconds,
         "reason": record.reason,
         "confirmed": record.state == "COMPLETE" and row is not None and keeps_limits(row),
     }

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
@@ -24,6 +23,7 @@ from mnist_ray.run import layout
 from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Records
 from mnist_ray.search_job import confirm, summary
+from mnist_ray.search_job.confirm import further_seed
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
@@ -39,7 +39,7 @@ from mnist_ray.tune.ordered_promotion import OrderedPromotion
 from mnist_ray.tune.promotion import PromotingSearch
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trainable import SummaryWarnings
-from mnist_ray.tune.trial import TrialContext
+from mnist_ray.tune.trial import NUMBER, TrialContext
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,9 @@ def _searcher(
         rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
         options |= {"rungs": rungs, "past": restored.past, "on_paused": keeper.save_if_due}
     if s.deterministic:
-        seeds = functools.partial(_seed_of_place, s.seed)
+        seeds = functools.partial(
+            further_seed, s.seed
+        )  # of the suggestion of a trial, by its place
         ordered = OrderedPromotion if promotes else OrderedSearch
         return ordered(
             *parts, **options, window=placed.slots, sampler=lambda place: plan.sampler(seeds(place))
@@ -297,11 +299,6 @@ def _searcher(
     most = math.inf if s.max_concurrent is None else s.max_concurrent
     made: StudySearch = kind(*parts, **options, slots=lambda: min(most, held()))
     return made
-
-
-def _seed_of_place(seed: int, place: int) -> int:
-    """A seed for the suggestion of the run's trial of that place."""
-    return int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
 
 
 def _facts(plan: Plan) -> dict[str, str]:
@@ -397,4 +394,4 @@ def _tuner(
 
 def _trial_name(trial: Any) -> str:
     """The number that a trial has everywhere else, in place of all its settings."""
-    return f"trial-{trial.config['number']:05d}"
+    return f"trial-{trial.config[NUMBER]:05d}"

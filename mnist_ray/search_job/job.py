@@ -90,6 +90,8 @@ def _on_cluster(
     # Imported here: Ray reads its environment, which `quiet_ray` and `connected` set, when it is.
     from mnist_ray.search_job import engine, placement  # noqa: PLC0415 (Ray's environment)
 
+    if plan.finetune:  # else its lack would be found when all trials are done
+        cluster.check_job_server(joined, "finetune", "; or give --no-finetune")
     cluster.check_shared_storage(RunStorage(plan.settings.storage))
     plan = _held(placement.complete(plan), held)
     print(placement.found(plan, cluster.nodes()), flush=True)
@@ -122,6 +124,7 @@ def _on_cluster(
             kind = "network" if plan.work.networks else "trial"
             print(f"fine-tuning the best {kind} in a second job", flush=True)
             about.patch(state="finetuning")
+            held.allow("fine-tuning")
             cluster.submit_and_follow(joined, "finetune", _finetune_arguments(plan, best))
             return
     about.ended("searched")
@@ -240,7 +243,7 @@ def _finetune_arguments(plan: Plan, best: Record) -> list[str]:
         images = ["dataset"] if recorded["train_data"] == IMAGES else []
         code = trust.flags(recorded, [*images, "finetune_with", "train_data"])
         return ["--run", plan.storage.uri, *code, *common]
-    hp = plan.space(optuna.trial.FixedTrial(best.params))
+    hp = plan.space(optuna.trial.FixedTrial(best.params, best.number))
     network, augment = str(hp["model"]), plan.settings.augment
     own = ["--network", network] if trust.is_code(network) else []
     augment = hp.get("augment", "none") if augment == "none" else augment

@@ -31,7 +31,9 @@ def claim(plan: Plan) -> About:
         if plan.settings.overwrite:
             # Files that somebody keeps beside a run's stay.
             own = {file.partition("/")[0] for file in storage.list() if layout.is_ours(file)}
-            for part in own - {layout.lease_file("search")}:
+            own -= {layout.lease_file("search")}
+            # run.json last: an interruption leaves what is known as a run.
+            for part in sorted(own, key=lambda part: part == layout.RUN):
                 storage.delete(part)
         taken = f"--name: another search has just taken the name at {storage.uri}; give another"
         about = About.claim(storage, _facts(plan), taken)

@@ -5,7 +5,8 @@ Nothing is started and, but for a probe of the storage, nothing is written.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -41,19 +42,20 @@ from mnist_ray.settings import (
     resolved,
     trust,
 )
-from mnist_ray.settings.functions import OF_CHAIN
+from mnist_ray.settings.checks import OF_STORED
+from mnist_ray.settings.functions import IMAGES, OF_CHAIN
 from mnist_ray.storage import RunStorage, check_writable, open_run
 from mnist_ray.study import storages, studies
 from mnist_ray.study.objectives import check_parts
 from mnist_ray.study.portfolio import starting_points
 from mnist_ray.study.pruners import Scheduler, check_population, read_scheduler
 from mnist_ray.study.samplers import Sampler, check_state, read_sampler
-from mnist_ray.study.suggestions import check_suggests
+from mnist_ray.study.suggestions import Space, check_suggests
 from mnist_ray.study.warm_start import older_trials
 
 SUGGESTIONS = 10  # that are checked before anything starts
-
-Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
+# Options that only images have.
+OF_IMAGES = ("dataset", "data_dir", *OF_STORED, "train_images", "val_images", "val_by")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Plan:
         s = self.settings
         found: dict[str, Any] = {
             "name": self.name,
-            **({"val_by": self.split.val_by} if isinstance(self.work, ImageWork) else {}),
+            **({"val_by": split.val_by} if (split := self.work.split) else {}),
             "finetune": self.finetune,
             "sampler": self.sampling.name,
             "grace_period": self.scheduler.grace_period,
@@ -206,7 +208,7 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
     """SettingsError if an option needs networks, and the space's trials are none."""
     if networks:
         if settings.scheduler == "pbt":
-            check_population(settings, networks)
+            check_population(settings)
         return
     for flag, wanted in (
         ("--objectives or --constraint latency", constraints.wanted(vars(settings), "latency")),
@@ -227,6 +229,12 @@ def _check_trainable(settings: SearchSettings, networks: bool) -> None:
     ):
         if wanted:
             raise SettingsError(f"{flag}: is for networks, and {_trains_none(settings)}")
+    # A run of an older version may have recorded some of these, and goes on.
+    if settings.train is not None and settings.train_data != IMAGES and not settings.resume:
+        for name in OF_IMAGES:
+            if name in settings.given:
+                flag = f"--{name.replace('_', '-')}"
+                raise SettingsError(f"{flag}: is for images; add --train-data images")
     if settings.finetune and settings.train is None and not settings.dry_run:
         print(
             f"--no-finetune is implied: space {settings.space!r} gives no network to export",
@@ -257,7 +265,7 @@ def _check_parts(plan: Plan) -> None:
         hp = plan.space(trial)
         try:
             if s.train is not None:  # whose hyperparameters are its own
-                return {k: hyperparameters.plain(v, f"hyperparameter {k}") for k, v in hp.items()}
+                return {k: _storable(v, f"hyperparameter {k}") for k, v in hp.items()}
             return hyperparameters.validate(hp)
         except SettingsError as error:
             why = f"returns a dict that cannot work: {error}"
@@ -266,6 +274,18 @@ def _check_parts(plan: Plan) -> None:
     check_suggests(validated, s.space, SUGGESTIONS)
     if isinstance(plan.work, ImageWork):
         check_augmentations(s.augment, s.stages if plan.finetune else None, plan.split.images)
+
+
+def _storable(value: Any, where: str) -> Any:
+    """The value as JSON holds it. SettingsError if it cannot, as an infinite number."""
+    found = hyperparameters.plain(value, where)
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError as error:
+        raise SettingsError(
+            f"{where} is {found!r}; JSON cannot hold it: give a large number or None"
+        ) from error
+    return found
 
 
 def _check_second_job(plan: Plan) -> None:
@@ -331,6 +351,8 @@ def _check_place(plan: Plan) -> None:
             f"--name: a run is there already at {plan.storage.uri}; "
             "give another name, --resume or --overwrite"
         )
+    if not (s.resume or s.overwrite):
+        About.check_new(plan.storage, "--overwrite or another name")
     if not cluster.running():
         gpus = 0 if isinstance(s.gpus_per_trial, str) else s.gpus_per_trial
         cluster.check_fits(s.cpus_per_trial, gpus, [cluster.machine_resources(gpus > 0)], {})

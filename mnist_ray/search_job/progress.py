@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from mnist_ray import output
 from mnist_ray.run.records import Record, Records, value_of
+from mnist_ray.tune.patches import NotPickled
 
 BAR_SECONDS = 1.0
 LOG_SECONDS = 55.0  # a little less than a minute: a step of Tune's may take seconds
 SHOWN = 4  # running trials that are named
 
 
-class Progress(tune.Callback):
+class Progress(NotPickled, tune.Callback):
     """Prints how far a search is.
 
     Args:
@@ -51,9 +52,6 @@ class Progress(tune.Callback):
         )
         self.seconds = LOG_SECONDS if self.bar.disable else BAR_SECONDS
         self.last = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def settled(self, number: int) -> None:
         """Prints the line of a trial that has ended."""

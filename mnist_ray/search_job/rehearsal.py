@@ -38,6 +38,7 @@ def rehearse(space: Space, part: Images, augment: str = "none") -> None:
         trainer = _named(hp, "built", lambda: Trainer(hp, epochs=1, seed=0, precision="fp32"))
         _named(hp, "run", lambda: _check_answers(hp, trainer.eval_model(), images))
         _named(hp, "trained", lambda: trainer.train_epoch(images, labels))
+        _named(hp, "saved", lambda: trainer.state_bytes({}))
         network = trainer.eval_model()
         file = _named(hp, "exported as ONNX", lambda: export(network, hp, {}))
         _named(hp, "exported as ONNX", lambda: verify(file, network, images.numpy()))
@@ -47,7 +48,7 @@ def _named(hp: Mapping[str, Any], what: str, step: Any) -> Any:
     """The step's result, or its error as one line that names the network."""
     try:
         return step()
-    except Exception as error:  # any error of a person's network
+    except (Exception, SystemExit) as error:  # any error of a person's network
         if isinstance(error, MnistRayError):
             found = first_line(error)
         elif any(mark in _all_messages(error).lower() for mark in BRANCHES):

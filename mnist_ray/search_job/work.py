@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_ray import data, spaces
 from mnist_ray.cluster import check_sendable
+from mnist_ray.data import Split  # in OwnWork `data` is an attribute
 from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
@@ -51,17 +52,13 @@ class ImageWork:
 
     def facts(self) -> dict[str, Any]:
         """For run.json, under `data`."""
-        return _facts(self.split)
+        return self.split.facts()
 
     def purpose(self, settings: SearchSettings) -> dict[str, Any]:
         """The facts in which searches with one study must agree, or values cannot be compared."""
         s = settings
         return {
-            "dataset": s.dataset,
-            "train_images": len(self.split.train),
-            "val_images": len(self.split.val),
-            "val_by": self.split.val_by,
-            "images_sha256": self.split.images.sha256,
+            **_purpose(s.dataset, self.split),
             **({"folds": s.folds} if s.folds else {}),
             **({"augment": s.augment} if s.augment != "none" else {}),
             **({"class_weights": s.class_weights} if s.class_weights else {}),
@@ -79,6 +76,11 @@ class OwnWork:
     """What it gets as `data`."""
     networks = False
 
+    @property
+    def split(self) -> Split | None:
+        """The images, if it trains on them."""
+        return self.data if isinstance(self.data, Split) else None
+
     def trainable(self, deterministic: bool) -> Any:
         """The class of Tune's that trains a trial. Imports Ray."""
         return load("mnist_ray.trials.function:FunctionTrial", "--train", ())
@@ -89,26 +91,30 @@ class OwnWork:
 
     def facts(self) -> dict[str, Any]:
         """For run.json, under `data`."""
-        if isinstance(self.data, data.Split):
-            return _facts(self.data)
+        if self.split is not None:
+            return self.split.facts()
         return {"name": self.function, "sha256": "", "train": 0, "val": 0, "classes": []}
 
     def purpose(self, settings: SearchSettings) -> dict[str, Any]:
         """The facts in which searches with one study must agree, or values cannot be compared."""
-        return {"train": self.function, "train_data": settings.train_data}
+        return {
+            "train": self.function,
+            "train_data": settings.train_data,
+            **(_purpose(settings.dataset, self.split) if self.split is not None else {}),
+        }
 
 
 Work = ImageWork | OwnWork
 
 
-def _facts(split: data.Split) -> dict[str, Any]:
-    validated = sum(len(fold[1]) for fold in split.folds) or len(split.val)
+def _purpose(dataset: str, split: data.Split) -> dict[str, Any]:
+    """The facts of images in which searches with one study must agree."""
     return {
-        "name": split.images.name,
-        "sha256": split.images.sha256,
-        "train": len(split.train),
-        "val": validated,
-        "classes": list(split.images.classes),
+        "dataset": dataset,
+        "train_images": len(split.train),
+        "val_images": len(split.val),
+        "val_by": split.val_by,
+        "images_sha256": split.images.sha256,
     }
 
 

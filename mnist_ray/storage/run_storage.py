@@ -304,7 +304,11 @@ def check_writable(storage: str) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)}\n".encode()
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:  # a word of the command that is no UTF-8
+        return f"{json.dumps(value, indent=1, allow_nan=False)}\n".encode()
 
 
 def _retry_seconds() -> float:

@@ -33,17 +33,12 @@ SEED = 0
 FOREST = ("fANOVA", "impurity")
 
 
-def ped_anova() -> PedAnovaImportanceEvaluator:
-    """Optuna's default since 5.0; earlier ones have another."""
-    return PedAnovaImportanceEvaluator()
-
-
 def evaluators() -> dict[str, BaseImportanceEvaluator]:
     """Measure -> evaluator, each with a fixed seed."""
     return {
         "fANOVA": FanovaImportanceEvaluator(n_trees=TREES, seed=SEED),
         "impurity": MeanDecreaseImpurityImportanceEvaluator(n_trees=TREES, seed=SEED),
-        "PED-ANOVA": ped_anova(),
+        "PED-ANOVA": PedAnovaImportanceEvaluator(),
     }
 
 

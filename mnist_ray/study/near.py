@@ -16,7 +16,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-CHANGED_CHOICES, CHANGED_NUMBERS = 0.25, 0.5  # chances that a value is drawn anew
+# Chances that a choice is drawn anew, and that a number takes a step.
+CHANGED_CHOICES, CHANGED_NUMBERS = 0.25, 0.5
 ANY = object()  # a value that is to be drawn anew
 SPREAD = 0.2  # standard deviation of a number's step, in parts of its range
 

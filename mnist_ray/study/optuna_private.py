@@ -1,6 +1,6 @@
 """Every private part of Optuna that this package touches, each with its reason, in one place.
 
-Seen to work with Optuna 4.9 and 5.0. tests/study/test_optuna_private.py fails if a new version
+Seen to work with Optuna 5.0. tests/study/test_optuna_private.py fails if a new version
 has changed one of them, or no longer needs it.
 """
 
@@ -115,7 +115,7 @@ def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> 
 def is_contradiction(error: Exception) -> bool:
     """Whether Optuna refuses a suggestion since the study has another distribution of that name.
 
-    It raises a plain ValueError, by the message of which nothing can be told.
+    It raises a plain ValueError, and the message does not tell which of several.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_code is check_distribution_compatibility.__code__
@@ -152,7 +152,7 @@ class TranslatedOnce(optuna.samplers.TPESampler):
         self,
         trials: list[FrozenTrial],
         search_space: dict[str, BaseDistribution],
-        *study: optuna.Study,  # Optuna 4 gives none
+        study: optuna.Study,
     ) -> dict[str, np.ndarray]:
         names = tuple(search_space)
         known = self._rows.setdefault(names, {})
@@ -160,7 +160,7 @@ class TranslatedOnce(optuna.samplers.TPESampler):
         for trial in trials:
             params, row = known.get(trial.number, (None, ()))
             if params is not trial.params:  # new, or of another study
-                params = self._get_params(trial, *study)
+                params = self._get_params(trial, study)
                 if not search_space.keys() <= params.keys():
                     continue
                 row = tuple(d.to_internal_repr(params[name]) for name, d in search_space.items())

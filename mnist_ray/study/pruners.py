@@ -333,19 +333,14 @@ def _honest_rung(max_epochs: int) -> int:
     return max(2 if max_epochs >= 6 else 1, (max_epochs + 5) // 10)
 
 
-def check_population(settings: SearchSettings, networks: bool) -> None:
-    """Refuses settings that contradict pbt. networks: whether the space's trials are any.
+def check_population(settings: SearchSettings) -> None:
+    """Refuses settings that contradict pbt.
 
     Raises:
         SettingsError: naming the flag.
     """
     s = settings
     refusals = (
-        (
-            not networks,
-            f"--scheduler: pbt copies a network's weights, and space {s.space!r} gives none; "
-            "give another scheduler",
-        ),
         (
             s.resume,
             "--resume: a PBT run cannot be resumed: who exploits whom depends on all its trials",

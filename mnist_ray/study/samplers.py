@@ -235,7 +235,7 @@ def _place(sign: int, trial: FrozenTrial) -> tuple[int, int, float]:
 
 # Our defaults, which --sampler-args override. group: each branch of a define-by-run space has its
 # own model; constant_liar: running trials repel the next suggestion, or parallel ones would be near
-# copies. (Optuna 5 has some of them on, 4.9 does not.)
+# copies. (Optuna has some of them on by itself.)
 TPE_OPTIONS: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
 SAMPLERS: dict[str, tuple[type[BaseSampler], dict[str, Any]]] = {
     "tpe": (TPE, TPE_OPTIONS),

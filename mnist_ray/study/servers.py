@@ -31,7 +31,7 @@ except ImportError:  # the extra `redis`
     redis = None  # type: ignore[assignment]
 
 PATIENCE = 120.0  # seconds that a server may be away, as for a restart
-MARK = "mnist_ray:asked"  # system attribute of a trial, other than any other's
+MARK = "mnist_ray:asked"  # system attribute: an id of the request that made the trial
 
 AWAY: tuple[type[BaseException], ...] = (exc.OperationalError, exc.InterfaceError)
 FAILED: tuple[type[BaseException], ...] = (

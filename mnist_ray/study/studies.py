@@ -22,7 +22,8 @@ from mnist_ray.study.trials import RUN, SOURCE, read_trials
 
 # User attribute of the study: the facts that make its trials' values comparable.
 PURPOSE = "mnist_ray:purpose"
-LATER = ("val_by", "images_sha256")  # of a purpose: studies of older versions do not have them
+# Of a purpose: studies of older versions lack some of them, those of --train all.
+LATER = ("val_by", "images_sha256", "dataset", "train_images", "val_images")
 
 
 def open_study(  # noqa: PLR0913
@@ -40,7 +41,7 @@ def open_study(  # noqa: PLR0913
     Args:
         storage: see storages.opened.
         name: the study's name.
-        metric: val_accuracy or val_loss.
+        metric: the goal, see `objectives.goal`.
         sampler: asked for each trial's values.
         pruner: asked after each epoch; None stops nothing.
         purpose: the facts that make values comparable (data set, space, metric, …): noted in a new

@@ -5,6 +5,7 @@ it may have a slip in one branch: both end one trial and not the search.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,15 @@ from optuna.distributions import (
     check_distribution_compatibility,
 )
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial
 
 from mnist_ray import errors
 from mnist_ray.errors import MnistRayError, SettingsError, shortened
 from mnist_ray.study.optuna_private import is_contradiction
 
 KEPT = (type(None), bool, int, float, str)  # choices that come out of a study as they went in
-Space = Callable[[optuna.Trial], dict[str, Any]]
+RESERVED = "mnist_ray:"  # keys that begin so are this package's: a space may not return them
+Space = Callable[[Any], dict[str, Any]]  # of an optuna.Trial or a FixedTrial
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Refusal:
     error: Exception | None = None
 
 
-def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any] | Refusal:
+def suggested(space: Space, trial: BaseTrial) -> dict[str, Any] | Refusal:
     """The hyperparameters of a trial, or why the space gives none.
 
     Raises:
@@ -62,7 +64,8 @@ def check_suggests(space: Space, name: str, samples: int = 10) -> dict[str, Any]
 
     Raises:
         SettingsError: naming the last reason, if none succeeds; a choice cannot be kept in a
-            study; or the space raises it.
+            study; a key is reserved; the same suggestions give another dict the second time; or
+            the space raises it.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     good, reason = None, ""
@@ -75,6 +78,8 @@ def check_suggests(space: Space, name: str, samples: int = 10) -> dict[str, Any]
         if isinstance(found, Refusal):
             reason = found.reason
         else:
+            _check_keys(name, found)
+            _check_repeatable(space, name, trial, found)
             good = found
     if good is None:
         raise SettingsError(f"--space: {name!r} gives no suggestion with its options: {reason}")
@@ -92,6 +97,47 @@ def _check_choices(name: str, distributions: Mapping[str, BaseDistribution]) -> 
                     f"--space: {name!r} suggests {parameter!r} among {choice!r:.60}, a "
                     f"{type(choice).__name__}; a choice may be None, bool, int, float or str"
                 )
+
+
+def _check_keys(name: str, hp: Mapping[str, Any]) -> None:
+    for key in hp:
+        if str(key).startswith(RESERVED):
+            raise SettingsError(
+                f"--space: {name!r} returns the key {key!r}; keys that begin with {RESERVED} are "
+                "not allowed"
+            )
+
+
+def _check_repeatable(space: Space, name: str, trial: optuna.Trial, hp: Mapping[str, Any]) -> None:
+    """SettingsError if the space gives something else for the same suggestions and number.
+
+    A study keeps nothing else of a trial: --confirm, a resume and the fine-tuning ask the space
+    again.
+    """
+    first = {key: _comparable(value) for key, value in hp.items()}
+    again = suggested(space, FixedTrial(trial.params, trial.number))
+    if isinstance(again, Refusal):
+        why = again.reason
+    else:
+        second = {key: _comparable(value) for key, value in again.items()}
+        if first == second:
+            return
+        key = next(k for k in {**first, **second} if first.get(k) != second.get(k))
+        one, two = (shortened(found.get(key, "missing"), 40) for found in (first, second))
+        why = f"{key!r} is {one} the first time and {two} the second"
+    raise SettingsError(f"--space: {name!r} depends on more than its suggestions: {why}")
+
+
+def _comparable(value: Any) -> str:
+    """A text that is equal for equal values, also NaN; of objects their type alone is compared."""
+
+    def plain(other: Any) -> Any:  # of NumPy and torch
+        return other.tolist() if hasattr(other, "tolist") else type(other).__name__
+
+    try:
+        return json.dumps(value, default=plain, sort_keys=True)
+    except Exception:  # a person's object fails in any way
+        return type(value).__name__
 
 
 def drawn(space: Space, sampler: BaseSampler, n: int) -> list[dict[str, Any]]:

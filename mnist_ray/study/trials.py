@@ -25,22 +25,17 @@ ATTRIBUTES: Mapping[str, type] = {
 }  # fmt: skip
 
 
-def read_trials(
-    study: optuna.Study, run: str, metric: str | None = None
-) -> list[tuple[FrozenTrial, Record]]:
+def read_trials(study: optuna.Study, run: str, metric: str) -> list[tuple[FrozenTrial, Record]]:
     """The run's trials in a study, with all that the study knows of them.
 
     Args:
         study: the run's.
         run: the run's name.
-        metric: the run's metric; a study with one objective tells it itself.
+        metric: the run's goal, see `objectives.goal`.
 
     Raises:
         CorruptFileError: what the study says of a trial is not what was written.
     """
-    if metric is None:
-        minimize = len(study.directions) == 1 and study.direction.name == "MINIMIZE"
-        metric = "val_loss" if minimize else "val_accuracy"
     pairs = []
     for frozen in study.get_trials(deepcopy=False):
         if frozen.user_attrs.get(RUN) == run:

@@ -168,7 +168,7 @@ def check(text: str, images: np.ndarray, flag: str = "--augment") -> None:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         try:
             found = change(batch)
-        except Exception as error:  # a person's own code fails in any way
+        except (Exception, SystemExit) as error:  # a person's own code fails in any way
             raise SettingsError(f"{flag}: {text} failed: {described(error)}") from error
     if not isinstance(found, Tensor) or found.shape != batch.shape:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -71,7 +71,7 @@ def check(metric: str, labels: np.ndarray, classes: int) -> None:
     random = np.random.default_rng(0).random((len(labels), classes)) + 0.01
     try:
         value = score(labels, random / random.sum(1, keepdims=True))
-    except Exception as error:  # a person's own code fails in any way
+    except (Exception, SystemExit) as error:  # a person's own code fails in any way
         raise SettingsError(
             f"--metric: {function_of(metric)} failed: {described(error)}"
         ) from error

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_ray import hyperparameters
-from mnist_ray.errors import WorkError, first_line
+from mnist_ray.errors import CaptureError, first_line
 from mnist_ray.training import augment
 from mnist_ray.training.optimizers import Muon
 
@@ -144,7 +144,7 @@ def captured(
         optimizer: of the model; its state, too.
 
     Raises:
-        WorkError: the step does what a graph cannot hold. torch is not fit for use after that.
+        CaptureError: the step does what a graph cannot hold. torch is not fit for use after that.
     """
     device = next(model.parameters()).device
     chosen = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -164,7 +164,7 @@ def captured(
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise WorkError(
+        raise CaptureError(
             f"a step cannot be captured as a CUDA graph: {first_line(error)}; "
             f"with {SWITCH}=0 in Ray's environment it trains without, and slower"
         ) from error

@@ -11,12 +11,18 @@ it goes on from the last state that it yielded, or begins anew if there is none.
 itself makes its trial complete.
 """
 
+import contextlib
 import hashlib
 import math
+import os
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, ClassVar, cast
 
+from mnist_ray.errors import WorkError, raise_if_ended
 from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, rank, value_of
 from mnist_ray.settings import constraints
@@ -24,10 +30,12 @@ from mnist_ray.settings.functions import started
 from mnist_ray.settings.objectives import function_of
 from mnist_ray.settings.text import load
 from mnist_ray.trials.steps import pack, step, unpack
-from mnist_ray.tune.trainable import EpochTrial
+from mnist_ray.tune.trainable import EpochTrial, breaks_process
 from mnist_ray.tune.trial import Result, TrialContext, ended, reported
 
 Train = Callable[..., Iterator[Any]]
+
+CLOSING = 30.0  # seconds that a function has when its trial is stopped, as for its `finally`
 
 
 class FunctionTrial(EpochTrial):
@@ -38,7 +46,7 @@ class FunctionTrial(EpochTrial):
 
     function: Train
     data: Any
-    steps: Iterator[Any] | None = None
+    steps: Generator[Any, None, None] | None = None
 
     def setup(
         self,
@@ -62,26 +70,53 @@ class FunctionTrial(EpochTrial):
     def begin(self, number: int, hp: dict[str, Any]) -> None:
         """Takes up a trial."""
         super().begin(number, hp)
-        self._close()
         self.rows: list[EpochRow] = []
         self.state: bytes | None = None  # the last that was yielded
         self.n_parameters: int | None = None
         self.best_parameters: int | None = None  # of the best epoch
 
     def cleanup(self) -> None:
-        """Ends the function, so that its `finally` runs."""
-        self._close()
+        """Ends the function, so that its `finally` runs. An error there changes no result."""
+        steps, self.steps = self.steps, None
+        if steps is None:
+            return
+        # Another thread only watches: what the function closes may belong to this one, as torch's
+        # autocast or a run of MLflow.
+        watchdog = threading.Timer(CLOSING, self._end_process, (threading.get_ident(),))
+        watchdog.daemon = True
+        watchdog.start()
+        failed: BaseException | None = None
+        try:
+            steps.close()
+        except (Exception, SystemExit) as error:
+            raise_if_ended(error)
+            failed = error
+        finally:
+            watchdog.cancel()
+        if failed is not None:
+            self._note("".join(traceback.format_exception(failed)))
+            self.broken = self.broken or breaks_process(failed)
 
-    def _close(self) -> None:
-        close, self.steps = getattr(self.steps, "close", None), None
-        if close is not None:
-            close()
+    def _end_process(self, thread: int) -> None:
+        """Ends this process, as the function does not end; Tune starts another one."""
+        try:
+            stack = "".join(traceback.format_stack(sys._current_frames()[thread]))
+            self._note(f"The function did not end within {CLOSING:g} s:\n{stack}")
+        finally:
+            os._exit(1)
+
+    def _note(self, text: str) -> None:
+        """Adds to the trial's file of errors. If the storage fails, the next epoch will see it."""
+        name = layout.error_file(self.number)
+        with contextlib.suppress(WorkError, OSError):
+            before = self.storage.read_bytes(name) if self.storage.exists(name) else b""
+            self.storage.write_bytes(name, before + text.encode())
 
     def epoch(self) -> Result:
         """Runs the function to its next yield, or reports the last epoch of the checkpoint."""
         if self.steps is None:
             loaded = self._load()
-            self.steps = iter(self._started())
+            self.steps = self._started()
             if loaded:
                 return self._report(self.rows[-1], self.rows)
         began = time.perf_counter()
@@ -92,6 +127,8 @@ class FunctionTrial(EpochTrial):
                 return ended(reason="the training function ended without a yield")
             result = self._report(self.rows[-1], None)
             return {**result, "complete": True, "done": True}
+        except (Exception, SystemExit) as error:  # the function's, of whatever type
+            return self._failed(error)
         row, state = self._row(yielded, time.perf_counter() - began)
         if not math.isfinite(value_of(row, self.context.metric)):
             name = function_of(self.context.metric)
@@ -100,9 +137,9 @@ class FunctionTrial(EpochTrial):
         self._save(row, state)
         return self._report(row, None)
 
-    def _started(self) -> Iterator[Any]:
-        """The generator, given those arguments that the function takes."""
-        return started(
+    def _started(self) -> Generator[Any, None, None]:
+        """The function's yields; it gets those arguments that it takes."""
+        yield from started(
             self.function,
             self.hp,
             seed=self.context.seed,
@@ -142,7 +179,7 @@ class FunctionTrial(EpochTrial):
         if max(self.rows, key=lambda r: rank(r, self.context.metric)) is row:
             metadata = {
                 "number": self.shown,
-                "row": {k: v for k, v in row.items() if v == v},  # JSON has no NaN
+                "row": {k: v for k, v in row.items() if math.isfinite(cast(float, v))},  # for JSON
                 "hyperparameters": self.hp,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }

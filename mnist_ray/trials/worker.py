@@ -213,7 +213,9 @@ class Worker:
             from mnist_ray.trackers import summaries  # noqa: PLC0415 (optional package)
 
             images, _, _, val = self.data[:4]
-            some = images[val[: summaries.ACTIVATION_IMAGES]]
+            # Evenly from all: the first may be of one class.
+            n = min(len(val), summaries.ACTIVATION_IMAGES)
+            some = images[val[torch.linspace(0, len(val) - 1, n).round().long()]]
             summaries.write(
                 self.storage, self.number, self.trainer, row, some, self.context.activations
             )

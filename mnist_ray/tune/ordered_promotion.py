@@ -161,7 +161,7 @@ class OrderedPromotion(PromotingSearch):
         if found.trial.user_attrs.get(PAUSED):  # killed just before that was noted
             found.trial.set_user_attr(PAUSED, 0)
         self._hand_out(trial_id, found.trial)
-        return {NUMBER: found.trial.number, **found.hp}
+        return {**found.hp, NUMBER: found.trial.number}
 
     def _hand_out(self, trial_id: str, trial: optuna.Trial) -> None:
         super()._hand_out(trial_id, trial)

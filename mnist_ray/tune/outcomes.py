@@ -67,11 +67,11 @@ class Outcomes:
                 trial.report(value_of(row, metric), step=row["epoch"])
 
     def unfit(self, record: Record) -> str:
-        """The limits that a trial is beyond, whatever it learns."""
+        """Why the network breaks a limit that training cannot change; "" if it breaks none."""
         return unfit(self.limits, record.measured(self.records.metric))
 
     def fit(self) -> list[Record]:
-        """The trials that are not."""
+        """The trials whose networks break no such limit."""
         return [record for record in self.records.trials.values() if not self.unfit(record)]
 
     def exploited(self, trial: optuna.Trial, exploit: dict[str, Any]) -> None:
@@ -89,16 +89,15 @@ class Outcomes:
         self._settle(trial, "PRUNED" if refusal.pruned else "FAIL")
 
     def pause(self, trial: optuna.Trial) -> None:
-        """Has the study keep all that is known of a trial that waits (see promotion.py)."""
+        """Saves a paused trial's rows and last epoch in the study (see promotion.py)."""
         record = self.records.trials[trial.number]
         self._count(record)
         trial.set_user_attr(SUMMARY, record.summary())
         trial.set_user_attr(PAUSED, max(record.rows))
 
     def _count(self, record: Record) -> None:
-        seconds = sum(row.get("seconds") or 0.0 for row in record.rows.values())
-        self._seconds += seconds - self._counted.get(record.number, 0.0)
-        self._counted[record.number] = seconds
+        self._seconds += record.seconds - self._counted.get(record.number, 0.0)
+        self._counted[record.number] = record.seconds
         self._trials += 1
 
     def end(self, trial: optuna.Trial, ending: str | None) -> None:

@@ -8,6 +8,7 @@ touches a private name of Ray's.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,9 +19,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.schedulers.pbt import _PBTTrialState
 
+from mnist_ray.errors import printable
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 
 @contextlib.contextmanager
-def patched_tune(worker_lost: Callable[[str, str], None]) -> Iterator[None]:
+def patched_tune(worker_lost: Callable[[str, str, str], None]) -> Iterator[None]:
     """All changes of Tune's controller. worker_lost: see `worker_deaths_told`."""
     with (
         deaths_between_trials_handled_once(),
@@ -54,15 +59,18 @@ def deaths_between_trials_handled_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def worker_deaths_told(worker_lost: Callable[[str, str], None]) -> Iterator[None]:
-    """Calls `worker_lost` with a trial's id and a line that says how its worker died.
+def worker_deaths_told(worker_lost: Callable[[str, str, str], None]) -> Iterator[None]:
+    """Calls `worker_lost` with a trial's id, a line that says how its worker died, and a traceback.
 
+    That is "" unless the worker could not begin: all later errors are results.
     Tune's callbacks are told of a failure without its exception. No issue is known.
     """
     stock = TuneController._process_trial_failure
 
     def trial_failed(self: TuneController, trial: Trial, exception: Exception) -> None:
-        worker_lost(trial.trial_id, how_it_died(exception))
+        text = COLOURS.sub("", str(exception))
+        could_begin = not getattr(exception, "actor_init_failed", False)
+        worker_lost(trial.trial_id, how_it_died(exception), "" if could_begin else text)
         stock(self, trial, exception)
 
     with _replaced(TuneController, "_process_trial_failure", trial_failed):
@@ -114,10 +122,35 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
 
 def how_it_died(exception: Exception) -> str:
     """Ray's explanation in a line: the part that says how the process ended."""
+    if getattr(exception, "actor_init_failed", False):
+        line = _raised(COLOURS.sub("", str(exception)))
+        return f"it could not begin: {printable(line)}"[:300]
     text = " ".join(str(exception).split())
     for beginning in ("The actor is dead because", "Worker exit detail:"):
         text = text.partition(beginning)[2] or text
     return text.partition("There are some potential root causes")[0].strip(" .")[:300]
+
+
+def _raised(text: str) -> str:
+    """The line of a traceback that names the error; its message may go on in others."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    frames = [n for n, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    after = lines[frames[-1] + 1 :] if frames else []
+    return next((line for line in after if not line.startswith(" ")), lines[-1])
+
+
+# ---- the experiment's directory
+
+
+class NotPickled:
+    """Leaves a pickle without state; it must be the first base.
+
+    Tune pickles searcher, scheduler, stopper and callbacks into the experiment's directory. Nothing
+    reads them, and the study's URL may hold a password.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 # ---- trials

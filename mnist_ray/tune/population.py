@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
 
-from mnist_ray.study.pruners import Scheduler
-from mnist_ray.tune.patches import OpenPBT
+from mnist_ray.tune.patches import NotPickled, OpenPBT
 from mnist_ray.tune.trial import NUMBER
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ FACTORS = (0.8, 1.2)
 MOST_SMOOTHING = 0.5
 
 
-class StudyPBT(OpenPBT):
+class StudyPBT(NotPickled, OpenPBT):
     """Ray's scheduler; the searcher is told of every exploitation (StudySearch.exploited)."""
 
     def __init__(self, search_alg: "StudySearch", seed: int, **kwargs: Any) -> None:
@@ -37,9 +36,6 @@ class StudyPBT(OpenPBT):
             time_attr="epoch", synch=True, log_config=False, custom_explore_fn=dict, **kwargs
         )
         self.search_alg, self.random = search_alg, random.Random(seed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def explored(self, trial: Trial, donor: Trial) -> dict[str, Any]:
         """The donor's configuration, perturbed, under the trial's own number."""
@@ -59,8 +55,3 @@ def perturbed(config: Mapping[str, Any], generator: random.Random) -> dict[str, 
     if "label_smoothing" in changed:
         changed["label_smoothing"] = min(changed["label_smoothing"], MOST_SMOOTHING)
     return {**config, **changed}
-
-
-def make(scheduler: Scheduler, search_alg: "StudySearch", seed: int) -> StudyPBT:
-    """The scheduler; before `grace_period` epochs nobody is exploited."""
-    return StudyPBT(search_alg, seed, burn_in_period=scheduler.grace_period, **scheduler.options)

@@ -99,7 +99,7 @@ class PromotingSearch(StudySearch):
         trial.set_user_attr(PAUSED, 0)
         self.suggestions.keep()
         self._hand_out(trial_id, trial)
-        return {NUMBER: number, **hp}
+        return {**hp, NUMBER: number}
 
     def _opened(self, number: int) -> optuna.Trial:
         """Takes a trial out of the paused ones."""

@@ -11,8 +11,8 @@ from ray.tune.stopper import Stopper
 from mnist_ray.run.records import INTERRUPTED, value_of
 from mnist_ray.settings.objectives import direction
 from mnist_ray.study.pruners import Scheduler
-from mnist_ray.tune import population
-from mnist_ray.tune.patches import OpenASHA
+from mnist_ray.tune.patches import NotPickled, OpenASHA
+from mnist_ray.tune.population import StudyPBT
 from mnist_ray.tune.trial import NUMBER
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """As Ray's. A failed trial has no value, and NaN would stay in the rung.
 
-        One beyond a limit is no measure for others.
+        A trial that breaks a limit does not count as a comparison for others.
         """
         if _failed(result):
             return str(TrialScheduler.CONTINUE)
@@ -77,7 +77,7 @@ class ResumableASHA(FirstInFirstOut, OpenASHA):
             super().on_trial_complete(tune_controller, trial, result)
 
 
-class PrunerScheduler(FirstInFirstOut):
+class PrunerScheduler(NotPickled, FirstInFirstOut):
     """Asks the searcher after every epoch: its study's pruner, or its rungs (promotion.py).
 
     Pruners read everything from the study.
@@ -86,9 +86,6 @@ class PrunerScheduler(FirstInFirstOut):
     def __init__(self, search_alg: "StudySearch") -> None:
         super().__init__()
         self.search_alg = search_alg
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
@@ -118,7 +115,9 @@ def make_scheduler(
     if scheduler.name == "none":
         return FirstInFirstOut()
     if scheduler.name == "pbt":
-        return population.make(scheduler, search_alg, seed)
+        # Before `grace_period` epochs nobody is exploited.
+        first = scheduler.grace_period
+        return StudyPBT(search_alg, seed, burn_in_period=first, **scheduler.options)
     if scheduler.name == "asha" and search_alg.front is None:
         return ResumableASHA(
             past,
@@ -129,7 +128,7 @@ def make_scheduler(
     return PrunerScheduler(search_alg)
 
 
-class Ending(Stopper):
+class Ending(NotPickled, Stopper):
     """Ends the search: it has what it should have, or the storage failed, or it lost the run.
 
     Args:
@@ -166,9 +165,6 @@ class Ending(Stopper):
             and (r.state != "RUNNING" or r.number in records.paused)
         ]
         self.settled = records.judged() - len(later)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial ends alone."""

@@ -25,13 +25,14 @@ from mnist_ray.study.front import FrontHalving
 from mnist_ray.study.objectives import curve
 from mnist_ray.study.suggestions import Refusal, Space
 from mnist_ray.tune.outcomes import Outcomes
+from mnist_ray.tune.patches import NotPickled
 from mnist_ray.tune.suggestions import Numbered, Suggestions
 from mnist_ray.tune.trial import NUMBER
 
 REFUSED_AT_ONCE = 20  # trials that the space may refuse before Tune has its turn again
 
 
-class StudySearch(OptunaSearch):
+class StudySearch(NotPickled, OptunaSearch):
     """Suggests from a study and reports to it how each trial ended; keeps `records` for the reader.
 
     If the study's storage fails (`storage_error` says how) or another process has taken over
@@ -74,10 +75,8 @@ class StudySearch(OptunaSearch):
         self.ending: str | None = None  # why the search as a whole is being ended
         self.storage_error: str | None = None
         self.taken_over = False
-        self.lost: dict[int, str] = {}  # trial number -> how its last worker was lost
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory: its URL may hold a password
+        # Trial number -> how its last worker was lost, and its traceback if it could not begin.
+        self.lost: dict[int, tuple[str, str]] = {}
 
     def save(self, checkpoint_path: str) -> None:
         """Does nothing: the study is the state, and Tune's snapshots are not resumed from."""
@@ -128,7 +127,7 @@ class StudySearch(OptunaSearch):
                 self._refused(found.trial, found.hp)
                 continue
             self._hand_out(trial_id, found.trial)
-            return {NUMBER: found.trial.number, **found.hp}
+            return {**found.hp, NUMBER: found.trial.number}
         return None
 
     def _may_ask(self) -> bool:
@@ -194,10 +193,10 @@ class StudySearch(OptunaSearch):
         """Notes why a trial is about to be ended from outside."""
         self._record(trial_id).reason = reason
 
-    def worker_lost(self, trial_id: str, how: str) -> None:
+    def worker_lost(self, trial_id: str, how: str, text: str) -> None:
         """Notes how a trial's worker was lost: the trial starts again, or ends for this reason."""
         if trial_id in self.trials:
-            self.lost[self.trials[trial_id].number] = how
+            self.lost[self.trials[trial_id].number] = (how, text)
 
     # ---- ends
 
@@ -219,8 +218,10 @@ class StudySearch(OptunaSearch):
         """Makes the trial's end known."""
         record = self.records.trials[trial.number]
         if error and not record.reason:
-            why = f": {self.lost[trial.number]}" if trial.number in self.lost else ""
-            record.reason = f"its worker died too often{why}"
+            how, text = self.lost.get(trial.number, ("", ""))
+            record.reason = f"its worker died too often{how and f': {how}'}"
+            if text:
+                self.outcomes.keep_error(trial.number, text)
         self.outcomes.end(trial, self.ending)
 
     def close(self) -> None:

@@ -121,8 +121,7 @@ class Suggestions:
 
     def _reopened(self, frozen: FrozenTrial) -> optuna.Trial:
         trial = reopened(self.study, frozen)
-        stored: Any = FixedTrial(frozen.params, frozen.number)
-        found = suggested(self.space, stored)
+        found = suggested(self.space, FixedTrial(frozen.params, frozen.number))
         if isinstance(found, Refusal) and is_lacking(found.error):
             # Killed while the values were being suggested. With --deterministic the sampler begins
             # anew: it gives those that are known again, and only then the others.

@@ -7,13 +7,14 @@ own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
 import dataclasses
+import os
 import traceback
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ray import tune
 
-from mnist_ray.errors import WorkError, reason
+from mnist_ray.errors import CaptureError, WorkError, raise_if_ended, reason
 from mnist_ray.run import layout, lease
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
@@ -38,6 +39,7 @@ class EpochTrial(tune.Trainable):
     number: int
     shown: int  # the number that its files name: of a trial that is trained again, the first one's
     hp: dict[str, Any]
+    broken = False  # whether an error has left this process unfit for another trial
 
     def take(self, context: TrialContext | None) -> None:
         """Takes the values that all trials have in common; the run is written as its owner's."""
@@ -65,6 +67,9 @@ class EpochTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serves the next trial in the same process, which has the data already."""
+        self.cleanup()  # what happens there belongs to the trial before
+        if self.broken:
+            os._exit(1)  # Tune starts another worker for this trial
         self.begin_config(new_config)
         return True
 
@@ -72,16 +77,38 @@ class EpochTrial(tune.Trainable):
         """One epoch's result. Its row is NaN if the trial cannot go on."""
         try:
             return self.epoch()
+        except CaptureError as error:
+            return self._failed(error)
         except (WorkError, OSError) as error:
             # The whole search must stop: no trial's checkpoint could be kept.
             return ended(storage_error=str(error) or repr(error))
-        except Exception as error:  # any error of a network or its values is the trial's result
-            try:
-                text = traceback.format_exc().encode()
-                self.storage.write_bytes(layout.error_file(self.number), text)
-            except (WorkError, OSError) as failure:
-                return ended(storage_error=str(failure) or repr(failure))
-            return ended(reason=reason(error))
+        except (Exception, SystemExit) as error:  # any error of a person's code or values
+            return self._failed(error)
+
+    def _failed(self, error: BaseException) -> Result:
+        """The result of a trial that its own code has ended. Keeps the traceback."""
+        raise_if_ended(error)
+        self.broken = breaks_process(error)
+        try:
+            text = "".join(traceback.format_exception(error))
+            self.storage.write_bytes(layout.error_file(self.number), text.encode())
+        except (WorkError, OSError) as failure:
+            return ended(storage_error=str(failure) or repr(failure))
+        return ended(reason=reason(error))
+
+
+def breaks_process(error: BaseException | None) -> bool:
+    """Whether all further work on the GPU fails in this process, as after a failed assertion there.
+
+    Too little memory is no such error.
+    """
+    while error is not None:
+        if isinstance(error, CaptureError) or type(error).__name__ == "AcceleratorError":
+            return True
+        if "CUDA error" in str(error) or "cuDNN error" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class SummaryWarnings(tune.Callback):

@@ -13,8 +13,8 @@ from mnist_ray.settings.constraints import Constraint
 
 STATE = "state.safetensors"  # a checkpoint of Tune's
 LATEST = "latest.safetensors"  # of a network, in the trial's folder: the state that it goes on from
-# Keys of Tune's config; all others are hyperparameters.
-NUMBER = "number"  # the trial's
+# Keys of Tune's config; all others are hyperparameters (see study.suggestions.RESERVED).
+NUMBER = "mnist_ray:number"  # the trial's
 RETRAINS = "mnist_ray:retrains"  # of a trial that trains another again: (its number, the new seed)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from mnist_ray.tune.patches import end_worker, forget_failures
+from mnist_ray.tune.patches import NotPickled, end_worker, forget_failures
 
 if TYPE_CHECKING:
     from mnist_ray.tune.searcher import StudySearch
@@ -18,7 +18,7 @@ DEATHS = 8
 _LONGEST_STEP = 1.0
 
 
-class Watch(tune.Callback):
+class Watch(NotPickled, tune.Callback):
     """Ends a trial that hangs, and lets one that makes progress lose any number of workers.
 
     Args:
@@ -32,9 +32,6 @@ class Watch(tune.Callback):
         self.waited: dict[Trial, float] = {}
         self.furthest: dict[str, int] = {}
         self.last = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles it into the experiment's directory, and nothing reads it
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout, lease
@@ -17,7 +18,7 @@ from mnist_ray.search_job import job, summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Placement, prepare
 from mnist_ray.search_job.summary import describe
-from mnist_ray.settings import SearchSettings
+from mnist_ray.settings import RECIPES, SearchSettings
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal, studies, trials
 from mnist_ray.study.journal import journal_file
@@ -53,6 +54,29 @@ def test_a_plan_is_whole_and_nothing_is_started(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.name = "b"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stages": "train.yaml"}, "; then the best is fine-tuned on 1,000 images"),
+        ({"stages": "all.yaml"}, "; then the best is fine-tuned on 1,437 images"),
+        ({"finetune": False}, ""),
+    ],
+)
+def test_the_first_line_says_how_many_images_search_and_fine_tuning_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "all"):
+        recipe = {**yaml.safe_load((RECIPES / "stages-tiny.yaml").read_text()), "train_on": part}
+        Path(f"{part}.yaml").write_text(yaml.safe_dump(recipe))
+    plan = prepare(settings(tmp_path / "runs", train_images=1000, trials=3, **options))
+    placed = dataclasses.replace(plan, placement=Placement(0, 2, "fp32", {}))
+    restored: Any = None  # of a resume alone
+    line = job._begins(placed, restored)
+    images = "each on 1,000 training and 215 validation images"
+    assert line == f"run {plan.storage.uri}: 3 trials, 2 at a time, {images}{said}"
 
 
 def test_a_description_begins_with_the_settings(tmp_path: Path) -> None:
@@ -188,6 +212,65 @@ def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
         (tmp_path / "a" / ours).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / ours).write_text("left by one that was killed while it replaced a run")
     prepare(settings(tmp_path, overwrite=True))
+
+
+def test_a_new_run_takes_no_files_of_an_old_one(tmp_path: Path) -> None:
+    """As an interrupted --overwrite of an earlier version left them, without the run.json."""
+    folder = finished(tmp_path)
+    (folder / layout.RUN).unlink()
+    before = content(folder)
+    with pytest.raises(
+        SettingsError,
+        match=r"^--name: files of a run without its run.json lie at .*/a, as history.parquet; "
+        "give --overwrite or another name$",
+    ):
+        prepare(settings(tmp_path))
+    assert content(folder) == before
+    claim(prepare(settings(tmp_path, overwrite=True)))
+    assert content(folder).keys() == {"run.json"}
+
+
+def test_a_lease_and_files_of_others_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("search.lease", "README.md", "notes.txt"):
+        (tmp_path / "a" / name).write_text("left by one that was killed, or mine")
+    claim(prepare(settings(tmp_path)))
+
+
+def test_one_of_two_that_prepare_at_once_gets_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the other one begins while this one looks."""
+    first, exists = prepare(settings(tmp_path)), RunStorage.exists
+
+    def slow(self: RunStorage, name: str = "") -> bool:
+        found = exists(self, name)
+        if name == layout.RUN and not found:
+            monkeypatch.setattr(RunStorage, "exists", exists)
+            claim(first)
+            first.storage.write_bytes(layout.JOURNAL, b"{}")
+        return found
+
+    monkeypatch.setattr(RunStorage, "exists", slow)
+    second = prepare(settings(tmp_path))
+    with pytest.raises(SettingsError, match="^--name: another search has just taken the name at"):
+        claim(second)
+
+
+def test_an_interrupted_overwrite_leaves_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(tmp_path)
+    removed, delete = [], RunStorage.delete
+
+    def noted(self: RunStorage, name: str) -> None:
+        removed.append(name)
+        delete(self, name)
+
+    monkeypatch.setattr(RunStorage, "delete", noted)
+    claim(prepare(settings(tmp_path, overwrite=True)))
+    assert len(removed) > 3
+    assert removed[-1] == layout.RUN
 
 
 def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def fake_fit(
             return result(trial.epoch, value, done=last, seconds=1.0)
 
         def seed(trial: FakeTrial) -> int:
-            seeds = [confirm._fresh(plan.settings.seed, k) for k in (1, 2)]
+            seeds = [confirm.further_seed(plan.settings.seed, k) for k in (1, 2)]
             return seeds.index(trial.config[RETRAINS][1]) + 1
 
         TuneLoop(searcher).run(train)

@@ -27,7 +27,7 @@ def planned(folder: Path, network: str, **options: Any) -> None:
     prepare(SearchSettings(**given, storage=str(folder / "runs"), name="a"))
 
 
-@pytest.mark.parametrize("network", ["OldExample", "Flattened", "Conv3d", "Flat"])
+@pytest.mark.parametrize("network", ["OldExample", "Flattened", "Conv3d", "Flat", "Tied"])
 def test_ones_own_network_is_tried(tmp_path: Path, network: str) -> None:
     """The old example's x.view needs the layout that its author knew."""
     start = time.process_time()
@@ -51,6 +51,8 @@ RANDOM = ("Random", "run: it answers the same images differently each time.*F.dr
         ),
         ("Transposed", "run: it returns (10, 32) for 32 images; expected logits (32, 10)", False),
         ("Failing", "run: .*odd_networks.py:.*RuntimeError: shape '[-1, 100]' is invalid", False),
+        ("Remembering", "saved: AttributeError: 'dict' object has no attribute 'detach'", False),
+        ("Leaving", "built: .*odd_networks.py:.*: the code called sys.exit(1)", False),
         ("OfThisBatch", "exported as ONNX: the exported model differs from the network", False),
     ],
 )
@@ -91,6 +93,7 @@ def test_a_test_part_that_says_nothing_is_refused(test: Images, message: str) ->
 
 
 def test_shared_images_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
     shared = images("test").images.copy()
     shared[:3] = images().images[:3]
     check_test_part(images(), images("test"))

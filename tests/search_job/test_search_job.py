@@ -366,6 +366,22 @@ def test_wrong_settings_are_one_line(
     assert not storage.exists()
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, storage = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "runs"
+    photos.mkdir()
+    words = ["--dataset", f"folder:{photos}", "--storage", str(storage), "--name", "x"]
+    with pytest.raises(SystemExit) as ended:
+        console(["search", *words])
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert "--dataset: folder:" in error
+    assert r"caf\udce9 is no UTF-8" in error
+    assert not storage.exists()
+
+
 def test_a_dry_run_prints_settings_and_suggestions(tmp_path: Path) -> None:
     points = tmp_path / "points.yaml"
     points.write_text("- {width: 16, lr_sgd: 0.125, optimizer: sgd}\n")

@@ -1,6 +1,7 @@
 """What holds on a disk and on S3 alike."""
 
 import functools
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -50,6 +51,14 @@ def test_missing_and_damaged_files_have_their_own_errors(place: str) -> None:
         run.read_json("run.json")
     with pytest.raises(ValueError, match="not JSON compliant"):
         run.write_json("run.json", {"loss": float("nan")})
+
+
+def test_a_text_that_is_no_utf_8_is_kept(tmp_path: Path) -> None:
+    """As a word of the command may be."""
+    run, word = RunStorage(str(tmp_path)), os.fsdecode(b"caf\xe9")
+    run.write_json("run.json", {"command": word, "a": "größer"})
+    run.change_json("run.json", lambda now: {**now, "state": "done"})
+    assert run.read_json("run.json") == {"command": word, "a": "größer", "state": "done"}
 
 
 def test_a_uri_of_a_file_opens_that_file(place: str) -> None:

@@ -80,9 +80,8 @@ def test_the_table_has_a_line_for_each_parameter_and_a_dash_for_what_a_measure_d
     assert lines[1].split() == ["parameter", "fANOVA", "impurity", "PED-ANOVA"]
     assert lines[2].startswith("strong")
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
-    assert set(cells) >= {"strong", "weak", "none"}
-    if "branch" in cells:  # Optuna before 5.0 leaves it out everywhere
-        assert cells["branch"][:2] == ["-", "-"]
+    assert set(cells) == {"strong", "weak", "none", "branch"}
+    assert cells["branch"][:2] == ["-", "-"]
 
 
 def test_one_line_says_why_there_is_no_table() -> None:

@@ -1,5 +1,8 @@
 """A space that prunes or fails: in its ranges, in points, and where it has no suggestion at all."""
 
+import math
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from optuna.trial import FixedTrial
 from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.study.points import read_points
 from mnist_ray.study.suggestions import (
+    RESERVED,
     Refusal,
     check_space,
     check_suggests,
@@ -18,6 +22,7 @@ from mnist_ray.study.suggestions import (
     ranges,
     suggested,
 )
+from mnist_ray.tune.trial import NUMBER, RETRAINS
 from tests.support.studies import one_line
 
 
@@ -100,6 +105,79 @@ def test_choices_that_a_study_cannot_keep_are_refused(choices: Any) -> None:
         check_suggests(lambda trial: {"k": trial.suggest_categorical("k", choices)}, "mine:space")
     assert one_line(caught).startswith("--space: 'mine:space' suggests 'k' among ")
     assert one_line(caught).endswith("a choice may be None, bool, int, float or str")
+
+
+@pytest.mark.parametrize("key", [NUMBER, RETRAINS])
+def test_a_key_of_the_engine_is_refused(key: str) -> None:
+    assert key.startswith(RESERVED)
+    with pytest.raises(SettingsError) as caught:
+        check_suggests(lambda trial: {key: trial.suggest_int("n", 1, 3)}, "mine:space")
+    assert one_line(caught) == (
+        f"--space: 'mine:space' returns the key '{key}'; "
+        "keys that begin with mnist_ray: are not allowed"
+    )
+
+
+class Awkward:
+    """Neither compared nor written."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tolist(self) -> None:
+        raise ValueError("no list")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        lambda trial: {"number": trial.number, "seed": 7 * trial.number},
+        lambda trial: {"nan": math.nan, "many": [math.nan, None, (1, 2)]},
+        lambda trial: {"array": np.zeros(3), "scalar": np.float32(0.1), "whole": np.int64(3)},
+        lambda trial: {"object": object(), "function": lambda: 0, "set": {1, 2}, "odd": Awkward()},
+        lambda trial: {"nested": {"a": [np.ones(2), object()], 3: "b"}},
+        lambda trial: trial.set_user_attr("seen", True) or {},
+    ],
+)
+def test_values_that_do_not_compare_are_no_reason_to_refuse(
+    others: Callable[[optuna.Trial], dict[str, Any]],
+) -> None:
+    def mine(trial: optuna.Trial) -> dict[str, Any]:
+        return {"x": trial.suggest_float("x", 0, 1), **others(trial)}
+
+    assert "x" in check_suggests(mine, "mine:space")
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        (lambda trial: {"n": len(trial.study.trials)}, "AttributeError: .*'study'"),
+        (
+            lambda trial: {"seed": random.uniform(0.1, 0.9)},
+            r"'seed' is 0\.\d+ the first time and 0\.",
+        ),
+        (
+            lambda trial: {"a": np.array([random.uniform(0.1, 0.9)])},
+            r"'a' is \[0\.\d+\] the",
+        ),
+        (
+            lambda trial: {} if isinstance(trial, FixedTrial) else {"late": 1},
+            "'late' is 1 the first time and missing the second",
+        ),
+    ],
+)
+def test_a_space_that_depends_on_more_than_its_suggestions_is_refused(
+    others: Callable[[optuna.Trial], dict[str, Any]], named: str
+) -> None:
+    """--confirm and a resume would train another configuration under the trial's number."""
+
+    def mine(trial: optuna.Trial) -> dict[str, Any]:
+        return {"x": trial.suggest_float("x", 0, 1), **others(trial)}
+
+    with pytest.raises(SettingsError, match=f"^--space: 'odd' depends on more .*: {named}"):
+        check_suggests(mine, "odd")
 
 
 def dependent(trial: optuna.Trial) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_a_warm_start_takes_finished_trials_over_once(tmp_path: Path) -> None:
         {SOURCE: [f"{place}#old", number]} for number in (0, 1)
     ]
     # they are nobody's: neither counted nor read, and no sibling's
-    assert read_trials(study, "old") == []
+    assert read_trials(study, "old", "val_accuracy") == []
     studies.check_run(study, "old")
     studies.check_alone(study, "new")
     with storages.opened(place) as storage:

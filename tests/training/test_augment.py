@@ -182,6 +182,7 @@ def test_torchvisions_transforms_can_be_plugged_in() -> None:
         (f"{OWN}:turned:speed=3", "has no option 'speed'; it has degrees"),
         (f"{OWN}:turned:degrees=fast", "degrees='fast' is not allowed"),
         (f"{OWN}:fails", "fails failed: .*ValueError: out of luck"),
+        (f"{OWN}:leaves", r"leaves failed: .*the code called sys.exit\('no library'\)"),
         (f"{OWN}:cropped", r"returns \(9, 3, 13, 11\); expected a tensor \(9, 3, 14, 11\)"),
         (f"{OWN}:listed", "returns list; expected a tensor"),
         (f"{OWN}:scaled", "returns values up to 1; expected pixels from 0 to 255"),

@@ -15,7 +15,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.run.records import epoch_row, rank, value_of
 from mnist_ray.settings import SearchSettings, check_search
 from mnist_ray.settings.objectives import column, direction, goal
-from mnist_ray.training.metrics import check, score_of
+from mnist_ray.training.metrics import check, confusion, score_of
 from mnist_ray.training.trainer import Trainer
 from tests.support.networks import TRAINED
 
@@ -123,6 +123,7 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "def cost(labels, probabilities):\n    return (labels != probabilities.argmax(1)).mean()\n"
         "def broken(labels, probabilities):\n    return labels.nothing\n"
         "def nan(labels, probabilities):\n    return float('nan')\nnumber = 3\n"
+        "def leaves(labels, probabilities):\n    raise SystemExit\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -133,6 +134,7 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert score(labels, np.eye(4)[labels]) == 0
     for name, said in {
         "own_metric:broken": r"failed: .*own_metric.py:4: AttributeError",
+        "own_metric:leaves": r"failed: .*own_metric.py:9: the code called sys.exit\(\)",
         "own_metric:nan": "gives nan for random answers",
         "own_metric:number": "is of type int",
         "own_metric:gone": "cannot be imported",
@@ -162,3 +164,11 @@ def test_class_weights_of_a_built_in_data_set() -> None:
     split = load_split("digits", reading=Reading(class_weights="balanced"))
     assert split.images.weights is not None
     assert split.images.weights.dtype == np.float32
+
+
+def test_confusion_counts_rows_by_truth() -> None:
+    assert confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3).tolist() == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [1, 0, 0],
+    ]

@@ -140,5 +140,5 @@ def test_what_cannot_be_captured_says_so() -> None:
         "trainer.train_epoch(*images('cuda'))\n"
     )
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert "WorkError: a step cannot be captured as a CUDA graph" in out.stderr
+    assert "CaptureError: a step cannot be captured as a CUDA graph" in out.stderr
     assert f"{step_module.SWITCH}=0" in out.stderr

@@ -1,6 +1,7 @@
 """Training: resumption to the bit, the average, evaluation, and that it learns."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,27 @@ def test_ones_own_network_learns_the_same_in_either_layout(
         row = Trainer(hp, epochs=1, seed=0, precision="fp32").run_epoch(images, labels, TRAIN, VAL)
         losses.append((row["train_loss"], row["val_loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_tied_weights_are_kept_and_stay_tied(
+    quarters: Quarters, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    images, labels = torch.nn.functional.pad(quarters[0], (8,) * 4), quarters[1]
+    odd = {"model": "odd_networks:Tied", "image_size": (28, 28), "classes": 10, "ema": ema}
+    first, second = (Trainer({**HP, **odd}, epochs=2, seed=0, precision="fp32") for _ in range(2))
+    first.run_epoch(images, labels, TRAIN, VAL)
+    second.load_state(first.state_bytes({}), "x")
+    for trainer in (first, second):
+        trainer.run_epoch(images, labels, TRAIN, VAL)
+        model: Any = trainer.model
+        assert model.one.weight is model.two.weight
+    assert second.weights_bytes({}) == first.weights_bytes({})
+    network: Any = load_network(first.weights_bytes({}), "x", own="odd_networks:Tied")[0]
+    average: Any = first.eval_model()
+    assert network.one.weight is network.two.weight
+    assert torch.equal(network.one.weight, average.one.weight)
 
 
 def test_l1_shrinks_the_weights(quarters: Quarters) -> None:

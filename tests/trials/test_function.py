@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import sys
+import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray import _raylet
 
-from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.data import Images
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
+from mnist_ray.run import layout
 from mnist_ray.run.layout import error_file, trial_folder
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
+from mnist_ray.study import storages, studies
+from mnist_ray.trials import function
 from mnist_ray.trials.function import FunctionTrial
 from mnist_ray.trials.steps import pack, unpack
 from mnist_ray.tune.trial import NUMBER, TrialContext
@@ -68,6 +76,20 @@ def test_a_yield_is_an_epoch(own: types.ModuleType, tmp_path: Path) -> None:
     assert (best["number"], best["row"]["val_metric"]) == (3, 0.875)
 
 
+def test_a_hyperparameter_may_be_called_number(own: types.ModuleType, tmp_path: Path) -> None:
+    """The trial's own number is not among the hyperparameters."""
+
+    def learning(hp: dict) -> Iterator[dict]:
+        yield {"score": hp["number"], "keys": len(hp)}
+
+    trial = trial_of(tmp_path, learning, {"number": 0.25, "lr": 1})
+    result = trial.train()
+    trial.stop()
+    assert (result["val_metric"], result["metrics_keys"]) == (0.25, 2)
+    best = json.loads((tmp_path / trial_folder(3) / "best.json").read_text())
+    assert (best["number"], best["hyperparameters"]) == (3, {"number": 0.25, "lr": 1})
+
+
 def test_one_that_ends_by_itself_is_complete(own: types.ModuleType, tmp_path: Path) -> None:
     trial = trial_of(tmp_path, counting, {"epochs": 2})
     results = [trial.train() for _ in range(3)]
@@ -116,6 +138,21 @@ def test_an_epoch_without_a_state_keeps_the_one_before(
     assert [row["epoch"] for row in second.train()["rows"]] == [1, 2]
     assert [second.train()["val_metric"] for _ in range(2)] == [3, 4]
     second.stop()
+
+
+def test_a_metric_may_be_infinite(own: types.ModuleType, tmp_path: Path) -> None:
+    """As a perplexity at first; the one that is optimised must be finite."""
+
+    def infinite(hp: dict) -> Iterator[dict]:
+        yield {"score": 1.0, "perplexity": math.inf, "least": -math.inf}
+
+    trial = trial_of(tmp_path, infinite, {}, most=1)
+    result = trial.train()
+    trial.stop()
+    assert not result.get("reason")
+    assert result["metrics_perplexity"] == math.inf
+    best = json.loads((tmp_path / trial_folder(3) / "best.json").read_text())
+    assert best["row"].keys() == {"epoch", "seconds", "val_metric", "metrics_score"}
 
 
 def test_the_next_trial_ends_the_function(own: types.ModuleType, tmp_path: Path) -> None:
@@ -172,6 +209,108 @@ def test_an_error_leaves_its_traceback(own: types.ModuleType, tmp_path: Path) ->
     assert b"ZeroDivisionError" in (tmp_path / error_file(3)).read_bytes()
 
 
+@pytest.mark.parametrize("error", [OSError("no file"), WorkError("no file"), SystemExit(3)])
+def test_no_error_of_a_function_ends_the_search(
+    own: types.ModuleType, tmp_path: Path, error: BaseException
+) -> None:
+    """It is neither the storage's nor the end of the worker."""
+
+    def broken(hp: dict) -> Iterator[dict]:
+        yield {"score": 1}
+        raise error
+
+    trial = trial_of(tmp_path, broken, {})
+    assert trial.train()["val_metric"] == 1
+    result = trial.train()
+    trial.stop()
+    said = r"the code called sys.exit\(3\) \(" if error.args == (3,) else "(OSError: )?no file"
+    assert re.match(said, result["reason"])
+    assert "storage_error" not in result
+    assert type(error).__name__ in (tmp_path / error_file(3)).read_text()
+
+
+def test_a_sigterm_still_ends_the_worker(own: types.ModuleType, tmp_path: Path) -> None:
+    """Its trial goes on in another one."""
+
+    def killed(hp: dict) -> Iterator[dict]:
+        try:
+            yield {"score": 1}
+        finally:
+            _raylet.raise_sys_exit_with_custom_error_message(  # type: ignore[attr-defined]
+                "The process receives a SIGTERM."
+            )
+
+    trial = trial_of(tmp_path, killed, {})
+    trial.train()
+    with pytest.raises(SystemExit):
+        trial.train()
+    trial = trial_of(tmp_path, killed, {})
+    trial.train()
+    with pytest.raises(SystemExit):
+        trial.stop()
+    assert not (tmp_path / error_file(3)).exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), SystemExit(1)])
+def test_an_error_at_its_end_fails_no_trial(
+    own: types.ModuleType, tmp_path: Path, error: BaseException
+) -> None:
+    """Not the one that it belongs to, and not the next one."""
+
+    def closing(hp: dict) -> Iterator[dict]:
+        try:
+            while True:
+                yield {hp["name"]: 1}
+        finally:
+            raise error
+
+    trial = trial_of(tmp_path, closing, {"name": "score"})
+    assert trial.train()["val_metric"] == 1
+    assert trial.reset_config({"name": "score", NUMBER: 4})
+    assert type(error).__name__ in (tmp_path / error_file(3)).read_text()
+    assert not (tmp_path / error_file(4)).exists()
+    assert trial.train()["val_metric"] == 1
+    assert trial.reset_config({"name": "other", NUMBER: 5})
+    assert "score is not among the metrics" in trial.train()["reason"]
+    trial.stop()
+    text = (tmp_path / error_file(5)).read_text()
+    assert text.index("KeyError") < text.index(type(error).__name__)  # the reason is kept
+
+
+def test_a_function_that_does_not_end_ends_its_worker(
+    own: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, threads, codes = threading.Event(), [], []
+
+    def hanging(hp: dict) -> Iterator[dict]:
+        try:
+            while True:
+                yield {"score": 1}
+        finally:
+            threads.append(threading.current_thread())
+            ended.wait(20)
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(function, "CLOSING", 0.2)
+    monkeypatch.setattr(os, "_exit", end)
+    trial = trial_of(tmp_path, hanging, {})
+    trial.train()
+    trial.reset_config({NUMBER: 4})
+    assert codes == [1]
+    # What it closes, as torch's autocast, may belong to the thread that it ran in.
+    assert threads == [threading.current_thread()]
+    text = (tmp_path / error_file(3)).read_text()
+    assert text.startswith("The function did not end within 0.2 s:")
+    assert "ended.wait(20)" in text
+    trial.train()
+    trial.stop()
+    time.sleep(0.4)  # this one has ended in time
+    assert codes == [1]
+
+
 NONE = (b"no checkpoint", b"\xff\xfe", b"[]\n")
 
 
@@ -225,6 +364,20 @@ def test_a_plan_has_the_function_and_its_data(own: types.ModuleType, tmp_path: P
     assert len(images.work.parameters()["data"].val) == 215
 
 
+@pytest.mark.parametrize("value", [math.inf, [1.0, -math.inf], {"a": math.nan}, np.float32("inf")])
+def test_a_hyperparameter_that_json_cannot_hold_is_refused_before_the_start(
+    own: types.ModuleType, tmp_path: Path, value: Any
+) -> None:
+    vars(own).update(train=counting, space=lambda trial: {"lr": 0.1, "clip": own.value})
+    own.value = value  # type: ignore[attr-defined]
+    said = r"hyperparameter clip is .*; JSON cannot hold it: give a large number or None$"
+    with pytest.raises(SettingsError, match=rf"^--space: 'own:space' returns .*: {said}"):
+        prepare(settings(tmp_path))
+    for good in (None, "text", True, 1e308, [1, "a"], {"a": None}):
+        own.value = good  # type: ignore[attr-defined]
+        prepare(settings(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -235,12 +388,17 @@ def test_a_plan_has_the_function_and_its_data(own: types.ModuleType, tmp_path: P
             {"train_data": "own:failing"},
             r"--train-data: 'own:failing' failed: .*test_function\.py:\d+: ValueError: no file",
         ),
+        ({"train_data": "own:leaving"}, r"--train-data: .* the code called sys.exit\(\)$"),
         ({"space": "convnet"}, "--space: 'convnet' is for images"),
         ({"augment": "shift"}, "--augment: is for networks, and --train own:train"),
         ({"objectives": "accuracy,parameters", "metric": "val_accuracy"}, "--objectives: is for"),
         ({"scheduler": "pbt"}, "--scheduler pbt: is for networks"),
         ({"committee": 3}, "--committee: is for networks, and --train own:train"),
         ({"test_steps": True}, "--test-steps: is for networks"),
+        ({"dataset": "digits"}, "^--dataset: is for images; add --train-data images$"),
+        ({"train_data": "own:failing", "val_images": 9}, "^--val-images: is for images; add"),
+        ({"data_dir": "/nowhere"}, "^--data-dir: is for images; add"),
+        ({"dataset": "folder:x", "image_size": 8}, "^--dataset: is for images; add"),
         ({"train": None, "train_data": "own:failing"}, "--train-data: is for --train"),
         ({"train": None}, "--metric: 'score' is unknown"),
     ],
@@ -251,9 +409,63 @@ def test_a_wrong_option_is_one_line(
     def failing() -> None:
         raise ValueError("no file")
 
-    vars(own).update(train=counting, number=3, greedy=lambda hp, optimizer: None, failing=failing)
+    def leaving() -> None:
+        sys.exit()
+
+    vars(own).update(train=counting, number=3, greedy=lambda hp, optimizer: None)
+    vars(own).update(failing=failing, leaving=leaving)
     with pytest.raises(SettingsError) as refused:
         prepare(settings(tmp_path, **options))
     assert re.search(said, str(refused.value))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "own").exists()
+
+
+def test_an_older_run_that_recorded_a_data_set_goes_on(
+    own: types.ModuleType, tmp_path: Path
+) -> None:
+    own.train = counting  # type: ignore[attr-defined]
+    plan = prepare(settings(tmp_path))
+    recorded = {**plan.recorded_settings(), "dataset": "digits", "train_images": 99}
+    run = {
+        "name": "own",
+        "state": "interrupted",
+        "settings": recorded,
+        "data": plan.work.facts(),
+        "start": "2026-01-02T03:04:05+00:00",
+    }
+    RunStorage(str(tmp_path / "own")).write_json(layout.RUN, json.loads(json.dumps(run)))
+    again = {"train": "own:train", "space": "own:space", "storage": tmp_path, "name": "own"}
+    assert prepare(SearchSettings.of(**again, resume=True)).work.parameters()["data"] is None
+
+
+def test_searches_over_other_images_share_no_study(own: types.ModuleType, tmp_path: Path) -> None:
+    own.train = counting  # type: ignore[attr-defined]
+    place = str(tmp_path / "s.journal")
+    images = {"train_data": "images", "dataset": "digits"}
+    shared = {**images, "study": place, "study_name": "s"}
+    first = prepare(settings(tmp_path, **shared))
+    assert first.recorded_settings()["val_by"] == "class"  # a resume must find the same images
+    later = ("dataset", "train_images", "val_images", "val_by", "images_sha256")
+    older = {key: value for key, value in first.purpose.items() if key not in later}
+    assert len(older) == len(first.purpose) - len(later)
+    with storages.opened(place) as storage:
+        for name, purpose in (("s", first.purpose), ("older", older)):
+            studies.open_study(storage, name, "score@max", first.sampler(0), purpose=purpose)
+    prepare(settings(tmp_path, **shared))
+    prepare(settings(tmp_path, **{**shared, "study_name": "older"}))
+    with pytest.raises(SettingsError, match="^--study-name: study 's' .* for .*val_images=215"):
+        prepare(settings(tmp_path, **shared, val_images=100))
+    own.images = stripes  # type: ignore[attr-defined]
+    with pytest.raises(SettingsError, match="^--study-name: study 's' .* for .*dataset='digits'"):
+        prepare(settings(tmp_path, **{**shared, "dataset": "own:images"}))
+    with pytest.raises(SettingsError, match="^--warm-start: study 's' is for dataset='digits'"):
+        others = {**images, "dataset": "own:images", "warm_start": f"{place}#s"}
+        prepare(settings(tmp_path, **others))
+
+
+def stripes(part: str, data_dir: str | None) -> Images:
+    labels = np.arange(40 if part == "train" else 8) % 4
+    pixels = np.zeros((len(labels), 1, 5, 6), np.uint8)
+    pixels[np.arange(len(labels)), :, labels] = 255
+    return Images("stripes", part, pixels, labels, ("a", "b", "c", "d"), (0.2,), (0.4,))

@@ -3,6 +3,7 @@ on.
 """
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mnist_ray import models
+from mnist_ray.errors import CaptureError
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job.recipe import Stage
 from mnist_ray.run import checkpoint
@@ -110,6 +112,41 @@ def test_an_error_ends_the_trial_with_a_reason_and_leaves_its_traceback(
     text = (tmp_path / error_file(1)).read_text()
     assert text.startswith("Traceback (most recent call last)")
     assert 'hp["channels"]' in text
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered\nCompile with"), True),
+        (type("AcceleratorError", (RuntimeError,), {})("an illegal access"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (CaptureError("a step cannot be captured as a CUDA graph: no"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("shape '[-1, 100]' is invalid"), False),
+        (SystemExit(1), False),
+    ],
+)
+def test_after_an_error_of_the_gpu_the_next_trial_has_another_worker(
+    trial_class: type[Here], monkeypatch: pytest.MonkeyPatch, error: BaseException, broken: bool
+) -> None:
+    def fails(hp: dict[str, Any]) -> torch.nn.Module:
+        try:
+            raise error
+        except RuntimeError as cause:
+            if "AcceleratorError" not in type(cause).__name__:
+                raise
+            raise ValueError("a library's own") from cause
+
+    codes: list[int] = []
+    monkeypatch.setitem(globals(), "fails", fails)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    trial = trial_class({**HP, "model": f"{__name__}:fails", NUMBER: 1})
+    result = trial.train()
+    assert result["reason"]
+    assert "storage_error" not in result
+    assert trial.reset_config({**HP, NUMBER: 2})
+    assert codes == [1] * broken
+    trial.stop()
 
 
 def test_a_wrong_value_is_named(trial_class: type[Here]) -> None:

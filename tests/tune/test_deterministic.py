@@ -96,7 +96,7 @@ class Machine(TuneLoop):
         )
         records, continued = Records("val_accuracy", trials, objectives), []
         past: dict[int, Any] = {}
-        for frozen, record in read_trials(study, RUN):
+        for frozen, record in read_trials(study, RUN, "val_accuracy"):
             past[record.number] = frozen.intermediate_values
             if record.state == "RUNNING":
                 continued.append(frozen)

@@ -12,15 +12,18 @@ from unittest.mock import MagicMock
 import optuna
 import pytest
 import ray
-from ray import tune
+from ray import _raylet, tune
 from ray.air._internal import usage as air_usage
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from ray.tune.search import SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
 
+from mnist_ray.errors import raise_if_ended
 from mnist_ray.tune import patches
+from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -61,12 +64,18 @@ def test_stock_counts_a_death_between_two_trials_twice() -> None:
 
 def test_stock_tells_callbacks_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "exception" not in tune.Callback.on_trial_recover.__code__.co_varnames
-    deaths: list[tuple[str, str]] = []
+    deaths: list[tuple[str, str, str]] = []
     with patches.worker_deaths_told(lambda *death: deaths.append(death)):
         TuneController._process_trial_failure(
             MagicMock(), MagicMock(trial_id="t1"), RuntimeError("out of memory")
         )
-    assert deaths == [("t1", "out of memory")]
+        TuneController._process_trial_failure(
+            MagicMock(), MagicMock(trial_id="t2"), cannot_begin("no driver")
+        )
+    assert deaths[0] == ("t1", "out of memory", "")
+    assert deaths[1][:2] == ("t2", "it could not begin: RuntimeError: no driver")
+    assert "in setup" in deaths[1][2]
+    assert "\x1b" not in deaths[1][2]
 
 
 def reuse(state: str, resetting: bool = False) -> tuple[bool, MagicMock]:
@@ -131,6 +140,19 @@ def test_a_trial_has_what_is_changed_of_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert not trial.should_recover()
 
 
+def cannot_begin(message: str) -> ActorDiedError:
+    """As Ray reports an error of a worker's setup."""
+    frame = (
+        '  File "/home/ray/anaconda3/lib/python3.11/site-packages/ray/tune/trainable/util.py", '
+        "line 101, in setup\n    super(_Inner, self).setup(config, **setup_kwargs)\n"
+    )
+    error = RuntimeError(message)
+    text = f"Traceback (most recent call last):\n{3 * frame}RuntimeError: {message}"
+    return ActorDiedError(
+        RayTaskError("__init__", text, error, proctitle="ray::TrainTrial.__init__", pid=4711)
+    )
+
+
 def test_rays_reasons_are_one_line() -> None:
     error = RuntimeError(
         "The actor died unexpectedly before finishing this task.\n\tclass_name: A\n"
@@ -142,6 +164,24 @@ def test_rays_reasons_are_one_line() -> None:
     expected = "Worker unexpectedly exits with a connection error code 2. End of file"
     assert patches.how_it_died(error) == expected
     assert patches.how_it_died(RuntimeError("a\nb")) == "a b"
+    old = "The NVIDIA driver on your system is too old (found version 11040)"
+    expected = f"it could not begin: RuntimeError: {old}"
+    assert patches.how_it_died(cannot_begin(old)) == expected
+    assert patches.how_it_died(cannot_begin(f"{old}\nSee\n  the manual")) == expected
+    coloured = patches.how_it_died(cannot_begin(f"\x1b[31m{old}\x1b[2J" + 300 * "x"))
+    assert coloured.startswith(f"{expected}\\x1b[2Jxx")
+    assert len(coloured) == 300
+
+
+def test_ray_marks_the_end_of_a_process() -> None:
+    """By it errors.raise_if_ended tells a SIGTERM from a person's sys.exit."""
+    with pytest.raises(SystemExit) as ended:
+        _raylet.raise_sys_exit_with_custom_error_message(  # type: ignore[attr-defined]
+            "The process receives a SIGTERM."
+        )
+    with pytest.raises(SystemExit):
+        raise_if_ended(ended.value)
+    raise_if_ended(SystemExit(1))
 
 
 # ---- the searcher
@@ -176,7 +216,7 @@ def asha(kind: type[ASHAScheduler]) -> Any:
 
 
 def test_stock_asha_has_empty_rungs_after_a_restart() -> None:
-    bad = FakeTrial("bad", {"number": 9})
+    bad = FakeTrial("bad", {NUMBER: 9})
     decisions = []
     for kind in (ASHAScheduler, patches.OpenASHA):
         scheduler = asha(kind)
@@ -191,7 +231,7 @@ def test_stock_asha_has_empty_rungs_after_a_restart() -> None:
 
 def test_stock_asha_fails_for_a_trial_that_has_reported_its_end() -> None:
     for kind, fails in ((ASHAScheduler, True), (patches.OpenASHA, False)):
-        scheduler, trial = asha(kind), FakeTrial("t", {"number": 1})
+        scheduler, trial = asha(kind), FakeTrial("t", {NUMBER: 1})
         scheduler.on_trial_add(None, trial)
         scheduler.on_trial_complete(None, trial, result(1, 0.5))
         if fails:

@@ -27,6 +27,7 @@ from mnist_ray.study.studies import open_study
 from mnist_ray.study.trials import SUMMARY, read_trials
 from mnist_ray.tune import population as pbt
 from mnist_ray.tune.outcomes import EXPLOITS
+from mnist_ray.tune.schedulers import make_scheduler
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
@@ -55,17 +56,15 @@ PBT = SearchSettings(scheduler="pbt", trials=4)
 def test_what_does_not_go_with_it_is_refused_in_one_line(
     changes: dict[str, Any], named: str
 ) -> None:
-    check_population(PBT, True)
-    check_population(dataclasses.replace(PBT, sampler="random", given=frozenset({"sampler"})), True)
+    check_population(PBT)
+    check_population(dataclasses.replace(PBT, sampler="random", given=frozenset({"sampler"})))
     with pytest.raises(SettingsError, match=named) as refused:
-        check_population(dataclasses.replace(PBT, **changes), True)
+        check_population(dataclasses.replace(PBT, **changes))
         read_scheduler(dataclasses.replace(PBT, **changes))
     assert "\n" not in str(refused.value)
 
 
-def test_it_needs_networks_and_is_no_pruner() -> None:
-    with pytest.raises(SettingsError, match="--scheduler: pbt"):
-        check_population(PBT, False)
+def test_it_is_no_pruner() -> None:
     assert (
         read_scheduler(dataclasses.replace(PBT, scheduler_args=("quantile_fraction=0.5",))).pruner()
         is None
@@ -117,7 +116,8 @@ def a_scheduler(n: int, interval: int = 1) -> tuple[pbt.StudyPBT, list[Any]]:
     told: list[Any] = []
     alg = SimpleNamespace(exploited=lambda *story: told.append(story))
     settings = dataclasses.replace(PBT, scheduler_args=(f"perturbation_interval={interval}",))
-    scheduler = pbt.make(read_scheduler(settings), alg, settings.seed)  # type: ignore[arg-type]
+    found = read_scheduler(settings)
+    scheduler: Any = make_scheduler(found, {}, alg, settings.seed)  # type: ignore[arg-type]
     scheduler.set_search_properties("val_accuracy", "max")
     trials: list[Any] = [FakeTrial(str(i), {NUMBER: i, "lr": 0.1, "width": i}) for i in range(n)]
     for trial in trials:
@@ -250,7 +250,7 @@ def test_the_study_and_the_tables_say_what_became_of_a_trial() -> None:
     assert json.loads(row["exploits"]) == trial.user_attrs[EXPLOITS]
     assert row["params_lr"] == config["lr"]
     assert row["n_parameters"] == 20  # of the network that reached the value
-    [(_, record)] = read_trials(study, "r")
+    [(_, record)] = read_trials(study, "r", "val_accuracy")
     assert record.exploits == records.trials[0].exploits
 
 

@@ -50,7 +50,7 @@ class Loop(TuneLoop):
         storage = JournalStorage(JournalFileBackend(str(path / "study.journal")))
         study = open_study(storage, "s", s.metric, make_sampler(sampler, 1))
         records, past, continued = Records(s.metric, trials), {}, []
-        for frozen, record in read_trials(study, RUN):
+        for frozen, record in read_trials(study, RUN, "val_accuracy"):
             past[record.number] = dict(frozen.intermediate_values)
             if record.state == "RUNNING":
                 continued.append(frozen)

@@ -102,7 +102,7 @@ def tune(
     )
     records = Records("val_accuracy", trials)
     past, continued = {}, []
-    for frozen, record in read_trials(study, RUN):
+    for frozen, record in read_trials(study, RUN, "val_accuracy"):
         past[record.number] = dict(frozen.intermediate_values)
         if record.state == "RUNNING":
             record.rows = {}

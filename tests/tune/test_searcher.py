@@ -171,7 +171,7 @@ def test_points_come_first_and_once() -> None:
     numbers(first, 2)
     # killed, and gone on with
     second = searcher(study, 5, points=remaining_points(study, "r", points))
-    for frozen, record in read_trials(study, "r"):
+    for frozen, record in read_trials(study, "r", "val_accuracy"):
         second.records.add(record)
         assert frozen.state.is_finished()
     assert len(numbers(second, 9)) == 3
@@ -207,7 +207,7 @@ def test_a_point_is_not_lost_where_the_search_dies_over_it() -> None:
     ask(study, {RUN: "r", POINT: ["r", 0]}, {"x": 9})  # and not yet suggested
     points = [{"x": 9}, {"x": 8}]
     assert remaining_points(study, "r", points) == [(1, {"x": 8})]
-    [(frozen, record)] = read_trials(study, "r")
+    [(frozen, record)] = read_trials(study, "r", "val_accuracy")
     close_interrupted(study, frozen, record)
     assert to_try_again(study, "r") == [(0, {"x": 9})]
     second = searcher(
@@ -230,7 +230,7 @@ def test_a_cut_off_trial_goes_on_under_its_number() -> None:
     first = searcher(study)
     config = first.suggest("a")
     first.on_trial_result("a", result(1, 0.4))
-    [(frozen, record)] = read_trials(study, "r")
+    [(frozen, record)] = read_trials(study, "r", "val_accuracy")
     assert [row["val_accuracy"] for row in record.rows.values()] == [0.4]
     record.rows = {}
     second = searcher(study, continued=[frozen])
@@ -246,7 +246,7 @@ def test_a_cut_off_trial_goes_on_under_its_number() -> None:
 def test_values_without_a_checkpoint_are_tried_again_and_count_once() -> None:
     study = a_study()
     searcher(study, 3).suggest("a")
-    [(frozen, record)] = read_trials(study, "r")
+    [(frozen, record)] = read_trials(study, "r", "val_accuracy")
     close_interrupted(study, frozen, record)
     second = searcher(study, 3, retried=to_try_again(study, "r"))
     second.records.add(record)
@@ -262,10 +262,10 @@ def test_a_grid_s_last_point_is_tried_again_too() -> None:
     first = searcher(study, 99)
     assert numbers(first, 9) == list(range(9))
     first.suggest("last")
-    frozen, record = read_trials(study, "r")[-1]
+    frozen, record = read_trials(study, "r", "val_accuracy")[-1]
     close_interrupted(study, frozen, record)
     second = searcher(study, 99, retried=to_try_again(study, "r"))
-    for _, known in read_trials(study, "r"):
+    for _, known in read_trials(study, "r", "val_accuracy"):
         second.records.add(known)
     assert numbers(second, 9) == [10]
     assert study.trials[10].params == study.trials[9].params
@@ -275,7 +275,7 @@ def test_a_trial_cut_off_while_it_was_suggested_gets_its_values() -> None:
     """With --deterministic it goes on under its number."""
     study = a_study()
     ask(study, {RUN: "r"}, {})
-    [(frozen, record)] = read_trials(study, "r")
+    [(frozen, record)] = read_trials(study, "r", "val_accuracy")
     second = searcher(study, continued=[frozen])
     second.records.add(record)
     second.suggest("b")
@@ -442,6 +442,20 @@ def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
     assert search.settled == [0, 1, 2]  # type: ignore[attr-defined]
 
 
+def test_a_trial_whose_worker_could_not_begin_keeps_the_traceback() -> None:
+    kept: dict[int, str] = {}
+    search = searcher(a_study(), 2, keep_error=kept.__setitem__)
+    for trial_id, how, text in (("a", "it could not begin: E", "Traceback"), ("b", "killed", "")):
+        search.suggest(trial_id)
+        search.worker_lost(trial_id, how, text)
+        search.on_trial_complete(trial_id, error=True)
+    reasons = [record.reason for record in search.records.trials.values()]
+    assert reasons == [
+        f"its worker died too often: {how}" for how in ("it could not begin: E", "killed")
+    ]
+    assert kept == {0: "Traceback"}
+
+
 def refusing(trial: optuna.Trial) -> dict[str, Any]:
     """Prunes odd numbers, and has a slip where x is 4."""
     x = trial.suggest_int("x", 0, 9)
@@ -473,7 +487,9 @@ def test_a_space_may_prune_and_fail_and_the_search_goes_on() -> None:
     assert kept[2].startswith("Traceback")
     # and the tables and a resume take them as they are
     assert [row["state"] for row in trials_table(search.records).to_pylist()] == states
-    assert [record.reason for _, record in read_trials(study, "r")][:3] == reasons[:3]
+    assert [record.reason for _, record in read_trials(study, "r", "val_accuracy")][:3] == reasons[
+        :3
+    ]
 
 
 def test_a_space_that_refuses_everything_ends_the_search_by_itself() -> None:
