@@ -7,8 +7,7 @@ Every network is trained from random weights, with one thread, by the stages of 
 from 30,000 on that did not decide in the search. Of those, about half are by census staff who wrote
 no training image. The other half are by students, all of whom also wrote training images: that half
 says nothing about unseen writers (see docs/experiments.md; crossval.py holds whole writers out).
-The test set is looked at after that and decides nothing. The search is the kept run
-earlier-default-1.
+The test set is not read. The search is the kept run earlier-default-1.
 """
 
 import json
@@ -85,7 +84,7 @@ def searched(name: str = "earlier-default-1") -> tuple[dict[str, Any], dict[str,
 
 
 def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
-    """One chain's key with loss and accuracy (in percent) after each stage, and on the test set."""
+    """One chain's key with loss and accuracy (in percent) after each stage."""
     import torch
 
     from mnist_ray import data
@@ -95,7 +94,7 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
 
     settings, key = task
     use_threads(1)
-    part, test = (data.load("mnist", name, settings.data_dir) for name in ("train", "test"))
+    part = data.load("mnist", "train", settings.data_dir)
     train, _ = data.split(part.labels[:OF], val_images=OF - TRAINED, seed=1)
     split, hp = searched()
     _, seen = data.split(
@@ -108,9 +107,7 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
     recipe, change = CHAINS[key["chain"]]
     if key["chain"] == "plain":
         hp = convnet(**PLAIN)
-    tensors = [
-        torch.from_numpy(a.copy()) for a in (part.images, part.labels, test.images, test.labels)
-    ]
+    images, labels = (torch.from_numpy(a.copy()) for a in (part.images, part.labels))
     weights, stages = None, []
     for _, stage in read_stages(recipe).numbered(member=key["seed"]):
         trainer = Trainer(
@@ -120,13 +117,10 @@ def run(task: tuple[AblationSettings, dict[str, Any]]) -> dict[str, Any]:
             weights=weights,
         )
         for _ in range(stage.epochs):
-            trainer.train_epoch(tensors[0], tensors[1], torch.from_numpy(train))
+            trainer.train_epoch(images, labels, torch.from_numpy(train))
         weights = {name: tensor.clone() for name, tensor in trainer.weights().items()}
-        loss, accuracy = trainer.evaluate(tensors[0], tensors[1], torch.from_numpy(judged))
-        _, test_accuracy = trainer.evaluate(tensors[2], tensors[3], torch.arange(len(test.labels)))
-        stages.append(
-            {"loss": loss, "accuracy": 100 * accuracy, "test_accuracy": 100 * test_accuracy}
-        )
+        loss, accuracy = trainer.evaluate(images, labels, torch.from_numpy(judged))
+        stages.append({"loss": loss, "accuracy": 100 * accuracy})
     return {"key": key, "stages": stages}
 
 
@@ -161,17 +155,8 @@ def measure(settings: AblationSettings) -> None:
             f"− “{against}” (95 %)",
             "accuracy there, %",
             "− the same (95 %)",
-            "test accuracy, %",
         ],
-        [
-            [
-                row,
-                *compared(row, "loss", 4),
-                *compared(row, "accuracy", 2),
-                mean_sd(values(row, "test_accuracy"), 2),
-            ]
-            for row in ROWS
-        ],
+        [[row, *compared(row, "loss", 4), *compared(row, "accuracy", 2)] for row in ROWS],
         n=f"n = {settings.repeats} seeds each, mean ± sd, {TRAINED:,} training images",
         out=settings.out,
         notes=[

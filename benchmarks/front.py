@@ -21,6 +21,7 @@ from typing import Any
 from common import BenchmarkSettings, section, spread
 
 from mnist_ray.settings import main
+from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import FakeTrial, TuneLoop
 
 BOTH = ("accuracy", "parameters")
@@ -103,7 +104,7 @@ def search(networks: Networks, side: str, seed: int) -> Any:
     )
 
     def train(trial: FakeTrial) -> dict[str, Any]:
-        hp = {key: value for key, value in trial.config.items() if key != "number"}
+        hp = {key: value for key, value in trial.config.items() if key != NUMBER}
         size = n_parameters(build(hp))
         known = {"n_parameters": size, "node": "here", "training_iteration": trial.epoch}
         if beyond := unfit(limits, {"parameters": size}):

@@ -40,6 +40,7 @@ from replay import SLOTS, Curve, Running, goes_on_after, shipped, stock
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import SearchSettings, main
+from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import FakeTrial, result
 
 EPOCHS = 52
@@ -189,7 +190,7 @@ class OptunaLoop:
         trial = self.study.ask()
         space(trial)
         self.trials[trial.number] = trial
-        return FakeTrial(str(trial.number), {"number": trial.number})
+        return FakeTrial(str(trial.number), {NUMBER: trial.number})
 
     def params(self, trial: FakeTrial) -> dict[str, Any]:
         """What was suggested."""
@@ -226,7 +227,7 @@ class TopAfterOne:
         if self.chosen:
             return self.chosen.pop(0)
         self.asked.append(random_configuration(self.chance))
-        return FakeTrial(str(len(self.asked)), {"number": len(self.asked) - 1})
+        return FakeTrial(str(len(self.asked)), {NUMBER: len(self.asked) - 1})
 
     def params(self, trial: FakeTrial) -> dict[str, Any]:
         """What was suggested."""

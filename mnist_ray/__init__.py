@@ -120,7 +120,7 @@ def finetune(
             raise SettingsError("run: is given twice; give it once")
         settings = FinetuneSettings.of(**{"run": uri, **options})
     finished = job.finetune(settings, handle_signals=False)
-    return Run(finished.uri)
+    return Run(finished.uri, run._place if isinstance(run, Run) else None)
 
 
 def _one_way(settings: object, options: dict[str, Any]) -> None:

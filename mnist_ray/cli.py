@@ -28,23 +28,23 @@ from mnist_ray.settings import (
     help,
     main,
 )
+from mnist_ray.settings.text import ENDINGS
 
 PROGRAM = "mnist-ray"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def search(settings: SearchSettings) -> int:
     """Search for the best network, then fine-tune and publish it."""
     from mnist_ray.search_job.job import search  # noqa: PLC0415 (seconds at start)
 
-    return _exit_code(search(settings))
+    return search(settings).exit_code
 
 
 def finetune(settings: FinetuneSettings) -> int:
     """Fine-tune a run's best network in stages and publish it as ONNX."""
     from mnist_ray.finetune_job.job import finetune  # noqa: PLC0415 (seconds at start)
 
-    return _exit_code(finetune(settings))
+    return finetune(settings).exit_code
 
 
 def evaluate(settings: EvaluateSettings) -> None:
@@ -92,21 +92,21 @@ def _files(pictures: Sequence[str]) -> Iterator[str]:
             yield str(path)
             continue
         try:
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
         except OSError as error:
             raise SettingsError(f"{path}: the folder cannot be read: {error.strerror}") from error
         if not inside:
             raise SettingsError(
-                f"{path}: the folder holds no picture; expected {'/'.join(PICTURES)}"
+                f"{path}: the folder holds no picture; expected {'/'.join(ENDINGS)}"
             )
         yield from map(str, inside)
 
 
-def report(settings: ReportSettings) -> int:
+def report(settings: ReportSettings) -> None:
     """Make a run's page again, or compare several runs on one."""
     from mnist_ray.report import make  # noqa: PLC0415 (seconds at start)
 
-    return make(settings.runs, settings.out, settings.png, settings.data_dir)
+    make(settings.runs, settings.out, settings.png, settings.data_dir)
 
 
 def draw(settings: DrawSettings) -> None:
@@ -217,7 +217,3 @@ commands:
 {lines}
 
 {PROGRAM} COMMAND --help lists the options of a command."""
-
-
-def _exit_code(finished: Any) -> int:
-    return finished if isinstance(finished, int) else finished.exit_code

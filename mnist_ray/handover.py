@@ -151,12 +151,13 @@ def triton(model: Model) -> dict[str, bytes]:
     """
     channels, height, width = model.session.image_shape
     classes = model.session.n_classes or len(model.classes)
+    taken, given = map(_quoted, _names(load_verified(model.content, model.path)))
     network = f"""\
 backend: "onnxruntime"
 max_batch_size: {LARGEST_BATCH}
-input [ {{ name: "input" data_type: TYPE_FP32 dims: [ {channels}, {height}, {width} ] }} ]
+input [ {{ name: {taken} data_type: TYPE_FP32 dims: [ {channels}, {height}, {width} ] }} ]
 output [ {{
-  name: "output" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS}"
+  name: {given} data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "{LABELS}"
 }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {WAIT_MICROSECONDS} }}
 """
@@ -184,3 +185,15 @@ input [ {{ name: "picture" data_type: TYPE_UINT8 dims: [ -1, -1, 4 ] }} ]
         f"{PICTURE}/{LABELS}": "".join(f"{name}\n" for name in names).encode(),
         f"{PICTURE}/1/{layout.MODEL}": model.picture,
     }
+
+
+def _names(proto: onnx.ModelProto) -> tuple[str, str]:
+    """The names of a network's images and logits: a file of another program has its own."""
+    weights = {each.name for each in proto.graph.initializer}
+    taken = (each.name for each in proto.graph.input)
+    return next(name for name in taken if name not in weights), proto.graph.output[0].name
+
+
+def _quoted(name: str) -> str:
+    """A name from a file as a text of a configuration, whatever it holds."""
+    return json.dumps(name, ensure_ascii=False)

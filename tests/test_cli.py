@@ -15,6 +15,7 @@ from PIL import Image
 
 from mnist_ray import cli, data, models
 from mnist_ray.data import read_picture
+from mnist_ray.data.pictures import ENDINGS
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.pictures import Preprocessor
 from mnist_ray.export.session import Session, confidence_interval, probabilities
@@ -142,6 +143,15 @@ def test_one_bad_picture_among_many_and_a_folder(
     (tmp_path / "none").mkdir()
     with pytest.raises(SettingsError, match="the folder holds no picture; expected .png"):
         cli.predict(PredictSettings(str(run), (str(tmp_path / "none"),)))
+
+
+def test_a_folder_has_the_pictures_that_a_data_set_would_have(tmp_path: Path) -> None:
+    for ending in (*ENDINGS, ".txt"):
+        (tmp_path / f"a{ending}").touch()
+        (tmp_path / f"b{ending.upper()}").touch()
+    found = {Path(file).suffix.lower() for file in cli._files([str(tmp_path)])}
+    assert found == set(ENDINGS)
+    assert {".jfif", ".jpe", ".dib", ".pbm", ".pnm"} < found
 
 
 @pytest.mark.parametrize(("size", "read"), [((9000, 6000), (1125, 750)), ((60, 40), (60, 40))])

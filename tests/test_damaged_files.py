@@ -27,14 +27,15 @@ from mnist_ray import load_model, open_run
 from mnist_ray.errors import MnistRayError
 from mnist_ray.export import read as onnx_file
 from mnist_ray.export.write import rebuild
+from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.chain import begin
-from mnist_ray.finetune_job.recipe import ChainTask, read_stages
+from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.report.model_part import load_tested
 from mnist_ray.report.read import read_run
 from mnist_ray.run.about import About
 from mnist_ray.run.checkpoint import unpack
 from mnist_ray.search_job.plan import prepare
-from mnist_ray.settings import SearchSettings, parse
+from mnist_ray.settings import FinetuneSettings, SearchSettings, parse
 from mnist_ray.spaces import DataShape, find
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.points import read_points
@@ -45,9 +46,6 @@ FEW, MANY = 12, 500
 
 Change = Callable[[st.DataObject, bytes], bytes]
 Read = Callable[[Path], Any]
-
-
-STAGES = read_stages("small")
 
 # ---- what the commands do with a run
 
@@ -89,9 +87,8 @@ SAME = ("dataset", "space", "space_args", "train_images", "val_images", "metric"
 
 def finetune(folder: Path) -> None:
     about = About.read(RunStorage(str(folder)), "--run")
-    begin(
-        ChainTask(str(folder), about.name, "digits", STAGES, 1, None, None, "fp32"), about.storage
-    )
+    task, *_ = job._prepare(FinetuneSettings(run=str(folder), stages="small"), about)
+    begin(task, about.storage)
 
 
 def predict(folder: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from mnist_ray.errors import (
+    CaptureError,
     CorruptFileError,
     SettingsError,
     WorkError,
@@ -57,7 +58,7 @@ def test_what_was_cut_is_marked() -> None:
     assert reason(WorkError(names)).endswith(" …")
 
 
-@pytest.mark.parametrize("kind", [SettingsError, WorkError, CorruptFileError])
+@pytest.mark.parametrize("kind", [SettingsError, WorkError, CaptureError, CorruptFileError])
 def test_what_a_person_can_cause_is_one_line_whatever_it_quotes(kind: type[Exception]) -> None:
     error = kind("model.json: expected a\nb\r\n")
     assert str(error) == "model.json: expected a b"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load
 
 from mnist_ray import data, handover, load_model, models
@@ -82,6 +84,30 @@ def test_triton_s_repository_says_what_the_files_take(run: Path, tmp_path: Path)
         assert ("max_batch_size: 0" in text) != batches
         labels = (tmp_path / name / "labels.txt").read_text(encoding="utf-8").splitlines()
         assert labels[5] == "five"
+
+
+def test_triton_s_repository_has_the_names_of_another_program_s_file(tmp_path: Path) -> None:
+    """And no text of the file ends its place in the configuration."""
+    taken, given = 'images" }', "scores/0"
+    weights = numpy_helper.from_array(np.ones((784, 3), np.float32), "w")
+    images = helper.make_tensor_value_info(taken, TensorProto.FLOAT, ["n", 1, 28, 28])
+    logits = helper.make_tensor_value_info(given, TensorProto.FLOAT, ["n", 3])
+    nodes = [
+        helper.make_node("Flatten", [taken], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], [given]),
+    ]
+    graph = helper.make_graph(nodes, "theirs", [images], [logits], [weights])
+    opsets = [helper.make_opsetid("", 20)]
+    file = tmp_path / "theirs.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), file)
+    handover.export(str(file), "triton", str(tmp_path / "out"))
+    folder = tmp_path / "out" / handover.NETWORK
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    assert r'input [ { name: "images\" }" data_type: TYPE_FP32' in text
+    assert 'name: "scores/0" data_type: TYPE_FP32 dims: [ 3 ]' in text
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
+    assert names == [taken, given]
 
 
 def test_a_folder_of_other_files_is_left_alone(run: Path, tmp_path: Path) -> None:

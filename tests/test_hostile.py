@@ -21,10 +21,9 @@ import pytest
 from PIL import Image
 
 import mnist_ray as mr
-from mnist_ray import cli, data, draw, report
+from mnist_ray import cli, data, draw, handover, report
 from mnist_ray.data.decoding import Reading
 from mnist_ray.errors import CorruptFileError, MnistRayError, SettingsError
-from mnist_ray.export.read import read_model
 from mnist_ray.finetune_job import chain, job
 from mnist_ray.run import checkpoint
 from mnist_ray.run.about import About
@@ -32,6 +31,7 @@ from mnist_ray.run.publication import publish
 from mnist_ray.search_job import engine
 from mnist_ray.search_job.keeper import claim
 from mnist_ray.search_job.plan import prepare
+from mnist_ray.serve.app import app_of
 from mnist_ray.settings import (
     EvaluateSettings,
     FinetuneSettings,
@@ -101,6 +101,7 @@ OF_A_RUN: dict[str, Callable[[Path], object]] = {
     "search --warm-start": warm_start,
     "finetune --run": fine_tune,
     "report": lambda run: report.make([str(run)], None, None, None),
+    "export --to huggingface": lambda run: handover.huggingface(str(run)),
     "the Python face": face,
 }
 OF_A_MODEL: dict[str, Callable[[Path], object]] = {
@@ -127,7 +128,9 @@ OF_A_MODEL: dict[str, Callable[[Path], object]] = {
             dry_run=True,
         )
     ),
-    "draw": lambda run: draw.build.page(read_model(str(run / "model.onnx")), str(run)),
+    "draw": lambda run: draw.build.page_of(str(run / "model.onnx")),
+    "export --to triton": lambda run: handover.triton(mr.load_model(run)),
+    "serve": lambda run: app_of(mr.load_model(run)),
     "the Python face": lambda run: mr.load_model(run / "model.onnx").evaluate(),
 }
 

@@ -16,7 +16,7 @@ from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.picture_model import with_inner_values
 from mnist_ray.export.read import load_verified
-from mnist_ray.results import Model, load_model
+from mnist_ray.results import load_model
 from mnist_ray.storage.folder import Folder
 
 PAGE = ("index.html", "page.css", "page.js")
@@ -54,25 +54,14 @@ def export(where: str, folder: str) -> None:
 
 
 def page_of(where: str) -> dict[str, bytes]:
-    """The page's files for an ONNX file or a run, which may have published its picture.onnx."""
-    model = load_model(where)
-    return page(model.content, where, model.picture)
-
-
-def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, bytes]:
-    """The page's files, name -> content.
+    """The page's files, name -> content, for an ONNX file or a run.
 
     model.onnx and picture.onnx are for people; the page runs a copy of the latter in files.js.
-
-    Args:
-        model: The ONNX file.
-        source: Its name in errors.
-        picture: The file of pictures; None: made of the model's.
     """
-    found = Model(model, source, {}, picture)
+    found = load_model(where)
     session, picture = found.session, found.picture
     channels, height, width = session.image_shape
-    first = first_layer(load_verified(model, source))
+    first = first_layer(load_verified(found.content, where))
     folder = resources.files("mnist_ray.draw") / "page"
     packed = {
         **runtime(),
@@ -85,7 +74,7 @@ def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, b
         "size": [height, width],
         "dataset": session.metadata.get("dataset"),
         "run": session.metadata.get("run"),
-        "sha256": hashlib.sha256(model).hexdigest(),
+        "sha256": hashlib.sha256(found.content).hexdigest(),
         "maxPixels": MAX_PIXELS,
         "maps": 0,
     }
@@ -102,7 +91,7 @@ def page(model: bytes, source: str, picture: bytes | None = None) -> dict[str, b
     return {
         **{name: (folder / name).read_bytes() for name in PAGE},
         "files.js": script.encode(),
-        "model.onnx": model,
+        "model.onnx": found.content,
         "picture.onnx": picture,
     }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_ray.errors import SettingsError, shortened
 from mnist_ray.run import layout
 from mnist_ray.settings import command
+from mnist_ray.settings.text import local
 from mnist_ray.storage import RunStorage
 from mnist_ray.storage.folder import Folder
 
@@ -93,8 +94,8 @@ def write_png(storage: RunStorage, folder: str, data_dir: str | None = None) -> 
         ) from error
 
 
-def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | None) -> int:
-    """The command `report`; returns the exit code.
+def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | None) -> None:
+    """The command `report`.
 
     Args:
         runs: The runs' directories: folders or s3://bucket/path/name.
@@ -125,7 +126,6 @@ def make(runs: Sequence[str], out: str | None, png: str | None, data_dir: str | 
         own = Path(png or "", f"{i}-{Path(storage.uri).name}" if len(runs) > 1 else "")
         for file in write_png(storage, str(own), data_dir):
             print(f"figure: {file}", flush=True)
-    return 0
 
 
 def _page_file(out: str) -> Path:
@@ -134,8 +134,8 @@ def _page_file(out: str) -> Path:
     Raises:
         SettingsError: It can be no file.
     """
-    path = Path(out)
-    if "://" in out or not path.name.isprintable() or path.name in ("", "..") or "\\" in path.name:
+    path = Path(local(out, "--out"))
+    if not path.name.isprintable() or path.name in ("", "..") or "\\" in path.name:
         raise SettingsError(f"--out: {out!r} is no name of a file on this machine")
     if os.path.exists(path) and not os.path.isfile(path):
         raise SettingsError(f"--out: {out} is there, and is no regular file; give another name")

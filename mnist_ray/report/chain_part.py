@@ -74,7 +74,9 @@ def chain_part(run: RunData, prefix: str) -> Markup:
         _epochs(steps), "Every epoch", height=680,
     )  # fmt: skip
     lineage = _lineage(run.manifest) if run.manifest else None
-    return render("chain.html", lineage=lineage, chain=figure, prefix=prefix)
+    return render(
+        "chain.html", lineage=lineage, chain=figure, prefix=prefix, searched=run.only_searched
+    )
 
 
 def chain_figure(run: RunData, steps: list[Step]) -> go.Figure:

@@ -39,7 +39,7 @@ def compare_part(runs: Mapping[str, RunData], answers: Mapping[str, "Answers"]) 
         names=list(runs),
         overview=_overview(runs),
         intervals=_intervals(published) if len(published) > 1 else None,
-        paired=_paired(answers),
+        paired=_paired(answers, runs),
         figures=figures,
     )
 
@@ -56,7 +56,7 @@ def _overview(runs: Mapping[str, RunData]) -> Table:
             if m
             else [None, percent(None), None, None]
         )  # fmt: skip
-        space = run.settings["space"]
+        space = None if run.from_model else run.settings["space"]
         rows.append([name, run.about.data.name, space, count(len(run.trials)), searched, *tested])
     header = (
         "run", "data set", "space", "trials", "best validation accuracy", "parameters",
@@ -97,11 +97,14 @@ def _intervals(runs: Mapping[str, RunData]) -> Figure:
     )
 
 
-def _paired(answers: Mapping[str, "Answers"]) -> Table | None:
+def _paired(answers: Mapping[str, "Answers"], runs: Mapping[str, RunData]) -> Table | None:
     """Exact McNemar tests of the models that were measured on the same images."""
     rows = []
     for (a, (labels_a, given_a)), (b, (labels_b, given_b)) in combinations(answers.items(), 2):
-        if not np.array_equal(labels_a, labels_b):
+        # Labels alone tell no folders apart: in the order of the classes they often agree.
+        data_a, data_b = runs[a].about.data, runs[b].about.data
+        same = (data_a.name, data_a.sha256) == (data_b.name, data_b.sha256)
+        if not same or not np.array_equal(labels_a, labels_b):
             continue
         right_a, right_b = given_a.argmax(1) == labels_a, given_b.argmax(1) == labels_b
         neither = int((~right_a & ~right_b).sum())

@@ -18,6 +18,7 @@ def cost_part(run: RunData) -> Markup:
     time = time_shares(run)
     return render(
         "cost.html",
+        from_model=run.from_model,
         scheduler=run.settings["scheduler"],
         trials=len(run.trials),
         trained=sum(row["epochs"] for row in run.trials),

@@ -36,6 +36,7 @@ def header_part(run: RunData, out: str | None, prefix: str = "") -> Markup:
         m=run.manifest,
         best=best,
         own=run.own,
+        searched=run.only_searched,
         metric=run.metric,
         value=value_of(cast(EpochRow, best), run.goal) if best else None,
         number=number,

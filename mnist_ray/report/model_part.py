@@ -34,8 +34,11 @@ from mnist_ray.report.read import RunData
 from mnist_ray.run import layout, predictions
 from mnist_ray.run.publication import Manifest
 from mnist_ray.settings import trust
+from mnist_ray.training.metrics import confusion
 
+EXAMPLES = 8  # test images that are shown whatever the answer
 MOST_WRONG = 2000  # pictures of wrong answers; more would make the page heavy and tell no more
+SHOWN, TAKEN = "truth {}, answered {}", "{}, taken for {}"  # what a picture's description says
 
 # Labels int64 [n], and the model's probabilities float64 [n, classes].
 Answers = tuple[np.ndarray, np.ndarray]
@@ -125,18 +128,14 @@ def model_part(run: RunData, test: Tested, prefix: str) -> Markup:
         matrix=matrix.tolist(),
         most=int((matrix - np.diag(matrix.diagonal())).max()),
         n_images=len(labels),
+        examples=[_answer(i, test, classes, SHOWN) for i in examples(labels)],
         per_class=_per_class(matrix, classes),
-        wrong=[_wrong(i, test, labels, given, classes) for i in wrong[:MOST_WRONG]],
+        wrong=[_answer(i, test, classes, TAKEN) for i in wrong[:MOST_WRONG]],
         n_wrong=len(wrong),
         why_not=test.why_not if test.images is None else "",
         calibration=_calibration(labels, given),
         declined=_declined(run.manifest),
     )
-
-
-def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
-    """Images of each class (rows) taken for each (columns): int64 [classes, classes]."""
-    return np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
 
 
 def _per_class(matrix: np.ndarray, classes: list[str]) -> Table:
@@ -151,8 +150,8 @@ def _per_class(matrix: np.ndarray, classes: list[str]) -> Table:
 
 
 @dataclass
-class Wrong:
-    """A wrong answer: probabilities of the class that was taken and of the true one."""
+class Answer:
+    """An answer to a test image: probabilities of the class that it names and of the true one."""
 
     number: int
     truth: str
@@ -160,6 +159,13 @@ class Wrong:
     sure: float
     hoped: float
     picture: Picture | None
+
+
+def examples(labels: np.ndarray) -> list[int]:
+    """The places of a few test images: the first of each class, then the second of each."""
+    some = (np.flatnonzero(labels == label)[:EXAMPLES] for label in np.unique(labels)[:EXAMPLES])
+    by_rank = sorted((rank, n, int(i)) for n, own in enumerate(some) for rank, i in enumerate(own))
+    return [i for _, _, i in by_rank[:EXAMPLES]]
 
 
 def wrong_answers(labels: np.ndarray, given: np.ndarray) -> list[int]:
@@ -170,16 +176,17 @@ def wrong_answers(labels: np.ndarray, given: np.ndarray) -> list[int]:
     return [int(i) for i in wrong[order]]
 
 
-def _wrong(
-    i: int, test: Tested, labels: np.ndarray, given: np.ndarray, classes: list[str]
-) -> Wrong:
+def _answer(i: int, test: Tested, classes: list[str], words: str) -> Answer:
+    """The answer to test image `i`; `words` tell it where its picture is not seen."""
+    assert test.answers is not None
+    labels, given = test.answers
     found, label = int(given[i].argmax()), int(labels[i])
     truth, taken = classes[label], classes[found]
     image = None
     if test.images is not None:
-        alt = f"test image {i}: {truth}, taken for {taken}"
+        alt = f"test image {i}: {words.format(truth, taken)}"
         image = picture(as_pixels(test.images.images[i]), alt, 84, 84)
-    return Wrong(i, truth, taken, float(given[i, found]), float(given[i, label]), image)
+    return Answer(i, truth, taken, float(given[i, found]), float(given[i, label]), image)
 
 
 # ---- none of these

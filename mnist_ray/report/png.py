@@ -1,5 +1,6 @@
 """The main figures drawn by matplotlib: PNG files without a browser, for papers and READMEs."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from mnist_ray.report.chain_part import ACCURACIES, LOSSES, Step, accuracy_range
 from mnist_ray.report.model_part import (
     Answers,
     Tested,
-    confusion,
     load_tested,
     reach,
     wrong_answers,
@@ -38,9 +38,11 @@ from mnist_ray.report.read import (
 from mnist_ray.report.search_figures import LINES, NODES, contour_pairs, ped_anova
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance
+from mnist_ray.training.metrics import confusion
 
 ORANGE = "#d1601a"
 DPI = 160
+LONGEST_NAME = 60  # characters of a file's name, of up to four bytes each
 SIZE = (6.4, 3.6)  # inches
 
 
@@ -49,15 +51,31 @@ def draw_run(storage: RunStorage, folder: Path, data_dir: str | None) -> list[Pa
     run = read_run(storage)
     tested = load_tested(run, data_dir, None) if run.manifest else None
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files: list[Path] = []
     # A style of its own: Optuna sets another one for the whole process.
     with quiet_optuna(), plt.style.context("default"):
         plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
         for name, figure in [*_figures(run, tested), *_contours(run)]:
-            files.append(folder / f"{name}.png")
+            files.append(folder / f"{_file_name(name, [path.stem for path in files])}.png")
             figure.savefig(files[-1], dpi=DPI, bbox_inches="tight", metadata={"Software": None})
             plt.close(figure)
     return files
+
+
+def _file_name(name: str, taken: list[str]) -> str:
+    """A figure's name as a file's: a parameter may be called `opt/lr`, or anything else.
+
+    Args:
+        name: It may hold names of parameters.
+        taken: Names of other files in the folder, which may not tell small letters from large.
+    """
+    plain = re.sub(r"[^\w.-]", "_", name)[:LONGEST_NAME]
+    lower = {each.lower() for each in taken}
+    found, n = plain, 1
+    while found.lower() in lower:
+        n += 1
+        found = f"{plain}-{n}"
+    return found
 
 
 def _figures(run: RunData, tested: Tested | None) -> Iterator[tuple[str, Figure]]:

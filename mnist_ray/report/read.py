@@ -74,6 +74,16 @@ class RunData:
         return bool(self.settings["train"])
 
     @property
+    def from_model(self) -> bool:
+        """Whether it began with a model, not with a search."""
+        return not self.frozen and bool(self.stages)
+
+    @property
+    def only_searched(self) -> bool:
+        """Whether nothing is fine-tuned, as with --no-finetune and where the best is no network."""
+        return self.about.state == "searched"
+
+    @property
     def maximize(self) -> bool:
         """Whether more of the metric is better."""
         return self.direction == "maximize"
@@ -103,7 +113,8 @@ class RunData:
     def best(self) -> Row | None:
         """The best epoch of the search with its trial's `number`; None without a finite loss."""
         chosen = self.confirmed[0] if self.confirmed else None
-        return cast(Row | None, best.best_epoch(self.history, self.goal, chosen))
+        found = best.best_epoch(self.history, self.goal, chosen, self.trials)
+        return cast(Row | None, found)
 
     @cached_property
     def importances(self) -> dict[str, dict[str, float]]:

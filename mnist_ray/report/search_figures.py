@@ -199,19 +199,12 @@ def parallel_figure(run: RunData, parameters: Sequence[str]) -> Figure:
     """One line a trial, through its value of each parameter."""
     chosen = thinned(run.completed, LINES, run.maximize)
     names = varied(chosen) or list(parameters)
-    study = run.study(chosen)
-    figure = draw.plot_parallel_coordinate(study, params=names, target_name=run.metric)
-    if not figure.data:  # Optuna before 5.0 draws only trials that have every parameter
-        names = [name for name in names if all(name in t.params for t in chosen)]
-        figure = draw.plot_parallel_coordinate(study, params=names, target_name=run.metric)
-    figure = plain(figure)
-    lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"]
-    if len(lines) == len(chosen):  # Optuna 5; before it one WebGL trace with a scale of its own
-        values = [value_of(t) for t in chosen]
-        low, high = min(values), max(values)
-        for trace, value in zip(lines, values, strict=True):
-            share = (value - low) / (high - low) if high > low else 1.0
-            trace.update(line={"color": sample_colorscale(SCALE, share)[0]}, opacity=0.7)
+    drawn = draw.plot_parallel_coordinate(run.study(chosen), params=names, target_name=run.metric)
+    figure = plain(drawn)
+    for trace in figure.data:
+        # A trial's line begins on the axis of the value, at 0 to 1; the legend's have no height.
+        if trace.mode == "lines" and trace.y[0] is not None:
+            trace.update(line={"color": sample_colorscale(SCALE, trace.y[0])[0]}, opacity=0.7)
     figure.update_layout(plot_bgcolor=None, margin={"t": 30, "l": 30, "r": 10, "b": 60})
     figure.update_xaxes(tickangle=20)
     figure.update_annotations(font={"color": None, "size": 10.5})

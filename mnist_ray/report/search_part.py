@@ -44,7 +44,7 @@ def search_part(run: RunData, prefix: str) -> Markup:
     """The part of one run; `prefix` keeps the anchors of several runs apart."""
     if not run.frozen:
         none = "This run began with a model, not with a search."
-        return Markup(f"<p>{none if run.stages else 'No trial has ended yet.'}</p>")
+        return Markup(f"<p>{none if run.from_model else 'No trial has ended yet.'}</p>")
     workers = lanes(run)
     return render(
         "search.html",

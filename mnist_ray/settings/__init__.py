@@ -28,10 +28,9 @@ from mnist_ray.settings.text import (
     is_stored,
     key_values,
     load,
-    load_yaml,
     packaged,
-    read_yaml,
 )
+from mnist_ray.settings.yaml_files import load_yaml, read_yaml
 
 __all__ = [
     "RECIPES",

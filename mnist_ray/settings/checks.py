@@ -68,6 +68,8 @@ def check_search(s: SearchSettings, *, merged: bool = False) -> None:
         check_lasting("--study", s.study)
     if s.mlflow:
         check_lasting("--mlflow", s.mlflow)
+    if not merged:  # a run that has it goes on for as long as Ray keeps the copy
+        _check_lasting_data(s.dataset)
 
 
 def check_storage(storage: str) -> None:
@@ -93,6 +95,16 @@ def check_lasting(flag: str, place: str) -> None:
         raise SettingsError(
             f"{flag}: {place} is relative to Ray's temporary copy of the working directory, and "
             f"would be lost with it; give an absolute path that every node has, or s3://…"
+        )
+
+
+def _check_lasting_data(dataset: str) -> None:
+    """Raises SettingsError for images in the copy: a later job has another, and no --resume."""
+    if is_stored(dataset) and COPY in dataset and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise SettingsError(
+            f"--dataset: {dataset} is in Ray's temporary copy of the working directory, and would "
+            "be lost with it; give an absolute path that this cluster's head will have again, "
+            "or hf:NAME"
         )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import DisallowNone, Positional
 
 from mnist_ray.settings.options import (
     Data,
@@ -26,6 +26,8 @@ Runs = Annotated[Positional[tuple[str, ...]], "RUN ..."]
 @dataclass(frozen=True)
 class FinetuneSettings(Options):
     """Fine-tune a run's best checkpoint in stages, export it as ONNX, verify and publish it."""
+
+    recorded = True
 
     run: RunPlace | None = None
     """The run's directory: a folder or s3://bucket/path/name (default: a new one, which begins with
@@ -56,8 +58,9 @@ class FinetuneSettings(Options):
     quantize: Literal["none", "int8", "fp16"] | None = None
     """Publish a quantised model too, if its answers agree and it is faster on this machine
     (default: as in the search)."""
-    test_steps: bool = False
-    """Evaluate every stage on the test set, also if the search did not ask for it."""
+    test_steps: DisallowNone[bool | None] = None
+    """Evaluate every stage on the test set, not the published file alone (default: as in the
+    search)."""
     finetune_with: Function | None = None
     """For a run of --train: module:function that continues the best trial's state."""
     finetune_epochs: int | None = None

@@ -49,7 +49,7 @@ def own_data(name: str | None, images: Callable[[], Any]) -> Any:
         return make()
     except SettingsError:
         raise
-    except Exception as error:  # any error of a person's function
+    except (Exception, SystemExit) as error:  # any error of a person's function
         raise SettingsError(f"--train-data: {name!r} failed: {described(error)}") from error
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from tyro.conf import Positional
+from tyro.conf import DisallowNone, Positional
 
 from mnist_ray.settings.options import Options
 from mnist_ray.settings.text import keywords, one_line
@@ -24,6 +24,7 @@ from mnist_ray.settings.text import keywords, one_line
 WIDTH = 80
 DEFAULT = re.compile(r"\s*\(default: ((?:[^()]|\([^()]*\))*)\)")
 POSITIONAL = get_args(Positional[str])[1]
+OpenSwitch = DisallowNone[bool | None]  # a switch with a third state: not given
 PARTS = ("space", "sampler", "scheduler")  # have options of their own, listed by --help-PART NAME
 EXAMPLES = {
     "SearchSettings": (
@@ -243,12 +244,13 @@ def _options(cls: type[Any]) -> Iterator[Option]:
         written = DEFAULT.search(below[field.name])
         meaning = DEFAULT.sub("", below[field.name]).rstrip(".")
         flag = "--" + field.name.replace("_", "-")
-        flags: tuple[str, ...] = (flag, flag.replace("--", "--no-", 1)) if kind is bool else (flag,)
+        switch = kind in (bool, OpenSwitch)
+        flags: tuple[str, ...] = (flag, flag.replace("--", "--no-", 1)) if switch else (flag,)
         positional = get_origin(kind) is typing.Annotated and POSITIONAL in kind.__metadata__
         yield Option(
             field.name,
             () if positional else flags,
-            "" if kind is bool else _value(kind),
+            "" if switch else _value(kind),
             written[1] if written else _default(field),
             meaning,
         )

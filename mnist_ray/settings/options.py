@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from tyro.conf import Fixed
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, printable
 from mnist_ray.settings import objectives
 from mnist_ray.settings.secrets import masked
-from mnist_ray.settings.text import class_weights, converted, with_whole_path
+from mnist_ray.settings.text import as_meant, converted
 
 # A text behind a type says how help writes its value.
 Class = Annotated[str, "NAME|module:Class"]
@@ -44,18 +44,32 @@ def default_data_dir() -> str:
 class Options:
     """The base of all settings: values from Python become those of the command line."""
 
+    # Whether a run records the values, which are UTF-8 then. (No annotation: it is no option.)
+    recorded = False
+
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             value = converted(getattr(self, name), kind, name)
             if value == "" or (isinstance(value, tuple) and "" in value):
                 # That of a shell's variable that is not set, as --warm-start "$OLD".
                 raise SettingsError(f"{self._shown(name)}: is empty; give a value, or leave it out")
-            if name in ("storage", "data_dir") and value is not None:
-                value = os.path.expanduser(value)
-            resolve = {"dataset": with_whole_path, "class_weights": class_weights}.get(name)
-            if resolve and value is not None:
-                value = resolve(value)
+            if value is not None:
+                value = as_meant(name, value, self._shown)
+            # A home folder may be named in any way.
+            if self.recorded and value not in (default_storage(), default_data_dir()):
+                self._check_utf8(name, value)
             object.__setattr__(self, name, value)
+
+    def _check_utf8(self, name: str, value: Any) -> None:
+        """SettingsError if a text cannot be written, as some names of files cannot."""
+        for text in value if isinstance(value, tuple) else (value,):
+            try:
+                str(text).encode()
+            except UnicodeEncodeError as error:
+                raise SettingsError(
+                    f"{self._shown(name)}: {printable(text)} is no UTF-8; "
+                    "rename it, or name a link to it"
+                ) from error
 
     @classmethod
     def _shown(cls, name: str) -> str:
@@ -342,6 +356,8 @@ class SearchSettings(  # the fields of the last base come first
     DataOptions,
 ):
     """Search for the best network, then fine-tune it in three stages and publish it as ONNX."""
+
+    recorded = True
 
     given: Fixed[frozenset[str]] = frozenset()
     """Names of the options that a person gave, in a flag, a file or a call. A resumed run refuses

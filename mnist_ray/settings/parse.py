@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, get_origin
 
 import tyro
 
@@ -19,7 +20,8 @@ from mnist_ray.settings import help
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.refusal import refusal
 from mnist_ray.settings.secrets import scrubbed
-from mnist_ray.settings.text import packaged, read_yaml, recipes
+from mnist_ray.settings.text import packaged, recipes
+from mnist_ray.settings.yaml_files import Written, read_yaml
 from mnist_ray.signals import INTERRUPTED, ends_with, interruptible
 
 T = TypeVar("T")
@@ -97,7 +99,7 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, program: str | None =
         SettingsError: A flag or key is unknown, or a value is not of its type.
         SystemExit: With code 0, after --help.
     """
-    argv = _together("--constraint", sys.argv[1:] if argv is None else argv)
+    argv = _together(_several(cls), sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         print(help.text(cls, program or f"python {sys.argv[0]}"))
         sys.exit(0)
@@ -146,7 +148,7 @@ def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
             f"--config: {path!r} is neither a recipe nor a file; recipes are {', '.join(recipes())}"
         )
     flags: list[str] = []
-    for key, value in read_yaml(file).items():
+    for key, value in read_yaml(file, Written).items():
         if key not in known:
             raise SettingsError(
                 f"{path}: unknown key {key!r}; allowed are {', '.join(sorted(known))}"
@@ -157,28 +159,40 @@ def yaml_as_flags(cls: type[Any], path: str) -> list[str]:
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, Mapping):
-            flags += [flag, *(f"{k}={v}" for k, v in value.items())]
+            flags += [flag, *(f"{k}={_in_one(v)}" for k, v in value.items())]
         elif isinstance(value, list):
-            flags += [flag, *map(str, value)]
+            flags += [flag, *map(_in_one, value)]
         else:
             flags.append(f"{flag}={value}")
     return flags
 
 
-def _together(flag: str, argv: Sequence[str]) -> list[str]:
+def _in_one(value: Any) -> str:
+    """A value of a YAML file as one text; a list in brackets, without quotation marks."""
+    return f"[{', '.join(map(_in_one, value))}]" if isinstance(value, list) else str(value)
+
+
+def _several(cls: type[Any]) -> set[str]:
+    """The flags that take several values."""
+    kinds = typing.get_type_hints(cls).items()
+    return {f"--{name.replace('_', '-')}" for name, kind in kinds if get_origin(kind) is tuple}
+
+
+def _together(flags: Collection[str], argv: Sequence[str]) -> list[str]:
     """The words with all values of a flag that is repeated behind one, at the end."""
     others: list[str] = []
-    values: list[str] = []
+    values: dict[str, list[str]] = {}
     to = others
     for word in argv:
         name, equals, value = word.partition("=")
-        if name == flag:
-            to = values
-            values += [value] if equals else []
+        flag = name.replace("_", "-")
+        if name.startswith("--") and flag in flags:
+            to = values.setdefault(flag, [])
+            to += [value] if equals else []
         else:
             to = others if word.startswith("--") else to
             to.append(word)
-    return [*others, flag, *values] if values else [*argv]
+    return [*others, *(word for flag, found in values.items() for word in (flag, *found))]
 
 
 def _tyro(cls: type[T], argv: Sequence[str], default: T | None = None, where: str = "") -> T:

@@ -1,4 +1,4 @@
-"""Text forms of values: lists from Python, durations, KEY=VALUE, module:attribute, YAML.
+"""Text forms of values: lists from Python, paths, durations, KEY=VALUE, module:attribute.
 
 Also the recipes of this package, which are named in place of a YAML file.
 """
@@ -19,15 +19,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from mnist_ray.errors import SettingsError, described
+from mnist_ray.settings.secrets import masked
+from mnist_ray.settings.yaml_files import load_yaml
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str)}
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SHIPPED = "working_dir_files"  # Ray's folder for a working directory that came from elsewhere
 WRONG = object()  # no value of the wanted type
-MOST_VALUES = 100_000  # in a YAML file, each counted as often as it is named
 
 
 # ---- values from Python
@@ -98,6 +97,49 @@ def _described(kind: Any) -> str:
     )
 
 
+# ---- paths
+
+# Options whose value is a path of this machine or may be one: ~ is the home folder, which a shell
+# puts into `--png ~/figs`, but neither into `--png=~/figs` nor into a file. (What names a run's
+# directory or a model is read by RunStorage, which does the same.)
+READ = (
+    "storage", "data_dir", "config", "stages", "points", "portfolio", "class_weights", "study",
+)  # fmt: skip
+WRITTEN = ("png", "export", "out")
+
+
+def as_meant(name: str, value: Any, shown: Callable[[str], str]) -> Any:
+    """An option's value with the whole path of a file, and with a file's content for its name.
+
+    Args:
+        name: The option.
+        value: Of its type, not None.
+        shown: Gives the option's flag, for the error.
+
+    Raises:
+        SettingsError: The file cannot be read, or the place is not on this machine.
+    """
+    if name in WRITTEN:
+        return local(value, shown(name))
+    value = os.path.expanduser(value) if name in READ else value
+    resolve = {"dataset": with_whole_path, "class_weights": class_weights}.get(name)
+    return resolve(value) if resolve else value
+
+
+def local(path: str, flag: str) -> str:
+    """A path of this machine, with the home folder for ~.
+
+    Raises:
+        SettingsError: It is the address of another place, as s3://…, or there is no home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if "://" in path or f"{expanded}/".startswith("~/"):
+        raise SettingsError(
+            f"{flag}: {masked(path)!r} is no place on this machine; expected a path"
+        )
+    return expanded
+
+
 # ---- texts
 
 
@@ -153,6 +195,12 @@ STORED = {
     "hf": "mnist_ray.data.tables:read_hf",
 }
 """Kinds of data sets that are files, --dataset KIND:PATH, and the function that reads each."""
+
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+"""How the names of the pictures in a folder end, in small letters."""
 
 
 def is_stored(dataset: str) -> bool:
@@ -284,14 +332,14 @@ def class_weights(text: str) -> str:
 
 
 def load_json(text: str) -> Any:
-    """The value of a JSON text; None where it is none."""
+    """The value of a JSON text; None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-# ---- YAML
+# ---- recipes, and lines
 
 
 def packaged(path: str, prefix: str = "") -> str:
@@ -314,58 +362,11 @@ def packaged(path: str, prefix: str = "") -> str:
     return path
 
 
-def recipes() -> list[str]:
-    """The names of the packaged recipes of a search, for --config."""
-    names = (file.stem for file in RECIPES.glob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("stages-"))
-
-
-def load_yaml(path: str, where: str) -> Any:
-    """The content of a YAML file without Python tags.
-
-    Raises:
-        SettingsError: It cannot be read or parsed.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    try:
-        value = yaml.safe_load(text)
-        _check_size(value)
-        return value
-    except Exception as error:  # `!!bool x` is a KeyError, deep nesting a RecursionError
-        # Not the line itself, which may hold a password.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        found = one_line(problem or type(error).__name__)
-        raise SettingsError(f"{where}: is not plain YAML{line}: {found}") from error
-
-
-def _check_size(value: Any) -> None:
-    """Raises YAMLError for a small file of aliases (`*a`) that stands for a huge value."""
-    found, rest = 0, [value]
-    while rest:
-        each = rest.pop()
-        found += 1
-        if found > MOST_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MOST_VALUES:,} values")
-        if isinstance(each, dict):
-            rest += each.values()
-        elif isinstance(each, list | tuple | set):
-            rest += each
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The content of a YAML file, which must be a mapping; else raises SettingsError."""
-    values = load_yaml(path, path)
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise SettingsError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    return values
+def recipes(*, of_stages: bool = False) -> list[str]:
+    """The names of the packaged recipes of a search, for --config, or of stages, for --stages."""
+    names = [file.stem for file in RECIPES.glob("*.yaml")]
+    stages = {name.removeprefix("stages-") for name in names if name.startswith("stages-")}
+    return sorted(stages if of_stages else {n for n in names if not n.startswith("stages-")})
 
 
 def one_line(text: str) -> str:

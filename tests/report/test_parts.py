@@ -20,6 +20,8 @@ from torch import nn
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
+from plotly.colors import sample_colorscale
+
 from mnist_ray import data, models, report
 from mnist_ray.errors import CorruptFileError
 from mnist_ray.export import session
@@ -35,7 +37,7 @@ from mnist_ray.report import (
     search_part,
 )
 from mnist_ray.report.page import picture
-from mnist_ray.report.read import read_run
+from mnist_ray.report.read import read_run, varied
 from mnist_ray.run import layout, predictions
 from mnist_ray.run.records import Record
 from mnist_ray.storage import RunStorage
@@ -100,14 +102,6 @@ def test_calibration_of_known_answers() -> None:
     ]
 
 
-def test_confusion_counts_rows_by_truth() -> None:
-    assert model_part.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3).tolist() == [
-        [1, 1, 0],
-        [0, 1, 0],
-        [1, 0, 0],
-    ]
-
-
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3)])
 def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -163,6 +157,49 @@ def test_trials_that_break_a_limit_are_none_of_the_best(tmp_path: Path) -> None:
         assert np.array_equal(
             np.asarray(drawn["best so far"].get_ydata())[-1], last, equal_nan=True
         )
+
+
+def test_answers_to_other_pictures_are_not_compared(tmp_path: Path) -> None:
+    """Two folders in the order of their classes have equal labels, and other pictures."""
+    run = read_run(write_run(tmp_path / "one"))
+    labels = np.arange(10) % 2
+    given = np.eye(2)[labels]
+    answers = {"a": (labels, given), "b": (labels, given[::-1])}
+    assert compare_part._paired(answers, {"a": run, "b": run}) is not None
+    facts = run.about.data
+    for other in (
+        dataclasses.replace(facts, sha256="0" * 64),
+        dataclasses.replace(facts, name="folder:/other"),
+    ):
+        about = dataclasses.replace(run.about, data=other)
+        runs = {"a": run, "b": dataclasses.replace(run, about=about)}
+        assert compare_part._paired(answers, runs) is None
+
+
+def test_examples_are_of_all_classes_first() -> None:
+    assert model_part.examples(np.array([1, 1, 0, 1, 0, 0, 0, 0, 0, 0])) == [2, 0, 4, 1, 5, 3, 6, 7]
+    assert model_part.examples(np.arange(40) % 20)[:8] == list(range(8))
+    assert model_part.examples(np.array([3])) == [0]
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_line_of_the_parallel_figure_has_the_colour_of_its_value(
+    tmp_path: Path, limited: bool
+) -> None:
+    def edit(frozen: optuna.trial.FrozenTrial, _: Record) -> None:
+        if limited:
+            frozen._system_attrs["constraints:size"] = (frozen.value or 0) - 0.97
+
+    run = read_run(write_run(tmp_path / "x", edit=edit))
+    figure = search_figures.parallel_figure(run, varied(run.completed)).figure
+    traces = [trace for trace in figure.data if trace.mode == "lines"]
+    lines = [trace for trace in traces if trace.y[0] is not None]
+    assert len(lines) == len(run.completed)
+    assert (len(traces) > len(lines)) == limited  # those of the legend
+    for line in lines:
+        expected = sample_colorscale(search_figures.SCALE, line.y[0])[0]
+        assert line.line.color == expected
+    assert len({line.line.color for line in lines}) > 1
 
 
 def test_few_complete_trials_have_no_importances(tmp_path: Path) -> None:

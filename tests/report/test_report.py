@@ -18,10 +18,10 @@ from PIL import Image
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
-from mnist_ray import data, report
+from mnist_ray import data, open_run, report
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.report.read import read_run
-from mnist_ray.run import layout
+from mnist_ray.run import layout, tables
 from mnist_ray.run.records import INTERRUPTED, Record, Records
 from mnist_ray.run.tables import parquet, trials_table
 from mnist_ray.settings import command
@@ -130,6 +130,43 @@ def test_without_a_model_the_test_images_stay_shut(
     assert report.write_png(storage, str(tmp_path / "figures"))
 
 
+@pytest.mark.parametrize("state", ["searched", "finetuning", "interrupted"])
+def test_a_run_that_ended_with_its_search_awaits_no_fine_tuning(tmp_path: Path, state: str) -> None:
+    text = Tables(report.build([write_run(tmp_path / "x", state=state)])).text
+    head, _, training = text.partition("Winning trial and stages")
+    for part, awaited in (
+        (head, "The test images are looked at when the fine-tuning has ended."),
+        (training, "The fine-tuning has not ended yet: this is the search’s best trial."),
+    ):
+        assert ("It was not fine-tuned" in part) == (state == "searched")
+        assert (awaited in part) == (state != "searched")
+
+
+def test_eight_test_images_are_shown_also_where_all_are_right(
+    finished: RunStorage, page: str, tmp_path: Path
+) -> None:
+    test = data.load("digits", "test")
+    first = [int(np.flatnonzero(test.labels == c)[0]) for c in range(8)]
+    wrong = wrong_numbers(finished)
+    shown = [alt for alt in Tables(page).pictures if "answered" in alt]
+    assert [alt.partition(",")[0] for alt in shown] == [
+        f"test image {i}: truth {c}" for c, i in enumerate(first)
+    ]
+    right = [alt.partition("truth ")[2] == f"{c}, answered {c}" for c, alt in enumerate(shown)]
+    assert right == [i not in wrong for i in first]
+    shutil.copytree(finished.uri, tmp_path / "right")
+    storage = RunStorage(str(tmp_path / "right"))
+    answer(storage, test.labels, 9 * np.eye(10, dtype=np.float32)[test.labels])
+    page = report.build([storage])
+    found = Tables(page)
+    assert "There is none." in found.text
+    assert [alt for alt in found.pictures if "test image" in alt] == [
+        f"test image {i}: truth {c}, answered {c}" for c, i in enumerate(first)
+    ]
+    assert re.search("truth 7, answered 7\\s+at 99.9\u00a0%", found.text)
+    assert len("".join(re.findall(r'alt="test image[^>]*>', page))) < 20_000
+
+
 def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
 
@@ -188,6 +225,8 @@ def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
     def limit(_: optuna.trial.FrozenTrial, record: Record) -> None:
         for row in record.rows.values():
             row["violation"] = max(0.0, (record.n_parameters or 0) / 30_000 - 1)
+            if row["violation"]:
+                row["val_accuracy"] = 0.995  # the best of all
 
     storage = write_run(tmp_path / "two", edit=limit)
     records = Records("val_accuracy", 30, ("accuracy", "parameters"))
@@ -202,7 +241,8 @@ def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
         "study": "sqlite:///elsewhere.db",
     }
     storage.write_json("run.json", raw)
-    page = report.build([storage])
+    storage.delete(layout.JOURNAL)
+    run, page = read_run(storage), report.build([storage])
     head = page.partition("<section")[0]
     assert head.count('id="figure-pareto"') == page.count('id="figure-pareto"') == 1
     kept = [r for r, _ in records.top(30)]
@@ -211,7 +251,12 @@ def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
     front = records.front()
     assert f"{len(front)} complete trials are on the Pareto front" in page
     assert records.best is not None
+    assert records.best[1]["val_accuracy"] < max(row["val_accuracy"] for row in run.history)
     assert f"Of trial {records.best[0]} after" in head
+    history = tables.read(storage, layout.HISTORY).drop_columns(["violation"])
+    storage.write_bytes(layout.HISTORY, parquet(history))  # as some versions wrote it
+    assert f"Of trial {records.best[0]} after" in report.build([storage]).partition("<section")[0]
+    assert open_run(storage.uri).best.number == records.best[0]
     assert all((records.trials[n].n_parameters or 99_999) <= 30_000 for n in front)
 
 
@@ -249,6 +294,10 @@ def test_run_that_began_with_a_model(finished: RunStorage, tmp_path: Path) -> No
     storage.write_json("model.json", {**manifest, "lineage": lineage})
     shown = Tables(report.build([storage]))
     assert "This run began with a model, not with a search." in shown.text
+    assert "No trial was trained: this run began with a model." in shown.text
+    assert "No epoch has ended yet" not in shown.text
+    both = Tables(report.build([storage, finished])).tables["The runs"]
+    assert [row[2] for row in both] == ["space", "–", "convnet"]
     assert [row[0] for row in shown.tables["Every epoch of the chain"][1:]] == [
         "stage 1",
         "stage 1",
@@ -342,10 +391,8 @@ def test_job(finished: RunStorage, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert refused.returncode == 2
     assert re.fullmatch(r"report\.py: RUN: there is no run at .*nothing\n", refused.stderr)
     capfd.readouterr()
-    assert (
-        report.make([str(tmp_path / "run"), finished.uri], str(tmp_path / "both.html"), None, None)
-        == 0
-    )
+    both = [str(tmp_path / "run"), finished.uri]
+    report.make(both, str(tmp_path / "both.html"), None, None)
     assert (tmp_path / "both.html").read_text().count("class=result") == 2
     assert capfd.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
     with pytest.raises(SettingsError, match="no run is given"):
@@ -382,6 +429,24 @@ def test_png_files(finished: RunStorage, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"--png: .*file"):
         report.write_png(finished, str(tmp_path / "file"))
+
+
+def test_png_files_of_parameters_of_any_name(tmp_path: Path) -> None:
+    """`opt/lr` is no folder, and two names that are alike have a file each."""
+    names = {"lr_sgd": "lr_a/b", "lr_adamw": "lr_A_b"}
+
+    def rename(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+        for old, new in names.items():
+            if old in record.params:
+                record.params[new] = record.params.pop(old)
+                frozen._distributions[new] = frozen._distributions.pop(old)
+        frozen.params = dict(record.params)
+
+    storage = write_run(tmp_path / "odd", edit=rename)
+    files = report.write_png(storage, str(tmp_path / "figures"))
+    contours = {path.stem.lower() for path in files if path.stem.startswith("contour")}
+    assert contours == {"contour-batch_size-lr_a_b", "contour-batch_size-lr_a_b-2"}
+    assert sorted(files) == sorted((tmp_path / "figures").iterdir())
 
 
 @pytest.mark.slow

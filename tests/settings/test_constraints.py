@@ -90,6 +90,40 @@ def test_a_flag_may_be_repeated_and_a_file_has_a_list(tmp_path: Path) -> None:
     assert SearchSettings.of(constraint=list(both)).constraint == both
 
 
+@pytest.mark.parametrize(
+    ("flag", "again"),
+    [
+        ("--constraint", "--constraint"),
+        ("--space-args", "--space-args"),
+        ("--sampler-args", "--sampler-args"),
+        ("--scheduler-args", "--scheduler-args"),
+        ("--space-args", "--space_args"),
+        ("--scheduler_args", "--scheduler-args"),
+    ],
+)
+def test_each_flag_of_several_values_may_be_repeated(flag: str, again: str) -> None:
+    name = flag.removeprefix("--").replace("-", "_")
+    for argv in (
+        [flag, "a=1", "--trials", "3", again, "b=2"],
+        [f"{flag}=a=1", f"{again}=b=2", "--trials", "3"],
+        ["--trials", "3", flag, "a=1", again, "b=2"],
+    ):
+        found = parse(SearchSettings, argv)
+        assert (getattr(found, name), found.trials) == (("a=1", "b=2"), 3)
+        assert name in found.given
+
+
+def test_flags_of_several_values_do_not_take_each_other_s() -> None:
+    words = "--space-args a=1 --sampler-args c=3 --space-args b=2 --no-finetune --sampler-args d=4"
+    found = parse(SearchSettings, words.split())
+    assert (found.space_args, found.sampler_args) == (("a=1", "b=2"), ("c=3", "d=4"))
+    assert not found.finetune
+    with pytest.raises(SettingsError, match="^--space-args: width is given twice"):
+        check_search(parse(SearchSettings, ["--space-args=width=8", "--space_args=width=9"]))
+    with pytest.raises(SettingsError, match="^'b=2' belongs to no option"):
+        parse(SearchSettings, ["--space-args", "a=1", "--trials", "3", "b=2"])
+
+
 def test_the_violation_is_the_sum_of_what_is_beyond() -> None:
     limits = read(["parameters<=1000", "accuracy>=0.8", "latency<=2"])
     measured = {"parameters": 1500, "accuracy": 0.6, "latency": None, "size": 7}

@@ -1,6 +1,7 @@
 """Settings made in Python: values of people's types, names, and which of them were given."""
 
 import dataclasses
+import os
 import pwd
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,7 +11,11 @@ import pytest
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.settings import (
+    DrawSettings,
+    ExportSettings,
     FinetuneSettings,
+    PredictSettings,
+    ReportSettings,
     SearchSettings,
     check_search,
     parse,
@@ -25,6 +30,12 @@ from mnist_ray.settings import (
         ("sampler_args", ["a=1"], ("a=1",)),
         ("storage", Path("runs"), "runs"),
         ("storage", "~/runs", str(Path.home() / "runs")),
+        ("points", "~/p.yaml", str(Path.home() / "p.yaml")),
+        ("portfolio", "~/p.yaml", str(Path.home() / "p.yaml")),
+        ("stages", "~/s.yaml", str(Path.home() / "s.yaml")),
+        ("config", "~/c.yaml", str(Path.home() / "c.yaml")),
+        ("study", "~/s.journal", str(Path.home() / "s.journal")),
+        ("name", "~", "~"),
         ("trials", np.int64(4), 4),
         ("cpus_per_trial", np.float32(0.5), 0.5),
         ("gpus_per_trial", "auto", "auto"),
@@ -118,6 +129,46 @@ def test_a_home_folder_is_asked_for_only_when_it_is_needed(
     check_search(parse(SearchSettings, ["--storage", "runs", "--dataset", "digits"]))
     with pytest.raises(SettingsError, match=r"^--storage: ~/mnist_ray: .* HOME$"):
         check_search(parse(SearchSettings, []))
+    with pytest.raises(SettingsError, match=r"^--png: '~/figs' is no place on this machine"):
+        parse(ReportSettings, ["run", "--png=~/figs"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "words", "flag"),
+    [
+        (ReportSettings, ["run"], "--png"),
+        (ReportSettings, ["run"], "--out"),
+        (DrawSettings, ["model.onnx"], "--export"),
+        (ExportSettings, ["run"], "--out"),
+    ],
+)
+def test_what_a_command_writes_lies_on_this_machine(
+    cls: Any, words: list[str], flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a folder `~` or `s3:` of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    name = flag.removeprefix("--")
+    assert getattr(parse(cls, [*words, f"{flag}=~/figs"]), name) == "/home/me/figs"
+    assert getattr(parse(cls, [*words, f"{flag}=a/~/figs"]), name) == "a/~/figs"
+    for place, shown in (
+        ("s3://bucket/figs", "s3://bucket/figs"),
+        ("s3://key:planted@bucket/figs", "s3://***@bucket/figs"),
+        ("file:///tmp/figs", "file:///tmp/figs"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            parse(cls, [*words, f"{flag}={place}"])
+        expected = f"{flag}: {shown!r} is no place on this machine; expected a path"
+        assert str(caught.value) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_home_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights.yaml").write_text("a: 1\n")
+    (tmp_path / "my.yaml").write_text("trials: 7\nclass_weights: ~/weights.yaml\n")
+    found = parse(SearchSettings, ["--config=~/my.yaml"])
+    assert (found.trials, found.class_weights) == (7, '{"a": 1}')
 
 
 def test_every_option_of_a_search_belongs_to_one_group() -> None:
@@ -181,3 +232,46 @@ def test_what_a_submitted_job_keeps_is_accepted(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     check_search(SearchSettings(**{"storage": str(tmp_path), **options}))
+
+
+def test_a_text_that_is_no_utf_8_is_refused_where_a_run_would_record_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")  # as Python has such a word of the command
+    said = r"caf\\udce9 is no UTF-8; rename it, or name a link to it$"
+    for made, flag in (
+        (lambda: SearchSettings(points=odd), "--points"),
+        (lambda: SearchSettings(dataset=f"folder:{odd}"), "--dataset"),
+        (lambda: SearchSettings(data_dir=odd), "--data-dir"),
+        (lambda: SearchSettings(space_args=("a=1", f"b={odd}")), "--space-args"),
+        (lambda: FinetuneSettings(run=odd), "--run"),
+    ):
+        with pytest.raises(SettingsError, match=rf"^{flag}: .*{said}"):
+            made()
+    PredictSettings(odd, (odd,))  # is written nowhere
+    monkeypatch.setenv("MNIST_RAY_DATA", odd)
+    assert SearchSettings().data_dir == odd  # nobody gave it
+    FinetuneSettings(run="runs/a")
+    monkeypatch.delenv("MNIST_RAY_DATA")
+    (tmp_path / odd).mkdir()
+    monkeypatch.chdir(tmp_path / odd)
+    with pytest.raises(SettingsError, match=r"^--dataset: folder:/.*caf\\udce9/photos is no UTF-8"):
+        SearchSettings(dataset="folder:photos")
+
+
+def test_images_that_a_submitted_job_would_lose_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    place = str(tmp_path)
+    check_search(SearchSettings(dataset="folder:photos", storage=place))  # not in a job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for kept in (f"folder:{tmp_path}/photos", "hf:name", "digits", "mine:images"):
+        check_search(SearchSettings(dataset=kept, storage=place))
+    for lost in ("folder:photos", "npz:images.npz"):
+        settings = SearchSettings(dataset=lost, storage=place)
+        with pytest.raises(SettingsError, match="^--dataset: .* give an absolute path"):
+            check_search(settings)
+        check_search(settings, merged=True)  # a run that has it goes on

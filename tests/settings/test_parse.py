@@ -2,6 +2,7 @@
 
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,82 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: 
     assert named in message
     assert str(file) in message
     assert "\n" not in message
+
+
+def outcome(argv: list[str]) -> dict[str, object] | str:
+    """The settings of a command line, or its error; with a file's name in neither."""
+    try:
+        check_search(settings := parse(SearchSettings, argv))
+    except SettingsError as error:
+        return re.sub(r"^\S+\.yaml: ", "", str(error))
+    return {k: v for k, v in vars(settings).items() if k != "config"} | {
+        "given": settings.given - {"config"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("trials: 010", "--trials 010"),
+        ("trials: 1_000", "--trials 1_000"),
+        ("trials: 0x10", "--trials 0x10"),
+        ("trials: '7'", "--trials 7"),
+        ("trials: 1e1", "--trials 1e1"),
+        ("trials: -3", "--trials=-3"),
+        ("seed: +3", "--seed +3"),
+        ("time_budget: 1:30", "--time-budget 1:30"),
+        ("time_budget: 90", "--time-budget 90"),
+        ("name: 2026_11_28", "--name 2026_11_28"),
+        ("name: 2026-11-28", "--name 2026-11-28"),
+        ("name: 0755", "--name 0755"),
+        ("name: 1e3", "--name 1e3"),
+        ("name: 'no'", "--name no"),
+        ("target: .5", "--target .5"),
+        ("target: 5e-1", "--target 5e-1"),
+        ("target: .nan", "--target .nan"),
+        ("reduction_factor: 1e1", "--reduction-factor 1e1"),
+        ("gpus_per_trial: 0.50", "--gpus-per-trial 0.50"),
+        ("study: ~\nstudy_name:\nonnx: null", ""),
+        ("finetune: no\nverbose: yes", "--no-finetune --verbose"),
+        (
+            "space_args: {width: 010, lr: 1e-3, deep: 1:30, day: 2026-11-28, 010: -1, 'no': 5}",
+            "--space-args width=010 lr=1e-3 deep=1:30 day=2026-11-28 010=-1 no=5",
+        ),
+        ("sampler_args: {a: 1_0, b: [3, 05]}", "--sampler-args a=1_0 'b=[3, 05]'"),
+        (
+            "constraint: [parameters<=5_0, accuracy>=1e-1]",
+            "--constraint parameters<=5_0 accuracy>=1e-1",
+        ),
+        (
+            "space_args: &a {x: 1}\nscheduler_args: {<<: *a, y: 02}",
+            "--space-args x=1 --scheduler-args x=1 y=02",
+        ),
+    ],
+)
+def test_a_value_of_a_file_means_what_it_means_as_a_flag(
+    tmp_path: Path, text: str, flags: str
+) -> None:
+    """In YAML 1.1 010 is 8, 1:30 is 90, 2026_11_28 is 20261128."""
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    assert outcome(["--config", str(file)]) == outcome(shlex.split(flags))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("trials: 5\nseed: 1\ntrials: 50\n", "in line 3: 'trials' is given twice"),
+        ("trials: 5\n'trials': 5\n", "in line 2: 'trials' is given twice"),
+        ("seed: 1\nspace_args: {width: 8, width: 9}\n", "in line 2: 'width' is given twice"),
+        ("space_args:\n  width: 8\n  depth: 1\n  width: 9\n", "in line 4: 'width' is given twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        parse(SearchSettings, ["--config", str(file)])
+    assert str(caught.value) == f"{file}: is not plain YAML {named}"
 
 
 @pytest.mark.parametrize(

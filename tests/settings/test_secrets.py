@@ -198,8 +198,8 @@ def test_no_file_of_a_run_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_ray_addresses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from mnist_ray.cluster.connection import _check_address
+    from mnist_ray.cluster.connection import _to_join
 
     for url in ALL:
         monkeypatch.setenv("RAY_ADDRESS", url)
-        assert leaks(said(_check_address, capsys)) == []
+        assert leaks(said(_to_join, capsys)) == []

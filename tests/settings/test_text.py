@@ -3,12 +3,24 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mnist_ray.errors import SettingsError
-from mnist_ray.settings import command, duration, key_values, load, packaged, read_yaml
-from mnist_ray.settings.text import load_json
+from mnist_ray.settings import (
+    RECIPES,
+    command,
+    duration,
+    key_values,
+    load,
+    load_yaml,
+    packaged,
+    read_yaml,
+)
+from mnist_ray.settings.text import class_weights, load_json
+from mnist_ray.settings.yaml_files import Written
 
 
 def test_durations_and_pairs() -> None:
@@ -96,6 +108,49 @@ def test_yaml_that_no_schema_foresees_is_one_line(tmp_path: Path, content: str) 
         read_yaml(str(tmp_path / "a.yaml"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_numbers_of_yaml_are_decimal(tmp_path: Path) -> None:
+    """As in a stage: `epochs: 010`, `lr: 1e-3`."""
+    (tmp_path / "a.yaml").write_text(
+        "stages: [{epochs: 010, lr: 1e-3}, {epochs: -1_0, lr: +2.5E+1}]\n"
+        "more: [.5, 5., .inf, -.INF, 0, 00, !!int 010]\n"
+        "texts: [1:30, 0x1F, 2026-01-02, '10', e3, 1e, '', no-one]\n"
+        "others: [yes, off, null, ~, ]\n"
+        "base: &base {010: 1, no: 2}\nmerged: {<<: *base, 010: 3}\n"
+    )
+    assert read_yaml(str(tmp_path / "a.yaml")) == {
+        "stages": [{"epochs": 10, "lr": 0.001}, {"epochs": -10, "lr": 25.0}],
+        "more": [0.5, 5.0, float("inf"), -float("inf"), 0, 0, 10],
+        "texts": ["1:30", "0x1F", "2026-01-02", "10", "e3", "1e", "", "no-one"],
+        "others": [True, False, None, None],
+        "base": {"010": 1, "no": 2},
+        "merged": {"010": 3, "no": 2},
+    }
+
+
+def test_no_class_of_weights_is_lost_or_renamed(tmp_path: Path) -> None:
+    file = tmp_path / "w.yaml"
+    file.write_text("010: 2\n8: 0.5\nno: 1\n")
+    assert class_weights(str(file)) == '{"010": 2, "8": 0.5, "no": 1}'
+    file.write_text("0: 2\n1: 3\n'0': 5\n")
+    with pytest.raises(SettingsError, match="in line 3: '0' is given twice"):
+        class_weights(str(file))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_packaged_recipe_means_what_other_programs_read_in_it(path: Path) -> None:
+    def texts(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: texts(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [texts(each) for each in value]
+        return value if isinstance(value, bool | None) else str(value)
+
+    expected = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert load_yaml(str(path), "-") == expected
+    if path.parent == RECIPES and not path.stem.startswith("stages-"):  # those of --config
+        assert load_yaml(str(path), "-", Written) == texts(expected)
 
 
 def test_a_name_too_long_for_a_file_is_no_file() -> None:

@@ -27,6 +27,7 @@ from mnist_ray.settings import SearchSettings, check_search, resolved
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tracker as showing
 from mnist_ray.training.trainer import Trainer
+from mnist_ray.tune.trial import NUMBER
 from tests.support import ROOT
 from tests.support.runs import SMALL, finish, search, tables, wait_for
 from tests.support.trials import HP, Here
@@ -168,14 +169,14 @@ def test_a_trial_that_is_started_again_has_one_curve(
     trial_class: type[Here], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard")
-    first = trial_class({**HP, "number": 2})
+    first = trial_class({**HP, NUMBER: 2})
     first.train()
     rows = [first.train()]
     first.stop()
     (
         tmp_path / "tensorboard/00002/events.out.tfevents.000002"
     ).unlink()  # killed between the checkpoint and the events
-    second = trial_class({**HP, "number": 2})
+    second = trial_class({**HP, NUMBER: 2})
     rows += [second.train(), second.train()]
     second.stop()
     assert [row["epoch"] for row in rows] == [2, 2, 3]
@@ -192,7 +193,7 @@ def test_a_node_without_tensorboard_goes_on_training(
     monkeypatch.delitem(sys.modules, "mnist_ray.trackers.summaries", raising=False)
     monkeypatch.delattr("mnist_ray.trackers.summaries", raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    trial = trial_class({**HP, "number": 2})
+    trial = trial_class({**HP, NUMBER: 2})
     results = [trial.train() for _ in range(3)]
     trial.stop()
     assert results[-1]["done"]
