@@ -184,8 +184,8 @@ class Prediction(_Pair):
     Attributes:
         label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
-        known: Whether the picture is one of the classes at all; False if nothing is drawn, where
-            the model's images are drawings (grey, of a built-in data set).
+        known: Whether the picture is one of the classes at all. Where nothing is drawn it is
+            False, but not for models of colour images, nor of one's own files.
         reason: Why it is not: `nothing drawn`; `several` digits; `unsure`, as it may be one or
             another of the classes; or `foreign`, as nothing like it is among them. "" if it is.
     """

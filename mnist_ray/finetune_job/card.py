@@ -52,7 +52,7 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
 
 
 def _known(manifest: Manifest) -> str:
-    """What `known` of `picture.onnx` says. An empty picture of one's own data is never empty."""
+    """When `known` of `picture.onnx` is false. Whether an empty picture counts was tried."""
     false = [
         *(["where nothing is drawn"] * bool((manifest.picture or {}).get("declines_empty"))),
         *(["for a picture that is none of the classes"] * (manifest.known is not None)),

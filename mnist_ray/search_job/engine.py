@@ -283,9 +283,7 @@ def _searcher(
         rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
         options |= {"rungs": rungs, "past": restored.past, "on_paused": keeper.save_if_due}
     if s.deterministic:
-        seeds = functools.partial(
-            further_seed, s.seed
-        )  # of the suggestion of a trial, by its place
+        seeds = functools.partial(further_seed, s.seed)  # of a trial's suggestion, by its place
         ordered = OrderedPromotion if promotes else OrderedSearch
         return ordered(
             *parts, **options, window=placed.slots, sampler=lambda place: plan.sampler(seeds(place))
