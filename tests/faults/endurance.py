@@ -44,7 +44,7 @@ def main() -> int:
         process = search(own_ray(), *arguments, "--storage", folder, "--name", "e")
         assert process.stdout is not None
         memory: list[tuple[int, float]] = []  # trials that have ended, MB
-        with Monkey(process.pid, options.pause, options.seed) as monkey:
+        with Monkey(process.pid, options.pause, seed=options.seed) as monkey:
             for line in process.stdout:
                 if line.startswith("trial ") and "epochs=" in line:
                     with contextlib.suppress(psutil.Error):

@@ -61,30 +61,31 @@ def kill_tree(pid: int) -> None:
 
 
 class Monkey(threading.Thread):
-    """Kills a random trial's worker below `pid` every `pause` seconds, until told to stop.
+    """Kills a random trial's worker below `pid` every `pause` seconds, `most` of them at most.
 
-    One that starts is mostly spared: on a slow machine a start takes longer than some pauses, and
-    a trial that is never let begin is given up, as it should be.
+    Where none is there to kill, it looks again at once: on a fast machine most moments fall into
+    no trial. One that starts is mostly spared: on a slow machine a start takes longer than some
+    pauses, and a trial that is killed too often is given up, as it should be.
     """
 
-    def __init__(self, pid: int, pause: float, seed: int = 0) -> None:
+    def __init__(self, pid: int, pause: float, most: int | None = None, seed: int = 0) -> None:
         super().__init__(daemon=True)
-        self.pid, self.pause, self.chance, self.kills, self.over = (
-            pid,
-            pause,
-            random.Random(seed),
-            0,
-            threading.Event(),
-        )
+        self.pid, self.pause, self.most, self.chance = pid, pause, most, random.Random(seed)
+        self.kills, self.over = 0, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(self.pause * self.chance.uniform(0.5, 1.5)):
+        while self.kills != self.most and not self._rests():
             spare = self.chance.random() < 0.75
-            found = [w for w in workers(self.pid) if not (spare and _starts(w))]
-            if found:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self.chance.choice(found).kill()
-                    self.kills += 1
+            while not self.over.wait(0.02):
+                if found := [w for w in workers(self.pid) if not (spare and _starts(w))]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        self.chance.choice(found).kill()
+                        self.kills += 1
+                        break
+
+    def _rests(self) -> bool:
+        """Sleeps; True where it was told to stop."""
+        return self.over.wait(self.pause * self.chance.uniform(0.5, 1.5))
 
     def __enter__(self) -> "Monkey":
         self.start()
