@@ -22,7 +22,7 @@ A side's choice at a moment is the trial with the best validation accuracy so fa
 trained again with fresh seeds, on the search's training images at the full budget, by this
 package's trainer for all sides. It is judged after the last epoch by MNIST's training images that
 the search did not see. The target that all are timed to is, in each repetition, the lowest accuracy
-of the last choices.
+of these three sides' last choices.
 
 With --confirm there is a fourth side: ours that trains its best trials again itself. Its last
 choice is the one that it ends with. With --fp32 there is one that trains without bf16.
@@ -31,6 +31,7 @@ choice is the one that it ends with. With --fp32 there is one that trains withou
 import dataclasses
 import functools
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -297,6 +298,14 @@ def retrained(
     }
 
 
+def common_accuracy(side: str, seconds: list[float], ours: list[float]) -> list[str]:
+    """The cells of a side's time to the common accuracy."""
+    if math.inf in seconds:
+        found = sum(each < math.inf for each in seconds)
+        return [f"reached in {found} of {len(seconds)}", ""]
+    return [spread(seconds, 1), "" if side == "ours" else ratios(seconds, ours)]
+
+
 def measure(settings: SearchPeersSettings) -> None:
     """Searches, retrained choices, and the table."""
     if settings.unshared and not settings.points:
@@ -315,15 +324,19 @@ def measure(settings: SearchPeersSettings) -> None:
         else {key: [100 * accuracy for _, accuracy, _ in each] for key, each in chosen.items()}
     )
     last = {side: [values[seed, side][-1] for seed in seeds] for side in names}
-    target = [min(accuracies) for accuracies in zip(*last.values(), strict=True)]
+    # The three sides set the target. Of the others, one may end below it.
+    target = [min(accuracies) for accuracies in zip(*(last[side] for side in SIDES), strict=True)]
     reached = {
         side: [
             next(
-                seconds
-                for (seconds, _, _), value in zip(
-                    chosen[seed, side], values[seed, side], strict=True
-                )
-                if value >= target[seed]
+                (
+                    seconds
+                    for (seconds, _, _), value in zip(
+                        chosen[seed, side], values[seed, side], strict=True
+                    )
+                    if value >= target[seed]
+                ),
+                math.inf,
             )
             for seed in seeds
         ]
@@ -346,8 +359,7 @@ def measure(settings: SearchPeersSettings) -> None:
                 side,
                 spread(walls[side], 1),
                 "" if side == "ours" else ratios(walls[side], walls["ours"]),
-                spread(reached[side], 1),
-                "" if side == "ours" else ratios(reached[side], reached["ours"]),
+                *common_accuracy(side, reached[side], reached["ours"]),
                 spread(last[side], 2),
                 "" if side == "ours" else difference(last[side], last["ours"], 2),
                 difference(seen[side], last[side], 2),
@@ -374,7 +386,7 @@ def measure(settings: SearchPeersSettings) -> None:
                 if settings.points
                 else ""
             )
-            + "The common accuracy of a repetition is the lowest of the last choices': "
+            + "The common accuracy of a repetition is the lowest of the three sides' choices: "
             f"{spread(target, 2)} %. Wall time counts from the command's start to its end."
             + (" Searches that the cache has were not run again." if settings.cache else "")
         ],
