@@ -1,6 +1,8 @@
 """Makes the packaged portfolios: at most four configurations of a space, to be tried first.
 
-    python benchmarks/portfolio.py    # of benchmarks/curves: digits, clothes, letters
+    cd benchmarks/curves
+    python ../portfolio.py    # of convnet: digits, clothes, letters
+    python ../portfolio.py --curves mlp-digits.parquet mlp-clothes.parquet mlp-letters.parquet
 
 The files are those of replay_curves.py, one a data set. They hold the same draws, so that every
 configuration was trained on every data set. Points are chosen greedily: the next one is that with
@@ -117,14 +119,15 @@ def measure(settings: PortfolioSettings) -> None:
             body.append([left_out, str(len(chosen)), f"{regret:.3f}", f"{random:.3f}"])
     file = Path(settings.file)
     kept = yaml.safe_load(file.read_text()) if file.exists() else {}
-    text = yaml.safe_dump({**kept, names.pop(): made}, sort_keys=False)
+    space = names.pop()
+    text = yaml.safe_dump({**kept, space: made}, sort_keys=False)
     comment = "# By benchmarks/portfolio.py: space -> family that had no part in it -> points.\n"
     file.write_text(comment + text)
     if not body:
         print("not judged: that needs curves of at least two families of data", flush=True)
         return
     section(
-        "Portfolios, judged on the family that was left out",
+        f"Portfolios of {space}, judged on the family that was left out",
         ["family left out", "configurations", "regret of the best", "of as many random ones"],
         body,
         n=f"{len(settings.curves)} data sets of {len(families)} families",

@@ -5,6 +5,8 @@ import re
 import runpy
 import statistics
 
+import pytest
+
 from tests.support import ROOT
 
 FOLDER = ROOT / "benchmarks" / "curves"
@@ -35,11 +37,12 @@ def test_the_settings_of_the_recording_are_in_the_file() -> None:
     )
 
 
-def test_the_other_files_hold_the_same_draws_and_what_the_card_says() -> None:
+@pytest.mark.parametrize("space", ["", "mlp-", "cnn-"])
+def test_the_other_files_hold_the_same_draws_and_what_the_card_says(space: str) -> None:
     module = runpy.run_path(str(FOLDER / "load.py"))
     card = (FOLDER / "README.md").read_text()
-    first = module["load"](FOLDER / "digits.parquet")
-    for name in ("digits", "clothes", "letters"):
+    first = module["load"](FOLDER / f"{space}digits.parquet")
+    for name in (f"{space}digits", f"{space}clothes", f"{space}letters"):
         curves = module["load"](FOLDER / f"{name}.parquet")
         assert all(a.params == b.params for a, b in zip(curves, first, strict=False))
         last = [(curve.val_accuracy or [0.1])[-1] for curve in curves]

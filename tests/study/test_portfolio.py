@@ -20,29 +20,30 @@ SHAPE = DataShape(1, (28, 28), 10, (0.5,), (0.5,))
 MADE = yaml.safe_load(Path(FILE).read_text())
 
 
-def space(**options: Any) -> Space:
-    return functools.partial(find("convnet"), data=SHAPE, **options)
+def space(name: str = "convnet", **options: Any) -> Space:
+    return functools.partial(find(name), data=SHAPE, **options)
 
 
 def points(**options: Any) -> list[dict[str, Any]]:
-    return starting_points(SearchSettings(**options), space())
+    return starting_points(SearchSettings(**options), space(options.get("space", "convnet")))
 
 
+@pytest.mark.parametrize("name", ["convnet", "mlp", "cnn"])
 @pytest.mark.parametrize("dataset", [*FAMILIES, "folder:/photos"])
-def test_a_data_set_gets_what_was_made_without_its_family(dataset: str) -> None:
+def test_a_data_set_gets_what_was_made_without_its_family(dataset: str, name: str) -> None:
     family = FAMILIES.get(dataset, "none")
-    assert points(dataset=dataset) == MADE["convnet"][family]
-    assert points(dataset=dataset, portfolio="none") == []
+    assert points(dataset=dataset, space=name) == MADE[name][family]
+    assert points(dataset=dataset, space=name, portfolio="none") == []
 
 
 def test_a_space_without_a_portfolio_is_told_to_who_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert points(dataset="mnist", space="mlp") == []
+    assert points(dataset="mnist", space="vgg") == []
     assert capsys.readouterr().out == ""
-    asked = parse(SearchSettings, ["--dataset", "mnist", "--space", "mlp", "--portfolio", "auto"])
+    asked = parse(SearchSettings, ["--dataset", "mnist", "--space", "vgg", "--portfolio", "auto"])
     assert starting_points(asked, space()) == []
-    assert "there is none for space 'mlp' and data set 'mnist'" in capsys.readouterr().out
+    assert "there is none for space 'vgg' and data set 'mnist'" in capsys.readouterr().out
 
 
 def test_the_recipes_of_published_results_begin_with_none() -> None:
@@ -55,8 +56,8 @@ def test_the_recipes_of_published_results_begin_with_none() -> None:
 
 
 def test_a_packaged_portfolio_is_small_and_of_its_space() -> None:
-    for own in MADE["convnet"].values():
-        assert 1 <= len(own) <= 4
+    for made in MADE.values():
+        assert all(1 <= len(own) <= 4 for own in made.values())
     settings = SearchSettings(dataset="mnist", portfolio="auto")
     assert starting_points(settings, space(min_width=24)) == []  # all are of width 16
 
@@ -133,7 +134,9 @@ def test_a_portfolio_is_made_of_the_same_draws(
 
     files = PortfolioSettings().curves
     made = {"file": str(tmp_path / "made.yaml"), "out": str(tmp_path / "made.md")}
-    measure(PortfolioSettings(**made))
+    for space in ("", "mlp-", "cnn-"):
+        own = tuple(str(Path(file).with_name(space + Path(file).name)) for file in files)
+        measure(PortfolioSettings(curves=own, **made))
     assert yaml.safe_load((tmp_path / "made.yaml").read_text()) == MADE
     with pytest.raises(SettingsError, match=r"^--curves: .*curves\.parquet holds other draws"):
         older = str(Path(files[0]).with_name("curves.parquet"))
