@@ -20,6 +20,8 @@ sys.path.insert(0, str(DOCS.parent))
 
 import mnist_ray  # noqa: E402
 from mnist_ray import cli, hyperparameters  # noqa: E402
+from mnist_ray.data import Split  # noqa: E402
+from mnist_ray.export.session import Evaluation  # noqa: E402
 from mnist_ray.hyperparameters import REQUIRED, Hyperparameter  # noqa: E402
 from mnist_ray.results import Prediction  # noqa: E402
 from mnist_ray.run.best import Best, Confirmed  # noqa: E402
@@ -62,6 +64,38 @@ def code(text: str) -> str:
 # ---- options
 
 OPTION = ("option", "value", "default", "meaning")
+EXIT_CODES = (
+    ("0", "The work is done."),
+    ("1", "The settings were right, but the work failed. The last line says why."),
+    ("2", "A flag, a file or a picture is wrong. The line names it, and what is allowed."),
+    ("130", "Ctrl-C, SIGTERM or SIGHUP ended it. A search names the command that goes on."),
+    ("141", "Nobody reads its output any more, as behind a pipe to `head`."),
+)
+VARIABLES = (
+    ("MNIST_RAY_DATA", "The folder of the built-in data sets, if `--data-dir` is not given."),
+    ("MNIST_RAY_TOKEN", "The secret that `mnist-ray serve` asks for; at least 16 characters."),
+    (
+        "MNIST_RAY_STORAGE_RETRY_SECONDS",
+        "So long a storage that does not answer is asked again (default: 60).",
+    ),
+    ("MNIST_RAY_CUDA_GRAPHS", "`0`: a training step on a GPU is not captured as a CUDA graph."),
+    (
+        "XDG_CACHE_HOME",
+        "The folder in whose `mnist_ray` decoded pictures and compiled code are kept "
+        "(default: `~/.cache`).",
+    ),
+    (
+        "RAY_ADDRESS",
+        "The Ray to join, as `HOST:PORT`; `local` starts one. Without it a Ray of yours that runs "
+        "on this machine is joined, else one is started.",
+    ),
+    (
+        "RAY_API_SERVER_ADDRESS",
+        "The job server for `ray job` and for the second job, if it is not the one that Ray names.",
+    ),
+    ("RAY_AUTH_MODE", "`token`: every Ray process asks for [the token](cluster.md#the-token)."),
+    ("AWS_PROFILE, AWS_ENDPOINT_URL, …", "See [object stores](cluster.md#object-stores)."),
+)
 
 
 def options() -> list[str]:
@@ -88,7 +122,9 @@ def options() -> list[str]:
         lines += ["```bash"]
         lines += [f"mnist-ray {name} {e}" for e in help.EXAMPLES[command.settings.__name__]]
         lines += ["```", ""]
-    return lines
+    lines += ["## Exit codes", "", *table(("code", "meaning"), EXIT_CODES)]
+    rows = [(code(name), meaning) for name, meaning in VARIABLES]
+    return [*lines, "## Environment variables", "", *table(("variable", "meaning"), rows)]
 
 
 def option_row(option: help.Option) -> tuple[str, ...]:
@@ -218,8 +254,9 @@ def api() -> list[str]:
         mnist_ray.open_run,
         mnist_ray.load_model,
     ]
-    classes = [mnist_ray.Run, Best, Confirmed, Tuned, mnist_ray.Model, Prediction, mnist_ray.Images]
-    classes += [mnist_ray.DataShape, mnist_ray.SearchSettings, mnist_ray.FinetuneSettings]
+    classes = [mnist_ray.Run, Best, Confirmed, Tuned, mnist_ray.Model, Prediction, Evaluation]
+    classes += [mnist_ray.Images, Split, mnist_ray.DataShape]
+    classes += [mnist_ray.SearchSettings, mnist_ray.FinetuneSettings]
     classes += [mnist_ray.MnistRayError, mnist_ray.SettingsError, mnist_ray.WorkError]
     lines += ["## Functions", ""]
     for function in functions:

@@ -6,15 +6,21 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mnist_ray import data
 from mnist_ray.cli import COMMANDS
+from mnist_ray.finetune_job.recipe import Stage, read_stages
 from mnist_ray.settings import help, parse
+from mnist_ray.settings.text import recipes
 from tests.support import ROOT
-from tests.support.pages import PAGES, blocks, commands
+from tests.support.pages import PAGES, blocks, commands, example
 
 DOCS = ROOT / "docs"
 # Flags of other programs that pages name.
@@ -165,3 +171,88 @@ def test_the_site_has_every_page() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert set(re.findall(r"- ([\w/-]+\.md)", nav)) == pages
+
+
+# ---- facts of the code that a page repeats
+
+
+def section(page: str, heading: str) -> str:
+    """The text below a heading of a page of docs/, up to the next one of that level."""
+    level = heading.partition(" ")[0]
+    found = re.split(rf"^{level} ", PAGES[DOCS / page], flags=re.MULTILINE)
+    [text] = [each for each in found if each.startswith(heading.removeprefix(f"{level} ") + "\n")]
+    return text
+
+
+def rows(text: str) -> set[str]:
+    """The words in code of the first column of all tables."""
+    cells = re.findall(r"^\|([^|]*)\|", text, re.MULTILINE)
+    return {word for cell in cells for word in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_the_page_has_the_stages_that_are_built_in(tmp_path: Path) -> None:
+    text = section("own-parts.md", "## Fine-tuning stages")
+    (tmp_path / "default.yaml").write_text(blocks("yaml", text)[0])
+    assert read_stages(str(tmp_path / "default.yaml")) == read_stages("default")
+    for key in fields(Stage):
+        assert f"`{key.name}`" in text, key.name
+
+
+def test_the_page_has_every_recipe() -> None:
+    of_searches, of_stages = section("own-parts.md", "## Recipes").split("| `--stages` |")
+    assert rows(of_searches) - {"--config"} == set(recipes())
+    assert rows(of_stages) == set(recipes(of_stages=True))
+
+
+def test_the_page_has_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].keys() - {"all"}
+    assert rows(section("quickstart.md", "## 1. Install")) == extras
+
+
+def test_the_page_has_every_variable_of_the_environment() -> None:
+    sources = (file.read_text(encoding="utf-8") for file in (ROOT / "mnist_ray").rglob("*.py"))
+    used = {name for source in sources for name in re.findall(r"MNIST_RAY_[A-Z_]+", source)}
+    assert used <= rows(section("options.md", "## Environment variables"))
+    assert len(used) > 3
+
+
+def test_the_page_has_every_metric_of_the_server() -> None:
+    from mnist_ray.serve.app import Metrics
+
+    told = " ".join(rows(section("shipped-file.md", "## Served")))
+    for family in Metrics().registry.collect():
+        assert family.name in told
+
+
+def test_a_server_in_a_container_has_what_it_needs() -> None:
+    """The page says which words of the Dockerfile to change."""
+    page = section("shipped-file.md", "## Served")
+    words = re.search(r"Write `(.+?)` for `(.+?)` in the `Dockerfile`", page)
+    assert words is not None
+    assert f"mnist_ray{words[2]}" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_page_and_the_card_read_a_picture_alike() -> None:
+    card = (ROOT / "mnist_ray" / "finetune_job" / "card.md.jinja").read_text(encoding="utf-8")
+    assert example("exif_transpose") in blocks("python", card)
+
+
+def test_the_small_examples_of_data_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exec(compile(example('np.savez("images.npz"'), "own-data.md", "exec"), {})
+    for name in ("npz:images.npz", "csv:labels.csv"):
+        parts = [data.load(name, part) for part in ("train", "test")]
+        assert [part.classes for part in parts] == [("cat", "dog")] * 2
+        assert [len(part.labels) for part in parts] == [160, 40]
+    train, test = parts
+    assert train.groups is not None
+    assert test.groups is not None
+    assert not np.intersect1d(train.groups, test.groups).size
+
+
+def test_a_page_imports_no_images_from_an_inner_module() -> None:
+    for path, text in PAGES.items():
+        for code in blocks("python", text):
+            assert "from mnist_ray.data import Images" not in code, path

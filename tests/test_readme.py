@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 
 
 # A test cannot run these: the environment is there, and so is a Ray head of the tests' own.
-ELSEWHERE = ("make ", "source ", "export ", "ray get-auth-token", "ray start")
+ELSEWHERE = ("make ", "source ", "export ", "ray get-auth-token", "ray start", "ray stop")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_space_and_network_of_ones_own_run(
     """The README's example module, through a dry run and one step of its network."""
     (tmp_path / "mine.py").write_text(pages.example("def space(trial, data"))
     options = flags(space="mine:space", space_args="most=32", dataset="digits", dry_run=True)
-    code, output = finish(search(dict(os.environ), *options, cwd=tmp_path), 60)
+    code, output = finish(search(dict(os.environ), *options, cwd=tmp_path))
     assert code == 0, output
     assert '"width"' in output
     monkeypatch.syspath_prepend(tmp_path)

@@ -57,7 +57,7 @@ class Images:
     weights: np.ndarray | None = None
     """float64 `[n]`: how much each image counts in the training's loss. None: all alike."""
     val: np.ndarray | None = None
-    """int64: places of the data set's own validation images in its training part."""
+    """int64: indices of the data set's own validation images in its training part."""
     padding: str | None = None
     """How a picture of any size becomes an image, beside its own shape: black, white, edge or
     stretch. None: grey as MNIST's digits were prepared, colour stretched."""
@@ -154,7 +154,7 @@ def from_function(
         raise SettingsError(f"--dataset: {name} failed for {part!r}: {described(error)}") from error
     if not isinstance(found, Images):
         raise SettingsError(
-            f"--dataset: {name} must return mnist_ray.data.Images, returned {type(found).__name__}"
+            f"--dataset: {name} must return mnist_ray.Images, returned {type(found).__name__}"
         )
     try:
         return _checked(replace(found, name=name, part=part))
@@ -258,7 +258,7 @@ def _weights(values: Any, n: int) -> np.ndarray:
 def _own_val(values: Any, n: int) -> np.ndarray:
     places = np.unique(_whole_numbers(values, "val"))
     if not len(places) or len(places) == n or places[0] < 0 or places[-1] >= n:
-        raise ValueError(f"val must hold places of some of the {n} training images")
+        raise ValueError(f"val must hold indices of some of the {n} training images")
     return places
 
 

@@ -25,18 +25,25 @@ PAIRED = 400  # groups among which the last two of a draw are looked for
 
 
 class Split(NamedTuple):
-    """A training part, the indices (int64) of its training and validation images, and the rule."""
+    """A training part, divided: what a function of `--train-data images` gets as `data`.
+
+    Attributes:
+        images: The training part, an `Images`.
+        train: int64, the indices of the images to train on.
+        val: int64, the indices of the validation images.
+        val_by: The rule of the division: class, group or own.
+        folds: With `--folds`: training and validation indices of each fold, the first of which are
+            `train` and `val`.
+    """
 
     images: Images
     train: np.ndarray
     val: np.ndarray
     val_by: Rule
     folds: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    """With --folds: training and validation images of each, the first of which are `train` and
-    `val`."""
 
     def facts(self) -> dict[str, Any]:
-        """What a run notes of it in run.json, under `data`."""
+        """What a run notes of it in `run.json`, under `data`."""
         validated = sum(len(val) for _, val in self.folds) or len(self.val)
         return {
             "name": self.images.name,

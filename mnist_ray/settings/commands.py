@@ -13,6 +13,7 @@ from mnist_ray.settings.options import (
     Name,
     Options,
     Recipe,
+    Storage,
     default_storage,
 )
 
@@ -34,7 +35,7 @@ class FinetuneSettings(Options):
     --onnx)."""
     onnx: File | None = None
     """Start from this ONNX file, which mnist_ray wrote, instead of the run's best checkpoint."""
-    storage: Folder = field(default_factory=default_storage)
+    storage: Storage = field(default_factory=default_storage)
     """Place of a new run (default: ~/mnist_ray)."""
     name: Name | None = None
     """A new run's name (default: finetune and the time)."""
@@ -47,7 +48,7 @@ class FinetuneSettings(Options):
     augment: Annotated[str, "module:function"] | None = None
     """module:function of your own augmentation, if the run's best trial has one."""
     stages: Recipe | None = None
-    """The stages: a recipe's name or a YAML file (default: that of the search)."""
+    """The stages: the name of packaged stages or a YAML file (default: that of the search)."""
     committee: int | None = None
     """Networks to fine-tune for one ONNX file (default: that of the search)."""
     calibrate: Literal["auto", "twin", "none"] | None = None

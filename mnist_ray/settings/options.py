@@ -27,6 +27,7 @@ Folder = Annotated[str, "FOLDER"]
 KeyValues = Annotated[tuple[str, ...], "KEY=VALUE ..."]
 Name = Annotated[str, "NAME"]
 Recipe = Annotated[str, "NAME|FILE"]
+Storage = Annotated[str, "FOLDER|URI"]
 StudyPlace = Annotated[str, "URL|FILE"]
 
 
@@ -113,13 +114,13 @@ class DataOptions(Options):
     channels: Literal["grey", "colour"] | None = None
     """Read your own images in grey or in colour (default: grey if all pictures are)."""
     padding: Literal["black", "white", "edge", "stretch"] = "black"
-    """Fills the border of a picture that is not square; stretch distorts it to fill the image."""
+    """Fills the border of a picture of another shape than the images; stretch distorts it."""
     skip_broken: bool = False
     """Leave out pictures that cannot be read."""
     verify_data: bool = False
     """Read all pictures again, not only those of another size or time."""
     train_images: int | None = None
-    """Number of images to train on (default: all but the validation images)."""
+    """Number of images to train on in the search (default: all but the validation images)."""
     val_images: int | None = None
     """Number of images to validate on (default: 5,000; digits: 215; your own: a tenth)."""
     val_by: Literal["class", "group", "own"] | None = None
@@ -194,7 +195,7 @@ class GoalOptions(Options):
     max_epochs: int = 10
     """The most epochs a trial trains."""
     time_budget: Duration | None = None
-    """Stop the search after this time, as 90s, 30m or 2h."""
+    """Stop the search after this time, as 90s, 30m or 2h; the fine-tuning follows."""
     target: float | None = None
     """End the search when a trial reaches this value of the metric, as 0.995."""
     patience: int | None = None
@@ -246,7 +247,7 @@ class ResourceOptions(Options):
     cpus_per_trial: float = 1
     """CPUs, and with them threads, of one trial."""
     gpus_per_trial: float | Literal["auto"] = 0
-    """GPU or fraction of one for each trial; auto: by the largest networks' memory and a
+    """GPU or fraction of one for each trial, at most 1; auto: by the largest networks' memory and a
     measurement with 1, 2, 4, 8 and 16 trials at a time (0 if the cluster has none)."""
     max_concurrent: int | None = None
     """Most trials at a time (default: as many as the cluster holds, also when nodes join)."""
@@ -259,8 +260,9 @@ class ResourceOptions(Options):
 class RunOptions(Options):
     """The place of the run and its study."""
 
-    storage: Folder = field(default_factory=default_storage)
-    """A folder or s3://bucket/path for all runs, which every node sees (default: ~/mnist_ray)."""
+    storage: Storage = field(default_factory=default_storage)
+    """Place of all runs, which every node sees: a folder, s3://bucket/path, gs://… or az://…
+    (default: ~/mnist_ray)."""
     name: Name | None = None
     """The run's name (default: space and time)."""
     resume: bool = False
@@ -282,10 +284,10 @@ class ModelOptions(Options):
     finetune: bool = True
     """Fine-tune the best and publish it when the search ends."""
     stages: Recipe = "default"
-    """The fine-tuning stages: a recipe's name, as default or small, or a YAML file."""
+    """The fine-tuning stages: the name of packaged stages, as default or small, or a YAML file."""
     committee: int = 1
-    """Networks to fine-tune, each with seeds of its own, whose mean probabilities one ONNX file
-    gives."""
+    """Networks to fine-tune, each with seeds of its own: an ensemble, whose mean probabilities one
+    ONNX file gives."""
     calibrate: Literal["auto", "twin", "none"] = "auto"
     """How the probabilities are calibrated: on the validation images if the stages leave them out,
     else by a twin: a second network that is trained without them, which doubles the time. auto: a
@@ -293,8 +295,8 @@ class ModelOptions(Options):
     test_steps: bool = False
     """Evaluate every stage on the test set, not the published file alone."""
     gate: Literal["auto", "none"] = "none"
-    """auto: a second small network lets picture.onnx decline a picture of none of the classes,
-    unless --calibrate none."""
+    """auto: a second small network, the gate, lets picture.onnx decline a picture of none of the
+    classes, unless --calibrate none."""
     quantize: Literal["none", "int8", "fp16"] = "none"
     """Publish a quantised model too, if its answers agree and it is faster on this machine."""
 
@@ -335,9 +337,10 @@ class CallOptions(Options):
     """This command alone, not the run."""
 
     config: Recipe | None = None
-    """YAML file with any of these options (as `max_epochs: 4`); a flag wins over the file."""
+    """Name of a packaged recipe, as default (for MNIST), or a YAML file with any of these options
+    (as `max_epochs: 4`); a flag wins over it."""
     dry_run: bool = False
-    """Print the resolved settings and the first suggestions, and do nothing."""
+    """Read the data, print the settings and the first suggestions; run no trial, write no run."""
     verbose: bool = False
     """Ray's own messages too."""
 
@@ -355,7 +358,7 @@ class SearchSettings(  # the fields of the last base come first
     SpaceOptions,
     DataOptions,
 ):
-    """Search for the best network, then fine-tune it in three stages and publish it as ONNX."""
+    """Search for the best network, then fine-tune it in stages and publish it as ONNX."""
 
     recorded = True
 

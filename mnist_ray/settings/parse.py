@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import logging
 import os
 import re
 import sys
@@ -28,23 +27,6 @@ T = TypeVar("T")
 NOT_IN_A_FILE = {"config", "resume", "overwrite", "dry_run", "given"}
 
 
-class _Printed(logging.Handler):
-    """Prints what this package logs: notes as output, warnings as errors."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Prints one line. It may name a file, or quote one."""
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        with output.interrupt_if_lost():
-            print(printable(self.format(record)), file=stream, flush=True)
-
-
-def _print_the_log() -> None:
-    package = logging.getLogger("mnist_ray")
-    if not any(isinstance(handler, _Printed) for handler in package.handlers):
-        package.addHandler(_Printed())
-        package.setLevel(logging.INFO)
-
-
 def main(
     cls: type[T],
     run: Callable[[T], int | None],
@@ -65,7 +47,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no output fails for a character
             stream.reconfigure(errors="backslashreplace")
-    _print_the_log()
+    output.print_the_log()
     name = program or Path(sys.argv[0]).name
     try:
         with interruptible():

@@ -27,6 +27,8 @@ KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SHIPPED = "working_dir_files"  # Ray's folder for a working directory that came from elsewhere
 WRONG = object()  # no value of the wanted type
+# What a part of a search is. Its options are given beside it: a run records them.
+PARTS = {"space": "function", "sampler": "class", "scheduler": "class"}
 
 
 # ---- values from Python
@@ -53,6 +55,11 @@ def converted(value: Any, kind: Any, name: str) -> Any:
         found = _as(value, each)
         if found is not WRONG:
             return found
+    if name in PARTS and type(value).__module__ != "builtins":
+        raise SettingsError(
+            f"{name}: an object of type {type(value).__name__} is not allowed; "
+            f"give its {PARTS[name]}, and its options in {name}_args"
+        )
     allowed = " or ".join(_described(each) for each in kinds)
     raise SettingsError(f"{name}: {value!r} is not allowed; expected {allowed}")
 

@@ -490,7 +490,7 @@ def test_the_commands_are_ones_that_search_takes() -> None:
         *search_commands(PAGE.read_text()),
         *search_commands(CLUSTER.read_text()),
     ]
-    assert len(found) == 4
+    assert len(found) == 5
     for flags in found:
         settings = parse(SearchSettings, flags)
         check_search(settings)

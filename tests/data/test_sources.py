@@ -82,7 +82,7 @@ def test_a_data_set_of_ones_own(own: None) -> None:
         ("twice", "two classes are named 'a'"),
         ("group", "40 images and 39 groups"),
         ("crash", r"my_stripes.py:\d+: FileNotFoundError"),
-        ("other", "must return mnist_ray.data.Images, returned list"),
+        ("other", "must return mnist_ray.Images, returned list"),
         ("number", "of type int, expected a function"),
         ("none", "cannot be imported: .* no attribute 'none'"),
     ],

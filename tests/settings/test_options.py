@@ -1,12 +1,14 @@
 """Settings made in Python: values of people's types, names, and which of them were given."""
 
 import dataclasses
+import functools
 import os
 import pwd
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import optuna
 import pytest
 
 from mnist_ray.errors import SettingsError
@@ -73,6 +75,24 @@ def test_a_wrong_value_names_the_argument(name: str, value: object, expected: st
     with pytest.raises(SettingsError) as caught:
         SearchSettings.of(**{name: value})
     assert str(caught.value) == f"{name}: {value!r} is not allowed; expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("sampler", optuna.samplers.RandomSampler(), "an object of type RandomSampler is not"),
+        ("scheduler", optuna.pruners.NopPruner(), "an object of type NopPruner is not"),
+        ("space", functools.partial(parse), "an object of type partial is not"),
+    ],
+)
+def test_an_object_in_place_of_its_class_is_told_from_it(
+    name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        SearchSettings.of(**{name: value})
+    kind = "function" if name == "space" else "class"
+    hint = f"give its {kind}, and its options in {name}_args"
+    assert str(caught.value) == f"{name}: {expected} allowed; {hint}"
 
 
 def test_a_function_that_no_worker_could_import_is_refused() -> None:
