@@ -1,11 +1,14 @@
-"""What happens where a command's output can no longer be written."""
+"""A command's output: what is logged is printed, and what happens where it cannot be written."""
 
 import _thread
 import contextlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
+
+from mnist_ray.errors import printable
 
 NOBODY_READS = 128 + signal.SIGPIPE  # as a shell names the end of a command before `| head`
 
@@ -72,3 +75,23 @@ def _code_of_output() -> int:
             print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
         return 1
     raise
+
+
+class _Printed(logging.Handler):
+    """Prints what this package logs: notes as output, warnings as errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one line. It may name a file, or quote one."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        with interrupt_if_lost():
+            print(printable(self.format(record)), file=stream, flush=True)
+
+
+def print_the_log(*, unless_handled: bool = False) -> None:
+    """Prints from now on what this package logs, unless the caller has a handler that gets it."""
+    package = logging.getLogger("mnist_ray")
+    if unless_handled and package.hasHandlers():
+        return
+    if not any(isinstance(handler, _Printed) for handler in package.handlers):
+        package.addHandler(_Printed())
+        package.setLevel(logging.INFO)

@@ -351,6 +351,19 @@ def test_the_run_of_a_dry_run_can_be_shown(tmp_path: Path) -> None:
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.parametrize("handler", [False, True])
+def test_notes_on_own_images_are_told_in_python_too(handler: bool, tmp_path: Path) -> None:
+    """Unless the caller handles logging already; here by a handler that drops all."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=[0, 1] * 20)
+    code = "import logging; logging.root.addHandler(logging.NullHandler())\n" if handler else ""
+    code += "import mnist_ray\nmnist_ray.search(dataset='npz:own.npz', trials=1, dry_run=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ("it has no test part" in done.stdout) is not handler, done.stdout
+
+
 @pytest.mark.parametrize("settings", ["digits", mr.FinetuneSettings(), {"trials": 3}])
 def test_a_search_by_place_takes_settings_alone(settings: Any) -> None:
     with pytest.raises(mr.SettingsError, match=r"^search: .* expected SearchSettings, or options"):

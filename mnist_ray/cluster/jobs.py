@@ -142,9 +142,14 @@ def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     names = {}
     package = importlib.util.find_spec("mnist_ray")
     parent = str(Path(package.origin).parent.parent) if package and package.origin else ""
-    if parent and parent not in sysconfig.get_paths().values():  # a checkout
-        paths = [parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        names["PYTHONPATH"] = os.pathsep.join(paths)
+    installed = sysconfig.get_paths().values()
+    checkout = [parent] if parent and parent not in installed else []
+    # Workers find the modules beside the caller's script, as Ray tells them the folder.
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    foreign = script in sys.path and script not in (*installed, os.path.join(parent, "jobs"))
+    if own := checkout + ([script] if foreign else []):
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        names["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*checkout, *given, *own]))
     if cluster.started_here:
         # Ray tells a job the address of any Ray among this machine's processes.
         names["RAY_ADDRESS"] = cluster.address

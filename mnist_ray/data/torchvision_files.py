@@ -27,6 +27,7 @@ from mnist_ray.data.images import PARTS, Images, digest
 from mnist_ray.errors import SettingsError
 
 log = logging.getLogger(__name__)
+CACHE = "~/.cache/mnist_ray"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
     """
     source, root = SOURCES[name], root_of(data_dir)
     if _missing(name, root, part):
-        _obtain(name, root, data_dir, download=download)
+        _obtain(name, root, download=download)
     folder = root / source.folder
     images, labels = (
         _read_cifar(folder, part) if name == "cifar10" else _read_idx(name, folder, part)
@@ -120,7 +121,7 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
 
 def root_of(data_dir: str | None) -> Path:
     """The data folder: the one given, else MNIST_RAY_DATA, else a cache of our own."""
-    chosen = data_dir or os.environ.get("MNIST_RAY_DATA") or "~/.cache/mnist_ray"
+    chosen = data_dir or os.environ.get("MNIST_RAY_DATA") or CACHE
     found = os.path.expanduser(chosen)
     if found.startswith("~"):
         raise SettingsError(
@@ -146,11 +147,10 @@ def _missing(name: str, root: Path, part: str) -> list[str]:
     ]
 
 
-def _obtain(name: str, root: Path, data_dir: str | None, *, download: bool) -> None:
+def _obtain(name: str, root: Path, *, download: bool) -> None:
     """Download missing files, or name them in one line and how to give them."""
-    # A directory that was named but is not there is more likely a slip than a wish for a download.
-    named = bool(data_dir or os.environ.get("MNIST_RAY_DATA"))
-    if named and not os.path.isdir(root):
+    # The cache is made. Any other directory that is not there is more likely a slip.
+    if root != Path(os.path.expanduser(CACHE)).absolute() and not os.path.isdir(root):
         reason = "no such directory (make it to have them downloaded into it)"
     elif not download:
         reason = "downloading is off"

@@ -164,6 +164,32 @@ def test_an_installed_package_needs_no_path(monkeypatch: pytest.MonkeyPatch) -> 
     assert "PYTHONPATH" not in jobs._entrypoint(joined(), ["finetune"])
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_modules_beside_the_callers_script_are_found(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "src"), *sys.path])
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "src/run.py")])
+    if installed:
+        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": PARENT})
+    words = shlex.split(jobs._entrypoint(joined(), ["finetune"]))
+    found = next(word for word in words if word.startswith("PYTHONPATH="))
+    assert found == f"PYTHONPATH={'' if installed else PARENT + ':'}{tmp_path / 'src'}"
+
+
+@pytest.mark.parametrize("script", [f"{PARENT}/jobs/search.py", f"{PARENT}/tests/elsewhere.py"])
+def test_the_folder_of_our_own_scripts_hides_no_package(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """jobs/evaluate.py would stand before a package `evaluate`."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", [f"{PARENT}/jobs", *sys.path])
+    monkeypatch.setattr(sys, "argv", [script])
+    words = shlex.split(jobs._entrypoint(joined(), ["finetune"]))
+    assert f"PYTHONPATH={PARENT}" in words
+
+
 def test_a_shipped_working_directory_holds_the_package() -> None:
     line = jobs._entrypoint(joined(working_dir="gcs://x.zip"), ["finetune", "--run", "a b"])
     assert shlex.split(line) == ["python", "-m", "mnist_ray", "finetune", "--run", "a b"]

@@ -19,6 +19,7 @@ from mnist_ray.data import (
     torchvision_files,
 )
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings import SearchSettings
 from tests.support.datasets import MNIST_DIGESTS, REAL, idx, real_mnist, write_cifar, write_idx
 
 
@@ -242,7 +243,7 @@ def test_without_a_network_one_line_and_nothing_left(
     import torchvision  # noqa: F401 (its import takes seconds that are not the subject)
 
     began = time.monotonic()
-    for directory in (str(tmp_path), None):
+    for directory in (str(tmp_path), None, SearchSettings(dataset=name).data_dir):
         with pytest.raises(
             SettingsError,
             match=r"--data-dir: .* missing .*cannot be downloaded .*Network is unreachable",
@@ -261,8 +262,9 @@ def test_only_what_is_missing_is_named(tmp_path: Path) -> None:
     assert len(load("kmnist", "train", str(tmp_path), download=False).labels) == 60
 
 
+@pytest.mark.parametrize("of_settings", [False, True])
 def test_a_download_is_moved_into_place_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of_settings: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision
 
@@ -274,7 +276,8 @@ def test_a_download_is_moved_into_place_whole(
 
     monkeypatch.setattr(torchvision.datasets, "KMNIST", KMNIST)
     root = tmp_path / "home/.cache/mnist_ray"
-    assert len(load("kmnist", "train").labels) == 60
+    data_dir = SearchSettings(dataset="kmnist").data_dir if of_settings else None
+    assert len(load("kmnist", "train", data_dir).labels) == 60
     assert socket.getdefaulttimeout() is None
     assert sorted(path.name for path in root.iterdir()) == ["KMNIST"]
     assert len(list((root / "KMNIST/raw").iterdir())) == 4
