@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -25,6 +26,7 @@ from mnist_ray.run.publication import publish
 from mnist_ray.storage import RunStorage
 from tests.support.hostile import with_metadata
 from tests.support.networks import HP, network
+from tests.support.pages import example
 from tests.support.published import published
 
 
@@ -61,6 +63,24 @@ def test_a_committee_has_the_weights_of_all() -> None:
     state = {k: v for k, v in committee.state_dict().items() if "num_batches" not in k}
     assert state.keys() <= found.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_the_page_s_lines_make_the_network_again(
+    networks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [network(HP, seed=seed) for seed in range(networks)]
+    whole = models.Committee(members).eval() if networks > 1 else members[0]
+    file = export(whole, [HP] * networks if networks > 1 else HP, {"dataset": "digits"})
+    run = tmp_path / "run"
+    publish(RunStorage(str(run)), {layout.MODEL: file}, {"file": layout.MODEL})
+    (run / layout.CARD).write_text("# A card\n", encoding="utf-8")
+    handover.export(str(run), "huggingface", str(tmp_path / "for-the-hub"))
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(compile(example("for-the-hub/config.json"), "shipped-file.md", "exec"), made)
+    images = data.load("digits", "test").images[:20]
+    assert np.abs(logits_of(made["network"], images) - logits_of(whole, images)).max() < 1e-5
 
 
 def test_triton_s_repository_says_what_the_files_take(run: Path, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def guises(images: np.ndarray) -> Iterator[np.ndarray]:
         if kind == 0:
             yield as_picture(image)
         elif kind == 1:
-            yield _dark(_resized(image, 5 * image.shape[2]))
+            yield _dark(_resized(image, 5 * max(image.shape[1:])))
         elif kind == 2:
             alpha = np.array(_resized(image, 80).convert("L"))
             yield np.dstack([np.zeros((*alpha.shape, 3), np.uint8), alpha])
@@ -285,16 +285,20 @@ def guises(images: np.ndarray) -> Iterator[np.ndarray]:
             light = np.linspace(1.0, 0.6, large.shape[1])[:, None]
             yield np.dstack([large[:, :, :3] * light, large[:, :, 3:]]).astype(np.uint8)
         else:
-            yield np.array(_resized(image, max(2, image.shape[2] // 2)).convert("RGBA"))
+            yield np.array(_resized(image, max(2, max(image.shape[1:]) // 2)).convert("RGBA"))
 
 
-def _resized(image: np.ndarray, width: int | None = None) -> Image.Image:
-    """An image uint8 [C, H, W] as Pillow has it, its sides in their proportion."""
+def _resized(image: np.ndarray, longer: int | None = None) -> Image.Image:
+    """An image uint8 [C, H, W] as Pillow has it; its longer side resized, the other in proportion.
+
+    The width alone would make a tall image too large for the memory.
+    """
     pixels = image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0)
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if width is None:
+    if longer is None:
         return picture
-    return picture.resize((width, max(1, round(width * picture.height / picture.width))))
+    width, height = (max(1, round(longer * side / max(picture.size))) for side in picture.size)
+    return picture.resize((width, height))
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:

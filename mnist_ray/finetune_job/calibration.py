@@ -49,6 +49,8 @@ class Fitted:
     sure: np.ndarray | None = None
     """float64 [n]: the calibrated probability of the answer to each validation image; None if the
     network was not calibrated."""
+    accuracy: float | None = None
+    """Of these answers. A twin's are not those of the network that is published."""
 
 
 def rule(calibrate: str, train_on: str, images: int) -> str:
@@ -78,9 +80,11 @@ def fitted(by: str, networks: Sequence[nn.Module], split: Split, began: float) -
     seconds = time.monotonic() - began if by == "twin" else 0.0
     network = networks[0] if len(networks) == 1 else Committee(networks)
     logits = logits_of(network, split.images.images[split.val])
-    found = temperature(logits, split.images.labels[split.val])
+    labels = split.images.labels[split.val]
+    found = temperature(logits, labels)
     sure = probabilities(logits.astype(np.float64) / found).max(1)
-    return Fitted(Calibration(by, found, len(split.val), round(seconds, 1)), sure)
+    right = float((logits.argmax(1) == labels).mean())
+    return Fitted(Calibration(by, found, len(split.val), round(seconds, 1)), sure, right)
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -55,8 +55,8 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     hp = start.hyperparameters[0]
     task = dataclasses.replace(task, recipe=task.recipe.resolved(hp))
     yield from train(task, start, storage, split)
-    steps = trained(task, start, storage)
     fit = yield from calibrated(task, start, storage, split)
+    steps = trained(task, start, storage, fit.accuracy)
     calibration, gate = fit.calibration, None
     if task.gate != "none":
         gate = yield from gated(split, _device(task), fit.sure, task.calibrate)
@@ -169,8 +169,17 @@ def train(task: ChainTask, start: Step, storage: RunStorage, split: Split) -> It
         yield from train_stages(recipe, hp, weights, storage, data, task.precision, member)
 
 
-def trained(task: ChainTask, start: Step, storage: RunStorage) -> list[Step]:
-    """The steps of a chain that was trained. The last is the model to publish."""
+def trained(
+    task: ChainTask, start: Step, storage: RunStorage, accuracy: float | None = None
+) -> list[Step]:
+    """The steps of a chain that was trained. The last is the model to publish.
+
+    Args:
+        task: The chain's.
+        start: Its first step.
+        storage: The run's.
+        accuracy: A committee's on the validation images; None: nothing has measured it.
+    """
     steps = [start]
     for number, stage in task.recipe.numbered():
         curve = _curve(storage, number)
@@ -190,6 +199,8 @@ def trained(task: ChainTask, start: Step, storage: RunStorage) -> list[Step]:
         return steps
     committee = Committee([step.network for step in members]).eval()
     facts = {"step": "committee", "networks": len(members)}
+    if task.recipe.train_on == "train":  # else it has seen the images that a twin has not
+        facts["val_accuracy"] = accuracy
     each = tuple(step.hyperparameters[0] for step in members)
     return [*steps, *members[1:], Step(facts, committee, each)]
 

@@ -46,7 +46,8 @@ class Gate(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         shrink = math.ceil(max(size) / LARGEST)
-        self.shrink = nn.AvgPool2d(shrink) if shrink > 1 else nn.Identity()
+        window = min(shrink, size[0]), min(shrink, size[1])  # of a long image one side is shorter
+        self.shrink = nn.AvgPool2d(window) if shrink > 1 else nn.Identity()
         self.features = nn.Sequential(
             *_block(channels, 16, 5, 2), *_block(16, 32, 3, 2), *_block(32, 32, 3, 1)
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mnist_ray import cluster, data, report
+from mnist_ray import cluster, data, output, report
 from mnist_ray.errors import MnistRayError, SettingsError
 from mnist_ray.finetune_job import own
 from mnist_ray.finetune_job.own import OwnTask
@@ -60,6 +60,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         SettingsError: the settings are wrong; nothing was started.
         WorkError: the fine-tuning failed.
     """
+    output.print_the_log(unless_handled=True)
     cluster.quiet_ray()
     about = _run(settings)
     task: ChainTask | OwnTask

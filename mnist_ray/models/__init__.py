@@ -5,7 +5,7 @@ Every network takes float images [batch, C, H, W] with pixels in [0, 1] and retu
 The dict names the family in `model`; `hyperparameters.NETWORK_KEYS` lists the keys of each family.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,12 +33,13 @@ __all__ = [
 FAR = 4  # times the numbers that a file holds
 
 
-def build(hp: Hyperparameters) -> nn.Module:
+def build(hp: Hyperparameters | Sequence[Hyperparameters]) -> nn.Module:
     """The network that the hyperparameters describe, with random weights from torch's generator.
 
     Args:
-        hp: The dict. `hp["model"]` is one of FAMILIES, or "module:function" for a function of
-            your own, which gets the dict as it is.
+        hp: The dict; of a committee, a list with one for each network. `hp["model"]` is one of
+            FAMILIES, or "module:function" for a function of your own, which gets the dict as it
+            is.
 
     Raises:
         SettingsError: The family is unknown, or a value is missing or not allowed.
@@ -51,6 +52,8 @@ def build(hp: Hyperparameters) -> nn.Module:
                 pixels = hp["in_channels"] * height * width
                 return nn.Sequential(nn.Flatten(), nn.Linear(pixels, hp["classes"]))
     """
+    if not isinstance(hp, Mapping):
+        return Committee([build(each) for each in hp])
     builder = resolve(hp.get("model"))
     return builder(hyperparameters.network(hp) if hp["model"] in FAMILIES else hp)
 

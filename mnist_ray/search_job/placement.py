@@ -87,13 +87,12 @@ def share_of_gpu(plan: Plan, each: list[dict[str, float]]) -> float:
     largest = [*drawn(plan.space, UpperEnd(s.seed), DRAWN), *typical]
     data_bytes = images.images.nbytes + images.labels.nbytes
     slots = min(cpus / s.cpus_per_trial, s.max_concurrent or math.inf)
+    given = (largest, typical, data_bytes, slots, s.cpus_per_trial, s.precision)
     print("--gpus-per-trial auto: measuring on a GPU, as soon as one is free", flush=True)
     remote = ray.remote(num_gpus=1, num_cpus=min(s.cpus_per_trial, cpus), max_retries=0)
     measure = remote(gpu_share.measure)
     try:
-        found = ray.get(
-            measure.remote(largest, typical, data_bytes, slots, s.cpus_per_trial, s.precision)
-        )
+        found = ray.get(measure.remote(*given, folds=s.folds or 1))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:  # its worker died, as without memory

@@ -81,6 +81,23 @@ class DataShape:
         """How often the image can be halved before nothing is left of it."""
         return min(self.image_size).bit_length() - 1
 
+    def check_side(self, least: int, space: str) -> None:
+        """Refuses images of which a space's poolings would leave nothing.
+
+        Args:
+            least: Pixels that height and width need.
+            space: The space's name.
+
+        Raises:
+            SettingsError: One of them is less.
+        """
+        height, width = self.image_size
+        if min(height, width) < least:
+            raise SettingsError(
+                f"--space: {space!r} needs images at least {least} pixels high and wide; these "
+                f"are {height} x {width}; --space mlp takes any"
+            )
+
 
 def find(name: str, of_images: bool = True) -> Space:
     """The space of that name or dotted path.

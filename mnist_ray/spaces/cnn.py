@@ -11,7 +11,12 @@ from mnist_ray.spaces import DataShape
 
 
 def cnn(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
-    """Hyperparameters of the family `cnn`; SGD is without momentum, torch's default."""
+    """Hyperparameters of the family `cnn`; SGD is without momentum, torch's default.
+
+    Raises:
+        SettingsError: The images are too small for its two poolings.
+    """
+    data.check_side(4, "cnn")
     return {
         "model": "cnn",
         **data.hyperparameters(),

@@ -52,11 +52,11 @@ def convnet(  # noqa: PLR0913 (each is an option that people name)
         blocks: Blocks of convolutions, from 1 to 3, which are then not searched.
 
     Raises:
-        SettingsError: An option is too small, too large or none of those allowed, or the position
-            is fixed and searched.
+        SettingsError: An option is too small, too large or none of those allowed, the position is
+            fixed and searched, or the images are too small to be pooled.
     """
-    _at_least(min_width=(min_width, 1), max_width=(max_width, min_width))
-    _at_least(max_fc=(max_fc, 0))
+    data.check_side(2, "convnet")
+    _at_least(min_width=(min_width, 1), max_width=(max_width, min_width), max_fc=(max_fc, 0))
     choose = trial.suggest_categorical
     optimizer = choose("optimizer", ["sgd", "adamw"])
     hp: dict[str, Any] = {"model": "convnet", **data.hyperparameters()}

@@ -18,7 +18,11 @@ def optunanet(trial: optuna.Trial, data: DataShape, width_scale: float = 1.0) ->
         trial: Optuna's.
         data: The data set's shape.
         width_scale: Factor of all filters and neurons; the trial keeps the original numbers.
+
+    Raises:
+        SettingsError: The factor is not allowed, or the images are too small for two poolings.
     """
+    data.check_side(4, "optunanet")
     layers = range(1, 5)
     return {
         "model": "optunanet",
@@ -51,7 +55,11 @@ def optunanet_depth(
         trial: Optuna's.
         data: The data set's shape.
         width_scale: Factor of all filters and neurons; the trial keeps the original numbers.
+
+    Raises:
+        SettingsError: As `optunanet`.
     """
+    data.check_side(4, "optunanet-depth")
     depth = trial.suggest_int("n_layers_fc", 1, 4)
     widths = [
         trial.suggest_categorical(f"fc_out_{i}", [128, 256, 512, 1024]) for i in range(1, depth + 1)

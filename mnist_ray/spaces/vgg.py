@@ -15,7 +15,11 @@ def vgg(trial: optuna.Trial, data: DataShape) -> dict[str, Any]:
 
     The learning rate falls to a tenth for the last of six epochs. The first two blocks have one
     convolution; a trial is asked only for values that its network has.
+
+    Raises:
+        SettingsError: The images are too small for the poolings of two blocks.
     """
+    data.check_side(4, "vgg")
     optimizer = trial.suggest_categorical("optimizer", ["adam", "sgd"])
     low, high = (1e-5, 1e-2) if optimizer == "adam" else (1e-4, 1e-1)
     lr = trial.suggest_float(f"lr_{optimizer}", low, high, log=True)

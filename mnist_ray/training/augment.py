@@ -21,6 +21,7 @@ from mnist_ray.errors import SettingsError, described
 from mnist_ray.settings.text import arguments, load
 
 Change = Callable[[Tensor], Tensor]
+ROUNDING = 0.01  # beyond 0 and 255: an interpolation's weights may sum to a little more than 1
 
 
 def _moved(images: Tensor, most: int, flip: bool) -> Tensor:
@@ -99,8 +100,9 @@ def _displacements(images: Tensor, alpha: float, sigma: float) -> Tensor:
     # A Gaussian is separable, so smoothing is a matrix product from either side.
     smooth = _gaussian(height, sigma, images.device) @ noise
     smooth = smooth @ _gaussian(width, sigma, images.device)
-    unit = torch.tensor([2 / width, 2 / height], device=images.device)
-    return alpha * smooth.permute(0, 2, 3, 1) * unit
+    # Numbers of Python's, and no tensor of them: a CUDA graph takes no copy from the CPU.
+    across, down = (alpha * smooth).unbind(1)
+    return torch.stack([across * (2 / width), down * (2 / height)], 3)
 
 
 def _gaussian(size: int, sigma: float, device: torch.device) -> Tensor:
@@ -175,10 +177,11 @@ def check(text: str, images: np.ndarray, flag: str = "--augment") -> None:
         raise SettingsError(
             f"{flag}: {text} returns {shape}; expected a tensor {tuple(batch.shape)}"
         )
-    most = float(found.max())
-    if not (found.dtype == torch.uint8 or found.is_floating_point()) or not math.isfinite(most):
+    least, most = (float(value) for value in found.float().aminmax())  # NaN, if any is
+    bytes_or_floats = found.dtype == torch.uint8 or found.is_floating_point()
+    if not (bytes_or_floats and -ROUNDING <= least <= most <= 255 + ROUNDING):
         raise SettingsError(
-            f"{flag}: {text} returns {found.dtype} values up to {most:g}; "
+            f"{flag}: {text} returns {found.dtype} values from {least:g} to {most:g}; "
             "expected uint8 or finite floats from 0 to 255"
         )
     if most <= 1 < float(images.max()):

@@ -20,6 +20,7 @@ from torch import Tensor
 from mnist_ray import models
 from mnist_ray.errors import WorkError, first_line
 from mnist_ray.processes import end_with_parent
+from mnist_ray.training.folds import FoldTrainer
 from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import EVALUATION_BATCH, Trainer
 
@@ -37,7 +38,7 @@ class Found:
     """The measurement.
 
     Args:
-        memory: Bytes of one process with the network that needs most; 0 on a CPU.
+        memory: Bytes of one process with the trial that needs most; 0 on a CPU.
         total: Bytes of the device.
         images_per_second: Of all processes together, by their number.
     """
@@ -71,7 +72,7 @@ def numbers(memory: float, total: float, slots: float) -> list[int]:
     return [number for number in AT_A_TIME if number <= most]
 
 
-def measure(
+def measure(  # noqa: PLR0913 (plain values, for a task of Ray's)
     largest: Sequence[Mapping[str, Any]],
     drawn: Sequence[Mapping[str, Any]],
     data_bytes: int,
@@ -79,6 +80,7 @@ def measure(
     cpus: float,
     precision: str,
     device: str = "cuda",
+    folds: int = 1,
 ) -> Found:
     """Measures on this machine's device, in some 20 s.
 
@@ -91,6 +93,7 @@ def measure(
         cpus: CPUs of one trial.
         precision: As of `Trainer`.
         device: "cuda" or, for tests, "cpu".
+        folds: Networks of a trial, which take turns and all stay in memory.
 
     Raises:
         WorkError: A process cannot be measured.
@@ -98,7 +101,7 @@ def measure(
     try:
         with _pool(1, cpus) as pool:
             typical = pool.submit(_median, drawn).result()
-            memory, total = pool.submit(_memory, largest, precision, device).result()
+            memory, total = pool.submit(_memory, largest, precision, device, folds).result()
         memory += data_bytes if memory else 0
         rates: dict[int, float] = {}
         to_try = numbers(memory, total, slots)
@@ -138,18 +141,21 @@ def _images(hp: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, hp["classes"], (n,), device=device)
 
 
-def _memory(hps: Sequence[Mapping[str, Any]], precision: str, device: str) -> tuple[float, float]:
-    """Bytes that training any of these networks takes, CUDA's own included, and the device's."""
+def _memory(
+    hps: Sequence[Mapping[str, Any]], precision: str, device: str, folds: int
+) -> tuple[float, float]:
+    """Bytes that a trial of any of these networks takes, CUDA's own included, and the device's."""
     if device == "cpu":
         return 0.0, math.inf
     total = torch.cuda.mem_get_info()[1]
     for hp in hps:
         try:
-            trainer = Trainer(hp, epochs=2, seed=0, device=device, precision=precision)
+            options = {"epochs": 2, "seed": 0, "device": device, "precision": precision}
+            trainer = FoldTrainer(hp, folds=folds, **options)
             images, labels = _images(hp, device)
-            trainer.train_epoch(images, labels)
+            train = torch.arange(len(labels), device=device)
             whole = torch.arange(EVALUATION_BATCH["cuda"], device=device) % len(labels)
-            trainer.evaluate(images, labels, whole)
+            trainer.run_epoch(images, labels, *[train, whole] * folds)
             del trainer
         except torch.cuda.OutOfMemoryError:
             return total, total

@@ -46,9 +46,7 @@ class Step:
         self.model, self.optimizer, self.training = model, optimizer, training
         self.layout = layout
         self.change = augment.change_of(training["augment"])
-        # A person's own code may do what a graph would not repeat.
-        own = ":" in str(training["model"]) or hyperparameters.own_function(training["augment"])
-        wanted = os.environ.get(SWITCH) != "0" and not own
+        wanted = os.environ.get(SWITCH) != "0" and repeatable(training)
         self.graphs = wanted and next(model.parameters()).is_cuda
         self._captured: tuple[Any, Backward, Any] | None = None
 
@@ -102,6 +100,17 @@ class Step:
         if isinstance(self.optimizer, Muon):
             self.optimizer.orthogonalize()
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+
+def repeatable(training: Mapping[str, Any]) -> bool:
+    """Whether a graph may hold a step with these hyperparameters.
+
+    A person's own code may do what a graph would not repeat. The operators that a file of another
+    program is made of look at values, as shapes: they wait for the GPU.
+    """
+    model = str(training["model"])
+    own = ":" in model or hyperparameters.own_function(training["augment"]) is not None
+    return not own and model != "foreign"
 
 
 def pixels(images: Tensor, layout: torch.memory_format) -> Tensor:

@@ -66,6 +66,23 @@ def test_its_probability_is_that_of_the_parts_at_the_temperature(
         verify_pictures(sharper, export(network(HP, seed=5), HP, {}), digits.images[:12])
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 1), (3, 600, 1), (1, 30, 20)])
+def test_a_tall_image_makes_no_huge_picture(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 x 1 pixels one was made of 192,000 x 3,000."""
+    resize = Image.Image.resize
+
+    def small(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        assert max(size) <= 3000
+        return resize(image, size)
+
+    monkeypatch.setattr(Image.Image, "resize", small)
+    pictures = list(guises(np.full((6, *shape), 200, np.uint8)))
+    assert len(pictures) == 7
+    assert pictures[0].shape == (4000, 3000, 4)
+
+
 def test_nothing_drawn_is_not_known(exported: bytes) -> None:
     session = PictureSession(picture_file(exported, "model"), "picture.onnx")
     for picture in (np.full((50, 60, 4), 255, np.uint8), np.zeros((9, 9, 4), np.uint8)):

@@ -34,7 +34,6 @@ STAGES = (
 
 @pytest.fixture(scope="module")
 def parts() -> tuple[data.Split, data.Images]:
-    torch.set_num_threads(1)
     train, test = data.load("digits", "train"), data.load("digits", "test")
     return data.Split(train, np.arange(300), np.arange(300, 400), "class"), test
 
@@ -43,6 +42,7 @@ def parts() -> tuple[data.Split, data.Images]:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The search's best checkpoint."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     return Trainer(HP, epochs=1, seed=0).weights_bytes({"number": 7, "row": ROW})
 
 
@@ -153,6 +153,24 @@ def test_a_committee_carries_the_hyperparameters_of_each_member(
     described = judging.manifest(task, judged, judged[-1], parts[1])
     assert described.n_parameters == 2 * sum(each.numel() for each in start.network.parameters())
     assert described.lineage[3]["networks"] == 2
+
+
+@pytest.mark.parametrize("calibrate", ["auto", "none"])
+def test_a_committee_s_validation_accuracy_is_no_single_network_s(
+    tmp_path: Path, begun: bytes, parts: tuple[data.Split, data.Images], calibrate: str
+) -> None:
+    """It is its own, or none where nothing has asked it about the validation images."""
+    recipe = Recipe("one", "best", "train", STAGES[:1])
+    task = task_of(tmp_path, begun, recipe=recipe, committee=2, calibrate=calibrate)
+    manifest = published(list(chain.run_chain(task, *parts)))
+    images, val = parts[0].images, parts[0].val
+    session = Session(read_verified(RunStorage(task.uri))[1], "model")
+    own = session.evaluate(images.images[val], images.labels[val]).accuracy
+    expected = own if calibrate == "auto" else None
+    assert manifest.val_accuracy == expected
+    assert manifest.lineage[-1]["val_accuracy"] == expected
+    assert json.loads(session.metadata["val_accuracy"]) == expected
+    assert manifest.lineage[1]["val_accuracy"] is not None
 
 
 def test_the_networks_of_a_committee_may_differ(

@@ -185,13 +185,15 @@ def test_picture_onnx_declines_as_the_gate_says(
     assert with_inner_values(file)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 100, 70), (1, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 100, 70), (1, 8, 8), (1, 1, 64), (1, 64, 1), (3, 16, 600)]
+)
 def test_the_gate_s_graph_is_the_gate(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     made = Gate(shape[0], shape[1:], 4).eval()
     hp: dict[str, Any] = {
-        **HP, "in_channels": shape[0], "image_size": list(shape[1:]), "classes": 4,
-        "mean": [0.1] * shape[0], "std": [0.3] * shape[0],
+        "model": "mlp", "in_channels": shape[0], "image_size": list(shape[1:]), "classes": 4,
+        "mean": [0.1] * shape[0], "std": [0.3] * shape[0], "units": [8], "dropouts": [0.2],
     }  # fmt: skip
     model = export(network(hp), hp, {"padding": "black"})
     declining = Declining(graph_file(made, shape), 0.0, 0.0)

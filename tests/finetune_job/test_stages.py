@@ -54,7 +54,6 @@ RECIPE = Recipe("test", "best", "train", STAGES)
 
 @pytest.fixture
 def data() -> Data:
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (120, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = (images.float().mean((1, 2, 3)) > 127).long()

@@ -52,12 +52,6 @@ NETWORKS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def fixed() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def images(hp: dict[str, Any], n: int = 5) -> torch.Tensor:
     return torch.rand(n, hp["in_channels"], *hp["image_size"])
 

@@ -13,9 +13,9 @@ from mnist_ray.training import gpu_share
 measure: Any = gpu_share.measure
 
 
-def on_a_cpu(*arguments: Any) -> gpu_share.Found:
+def on_a_cpu(*arguments: Any, **options: Any) -> gpu_share.Found:
     """The measurement, without a GPU."""
-    found: gpu_share.Found = measure(*arguments, "cpu")
+    found: gpu_share.Found = measure(*arguments, device="cpu", **options)
     return found
 
 

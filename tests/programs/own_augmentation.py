@@ -40,6 +40,21 @@ def scaled(images: Tensor) -> Tensor:
     return images / 255
 
 
+def normalised(images: Tensor) -> Tensor:
+    """Returns pixels as torchvision's Normalize makes them of those from 0 to 1: some negative."""
+    return v2.functional.normalize(images / 255, [0.1307] * 3, [0.3081] * 3)
+
+
+def brighter(images: Tensor) -> Tensor:
+    """Returns pixels above 255."""
+    return images * 1.3
+
+
+def smooth(images: Tensor) -> Tensor:
+    """Returns pixels above 255 by a rounding error."""
+    return images * 1.000001
+
+
 def whole(images: Tensor) -> Tensor:
     """Returns whole numbers that are no bytes."""
     return images.long()

@@ -23,7 +23,6 @@ FEW = ("max_width=8", "min_width=8")
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(stored, "_noted", set())
-    torch.set_num_threads(1)
 
 
 def plan_of(tmp_path: Path, counts: list[int], shape: tuple[int, ...], **options: Any) -> Plan:
@@ -70,16 +69,21 @@ def test_it_is_trained_exported_and_judged(
 
 
 @pytest.mark.parametrize(
-    ("counts", "options", "message"),
+    ("counts", "shape", "options", "message"),
     [
-        ([5, 5, 1], {}, "--dataset: a class has a single training image, a split needs two"),
-        ([9, 9, 3], {"folds": 5}, "--folds 5: the rarest class has 3 images; take fewer"),
-        ([9], {}, "has one class, '0'; expected at least two"),
+        ([5, 5, 1], (12, 12), {}, "--dataset: a class has a single training image, a split needs"),
+        ([9, 9, 3], (12, 12), {"folds": 5}, "--folds 5: the rarest class has 3 images; take fewer"),
+        ([9], (12, 12), {}, "has one class, '0'; expected at least two"),
+        ([9, 9], (1, 32), {}, "^--space: 'convnet' needs .* at least 2 .* these are 1 x 32"),
     ],
 )
 def test_or_refused_in_one_line(
-    tmp_path: Path, counts: list[int], options: dict[str, Any], message: str
+    tmp_path: Path,
+    counts: list[int],
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(SettingsError, match=message) as error:
-        plan_of(tmp_path, counts, (12, 12), **options)
+        plan_of(tmp_path, counts, shape, **options)
     assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """Where trials run: a GPU that is found is used, or the log says why not; without one, a line."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.search_job import placement
 from mnist_ray.search_job.plan import Placement, Plan, prepare
 from mnist_ray.settings import SearchSettings
+from mnist_ray.training import gpu_share
 
 
 def line(gpus: float, *nodes: dict[str, float], cpus: float = 1) -> str:
@@ -128,6 +130,25 @@ def test_a_folder_that_nodes_to_come_must_see_is_told(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("folds", [None, 5])
+def test_the_measurement_is_told_how_many_networks_a_trial_has(
+    completed: Completed, monkeypatch: pytest.MonkeyPatch, folds: int | None
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def remote(**_: object) -> Any:
+        def send(*of: object, **named: object) -> None:
+            asked.append(inspect.signature(gpu_share.measure).bind(*of, **named).arguments)
+
+        return lambda work: SimpleNamespace(remote=send)
+
+    monkeypatch.setattr("ray.remote", remote)
+    monkeypatch.setattr("ray.get", lambda _: gpu_share.Found(1.0, 9.0, {1: 5.0, 2: 9.0}))
+    placed = completed(WORKER, scales=False, gpus_per_trial="auto", folds=folds)
+    assert placed.gpus == 0.5
+    assert [each["folds"] for each in asked] == [folds or 1]
+
+
 def test_a_measurement_whose_worker_dies_is_a_line(
     completed: Completed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +156,7 @@ def test_a_measurement_whose_worker_dies_is_a_line(
 
     def remote(**options: Any) -> Any:
         retries.append(options["max_retries"])
-        return lambda work: SimpleNamespace(remote=lambda *of: None)
+        return lambda work: SimpleNamespace(remote=lambda *of, **named: None)
 
     def dies(*of: object) -> None:
         raise OutOfMemoryError("Task was killed due to the node running low on memory.")

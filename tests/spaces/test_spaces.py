@@ -23,6 +23,7 @@ from mnist_ray.settings import SearchSettings, check_search, key_values, parse, 
 from mnist_ray.settings.text import arguments
 from mnist_ray.study import samplers
 from mnist_ray.study.points import read_points
+from mnist_ray.study.suggestions import check_suggests
 from mnist_ray.training.trainer import Trainer
 from tests.support import ROOT
 
@@ -40,11 +41,6 @@ NETWORKS = [
 RECIPES = sorted((ROOT / "mnist_ray" / "recipes").glob("s[0-9]-*.yaml"))
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def asked(
@@ -201,6 +197,24 @@ def test_every_suggestion_is_json_and_builds(name: str, data: spaces.DataShape) 
         assert not any(isinstance(value, dict) for value in hp.values())
         logits = models.build(again).eval()(torch.rand(2, data.in_channels, *data.image_size))
         assert logits.shape == (2, data.classes)
+
+
+LEAST = {"convnet": 2, "mlp": 1}  # pixels of a side; the others pool twice
+
+
+@pytest.mark.parametrize("size", [(1, 32), (32, 1), (2, 2), (3, 9), (4, 4)], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_small_images_are_refused_or_give_networks(name: str, size: tuple[int, int]) -> None:
+    data = spaces.DataShape(1, size, 3, (0.3,), (0.4,))
+    if min(size) < LEAST.get(name, 4):
+        found = rf"at least {LEAST.get(name, 4)} pixels .* are {size[0]} x {size[1]};"
+        with pytest.raises(
+            SettingsError, match=f"^--space: '{name}' needs .*{found}.*--space mlp takes any$"
+        ):
+            check_suggests(lambda trial: spaces.find(name)(trial, data), name)
+        return
+    for _, hp in asked(name, data, 6, **NARROW.get(name, {})):
+        assert models.build(hp)(torch.rand(2, 1, *size)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

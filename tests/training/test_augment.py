@@ -34,12 +34,6 @@ def change_of(text: str) -> augment.Change:
     return change
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def spots(n: int, height: int, width: int, y: int, x: int, channels: int = 1) -> torch.Tensor:
     """n images that are black but for one pixel."""
     images = torch.zeros(n, channels, height, width, dtype=torch.uint8)
@@ -126,6 +120,30 @@ def test_elastic_is_smooth_and_about_a_pixel() -> None:
     assert step < 0.25 * field.abs().mean()
 
 
+def test_displacements_are_what_they_were_to_the_bit() -> None:
+    images = torch.zeros(50, 1, 14, 11, dtype=torch.uint8)
+    torch.manual_seed(3)
+    noise = 2 * torch.rand(50, 2, 14, 11) - 1
+    smooth = augment._gaussian(14, SIGMA, images.device) @ noise
+    smooth = smooth @ augment._gaussian(11, SIGMA, images.device)
+    former = ALPHA * smooth.permute(0, 2, 3, 1) * torch.tensor([2 / 11, 2 / 14])
+    torch.manual_seed(3)
+    assert torch.equal(augment._displacements(images, ALPHA, SIGMA), former)
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+def test_nothing_is_copied_from_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph refuses a tensor that is made of Python's numbers."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a copy from the CPU")
+
+    change = change_of(name)
+    for function in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, function, refused)
+    assert change(torch.zeros(9, 1, 14, 11, dtype=torch.uint8)).shape == (9, 1, 14, 11)
+
+
 def test_elastic_keeps_what_is_even() -> None:
     images = torch.full((20, 1, 28, 28), 100, dtype=torch.uint8)
     inner = change_of("elastic")(images)[:, :, 8:-8, 8:-8]
@@ -172,6 +190,7 @@ def test_torchvisions_transforms_can_be_plugged_in() -> None:
     assert first.shape == images.shape
     assert (first != images).flatten(1).any(1).float().mean() > 0.5
     augment.check(f"{OWN}:turned:degrees=90", images.numpy())
+    augment.check(f"{OWN}:smooth", torch.full_like(images, 255).numpy())
 
 
 @pytest.mark.parametrize(
@@ -187,11 +206,14 @@ def test_torchvisions_transforms_can_be_plugged_in() -> None:
         (f"{OWN}:listed", "returns list; expected a tensor"),
         (f"{OWN}:scaled", "returns values up to 1; expected pixels from 0 to 255"),
         (f"{OWN}:whole", "returns torch.int64 values"),
-        (f"{OWN}:lost", "values up to nan"),
+        (f"{OWN}:lost", "values from nan to nan; expected uint8 or finite floats from 0 to 255"),
+        (f"{OWN}:normalised", r"returns torch.float32 values from -0\.42\d+ to 2\.82\d+; expected"),
+        (f"{OWN}:brighter", r"returns torch.float32 values from 0 to 331\.5; expected"),
     ],
 )
 def test_a_wrong_function_of_ones_own_is_one_line(text: str, message: str) -> None:
     images = torch.full((9, 3, 14, 11), 255, dtype=torch.uint8).numpy()
+    images[:, :, :5] = 0
     with pytest.raises(SettingsError, match=f"^--augment: .*{message}") as error:
         augment.check(text, images)
     assert "\n" not in str(error.value)

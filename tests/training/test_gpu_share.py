@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 
 from mnist_ray import models, spaces
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.run.records import EpochRow
 from mnist_ray.settings import SearchSettings, check_search, parse
 from mnist_ray.study.samplers import UpperEnd
 from mnist_ray.training import gpu_share
+from mnist_ray.training.trainer import Trainer
 from tests.support import PROGRAMS, ROOT
 from tests.support.trials import HP
 
@@ -83,6 +86,33 @@ def test_what_is_measured() -> None:
 def test_measured_on_a_gpu() -> None:
     found = gpu_share.measure([{**HP, "width": 256}], [HP], 1000, 2, 1, "auto")
     assert 2**20 < found.memory < found.total
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_trial_of_folds_needs_more_memory() -> None:
+    wide = [{**HP, "width": 256, "layers_per_block": 2}]
+    one, three = (
+        gpu_share.measure(wide, [HP], 1000, 1, 1, "auto", folds=folds).memory for folds in (1, 3)
+    )
+    assert three > one
+
+
+def test_memory_is_measured_with_the_networks_of_all_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of one trial's at a time, and none of the trial before."""
+    training: weakref.WeakSet[Trainer] = weakref.WeakSet()
+    at_a_time = []
+    train_epoch = Trainer.train_epoch
+
+    def noted(trainer: Trainer, *of: Any) -> EpochRow:
+        training.add(trainer)
+        at_a_time.append(len(training))
+        return train_epoch(trainer, *of)
+
+    monkeypatch.setattr(Trainer, "train_epoch", noted)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60, 100))
+    memory, total = gpu_share._memory([HP, HP], "fp32", "cpu:0", 3)  # "cpu" measures nothing
+    assert at_a_time == [1, 2, 3, 1, 2, 3]
+    assert (memory, total) == (40, 100)
 
 
 @pytest.mark.slow

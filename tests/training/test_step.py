@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mnist_ray import hyperparameters
 from mnist_ray.training import step as step_module
+from mnist_ray.training.augment import AUGMENTATIONS
 from mnist_ray.training.trainer import Trainer
 from tests.support import ROOT
 from tests.support.networks import TRAINED as HP
@@ -55,10 +57,29 @@ def test_a_trainer_that_is_dropped_frees_its_memory_at_once(device: str) -> None
         gc.enable()
 
 
+OWN_AUGMENTATION = "tests.training.test_step:never_called"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"augment": "affine:degrees=5"}, True),
+        ({"augment": OWN_AUGMENTATION}, False),
+        ({"model": "mine:network"}, False),
+        ({"model": "foreign"}, False),  # onnx2torch's operators wait for the GPU
+    ],
+    ids=str,
+)
+def test_which_steps_a_graph_may_hold(change: dict[str, str], expected: bool) -> None:
+    training = hyperparameters.training({**HP, **change})
+    assert step_module.repeatable(training) == expected
+
+
 @on_gpu
 def test_no_graphs_of_a_persons_own_code() -> None:
     assert trainer_of(augment="affine:degrees=5").step.graphs
-    assert not trainer_of(augment="tests.training.test_step:never_called").step.graphs
+    assert not trainer_of(augment=OWN_AUGMENTATION).step.graphs
 
 
 def never_called(batch: Tensor) -> Tensor:
@@ -79,9 +100,15 @@ def test_a_graph_trains_as_the_step_does(optimizer: str) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_goes_on_as_if_uninterrupted(optimizer: str) -> None:
-    random = functools.partial(trainer_of, optimizer=optimizer, dropout=0.2, augment="affine")
+@pytest.mark.parametrize(
+    ("optimizer", "augment"),
+    [
+        *((optimizer, "affine") for optimizer in OPTIMIZERS),
+        *(("sgd", augment) for augment in AUGMENTATIONS if augment != "affine"),
+    ],
+)
+def test_goes_on_as_if_uninterrupted(optimizer: str, augment: str) -> None:
+    random = functools.partial(trainer_of, optimizer=optimizer, dropout=0.2, augment=augment)
     data, undisturbed, first, second = images("cuda"), *(random(ema=0.9) for _ in range(3))
     for _ in range(3):
         undisturbed.train_epoch(*data)

@@ -12,12 +12,6 @@ from mnist_ray.training.trainer import Trainer, epoch_seed, layout_of, load_netw
 from tests.support import PROGRAMS
 from tests.support.networks import TRAINED as HP
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 Quarters = tuple[torch.Tensor, torch.Tensor]
 
 
