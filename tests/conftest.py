@@ -1,5 +1,6 @@
 """Fixtures of many rooms: an S3 server and a Ray of the tests' own."""
 
+import faulthandler
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A slow test may take longer than pyproject.toml's `faulthandler_timeout`."""
+    if item.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is not the one of its manifest is refused at once, not after three seconds.
@@ -47,6 +54,19 @@ def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     The tests of a model that is being replaced set the pauses themselves.
     """
     monkeypatch.setattr(publication, "READ_AGAIN", ())
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed() -> None:
+    """Torch computes in one thread, and draws the same numbers whatever tests ran before.
+
+    A module that needs torch has imported it by now; for the others that would take seconds. What
+    a fixture of a wider scope trains comes earlier: it sets both itself.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """examples/: each part is used as a search uses it, and the notebook runs from end to end."""
 
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -15,12 +16,13 @@ from safetensors.torch import save_file
 from mnist_ray import data, models, open_run
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.write import export
+from mnist_ray.run import layout
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.trials.function import FunctionTrial
 from mnist_ray.tune.trial import NUMBER, TrialContext
 from tests.support import ROOT
-from tests.support.runs import ended, finish, flags, search, wait_for
+from tests.support.runs import ended, finish, flags, load_study, search, wait_for
 
 STAGES = (
     "stages: [{epochs: 1, batch_size: 64, optimizer: adam, lr: 0.001, weight_decay: 0, seed: 1}]"
@@ -156,6 +158,15 @@ def test_a_search_over_a_function_is_killed_and_goes_on(
     limits = flags(metric="accuracy", trials=8, max_epochs=60, scheduler="none", finetune_epochs=3)
     killed = search(ray_head, *own, *run, *limits)
     seen = wait_for(killed, " COMPLETE ")
+    # A trial goes on with its state: one must have one by now.
+    folder = tmp_path / "own"
+    while not any(
+        (folder / layout.trial_folder(trial.number) / FunctionTrial.LATEST).exists()
+        for trial in load_study(folder).trials
+        if trial.state.name == "RUNNING"
+    ):
+        assert killed.poll() is None, "the search ended before it was killed"
+        time.sleep(0.02)
     killed.kill()
     killed.wait()
     code, output = finish(search(ray_head, *own, *run, "--resume"))

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,7 @@ warm: list[bool] = []
 def attempt(place: Place, call: Callable[[Path], object]) -> tuple[list[str], Exception | None]:
     """What a command did that it must not, and the error that was no line for a person."""
     before, unexpected = place.surroundings(), None
-    allowed = (str(place.folder / "runs"), "/tmp/mray-", "/dev/shm")
+    allowed = (str(place.folder / "runs"), f"{tempfile.gettempdir()}/mray-", "/dev/shm")
     with hostile.watched(allowed, str(place.outside)) as watch:
         try:
             call(place.run)

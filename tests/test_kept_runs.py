@@ -98,6 +98,23 @@ def test_the_interrupted_one_goes_on(ray_head: dict[str, str], runs: Path) -> No
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
 
 
+@pytest.mark.parametrize("trials", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_has_begun_goes_on_with_fewer_trials_too(
+    ray_head: dict[str, str], runs: Path, trials: int
+) -> None:
+    """One of them is done already: --trials leaves no room for both that run."""
+    folder = runs / "interrupted"
+    arguments = flags(storage=runs, name="interrupted", resume=True, finetune=False)
+    code, output = finish(search(ray_head, *arguments, *flags(trials=trials)))
+    assert code == 0, output
+    assert f"1 of {trials} trials are done, 2 go on" in output
+    assert ended(output) == {0, 2}
+    assert {t.number: t.state.name for t in load_study(folder).trials} == {
+        n: "COMPLETE" for n in range(3)
+    }
+    check_run(str(folder), 3)
+
+
 @pytest.mark.slow  # a second job from a search to a model: tests/search_job, tests/finetune_job
 def test_the_interrupted_one_is_fine_tuned_after_its_search(
     ray_head: dict[str, str], runs: Path, tmp_path: Path

@@ -85,7 +85,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
 def test_the_wheel_works_in_an_empty_folder(python: Path, tmp_path: Path) -> None:
     kept = {"PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"}
     env = {name: value for name, value in os.environ.items() if name in kept}
-    env |= {"HOME": str(tmp_path / "home"), "COLUMNS": "120"}
+    env |= {"HOME": str(tmp_path / "home"), "COLUMNS": "120", "RAY_ADDRESS": "local"}
     (tmp_path / "home").mkdir()
     folder = tmp_path / "empty"
     folder.mkdir()

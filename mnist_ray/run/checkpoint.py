@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mnist_ray.errors import CorruptFileError, MnistRayError, first_line, shortened
+from mnist_ray.run.header import story_of
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -51,9 +52,7 @@ def unpack(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        own = json.loads(header["__metadata__"]["mnist_ray"])
-        text, expected = own["story"], own["sha256"]
+        text, expected = story_of(data)
         if not isinstance(text, str) or not isinstance(metadata := json.loads(text), dict):
             raise ValueError("its metadata are no JSON object")
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar, cast
 
 from mnist_ray.settings.checks import MOST
-from mnist_ray.settings.objectives import DIRECTIONS, column, direction, function_of
+from mnist_ray.settings.objectives import DIRECTIONS, column, direction, function_of, is_yielded
 
 T = TypeVar("T")
 
@@ -72,9 +72,12 @@ def keeps_limits(row: Mapping[str, Any]) -> bool:
 
 
 def usable(row: Mapping[str, Any], metric: str) -> bool:
-    """Whether an epoch can be the best: its loss is finite, or it has none but its own metric."""
+    """Whether an epoch can be the best: its loss is finite, or it has none but its own metric.
+
+    Of what a training function yields the metric alone decides: `val_loss` may be any number there.
+    """
     loss = row["val_loss"]
-    if loss is None or math.isnan(loss):
+    if is_yielded(metric) or loss is None or math.isnan(loss):
         own = row.get(column(metric)) if column(metric) not in COLUMNS else None
         return own is not None and math.isfinite(own)
     return math.isfinite(loss)

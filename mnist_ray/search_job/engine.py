@@ -168,7 +168,8 @@ def _fit(
     lost: Callable[[], bool],
 ) -> None:
     """Trains the trials that remain, if any; arguments as in `train`."""
-    remaining = plan.settings.trials - restored.records.settled()
+    # A trial that has begun goes on, however few --trials says now.
+    remaining = max(plan.settings.trials - restored.records.settled(), len(restored.continued))
 
     def settled(number: int) -> None:
         progress.settled(number)
@@ -177,8 +178,10 @@ def _fit(
     with progress.bar, _kept_at_interrupt(keeper):
         if remaining > 0:
             searcher = _searcher(plan, study, restored, settled, keeper)
-            with patches.patched_tune(searcher.worker_lost):
-                _tuner(plan, searcher, restored, remaining, folder, lost, progress).fit()
+            ending = _ending(plan, searcher, lost)
+            if not ending.stop_all():  # else a resume would begin trials and throw them away
+                with patches.patched_tune(searcher.worker_lost):
+                    _tuner(plan, searcher, restored, remaining, folder, ending, progress).fit()
             searcher.close()
             _check_end(plan, searcher, lost)
 
@@ -271,6 +274,7 @@ def _searcher(
         "keep_error": lambda number, text: plan.storage.write_bytes(
             layout.error_file(number), text.encode()
         ),
+        "best_row": functools.partial(_trainable(plan).best_row, plan.storage),
         "continued": restored.continued,
         "retried": trials.to_try_again(study, plan.name),
         "points": trials.remaining_points(study, plan.name, plan.points),
@@ -335,13 +339,19 @@ def _context(plan: Plan) -> TrialContext:
     )
 
 
+def _ending(plan: Plan, searcher: StudySearch, lost: Callable[[], bool]) -> schedulers.Ending:
+    s, reserve = plan.settings, confirm.Reserve(plan, searcher.records)
+    options: dict[str, Any] = {"target": s.target, "patience": s.patience, "reserve": reserve}
+    return schedulers.Ending(searcher, plan.time_budget, lost, **options)
+
+
 def _tuner(
     plan: Plan,
     searcher: StudySearch,
     restored: Restored,
     remaining: int,
     folder: Path,
-    lost: Callable[[], bool],
+    ending: schedulers.Ending,
     progress: Progress,
 ) -> tune.Tuner:
     s, placed = plan.settings, plan.placed
@@ -370,14 +380,7 @@ def _tuner(
             name=layout.TUNE,
             # Of Tune's files only a population's states are read again, by any node.
             storage_path=plan.storage.uri if population else str(folder),
-            stop=schedulers.Ending(
-                searcher,
-                plan.time_budget,
-                lost,
-                target=s.target,
-                patience=s.patience,
-                reserve=confirm.Reserve(plan, restored.records),
-            ),
+            stop=ending,
             failure_config=tune.FailureConfig(max_failures=watch.DEATHS),
             callbacks=callbacks,
             # Trials keep their own checkpoints (see tune/trainable.py). A population's state that

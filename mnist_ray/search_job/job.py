@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from mnist_ray import cluster, hyperparameters, report, trackers
+from mnist_ray import cluster, hyperparameters, output, report, trackers
 from mnist_ray.errors import MnistRayError
 from mnist_ray.finetune_job.recipe import read_stages
 from mnist_ray.processes import temporary_folder
@@ -42,6 +42,7 @@ def search(settings: SearchSettings, *, handle_signals: bool = True) -> Finished
     Raises:
         MnistRayError: A person or the surroundings caused it: one line names the cause.
     """
+    output.print_the_log(unless_handled=True)
     cluster.quiet_ray()
     others = cluster.OtherWork()
     plan = prepare(settings)
@@ -113,8 +114,6 @@ def _on_cluster(
                 journal,
                 resumed=bool(plan.resumed),
             )
-            if records.settled() < plan.settings.trials:
-                plan.storage.delete(layout.CONFIRMED)  # another may be the best now
             ends = None if plan.time_budget is None else time.monotonic() + plan.time_budget
             engine.train(plan, study, restored, keeper, watchers, folder, held.lost.is_set)
             print(summary.text(records, study), flush=True)

@@ -173,6 +173,9 @@ class Keeper:
         folder = layout.trial_folder(number)
         if self.resumed and not self.storage.exists(f"{folder}/{list(self.best_files)[-1]}"):
             return  # kept before the interruption
+        if self.resumed and self._kept is None:
+            # From here on best/ holds no retraining any more, and the best is the search's.
+            self.storage.delete(layout.CONFIRMED)
         for file, kept in self.best_files.items():
             content = self.storage.read_bytes(f"{folder}/{file}")
             self.storage.write_bytes(f"{layout.BEST}/{kept}", content)

@@ -100,8 +100,8 @@ def no_winner(plan: Plan, records: Records) -> str:
                 f"keeps --constraint {' '.join(map(str, limits))}; "
                 f"the nearest has {constraints.broken(limits, nearest)}"
             )
-    reasons = sorted({r.reason for r in records.trials.values()})
-    return f"succeeded: {shortened('; '.join(reasons), 400)}"
+    reasons = sorted({r.reason or "it has not ended" for r in records.trials.values()})
+    return f"succeeded: {shortened('; '.join(reasons) or 'none was begun', 400)}"
 
 
 def short(params: Mapping[str, Any]) -> str:

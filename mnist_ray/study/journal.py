@@ -232,7 +232,7 @@ class FileLog(BaseJournalBackend):
         with self._named_errors(), self.locked(), self._opened() as file:
             self.check()
             at = end = self._begins[-1]
-            alone = os.fstat(file.fileno()).st_size == end
+            alone = self._cut(file.fileno(), end) == end
             file.write(b"".join(lines))
             file.flush()
             if sync:
@@ -243,6 +243,24 @@ class FileLog(BaseJournalBackend):
             at += len(line)
             self._begins.append(at if alone else end)
 
+    @staticmethod
+    def _cut(file: int, end: int) -> int:
+        """Cuts off a part of a line, and returns the size of the file.
+
+        Another writer was killed, or its disk was full, while it wrote: ours would be glued to it.
+
+        Args:
+            file: its descriptor; nobody else writes now.
+            end: where whole lines are known to end.
+        """
+        size = os.fstat(file).st_size
+        behind = os.pread(file, max(0, size - end), end)
+        whole_lines = end + behind.rfind(b"\n") + 1
+        if whole_lines >= size:
+            return size
+        os.ftruncate(file, whole_lines)
+        return whole_lines
+
     def sync(self) -> None:
         """Waits for the disk."""
         with self._named_errors(), self._opened() as file:
@@ -250,7 +268,7 @@ class FileLog(BaseJournalBackend):
 
     def _opened(self) -> Any:
         """To append. A file that is gone is not made again: it would lack its beginning."""
-        return open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "ab")
+        return open(os.open(self.path, os.O_RDWR | os.O_APPEND), "ab")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

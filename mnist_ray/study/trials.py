@@ -1,5 +1,6 @@
 """A run's trials in a study: asked for, read back, and tried again after an interruption."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from mnist_ray.study.optuna_private import FIXED, reopened
 # User attributes of a trial.
 RUN = "mnist_ray:run"  # of every trial: the run that it belongs to
 SUMMARY = "mnist_ray:summary"  # of every trial that ended or was paused: Record.summary()
+ROWS = "mnist_ray:rows"  # ROWS:0, ROWS:1 …: the first rows of a SUMMARY that is too long for one
 PAUSED = "mnist_ray:paused"  # of one that waits for its promotion: its last epoch, else 0
 LEGS = "mnist_ray:legs"  # of each of an ordered promotion: the places of its parts
 POINT = "mnist_ray:point"  # of one from --points: the run that named the point, its place there
@@ -23,6 +25,41 @@ SOURCE = "mnist_ray:source"  # of one that --warm-start took over: its study and
 ATTRIBUTES: Mapping[str, type] = {
     SUMMARY: dict, PAUSED: int, LEGS: list, POINT: list, AGAIN: int, SOURCE: list
 }  # fmt: skip
+
+LONGEST = 32_000  # bytes of rows in one attribute: MySQL and MariaDB take 65,535 in all
+
+
+def keep_summary(trial: optuna.Trial, record: Record) -> None:
+    """Writes what the study is to know of a trial that ends or pauses: SUMMARY, and its ROWS.
+
+    SUMMARY says how many ROWS there are, and is written last. ROWS only grow: after a kill between
+    the two the older SUMMARY is still right.
+    """
+    summary = record.summary()
+    parts: list[list[Any]] = [[]]
+    room = LONGEST
+    for row in summary["rows"]:
+        length = len(json.dumps(row))
+        if parts[-1] and length > room:
+            parts.append([])
+            room = LONGEST
+        parts[-1].append(row)
+        room -= length
+    *first, summary["rows"] = parts
+    for i, rows in enumerate(first):
+        trial.set_user_attr(f"{ROWS}:{i}", rows)
+    trial.set_user_attr(SUMMARY, {**summary, "parts": len(first)} if first else summary)
+
+
+def _kept_summary(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `keep_summary` wrote, in one; empty if it wrote nothing. Raises ValueError."""
+    summary: Mapping[str, Any] = attributes.get(SUMMARY, {})
+    rows: list[Any] = []
+    for i in range(checked(summary.get("parts", 0), int, "parts")):
+        rows += checked(attributes.get(f"{ROWS}:{i}"), list, ROWS)
+    if not rows:
+        return summary
+    return {**summary, "rows": rows + checked(summary.get("rows"), list, "rows")}
 
 
 def read_trials(study: optuna.Study, run: str, metric: str) -> list[tuple[FrozenTrial, Record]]:
@@ -55,7 +92,7 @@ def record_of(frozen: FrozenTrial, metric: str) -> Record:
         checked(attributes.get(name, kind()), kind, name)
     for place in attributes.get(LEGS, []):
         checked(place, int, LEGS)
-    summary: Mapping[str, Any] = attributes.get(SUMMARY, {})
+    summary = _kept_summary(attributes)
     numbers, known, ended = (int, float, type(None)), curve(frozen), frozen.state.is_finished()
     record = Record(
         frozen.number,
@@ -82,7 +119,7 @@ def close_interrupted(study: optuna.Study, frozen: FrozenTrial, record: Record) 
     """Ends a trial that a killed run left RUNNING without a checkpoint: FAIL, with the reason."""
     record.state, record.reason = "FAIL", INTERRUPTED
     trial = reopened(study, frozen)
-    trial.set_user_attr(SUMMARY, record.summary())
+    keep_summary(trial, record)
     study.tell(trial, state=TrialState.FAIL)
 
 

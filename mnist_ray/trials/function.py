@@ -43,6 +43,7 @@ class FunctionTrial(EpochTrial):
 
     LATEST = "latest.state"
     BEST: ClassVar[dict[str, str]] = {"best.json": "state.json", "best.state": "state"}
+    DESCRIBED = "best.json"
 
     function: Train
     data: Any

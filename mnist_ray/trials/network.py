@@ -1,11 +1,13 @@
 """Trials that train networks of this project. Light: the driver only names these classes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mnist_ray.run.header import story_of
 from mnist_ray.tune.trainable import EpochTrial
 from mnist_ray.tune.trial import LATEST, STATE, Result, TrialContext
 
@@ -21,6 +23,7 @@ class TrainTrial(EpochTrial):
         "optimizer.safetensors": "optimizer.safetensors",
         "best.safetensors": "model.safetensors",
     }
+    DESCRIBED = "best.safetensors"
     DETERMINISTIC: ClassVar[bool] = False
     worker: "Worker"
 
@@ -62,6 +65,11 @@ class TrainTrial(EpochTrial):
             hp["augment"] = self.context.augment
         super().begin(number, hp)
         self.worker.begin(number, hp, self.shown, self.context.seed)
+
+    @staticmethod
+    def description(data: bytes) -> Any:
+        """See EpochTrial."""
+        return json.loads(story_of(data)[0])
 
     def epoch(self) -> Result:
         """Trains one epoch, or reports the last one of the trial's checkpoint."""

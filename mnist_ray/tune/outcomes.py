@@ -11,7 +11,7 @@ from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings.constraints import Constraint, excesses, unfit
 from mnist_ray.study.objectives import CURVE
 from mnist_ray.study.suggestions import Refusal
-from mnist_ray.study.trials import PAUSED, SUMMARY
+from mnist_ray.study.trials import PAUSED, keep_summary
 
 EXPLOITS = "mnist_ray:exploits"  # user attribute of a trial: Record.exploits
 
@@ -27,9 +27,11 @@ class Outcomes:
         keep_error: called with number and traceback of a trial on which the space failed.
         known: trial number -> the epochs that the study has already.
         limits: of --constraint; the study is told how far each trial is beyond them.
+        best_row: the epoch whose files a trial keeps as its best ones, by its number; None if it
+            has none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (made once)
         self,
         study: optuna.Study,
         records: Records,
@@ -38,10 +40,11 @@ class Outcomes:
         keep_error: Callable[[int, str], None],
         known: Mapping[int, set[int]],
         limits: Sequence[Constraint] = (),
+        best_row: Callable[[int], EpochRow | None] = lambda number: None,
     ) -> None:
         self.study, self.records, self.max_epochs = study, records, max_epochs
         self.on_settled, self.keep_error = on_settled, keep_error
-        self.limits = limits
+        self.limits, self.best_row = limits, best_row
         self._known = dict(known)
         self._seconds, self._trials = 0.0, 0  # of all trials that have ended or paused here
         self._counted: dict[int, float] = {}  # trial number -> seconds until its last pause
@@ -65,6 +68,23 @@ class Outcomes:
                 trial.set_user_attr(CURVE, values)
             elif not self.unfit(self.records.trials[trial.number]):  # else it is no measure
                 trial.report(value_of(row, metric), step=row["epoch"])
+
+    def unreported(self, number: int) -> list[EpochRow]:
+        """The epoch that a trial's worker has kept, if it was ended before it could report it.
+
+        Without it best/ would hold the files of an epoch that no table knows.
+        """
+        row, rows = self.best_row(number), self.records.trials[number].rows
+        return [row] if row and row["epoch"] == max(rows, default=0) + 1 else []
+
+    def worker_died(self, number: int, how: str, text: str) -> None:
+        """Notes why Tune has given a trial up. text: the traceback, if it could not begin."""
+        record = self.records.trials[number]
+        if record.reason:
+            return
+        record.reason = f"its worker died too often{how and f': {how}'}"
+        if text:
+            self.keep_error(number, text)
 
     def unfit(self, record: Record) -> str:
         """Why the network breaks a limit that training cannot change; "" if it breaks none."""
@@ -92,7 +112,7 @@ class Outcomes:
         """Saves a paused trial's rows and last epoch in the study (see promotion.py)."""
         record = self.records.trials[trial.number]
         self._count(record)
-        trial.set_user_attr(SUMMARY, record.summary())
+        keep_summary(trial, record)
         trial.set_user_attr(PAUSED, max(record.rows))
 
     def _count(self, record: Record) -> None:
@@ -137,6 +157,6 @@ class Outcomes:
             found = excesses(self.limits, record.measured(self.records.metric))
             for name, excess in found.items():
                 trial.set_constraint(name, excess)
-        trial.set_user_attr(SUMMARY, record.summary())
+        keep_summary(trial, record)
         self.study.tell(trial, value, state=TrialState[state])
         self.on_settled(trial.number)

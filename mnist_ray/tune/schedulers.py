@@ -153,9 +153,15 @@ class Ending(NotPickled, Stopper):
         self.search_alg, self.budget, self.lost = search_alg, budget, lost
         self.reserve, self.target, self.patience = reserve, target, patience
         self.start = time.monotonic()
-        records = search_alg.records
+        # With --resume: trials that go on, and have not reported the epochs of before again. The
+        # best value may be theirs.
+        self.unread = [r for r in search_alg.records.running() if not r.rows]
+        self._look_back()
+
+    def _look_back(self) -> None:
+        """Counts the trials after the best one, by number: they have brought nothing better."""
+        records = self.search_alg.records
         self.best = records.best
-        # With --resume: the trials after the best one, by number, have brought nothing better.
         number = records.best[0] if records.best else -1
         later = [
             r
@@ -176,6 +182,8 @@ class Ending(NotPickled, Stopper):
             self.search_alg.taken_over = True
         elif self._spent():
             self.search_alg.ending = "stopped by --time-budget"
+        elif self._waits():
+            pass
         elif self._reached():
             self.search_alg.ending = "stopped by --target"
         elif self.patience is not None and self._fruitless() >= self.patience:
@@ -187,6 +195,13 @@ class Ending(NotPickled, Stopper):
         if self.budget is None:
             return False
         return time.monotonic() - self.start > self.budget - self.reserve()
+
+    def _waits(self) -> bool:
+        """Whether a trial that goes on has neither reported nor ended yet."""
+        if self.unread and not any(r.state == "RUNNING" and not r.rows for r in self.unread):
+            self.unread = []
+            self._look_back()
+        return bool(self.unread)
 
     def _reached(self) -> bool:
         """Whether the best value is as good as the target."""

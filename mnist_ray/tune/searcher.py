@@ -32,7 +32,20 @@ from mnist_ray.tune.trial import NUMBER
 REFUSED_AT_ONCE = 20  # trials that the space may refuse before Tune has its turn again
 
 
-class StudySearch(NotPickled, OptunaSearch):
+class _OfStudy(NotPickled, OptunaSearch):
+    """A searcher whose state is its study."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the study is the state, and Tune's snapshots are not resumed from."""
+
+    restore = save
+
+    def set_search_properties(self, *args: Any, **spec: Any) -> bool:
+        """True: all was given to __init__."""
+        return True
+
+
+class StudySearch(_OfStudy):
     """Suggests from a study and reports to it how each trial ended; keeps `records` for the reader.
 
     If the study's storage fails (`storage_error` says how) or another process has taken over
@@ -41,7 +54,7 @@ class StudySearch(NotPickled, OptunaSearch):
 
     Args:
         study, space, records, run, continued, retried, points, keep: as Suggestions takes them.
-        max_epochs, on_settled, keep_error, limits: as Outcomes takes them.
+        max_epochs, on_settled, keep_error, limits, best_row: as Outcomes takes them.
         slots: how many trials may run at this moment; no more are handed out.
         front: stops trials with several objectives, in place of the study's pruner.
     """
@@ -56,6 +69,7 @@ class StudySearch(NotPickled, OptunaSearch):
         max_epochs: int,
         on_settled: Callable[[int], None],
         keep_error: Callable[[int, str], None] = lambda number, text: None,
+        best_row: Callable[[int], EpochRow | None] = lambda number: None,
         slots: Callable[[], float] = lambda: math.inf,
         continued: Sequence[FrozenTrial] = (),
         retried: Sequence[Numbered] = (),
@@ -70,22 +84,16 @@ class StudySearch(NotPickled, OptunaSearch):
         self.front = front
         self.trials: dict[str, optuna.Trial] = {}  # Tune's id -> a trial that has not ended
         known = {trial.number: set(curve(trial)) for trial in continued}
-        self.outcomes = Outcomes(study, records, max_epochs, on_settled, keep_error, known, limits)
+        self.continuing = known.keys()
+        self.outcomes = Outcomes(
+            study, records, max_epochs, on_settled, keep_error, known, limits, best_row
+        )
         self._starting: set[str] = set()  # handed out, but not begun yet
         self.ending: str | None = None  # why the search as a whole is being ended
         self.storage_error: str | None = None
         self.taken_over = False
         # Trial number -> how its last worker was lost, and its traceback if it could not begin.
         self.lost: dict[int, tuple[str, str]] = {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Does nothing: the study is the state, and Tune's snapshots are not resumed from."""
-
-    restore = save
-
-    def set_search_properties(self, *args: Any, **spec: Any) -> bool:
-        """True: all was given to __init__."""
-        return True
 
     @property
     def silent(self) -> bool:
@@ -107,7 +115,7 @@ class StudySearch(NotPickled, OptunaSearch):
 
         None while there is no free slot: Tune asks again. FINISHED after the last one.
         """
-        if self.silent:
+        if self.silent or self.ending:
             return None
         with self._storage_errors():
             if len(self.trials) < self.slots():
@@ -212,25 +220,30 @@ class StudySearch(NotPickled, OptunaSearch):
         self._starting.discard(trial_id)
         if not self.silent:  # else it stays RUNNING in the study, to be continued by --resume
             with self._storage_errors():
+                if not result:
+                    self._take(trial, self.outcomes.unreported(trial.number))
                 self._ended(trial, error)
 
     def _ended(self, trial: optuna.Trial, error: bool) -> None:
         """Makes the trial's end known."""
-        record = self.records.trials[trial.number]
-        if error and not record.reason:
-            how, text = self.lost.get(trial.number, ("", ""))
-            record.reason = f"its worker died too often{how and f': {how}'}"
-            if text:
-                self.outcomes.keep_error(trial.number, text)
+        if error:
+            self.outcomes.worker_died(trial.number, *self.lost.get(trial.number, ("", "")))
         self.outcomes.end(trial, self.ending)
 
     def close(self) -> None:
-        """Ends the trials that were suggested ahead, and that will not run any more."""
+        """Ends the trials that were suggested ahead, and those that a Stopper has ended.
+
+        Tune says nothing of these. One that has not reported again since --resume keeps its epochs.
+        """
+        unread = {r.number for r in self.records.running() if not r.rows} & self.continuing
+        for trial_id, trial in list(self.trials.items()) if self.ending else ():
+            if trial.number not in unread:
+                self.on_trial_complete(trial_id)
         while self.suggestions.ahead and not self.silent:
             found = self.suggestions.ahead.pop(0)
             if isinstance(found.hp, Refusal):
                 self._refused(found.trial, found.hp)
-            else:
+            elif found.trial.number not in unread:
                 self._ended(found.trial, error=False)
 
 

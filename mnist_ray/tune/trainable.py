@@ -7,6 +7,7 @@ own restore unpickles, and cannot continue a trial in a new experiment.)
 """
 
 import dataclasses
+import json
 import os
 import traceback
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ray import tune
 
 from mnist_ray.errors import CaptureError, WorkError, raise_if_ended, reason
 from mnist_ray.run import layout, lease
+from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers import tell
 from mnist_ray.tune.trial import NUMBER, RETRAINS, Result, TrialContext, ended
@@ -25,7 +27,7 @@ class EpochTrial(tune.Trainable):
     """A trial whose step is an epoch. An error in it ends the trial, not the search.
 
     A class derived from it names its files, calls `take` and `begin_config` in `setup`, and has an
-    `epoch`.
+    `epoch` and a `description`.
     """
 
     # In the trial's folder: the file that it goes on from.
@@ -33,6 +35,8 @@ class EpochTrial(tune.Trainable):
     # In the trial's folder: the files of its best epoch, the last of them written last, and their
     # names in the run's best/.
     BEST: ClassVar[dict[str, str]]
+    # The one of them that names its epoch.
+    DESCRIBED: ClassVar[str]
 
     context: TrialContext
     storage: RunStorage
@@ -55,6 +59,26 @@ class EpochTrial(tune.Trainable):
     def epoch(self) -> Result:
         """Trains one epoch, or reports the last one of the trial's checkpoint."""
         raise NotImplementedError
+
+    @staticmethod
+    def description(data: bytes) -> Any:
+        """What the content of the file DESCRIBED says; its `row` is the best epoch's.
+
+        Raises:
+            ValueError, KeyError, TypeError, RecursionError: It is damaged.
+        """
+        return json.loads(data)
+
+    @classmethod
+    def best_row(cls, storage: RunStorage, number: int) -> EpochRow | None:
+        """The epoch of a trial's best files; None if it has none, or damaged ones."""
+        name = f"{layout.trial_folder(number)}/{cls.DESCRIBED}"
+        if not storage.exists(name):
+            return None
+        try:
+            return checked_row(cls.description(storage.read_bytes(name))["row"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
     def begin_config(self, config: Mapping[str, Any]) -> None:
         """Takes up the trial of Tune's config."""

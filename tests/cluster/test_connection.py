@@ -24,6 +24,7 @@ from mnist_ray import cluster
 from mnist_ray.cluster import connection
 from mnist_ray.errors import SettingsError, WorkError
 from tests.support import PROGRAMS
+from tests.support.processes import nothing_of
 from tests.support.runs import SMALL, finish, search
 
 
@@ -199,12 +200,7 @@ def test_a_ray_of_our_own_leaves_nothing(tmp_path: Path) -> None:
         assert code == 0, output
         assert [name for name in os.listdir(env["TMPDIR"]) if name.startswith("mray-")] == []
         assert not (tmp_path / ".ray").exists()
-        assert (
-            env["TMPDIR"]
-            not in subprocess.run(
-                ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-            ).stdout
-        )
+        assert nothing_of(env["TMPDIR"])
     finally:
         shutil.rmtree(env["TMPDIR"])
 

@@ -1,6 +1,5 @@
 """Nodes and servers that go: one raylet, the cluster, the database; what a killed search leaves."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -9,31 +8,37 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from mnist_ray.storage import RunStorage
-from tests.faults.tools import SECRETS, TINY, Rays, no_open_trial, no_secret
+from tests.faults.tools import SECRETS, TINY, Rays, no_open_trial, no_secret, paced
 from tests.support import PROGRAMS
-from tests.support.processes import below, kill_tree, own_ray, stop, workers
+from tests.support.processes import (
+    below,
+    kill_tree,
+    nothing_of,
+    ours,
+    own_ray,
+    stop,
+    workers,
+)
 from tests.support.runs import check_run, ended, finish, flags, load_study, search, wait_for
 from tests.support.servers import SECRET, free_port, postgresql
 
 
 def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
-    several = Rays(0)
+    several, run = Rays(0), flags(storage=tmp_path, name="n")
     try:
         first, second = several.add(1), several.add(1)
-        arguments = [
-            *TINY,
-            *flags(trials=12, max_epochs=16, scheduler="none", max_concurrent=2),
-        ]
-        process = search(several.env, *arguments, *flags(storage=tmp_path, name="n"))
+        arguments = flags(trials=24, max_epochs=8, scheduler="none", max_concurrent=2)
+        arguments += paced(tmp_path)  # on a fast machine too, trials are left for the next search
+        process = search(several.env, *arguments, *run, cwd=tmp_path)
         wait_for(process, "epochs=")
         running: set[int] = set()
         while len(running) < 2 or not workers(second.pid):
             assert process.poll() is None
+            time.sleep(0.1)
             running = {
                 t.number for t in load_study(tmp_path / "n").trials if t.state.name == "RUNNING"
             }
@@ -46,15 +51,16 @@ def test_a_node_dies_and_then_all_of_them(rays: Rays, tmp_path: Path) -> None:
         print(f"trials moved in {time.monotonic() - died:.0f} s")
         assert workers(first.pid)
         finished = {t.number for t in load_study(tmp_path / "n").trials if t.state.is_finished()}
-        assert len(finished) < 12
+        assert len(finished) < 24
         several.kill()
         stop(process)
     finally:
         several.remove()
-    code, output = finish(search(rays.env, *flags(storage=tmp_path, name="n", resume=True)))
+    again = [*run, *flags(space="paced:space", resume=True)]
+    code, output = finish(search(rays.env, *again, cwd=tmp_path))
     assert code == 0, output
     assert not ended(output) & finished
-    check_run(str(tmp_path / "n"), 12)
+    check_run(str(tmp_path / "n"), 24)
     no_open_trial(tmp_path / "n")
 
 
@@ -62,8 +68,9 @@ def test_a_node_joins_and_gets_trials(tmp_path: Path) -> None:
     several = Rays(0)
     try:
         first = several.add(1)
-        arguments = [*TINY, *flags(trials=12, max_epochs=16, scheduler="none")]
-        process = search(several.env, *arguments, *flags(storage=tmp_path, name="j"))
+        arguments = [*paced(tmp_path), *flags(trials=12, max_epochs=8, scheduler="none")]
+        run = flags(storage=tmp_path, name="j")
+        process = search(several.env, *arguments, *run, cwd=tmp_path)
         wait_for(process, "epochs=")
         assert workers(first.pid)
         second = several.add(1)
@@ -118,6 +125,7 @@ def test_a_spot_node_goes_with_notice(tmp_path: Path) -> None:
         seen = wait_for(process, "epochs=")
         while not all(workers(node.pid) for node in nodes):
             assert process.poll() is None
+            time.sleep(0.1)
         node_id = several.nodes_with_cpus()[0]
         drain = [
             "ray",
@@ -158,6 +166,7 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
         seen = wait_for(process, "epochs=")
         server.stop()
         time.sleep(4)
+        assert process.poll() is None, "the search ended before the database was away"
         server.start()
         code, output = finish(process)
         assert code == 0, seen + output
@@ -169,25 +178,6 @@ def test_the_database_is_started_again(rays: Rays, tmp_path: Path) -> None:
         )
     finally:
         server.remove()
-
-
-def ours(folder: str) -> list[str]:
-    """Processes with the folder in their arguments or, as Ray's agents, in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if folder in " ".join([*process.cmdline(), *process.environ().values()]):
-                found.append(" ".join(process.cmdline()))
-    return found
-
-
-def nothing_of(folder: str) -> bool:
-    """Whether all of them are gone in ten seconds: a killed one may be listed a moment longer."""
-    deadline = time.monotonic() + 10
-    while (left := ours(folder)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    print(left)
-    return not left
 
 
 def test_nothing_is_left_after_a_kill_and_an_interrupt(tmp_path: Path) -> None:

@@ -13,9 +13,18 @@ import pytest
 from mnist_ray.errors import WorkError
 from mnist_ray.run.publication import publish, read_verified
 from mnist_ray.storage import RunStorage, open_run
-from tests.faults.tools import TINY, Network, Rays, can_mount, no_open_trial, no_secret, small_disk
+from tests.faults.tools import (
+    TINY,
+    Network,
+    Rays,
+    can_mount,
+    no_open_trial,
+    no_secret,
+    paced,
+    small_disk,
+)
 from tests.support import PROGRAMS, ROOT
-from tests.support.processes import own_ray
+from tests.support.processes import nothing_of, own_ray
 from tests.support.runs import check_run, ended, finish, flags, load_study, search, wait_for
 
 SEARCH = [*TINY, *flags(trials=6, max_epochs=8, scheduler="none")]
@@ -25,13 +34,20 @@ def runs_folder(bucket: str, name: str) -> str:
     return str(open_run(bucket, name).uri)
 
 
-def test_s3_fails_while_checkpoints_are_written(rays: Rays, network: Network, bucket: str) -> None:
-    process = search(rays.env, *SEARCH, *flags(storage=bucket, name="away"))
+def test_s3_fails_while_checkpoints_are_written(
+    rays: Rays, network: Network, bucket: str, tmp_path: Path
+) -> None:
+    arguments = [*paced(tmp_path), *flags(trials=6, max_epochs=24, scheduler="none")]
+    process = search(rays.env, *arguments, *flags(storage=bucket, name="away"), cwd=tmp_path)
     seen = wait_for(process, "epochs=")
+    network.met.clear()
     for mode in ("down", "error", "slow"):
         with network.failing(mode):
             time.sleep(3)
+            assert process.poll() is None, f"the search ended before S3 was {mode}"
         time.sleep(0.5)
+    assert network.met["error"] > 0
+    assert network.met["slow"] > 0
     code, output = finish(process)
     assert code == 0, seen + output
     assert "6 complete, 0 pruned, 0 failed" in output
@@ -180,11 +196,6 @@ def test_the_disk_of_rays_temporary_files_is_full(tmp_path: Path) -> None:
             assert code == 1, output
             assert str(disk) in output.splitlines()[-1]
             assert "Traceback" not in output
-        assert (
-            str(folder)
-            not in subprocess.run(
-                ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-            ).stdout
-        )
+        assert nothing_of(str(folder))
     finally:
         folder.rmdir()

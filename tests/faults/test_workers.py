@@ -1,6 +1,7 @@
 """Trials' workers that are killed, hang, run out of memory, raise, or compute nonsense."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds:
         *flags(space="faulty:space", trials=len(kinds), max_epochs=2, points="points.yaml"),
     ]
     arguments += [
-        *flags(finetune=False, storage=tmp_path, name="f", trial_timeout="15s"),
+        *flags(finetune=False, storage=tmp_path, name="f", trial_timeout="25s"),
     ]
     try:
         code, output = finish(search(rays.env, *arguments, cwd=tmp_path), 300)
@@ -58,8 +59,8 @@ def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds:
     reasons = {row["params_kind"]: (row["state"], row["reason"]) for row in rows}
     expected = {
         "fine": ("COMPLETE", ""),
-        "hangs": ("FAIL", "reported no epoch for 15s (--trial-timeout)"),
-        "stands": ("FAIL", "reported no epoch for 15s (--trial-timeout)"),
+        "hangs": ("FAIL", "reported no epoch for 25s (--trial-timeout)"),
+        "stands": ("FAIL", "reported no epoch for 25s (--trial-timeout)"),
         "raises": ("FAIL", "RuntimeError: what a network says when it fails"),
         "nan": ("FAIL", "the loss is not finite at epoch 1"),
         "memory": ("FAIL", "its worker died too often: "),
@@ -72,7 +73,10 @@ def test_each_fault_of_a_trial_has_its_reason(rays: Rays, tmp_path: Path, kinds:
     assert f"{len(kinds)} trials: 1 complete, 0 pruned, {len(kinds) - 1} failed" in output
     check_run(str(tmp_path / "f"), len(kinds))
     no_open_trial(tmp_path / "f")
-    assert workers(rays.pid()) == []
+    deadline = time.monotonic() + 30  # a killed one may be listed a moment longer
+    while (left := workers(rays.pid())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
 
 
 def test_a_worker_dies_between_two_trials(rays: Rays, tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_a_function_that_does_not_end_holds_up_no_other_trial(rays: Rays, tmp_pa
     arguments = flags(train="endless_end:train", space="endless_end:space", metric="score")
     arguments += flags(trials=3, max_epochs=2, max_concurrent=1, scheduler="none")
     arguments += flags(storage=tmp_path, name="e")
-    code, output = finish(search(rays.env, *arguments, cwd=tmp_path), 120)
+    code, output = finish(search(rays.env, *arguments, cwd=tmp_path))
     assert code == 0, output
     assert "3 complete, 0 pruned, 0 failed" in output
     for number in (0, 1):

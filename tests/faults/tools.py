@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mnist_ray.storage import RunStorage
 from tests.support import PROGRAMS
 from tests.support.processes import kill_tree, outside
 from tests.support.runs import flags, load_study
-from tests.support.servers import free_port
+from tests.support.servers import free_port, soon, tried
 
 DIGITS = flags(dataset="digits", train_images=200, val_images=100)
 TINY = [*DIGITS, *flags(space_args=["min_width=8", "max_width=16"], finetune=False)]
@@ -27,6 +28,12 @@ SECRETS = {
     "PGPASSWORD": "planted-pg-password-4713",
     "STUDY_PASSWORD": "planted-study-password-4714",
 }
+
+
+def paced(folder: Path) -> list[str]:
+    """Options of a search whose epochs take 0.25 s or more on any machine; it starts in folder."""
+    shutil.copy(PROGRAMS / "paced.py", folder)
+    return [*DIGITS, *flags(space="paced:space", finetune=False)]
 
 
 def no_secret(output: str, run: RunStorage, secrets: dict[str, str] = SECRETS) -> None:
@@ -59,7 +66,6 @@ class Rays:
             tempfile.mkdtemp(prefix="mrf-")
         )  # short: Unix sockets below it allow 107 characters
         (self.folder / "token").write_text("fedcba9876543210" * 4)
-        self.port = port or free_port()
         paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {
             "RAY_AUTH_MODE": "token",
@@ -68,18 +74,30 @@ class Rays:
             "TMPDIR": str(self.folder),
         }
         self.start_env = outside(**own, **env)
-        self.env = {**self.start_env, "RAY_ADDRESS": f"127.0.0.1:{self.port}"}
         self.nodes: list[subprocess.Popen] = []
         self.log = (self.folder / "log").open("wb")
-        self._start(
+        start = [
             "--head",
-            f"--port={self.port}",
             f"--num-cpus={cpus}",
             "--include-dashboard=false",
             f"--temp-dir={self.folder}",
-            f"--ray-client-server-port={free_port()}",
             *options,
-        )
+        ]
+        try:
+            if port:
+                self._start_head(port, start)
+            else:
+                tried(lambda: self._start_head(free_port(), start))
+        except BaseException:
+            self.remove()
+            raise
+
+    def _start_head(self, port: int, start: list[str]) -> None:
+        self.kill()  # what an attempt before has left
+        self.nodes.clear()
+        self.port = port
+        self.env = {**self.start_env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        self._start(*start, f"--port={port}", f"--ray-client-server-port={free_port()}")
         self._wait(1)
 
     def add(self, cpus: int) -> subprocess.Popen:
@@ -96,16 +114,16 @@ class Rays:
             "--disable-usage-stats",
             "--num-gpus=0",
             "--node-ip-address=127.0.0.1",
+            "--dashboard-agent-listen-port=0",
             *options,
         ]
-        command.append(f"--dashboard-agent-listen-port={free_port()}")
         node = subprocess.Popen(command, env=self.start_env, stdout=self.log, stderr=self.log)
         self.nodes.append(node)
         return node
 
     def _wait(self, count: int) -> None:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.nodes[-1].poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 self._nodes(count)
@@ -150,17 +168,20 @@ class Network:
     """Passes connections to 127.0.0.1:port on, through a port of its own, until told to fail.
 
     mode: "up"; "down" (connections are refused, open ones are cut); "error" (HTTP 503); "slow"
-    (0.3 s for each piece); "silent" (nothing comes back).
+    (0.3 s for each piece); "silent" (nothing comes back). `met` counts, by mode, the connections
+    that were made in it and the pieces that it slowed down.
     """
 
     def __init__(self, port: int) -> None:
-        self.target, self.port, self.mode = port, free_port(), "up"
+        self.target, self.port, self.mode = port, 0, "up"
+        self.met: Counter[str] = Counter()
         self.open: set[socket.socket] = set()
         self.listener: socket.socket | None = None
         self._listen()
 
     def _listen(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        self.listener = soon(lambda: socket.create_server(("127.0.0.1", self.port), backlog=64))
+        self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -173,6 +194,7 @@ class Network:
 
     def _serve(self, client: socket.socket) -> None:
         self.open.add(client)
+        self.met[self.mode] += 1
         with contextlib.suppress(OSError), client:
             if self.mode == "error":
                 client.recv(65536)
@@ -196,6 +218,7 @@ class Network:
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
                 if self.mode == "slow":
+                    self.met["slow"] += 1
                     time.sleep(0.3)
                 sink.sendall(piece)
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ face_searches.py FOLDER: prints its findings as one JSON line, last.
 import faulthandler
 import importlib
 import json
+import os
 import pkgutil
 import signal
 import sys
@@ -14,7 +15,7 @@ import threading
 import mnist_ray as mr
 
 folder = sys.argv[1]
-faulthandler.dump_traceback_later(270, exit=True)
+faulthandler.dump_traceback_later(450, exit=True)
 for module in pkgutil.walk_packages(mr.__path__, "mnist_ray."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
@@ -38,6 +39,7 @@ def own_handler(number: int, frame: object) -> None:
 
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, own_handler)
+os.environ["RAY_ADDRESS"] = "local"  # the first search would join one that just runs
 first = mr.search(**SMALL, trials=2, name="first")
 handlers = [signal.getsignal(number) is own_handler for number in (signal.SIGTERM, signal.SIGINT)]
 

@@ -12,9 +12,9 @@ case $name in
         exec "$PYTHON" -m http.server --bind 127.0.0.1 "$port" 2> /dev/null
         ;;
     python)
-        echo "address $RAY_ADDRESS" >> "$CALLS"
-        [ -z "$NO_RUN" ] || [[ $* != *--resume* ]] || exit 2
         trap 'exit 130' TERM
+        echo "address $RAY_ADDRESS" >> "$CALLS" # from here on it can be ended
+        [ -z "$NO_RUN" ] || [[ $* != *--resume* ]] || exit 2
         [ -n "$QUICK" ] || for _ in $(seq 100); do sleep 0.1; done
         ;;
 esac

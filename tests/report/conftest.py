@@ -16,7 +16,6 @@ from tests.support.report_runs import write_run
 
 @pytest.fixture(autouse=True)
 def calm() -> None:
-    torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -24,6 +23,7 @@ def calm() -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunStorage:
     """A run on digits whose chain was trained for real, but briefly: it gives wrong answers."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     storage = write_run(tmp_path_factory.mktemp("runs") / "first")
     winner = read_run(storage).best
     assert winner is not None

@@ -20,6 +20,7 @@ from mnist_ray.run.records import (
     pareto_front,
     rank,
     rows_from,
+    usable,
     value_of,
 )
 from mnist_ray.settings.objectives import DIRECTIONS
@@ -56,6 +57,23 @@ def test_nan_is_never_the_best() -> None:
     r.add(Record(0, {}, rows={1: row(1, math.nan, math.nan)}))
     assert r.best is None
     assert r.trials[0].best("val_accuracy") is None
+
+
+@pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan, None])
+@pytest.mark.parametrize("metric", ["score@max", "score@min"])
+def test_of_what_a_function_yields_the_metric_alone_decides(metric: str, loss: Any) -> None:
+    yielded = cast(EpochRow, {**row(1, math.nan, math.nan), "val_loss": loss, "val_metric": 0.5})
+    assert usable(yielded, metric)
+    r = Records(metric, 1)
+    r.add(Record(0, {}, rows={1: yielded}))
+    assert r.best == (0, yielded)
+    for value in (None, math.nan, math.inf):
+        assert not usable({**yielded, "val_loss": 0.1, "val_metric": value}, metric)
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss", "macro_f1"])
+def test_a_network_with_an_infinite_loss_is_never_the_best(metric: str) -> None:
+    assert not usable({**row(1, 0.9, math.inf), "val_metric": 0.9}, metric)
 
 
 def test_an_epoch_counts_once(three: Records) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -522,7 +523,8 @@ def test_a_slow_line_does_not_hold_up_the_search(
 
     storage, local = RunStorage(str(tmp_path)), tmp_path / "local"
     monkeypatch.setattr(storage, "write_bytes", slow)
-    monkeypatch.setattr("mnist_ray.search_job.keeper.time.monotonic", lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("mnist_ray.search_job.keeper.time", clock)
     keeper = Keeper(storage, Records("val_accuracy", 9), {}, local)
     for second in range(300):
         with local.open("a") as file:

@@ -186,6 +186,29 @@ def test_a_better_trial_of_a_longer_search_is_confirmed_too(
     assert plan.storage.read_bytes(layout.BEST_NETWORK) == b"2 seed 2"
 
 
+def test_the_confirmed_stays_until_best_is_another_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume may be interrupted at any moment: best/ and the best are the same trial's."""
+    plan, records = searched(tmp_path)
+    fake_fit(monkeypatch)
+    again(plan, records)
+    keeper = Keeper(plan.storage, records, engine.best_files(plan), None, resumed=True)
+    records.add(Record(4, dict(records.trials[0].params)))
+    records.report(4, result(1, 0.5))
+    keeper.save()
+    run = mr.open_run(plan.storage.uri)
+    assert (run.best.number, run.best.confirmed is None) == (2, False)
+    assert plan.storage.read_bytes(layout.BEST_NETWORK) == b"2 seed 2"
+    for file in engine.best_files(plan):
+        plan.storage.write_bytes(f"{layout.trial_folder(4)}/{file}", b"of trial 4")
+    records.report(4, result(2, 0.99))
+    keeper.save()
+    run = mr.open_run(plan.storage.uri)
+    assert (run.best.number, run.best.confirmed) == (4, None)
+    assert plan.storage.read_bytes(layout.BEST_NETWORK) == b"of trial 4"
+
+
 LONGER = {(1, 1): 0.97, (1, 2): 0.98, (2, 1): 0.96, (2, 2): 0.96}
 
 

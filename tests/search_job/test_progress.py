@@ -1,11 +1,13 @@
 """How far a search is, in a log and in a terminal."""
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mnist_ray.run.records import Record, Records
+from mnist_ray.search_job import progress
 from mnist_ray.search_job.progress import Progress
 
 
@@ -35,7 +37,7 @@ def test_a_log_has_a_line_a_minute(
     records: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter((100.0, 101.0, 154.0, 156.0, 157.0, 210.0, 212.0))
-    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(times)))
     shown = Progress(records, 8)
     for _ in range(6):
         shown.on_step_begin(0, [])
@@ -49,7 +51,7 @@ def test_a_trial_that_ends_counts_as_a_line(
     records: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     shown = Progress(records, 8)
     now = 150.0
     records.end(0, "PRUNED")

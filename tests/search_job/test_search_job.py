@@ -21,7 +21,7 @@ from mnist_ray.settings import SearchSettings, check_search, parse, resolved
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.trials import PAUSED
 from tests.support import PROGRAMS, ROOT
-from tests.support.processes import outside
+from tests.support.processes import outside, own_ray
 from tests.support.runs import (
     SMALL,
     check_published,
@@ -185,6 +185,30 @@ def test_a_confirmation_goes_on_and_its_best_is_fine_tuned(
     assert first["val_accuracy"] == max(run.best.confirmed.values)
 
 
+def test_a_search_that_reaches_its_target_leaves_no_trial_open(
+    ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    """The trials that run then are told as pruned, the winner among them."""
+    size = [*SMALL, *flags(trials=6, max_epochs=40, scheduler="none", seed=3, target=0.3)]
+    place = flags(storage=tmp_path, name="t", finetune=False)
+    code, output = finish(search(ray_head, *size, *place))
+    assert code == 0, output
+    folder = tmp_path / "t"
+    run = open_run(str(folder))
+    check_run(str(folder), len(run.trials))
+    states = {t.number: t.state.name for t in load_study(folder).trials}
+    assert "RUNNING" not in states.values()
+    rows, _ = tables(RunStorage(str(folder)))
+    assert {row["number"]: row["state"] for row in rows} == states
+    winner = next(row for row in rows if row["number"] == run.best.number)
+    assert (winner["state"], winner["value"]) == ("PRUNED", run.best.value)
+    assert winner["reason"] == f"stopped by --target after epoch {winner['epochs']}"
+    assert winner["value"] >= 0.3
+    again = finish(search(ray_head, *place, "--resume"))
+    assert again[0] == 0, again[1]
+    assert len(load_study(folder).trials) == len(states)  # nothing new was begun
+
+
 def test_all_trials_failing_is_exit_code_1(ray_head: dict[str, str], tmp_path: Path) -> None:
     shutil.copy(PROGRAMS / "broken_space.py", tmp_path)
     # A module of the user's own lies where search.py is called from; the trials' processes must
@@ -270,9 +294,7 @@ def test_two_jobs_from_submit_to_a_verified_model(ray_head: dict[str, str], tmp_
 
 def test_s3_has_the_same_files_and_no_secret(s3_server: str, tmp_path: Path) -> None:
     """On a Ray that search.py starts itself, which inherits the keys from the environment."""
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
+    env = own_ray()
     base, _, query = s3_server.partition("?")
     arguments = [
         *SMALL,

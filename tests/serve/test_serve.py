@@ -213,9 +213,9 @@ def test_too_many_at_once_and_slow_answers_are_turned_away(
         return real(content, kind)
 
     monkeypatch.setattr(body, "picture_of", slow)
-    monkeypatch.setattr(body, "PATIENCE", 0.2)
+    monkeypatch.setattr(body, "PATIENCE", 1.0)
     answer = client.post("/predict", content=picture)
-    assert (answer.status_code, answer.json()) == (503, {"detail": "no answer within 0.2 seconds"})
+    assert (answer.status_code, answer.json()) == (503, {"detail": "no answer within 1 seconds"})
     monkeypatch.setattr(app, "WAITING", 0)
     answer = client.post("/predict", content=picture)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
@@ -266,9 +266,11 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\
     ],
 )
 def test_a_connection_that_does_not_go_on_is_closed(
-    address: tuple[str, int], sent: bytes, begins: bytes
+    address: tuple[str, int], sent: bytes, begins: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    if begins not in (b"", b"HTTP/1.1 408 "):  # answered at once, however slow the machine is
+        monkeypatch.setattr(body, "PATIENCE", 10.0)
+    with socket.create_connection(address, timeout=20) as connection:
         connection.sendall(sent)
         answer = b""
         while part := connection.recv(4096):

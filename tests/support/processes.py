@@ -7,10 +7,9 @@ import re
 import signal
 import subprocess
 import threading
+import time
 
 import psutil
-
-from tests.support.runs import finish
 
 
 def outside(**more: str) -> dict[str, str]:
@@ -22,6 +21,24 @@ def outside(**more: str) -> dict[str, str]:
 def own_ray(**more: str) -> dict[str, str]:
     """An environment in which search.py starts a Ray of its own, whatever others there are."""
     return outside(RAY_ADDRESS="local", **more)
+
+
+def finish(process: subprocess.Popen, timeout: float = 480) -> tuple[int, str]:
+    """Waits for the end: exit code and all output that nobody has read.
+
+    Raises:
+        AssertionError: It did not end in time, and was killed with all below it; has the output.
+    """
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        try:
+            output, _ = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired as error:  # another process holds its pipe
+            output = (error.stdout or b"").decode(errors="replace")
+        raise AssertionError(f"it has not ended after {timeout} s:\n{output}") from None
+    return process.returncode, output
 
 
 def below(pid: int) -> list[psutil.Process]:
@@ -58,6 +75,25 @@ def kill_tree(pid: int) -> None:
         for process in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def ours(folder: str) -> list[str]:
+    """Processes with the folder in their arguments or, as Ray's agents, in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if folder in " ".join([*process.cmdline(), *process.environ().values()]):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def nothing_of(folder: str) -> bool:
+    """Whether all of them are gone in ten seconds: a killed one may be listed a moment longer."""
+    deadline = time.monotonic() + 10
+    while (left := ours(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print(left)
+    return not left
 
 
 class Monkey(threading.Thread):

@@ -16,6 +16,7 @@ from mnist_ray.run import checkpoint
 from mnist_ray.run.publication import read_verified
 from mnist_ray.storage import RunStorage
 from tests.support import ROOT
+from tests.support.processes import finish as finish
 
 
 def flags(**options: object) -> list[str]:
@@ -68,16 +69,6 @@ def search(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess
 
 def finetune(env: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
     return start("finetune.py", env, *arguments, cwd=cwd)
-
-
-def finish(process: subprocess.Popen, timeout: float = 480) -> tuple[int, str]:
-    """Waits for the end: exit code and all output that nobody has read."""
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, output
 
 
 def wait_for(process: subprocess.Popen, words: str) -> str:

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.servers import soon
+
 
 class Proxy:
     """Stands before the S3 server: notes the requests, and answers some of them itself.
@@ -93,7 +95,8 @@ class Proxy:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        place = ("127.0.0.1", self.port)  # of a free port at first, then of that in the URI
+        self.server = soon(lambda: http.server.ThreadingHTTPServer(place, Handler))
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 

@@ -14,13 +14,19 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.study.storages import opened
+from tests.support.processes import kill_tree
 
 SECRET = "s3cret-of-the-test"  # the databases' password
+# So often a server is started, at other ports each time: another process may take a free port
+# before its server binds it.
+ATTEMPTS = 3
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -30,9 +36,45 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def tried(start: Callable[[], T]) -> T:
+    """What `start` gives; where it fails it is called again, and takes other ports."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(OSError, RuntimeError, AssertionError):
+            return start()
+    return start()
+
+
+def soon(start: Callable[[], T], seconds: float = 20) -> T:
+    """What `start` gives at a port that it had before: another may hold that for a moment."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, AssertionError):
+            return start()
+        time.sleep(0.1)
+    return start()
+
+
+def end(server: subprocess.Popen) -> None:
+    """Ends a server of ours and what it has started."""
+    server.terminate()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        kill_tree(server.pid)
+        server.wait(20)
+
+
 @contextlib.contextmanager
 def moto(host: str) -> Iterator[str]:
     """A moto server at that address with the empty bucket `bucket`: its host and port."""
+    server, port = tried(lambda: _moto(host))
+    try:
+        yield f"{host}:{port}"
+    finally:
+        end(server)
+
+
+def _moto(host: str) -> tuple[subprocess.Popen, int]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     server = subprocess.Popen(
@@ -40,10 +82,10 @@ def moto(host: str) -> Iterator[str]:
     )
     try:
         make_bucket(f"http://{host}:{port}/bucket", server)
-        yield f"{host}:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
+    except BaseException:
+        end(server)
+        raise
+    return server, port
 
 
 def make_bucket(url: str, server: subprocess.Popen) -> None:
@@ -63,6 +105,17 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
     """A `ray start --head` from that folder, with a token: the environment that reaches it."""
     # Short, because Unix sockets below it allow 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="mrt-"))
+    try:
+        head, env = tried(lambda: _head(programs, folder))
+        try:
+            yield env
+        finally:
+            end(head)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _head(programs: Path, folder: Path) -> tuple[subprocess.Popen, dict[str, str]]:
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
     port, dashboard, agent = free_port(), free_port(), free_port()
@@ -98,19 +151,15 @@ def head_of(programs: Path) -> Iterator[dict[str, str]]:
     try:
         for url in (
             f"http://127.0.0.1:{dashboard}/api/version",
+            # a job that is submitted before the agent is there is refused
             f"http://127.0.0.1:{agent}/api/local_raylet_healthz",
         ):
-            _wait_for(
-                url, token.read_text(), head, log
-            )  # a job that is submitted before the agent is there is refused
-        yield env
-    finally:
-        head.terminate()
-        try:
-            head.wait(20)
-        except subprocess.TimeoutExpired:
-            head.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+            _wait_for(url, token.read_text(), head, log)
+    except BaseException:
+        kill_tree(head.pid)
+        head.wait(20)
+        raise
+    return head, env
 
 
 def _wait_for(url: str, token: str, head: subprocess.Popen, log: Path) -> None:
@@ -133,7 +182,7 @@ class Server:
     """A database server as a child of the tests, on a port and in a short folder of its own."""
 
     def __init__(self, account: str) -> None:
-        self.port = free_port()
+        self.port = 0  # until it is started
         self.folder = Path(tempfile.mkdtemp(prefix="mrt-db-"))
         # Servers refuse root: they run under the account that their package brought.
         self.become = (
@@ -154,6 +203,17 @@ class Server:
             raise AssertionError(done.stdout + done.stderr)
 
     def start(self) -> None:
+        """At a free port, and after a stop at the same."""
+        if self.port:
+            soon(self._start)
+        else:
+            tried(self._start_anew)
+
+    def _start_anew(self) -> None:
+        self.port = free_port()
+        self._start()
+
+    def _start(self) -> None:
         self.process = subprocess.Popen(
             [*self.become, *self.command()],
             cwd=self.folder,
@@ -167,6 +227,7 @@ class Server:
                     return
             except SettingsError as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
                     raise AssertionError(
                         f"{type(self).__name__} does not start: {error}"
                     ) from error

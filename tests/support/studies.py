@@ -5,6 +5,7 @@ from typing import Any
 import optuna
 import pytest
 
+from mnist_ray.run.records import COLUMNS, Record, epoch_row
 from mnist_ray.study.studies import open_study
 from tests.support.servers import SECRET
 
@@ -20,6 +21,19 @@ def new_study(storage: optuna.storages.BaseStorage, name: str = "s", **others: A
     return open_study(
         storage, name, "val_accuracy", optuna.samplers.RandomSampler(seed=1), **others
     )
+
+
+MOST_BYTES = 65_535  # of an attribute in MySQL and MariaDB
+
+
+def long_record(number: int, epochs: int, metrics: int = 0) -> Record:
+    """A trial with so many epochs, each with so many metrics of a training function."""
+    record = Record(number, {}, n_parameters=7, node="here")
+    names = [*COLUMNS, *(f"metrics_number_{i}" for i in range(metrics))]
+    for epoch in range(1, epochs + 1):
+        values = {name: (epoch + i) / 7 for i, name in enumerate(names)}
+        record.rows[epoch] = epoch_row({**values, "epoch": epoch})
+    return record
 
 
 def one_line(caught: pytest.ExceptionInfo) -> str:

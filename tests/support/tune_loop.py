@@ -83,6 +83,10 @@ class TuneLoop:
             self.searcher.on_trial_result(trial.trial_id, result)
         return done
 
+    def stop_all(self) -> None:
+        """Ends all live trials as the controller does when a Stopper says so: nobody is told."""
+        self.live.clear()
+
     def run(self, train: Callable[[FakeTrial], dict[str, Any]]) -> None:
         """Trains to the end. train: gives the result of a trial's next epoch, `trial.epoch`."""
         while self.fill():

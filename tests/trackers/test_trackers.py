@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -506,8 +507,10 @@ class Recorded:
 
     flag, viewer = "--recorded", "nothing"
 
-    def __init__(self, failures: int, pause: float = 0) -> None:
-        self.failures, self.pause = failures, pause
+    def __init__(
+        self, failures: int, pause: float = 0, until: threading.Event | None = None
+    ) -> None:
+        self.failures, self.pause, self.until = failures, pause, until
         self.seen: list[Any] = []
 
     def begin(self, *args: Any) -> str:
@@ -515,6 +518,8 @@ class Recorded:
 
     def sync(self, records: Records) -> None:
         time.sleep(self.pause)
+        if self.until is not None:
+            self.until.wait(60)
         if self.failures:
             self.failures -= 1
             raise ConnectionError("the server at x is gone\nand more")
@@ -538,7 +543,10 @@ def test_a_failing_tracker_is_told_of_once_and_tried_again(
     good, bad, dead = Recorded(0), Recorded(3), Recorded(10**9)
     records = some_records()
     with trackers.following([good, bad, dead], records):
-        time.sleep(0.2)
+        deadline = time.monotonic() + 20
+        while bad.failures or not good.seen or not bad.seen or dead.failures == 10**9:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         records.end(3, "COMPLETE")
     assert good.seen[0] == 3
     assert good.seen[-2:] == bad.seen[-2:] == [4, "FINISHED"]
@@ -565,14 +573,16 @@ def test_a_tracker_that_fails_at_the_end_is_tried_again(
 def test_what_is_confirmed_is_told_to_all_that_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    good, dead, slow = Recorded(0), Recorded(10**9), Recorded(0, pause=5)
+    monkeypatch.setattr(trackers, "PATIENCE", 2.0)
+    over = threading.Event()
+    good, dead, slow = Recorded(0), Recorded(10**9), Recorded(0, until=over)
     trackers.confirmed([good, dead, slow], CONFIRMED)
     assert (good.seen[-1], dead.seen, slow.seen) == ([0, 3], [], [])
     assert capsys.readouterr().out.splitlines() == [
         "warning: --recorded: the server at x is gone; --confirm is not shown there",
         "warning: --recorded: too slow; --confirm is not shown there",
     ]
+    over.set()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ sees a tensor.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mnist_ray.storage import RunStorage
 from mnist_ray.trials.boosting import LightGBMTrial
 from mnist_ray.trials.steps import pack, unpack
 from mnist_ray.tune.trial import NUMBER, TrialContext
+from tests.support.processes import own_ray
 from tests.support.runs import finish, load_study, search, tables
 
 SHAPE = spaces.DataShape(1, (28, 28), 10, (0.1578,), (0.2933,))
@@ -174,9 +174,7 @@ def test_a_search_over_trees(tmp_path: Path) -> None:
     """On a Ray of its own: pruned like networks, best/ a text file, no fine-tuning; gone on with
     under more trials.
     """
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
+    env = own_ray()
     common = ["--storage", str(tmp_path), "--name", "trees"]
     # two that learn, then one that hardly does: there is something to stop, whatever the sampler
     # draws
@@ -197,6 +195,8 @@ def test_a_search_over_trees(tmp_path: Path) -> None:
         "3",
         "--trials",
         "5",
+        "--max-concurrent",
+        "2",
     ]
     arguments += ["--points", str(points)]
     code, output = finish(search(env, *arguments, *common))

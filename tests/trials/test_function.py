@@ -20,6 +20,7 @@ from mnist_ray.data import Images
 from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.layout import error_file, trial_folder
+from mnist_ray.run.records import Record, epoch_row
 from mnist_ray.search_job.plan import prepare
 from mnist_ray.settings import SearchSettings
 from mnist_ray.storage import RunStorage
@@ -153,6 +154,35 @@ def test_a_metric_may_be_infinite(own: types.ModuleType, tmp_path: Path) -> None
     assert result["metrics_perplexity"] == math.inf
     best = json.loads((tmp_path / trial_folder(3) / "best.json").read_text())
     assert best["row"].keys() == {"epoch", "seconds", "val_metric", "metrics_score"}
+
+
+@pytest.mark.parametrize("metric", ["score@max", "score@min"])
+def test_a_loss_beside_the_metric_may_be_infinite(
+    own: types.ModuleType, tmp_path: Path, metric: str
+) -> None:
+    def infinite(hp: dict) -> Iterator[dict]:
+        yield {"score": 1.0, "val_loss": math.inf}
+
+    trial = trial_of(tmp_path, infinite, {}, metric=metric, most=1)
+    row = epoch_row(trial.train())
+    trial.stop()
+    assert Record(3, {}, rows={1: row}).best(metric) == row
+
+
+def test_its_best_files_name_their_epoch(own: types.ModuleType, tmp_path: Path) -> None:
+    storage = RunStorage(str(tmp_path))
+    trial = trial_of(tmp_path, counting, {"epochs": 9})
+    assert FunctionTrial.best_row(storage, 3) is None
+    rows = [epoch_row(trial.train()) for _ in range(2)]
+    trial.stop()
+    found = FunctionTrial.best_row(storage, 3)
+    assert found is not None
+    assert found["epoch"] == 2
+    assert found["val_metric"] == rows[1]["val_metric"]
+    assert math.isnan(found["val_loss"])
+    for damaged in (b"", b"[]", b'{"row": {"epoch": 0}}', b"[" * 100_000):
+        storage.write_bytes(f"{trial_folder(3)}/best.json", damaged)
+        assert FunctionTrial.best_row(storage, 3) is None
 
 
 def test_the_next_trial_ends_the_function(own: types.ModuleType, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mnist_ray.export.write import export
 from mnist_ray.finetune_job.recipe import Stage
 from mnist_ray.run import checkpoint
 from mnist_ray.run.layout import error_file, trial_folder
+from mnist_ray.run.records import epoch_row, rank
 from mnist_ray.settings.constraints import read
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.folds import FoldTrainer, mean_row
@@ -232,6 +233,20 @@ def test_a_trial_that_outgrows_its_share_of_the_gpu_fails_alone(
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "out of memory" in result["reason"]
     assert result["done"]
+
+
+def test_its_best_files_name_their_epoch(trial_class: type[Here], tmp_path: Path) -> None:
+    storage = RunStorage(str(tmp_path))
+    trial = trial_class({**HP, NUMBER: 1})
+    assert trial_class.best_row(storage, 1) is None
+    rows = [epoch_row(trial.train()) for _ in range(2)]
+    trial.stop()
+    found = trial_class.best_row(storage, 1)
+    assert found == max(rows, key=lambda row: rank(row, "val_accuracy"))
+    name = f"{trial_folder(1)}/best.safetensors"
+    for damaged in (b"", b"\xff" * 99, storage.read_bytes(name)[:50]):
+        storage.write_bytes(name, damaged)
+        assert trial_class.best_row(storage, 1) is None
 
 
 # ---- limits

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import random
 import re
 import signal
@@ -33,6 +32,7 @@ from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.ordered_promotion import OrderedPromotion
 from mnist_ray.tune.trial import ended
 from tests.support import ROOT
+from tests.support.processes import own_ray
 from tests.support.runs import results
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
@@ -381,9 +381,7 @@ def test_what_contradicts_it_is_refused() -> None:
 
 
 def start(storage: Path, *arguments: str) -> subprocess.Popen:
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
+    env = own_ray()
     command = [
         sys.executable,
         "jobs/search.py",

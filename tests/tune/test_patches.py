@@ -78,6 +78,17 @@ def test_stock_tells_callbacks_no_exception(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b" not in deaths[1][2]
 
 
+def test_stock_tells_a_searcher_nothing_of_trials_that_a_stopper_ends() -> None:
+    """Else StudySearch.close need not end them."""
+    trial = MagicMock(status=Trial.RUNNING, is_saving=False)
+    controller = MagicMock(_trials=[trial], _fail_fast=False, _should_stop_experiment=False)
+    controller._stopper.stop_all.return_value = True
+    controller._schedule_trial_stop = lambda t: TuneController._schedule_trial_stop(controller, t)
+    TuneController._stop_experiment_if_needed(controller)
+    controller._set_trial_status.assert_called_once_with(trial, Trial.TERMINATED)
+    assert not controller._search_alg.on_trial_complete.called
+
+
 def reuse(state: str, resetting: bool = False) -> tuple[bool, MagicMock]:
     """Whether a free worker goes to a trial that has one of its own: it "starts" or "waits"."""
     trial = MagicMock()

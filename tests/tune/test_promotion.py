@@ -182,19 +182,35 @@ def test_a_trial_that_fails_is_no_longer_a_candidate(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_search_is_the_reason(tmp_path: Path) -> None:
-    """Tune tells the searcher nothing of the trials that run then: they can be continued."""
+    """Of all trials: those that are paused, and those that run, of which Tune says nothing."""
     loop = Loop(tmp_path, 12)
     for _ in range(6):
         loop.fill()
         loop.step(loop.live[0])
     paused, running = set(loop.searcher.paused), {trial.number for trial in loop.live}
     loop.searcher.ending = "stopped by --time-budget"
+    loop.stop_all()
     loop.searcher.close()
-    for number in paused:
+    assert running
+    for number in paused | {n for n in running if loop.searcher.records.trials[n].rows}:
         record = loop.searcher.records.trials[number]
         assert record.state == "PRUNED"
         assert record.reason.startswith("stopped by --time-budget after epoch")
-    assert {i for i, state in enumerate(states(loop)) if state == "RUNNING"} == running
+    assert "RUNNING" not in states(loop)
+
+
+def test_paused_trials_and_fewer_trials_are_ended(tmp_path: Path) -> None:
+    """As --resume --trials of those that were begun: those in turn go on, and no new one begins."""
+    first = Loop(tmp_path, 12)
+    for _ in range(12):
+        first.fill()
+        first.step(first.live[0])
+    begun = len(states(first))
+    assert len(first.searcher.paused) > 1
+    second = Loop(tmp_path, 1)
+    second.to_the_end()
+    assert len(states(second)) == begun
+    assert set(states(second)) <= {"COMPLETE", "PRUNED"}
 
 
 def test_a_space_that_refuses_a_trial_now_ends_that_trial_alone(tmp_path: Path) -> None:

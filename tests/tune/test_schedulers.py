@@ -4,11 +4,9 @@ what a resume keeps.
 
 import json
 import math
-import os
 import pickle
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +27,7 @@ from mnist_ray.tune import schedulers
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trial import NUMBER
 from tests.support import ROOT
+from tests.support.processes import own_ray
 from tests.support.tune_loop import FakeTrial, TuneLoop, result
 
 RUN = "run of the test"
@@ -280,11 +279,16 @@ def test_pickles_hold_neither_study_nor_history(tmp_path: Path) -> None:
         assert len(data) < 300
 
 
-def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(tmp_path: Path) -> None:
+def test_the_search_ends_when_its_time_is_up_or_the_storage_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(schedulers, "time", SimpleNamespace(monotonic=lambda: now))
     loop = tune(tmp_path, "none", 4)
-    ending = schedulers.Ending(loop.searcher, 0.05)
+    ending = schedulers.Ending(loop.searcher, 60)
+    now = 160.0
     assert not ending.stop_all()
-    time.sleep(0.06)
+    now = 160.1
     assert ending.stop_all()
     assert loop.searcher.ending == "stopped by --time-budget"
     loop = tune(tmp_path, "none", 4)
@@ -342,6 +346,90 @@ def test_trials_that_were_cut_off_are_no_failed_attempts_of_patience() -> None:
         searcher.records.add(Record(number, {}, state="FAIL", reason=INTERRUPTED))
     searcher.records.resumed()
     assert not schedulers.Ending(searcher, None, patience=3).stop_all()
+
+
+def test_patience_and_target_wait_for_the_trials_that_go_on() -> None:
+    """After --resume the best value may be one that a running trial has not reported again."""
+    for options in ({"patience": 3}, {"target": 0.8}):
+        searcher, _ = searcher_of("val_accuracy", [0.9, 0.8, 0.8, 0.8], known=4)
+        for number in (4, 5):
+            searcher.records.add(Record(number, {}))
+        ending = schedulers.Ending(searcher, None, **options)
+        assert not ending.stop_all()
+        searcher.records.end(5, "FAIL")
+        assert not ending.stop_all()
+        searcher.records.report(4, result(1, 0.95))
+        assert ending.stop_all() == ("target" in options)
+    searcher.ending = None
+    assert not schedulers.Ending(searcher, None, patience=3).stop_all()
+    assert schedulers.Ending(searcher, None, patience=1).stop_all()  # trial 5
+
+
+def test_a_time_budget_waits_for_nobody() -> None:
+    searcher, _ = searcher_of("val_accuracy", [0.9], known=1)
+    searcher.records.add(Record(1, {}))
+    assert schedulers.Ending(searcher, -1.0, patience=3).stop_all()
+    assert searcher.ending == "stopped by --time-budget"
+
+
+def test_trials_that_tune_ends_without_a_word_are_told_as_stopped(tmp_path: Path) -> None:
+    """When a Stopper says so: the one that reached the target is among them."""
+    settled: list[int] = []
+    loop = tune(tmp_path, "none", 6, best_row=lambda number: None)
+    loop.searcher.outcomes.on_settled = settled.append
+    loop.slots = 3
+    ending = schedulers.Ending(loop.searcher, None, target=0.0)
+    loop.fill()
+    for trial in loop.live[:2]:
+        loop.train(trial)
+    assert ending.stop_all()
+    assert loop.start() is None  # nothing new begins
+    loop.stop_all()
+    loop.searcher.close()
+    records = loop.searcher.records
+    assert settled == [0, 1, 2]
+    assert records.settled() == 3
+    assert [record.state for record in records.trials.values()] == ["PRUNED", "PRUNED", "FAIL"]
+    assert [record.reason for record in records.trials.values()] == [
+        *["stopped by --target after epoch 1"] * 2,
+        "ended before its first epoch (stopped by --target)",
+    ]
+    study = optuna.load_study(study_name="s", storage=storage(tmp_path))
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED", "FAIL"]
+
+
+def test_one_that_has_not_reported_again_keeps_its_epochs(tmp_path: Path) -> None:
+    """Its checkpoint has them: a resume with more time goes on with it."""
+    first = tune(tmp_path, "none", 4)
+    first.fill()
+    for trial in first.live:
+        first.train(trial)
+    second = tune(tmp_path, "none", 4)
+    second.fill()
+    assert [trial.number for trial in second.live] == [0, 1]
+    second.train(second.live[1])
+    second.searcher.ending = "stopped by --time-budget"
+    second.stop_all()
+    second.searcher.close()
+    states = [record.state for record in second.searcher.records.trials.values()]
+    assert states == ["RUNNING", "PRUNED"]
+
+
+def test_an_epoch_that_a_worker_kept_and_did_not_report_is_taken(tmp_path: Path) -> None:
+    """Its files are the trial's best ones: best/ would hold an epoch that no table knows."""
+    kept = {0: row(0.5, 2, 9), 1: row(0.5, 3, 9)}  # of trial 1: no next epoch of one with none
+    loop = tune(tmp_path, "none", 4, best_row=kept.get)
+    loop.fill()
+    loop.train(loop.live[0])
+    loop.searcher.ending = "stopped by --target"
+    loop.stop_all()
+    loop.searcher.close()
+    records = loop.searcher.records.trials
+    assert list(records[0].rows) == [1, 2]
+    assert records[0].reason == "stopped by --target after epoch 2"
+    assert records[1].state == "FAIL"
+    frozen = optuna.load_study(study_name="s", storage=storage(tmp_path)).trials[0]
+    assert list(frozen.intermediate_values) == [1, 2]
 
 
 def test_the_search_ends_silently_when_the_run_is_another_s(tmp_path: Path) -> None:
@@ -423,9 +511,7 @@ def test_on_a_real_ray(tmp_path: Path, scheduler: str) -> None:
     ]
     if scheduler in args:
         command += ["--scheduler-args", *args[scheduler]]
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
+    env = own_ray()
     out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert out.returncode == 0, out.stdout + out.stderr
     assert (

@@ -3,7 +3,8 @@ trial's end.
 """
 
 import math
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -27,6 +28,7 @@ from mnist_ray.study.trials import (
     remaining_points,
     to_try_again,
 )
+from mnist_ray.tune import suggestions
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import result
@@ -365,12 +367,26 @@ def end(search: StudySearch, trial_id: str, seconds: float) -> None:
     search.on_trial_complete(trial_id, result(3, seconds=seconds))
 
 
-def slow_space(trial: optuna.Trial) -> dict[str, Any]:
-    time.sleep(0.02)
-    return space(trial)
+Space = Callable[[optuna.Trial], dict[str, Any]]
 
 
-def test_where_trials_are_short_the_next_are_suggested_before_a_slot_is_free() -> None:
+@pytest.fixture
+def slow_space(monkeypatch: pytest.MonkeyPatch) -> Space:
+    """A space whose suggestions take 20 ms by the searcher's clock, and nothing else does."""
+    now = 0.0
+
+    def slow(trial: optuna.Trial) -> dict[str, Any]:
+        nonlocal now
+        now += 0.02
+        return space(trial)
+
+    monkeypatch.setattr(suggestions, "time", SimpleNamespace(perf_counter=lambda: now))
+    return slow
+
+
+def test_where_trials_are_short_the_next_are_suggested_before_a_slot_is_free(
+    slow_space: Space,
+) -> None:
     study = a_study()
     search = searcher(study, trials=5, slots=lambda: 2)
     search.suggestions.space = slow_space
@@ -419,7 +435,7 @@ def test_many_slots_are_suggested_for_ahead(slots: int, ahead: int) -> None:
     assert len(suggestions.ahead) == ahead
 
 
-def test_what_was_suggested_ahead_and_never_began_has_failed() -> None:
+def test_what_was_suggested_ahead_and_never_began_has_failed(slow_space: Space) -> None:
     study = a_study()
     search = searcher(study, slots=lambda: 1)
     search.suggestions.space = slow_space
