@@ -51,6 +51,7 @@ URI, ROOT = "s3://bucket/runs/a", "runs/a"
 EPOCHS, TRIALS = 2, 3
 LATEST = "latest.safetensors"
 MOST = 4  # processes of a history
+READ_AGAIN = publication.READ_AGAIN  # which tests/conftest.py takes away; here it costs no time
 SEEN: Counter[str] = Counter()  # over all histories, to tell that they are not empty
 
 
@@ -313,6 +314,7 @@ class Histories(RuleBasedStateMachine):
         patch(object_store, "connect", lambda address: None)
         for module in (lease, run_storage, publication, keeper):
             patch(module, "time", self.world)
+        patch(publication, "READ_AGAIN", READ_AGAIN)
         patch(keeper, "QUICK", float("inf"))  # uploads are not put off
         patch(lease, "print", lambda *text, **options: None, raising=False)
         patch(processes, "this_process", self._this_process)
