@@ -18,6 +18,7 @@ from mnist_ray import data
 from mnist_ray.run import layout
 from mnist_ray.run.tables import HISTORY
 from mnist_ray.storage import RunStorage
+from tests.support.processes import own_ray
 from tests.support.published import HEAVY, published
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -408,6 +409,23 @@ def test_a_fine_tuned_run_keeps_the_study_that_was_named(
     place = f"sqlite:///{tmp_path}/s.db"
     assert mr.finetune(mr.Run(uri, study=place))._place == place
     assert mr.finetune(uri)._place is None
+
+
+def test_the_second_job_finds_modules_beside_a_script_elsewhere(tmp_path: Path) -> None:
+    for name in ("elsewhere.py", "paced.py"):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        shutil.copy(PROGRAMS / name, tmp_path / "src")
+    done = subprocess.run(
+        [sys.executable, "src/elsewhere.py", "runs"],
+        cwd=tmp_path,
+        env=own_ray(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=480,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "done"
 
 
 def test_two_searches_in_one_process_and_a_ray_of_the_caller_s(tmp_path: Path) -> None:

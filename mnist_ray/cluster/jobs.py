@@ -139,17 +139,7 @@ def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     module = ["-m", "mnist_ray", *words]
     if "working_dir" in cluster.runtime_env:  # it holds the package; `python` is its environment's
         return shlex.join(["python", *module])
-    names = {}
-    package = importlib.util.find_spec("mnist_ray")
-    parent = str(Path(package.origin).parent.parent) if package and package.origin else ""
-    installed = sysconfig.get_paths().values()
-    checkout = [parent] if parent and parent not in installed else []
-    # Workers find the modules beside the caller's script, as Ray tells them the folder.
-    script = os.path.dirname(os.path.realpath(sys.argv[0]))
-    foreign = script in sys.path and script not in (*installed, os.path.join(parent, "jobs"))
-    if own := checkout + ([script] if foreign else []):
-        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        names["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*checkout, *given, *own]))
+    names = {"PYTHONPATH": path} if (path := _python_path()) else {}
     if cluster.started_here:
         # Ray tells a job the address of any Ray among this machine's processes.
         names["RAY_ADDRESS"] = cluster.address
@@ -160,13 +150,42 @@ def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     return f"cd {shlex.quote(os.getcwd())} && exec {line}"
 
 
+def _script_folder() -> str | None:
+    """The folder of the caller's script, whose modules trials find: Ray tells their workers of it.
+
+    None: there is no such folder, or it holds nothing of a person's.
+    """
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    ours = (*sysconfig.get_paths().values(), os.path.join(_checkout() or "", "jobs"))
+    command = os.path.basename(sys.argv[0]) == "mnist-ray"
+    return script if script in sys.path and script not in ours and not command else None
+
+
+def _checkout() -> str | None:
+    """The folder that holds the package; None where it is installed."""
+    package = importlib.util.find_spec("mnist_ray")
+    parent = str(Path(package.origin).parent.parent) if package and package.origin else ""
+    return parent if parent and parent not in sysconfig.get_paths().values() else None
+
+
+def _python_path() -> str | None:
+    """PYTHONPATH for the job; None if it needs no other than this process has."""
+    checkout, script = _checkout(), _script_folder()
+    if not checkout and not script:
+        return None
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(filter(None, [checkout, *given, script])))
+
+
 def _submit(client: JobSubmissionClient, cluster: Cluster, job: str, entrypoint: str) -> None:
     deadline = time.monotonic() + AGENT_SECONDS
+    runtime_env = dict(cluster.runtime_env)
+    if "working_dir" not in runtime_env and _script_folder():  # its workers shall find it too
+        variables = {**runtime_env.get("env_vars", {}), "PYTHONPATH": _python_path()}
+        runtime_env["env_vars"] = variables
     while True:
         try:
-            client.submit_job(
-                entrypoint=entrypoint, runtime_env=dict(cluster.runtime_env), submission_id=job
-            )
+            client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=job)
             return
         except (ConnectionError, RuntimeError) as error:
             # After a short search, on a slow machine, the node's agent may not have started yet.

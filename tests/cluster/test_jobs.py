@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import requests
@@ -29,7 +30,7 @@ from mnist_ray.settings import SearchSettings
 PARENT = str(Path(mnist_ray.__file__).parents[1])
 
 
-def joined(started_here: bool = False, **runtime_env: str) -> Cluster:
+def joined(started_here: bool = False, **runtime_env: Any) -> Cluster:
     return Cluster("127.0.0.1:6379", "http://127.0.0.1:8265", started_here, runtime_env)
 
 
@@ -173,21 +174,33 @@ def test_modules_beside_the_callers_script_are_found(
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "src/run.py")])
     if installed:
         monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": PARENT})
-    words = shlex.split(jobs._entrypoint(joined(), ["finetune"]))
-    found = next(word for word in words if word.startswith("PYTHONPATH="))
-    assert found == f"PYTHONPATH={'' if installed else PARENT + ':'}{tmp_path / 'src'}"
+    path = f"{'' if installed else PARENT + ':'}{tmp_path / 'src'}"
+    line = jobs._entrypoint(joined(), ["finetune"])
+    assert f"PYTHONPATH={path}" in shlex.split(line)
+    given: list[dict[str, Any]] = []  # the job's workers have another environment than its line
+    client: Any = SimpleNamespace(submit_job=lambda **job: given.append(job["runtime_env"]))
+    jobs._submit(client, joined(env_vars={"A": "b"}), "job", line)
+    jobs._submit(client, joined(working_dir="gcs://x.zip"), "job", line)
+    assert given == [
+        {"env_vars": {"A": "b", "PYTHONPATH": path}},
+        {"working_dir": "gcs://x.zip"},
+    ]
 
 
-@pytest.mark.parametrize("script", [f"{PARENT}/jobs/search.py", f"{PARENT}/tests/elsewhere.py"])
+@pytest.mark.parametrize("script", ["jobs/search.py", "bin/mnist-ray", "elsewhere/tool.py"])
 def test_the_folder_of_our_own_scripts_hides_no_package(
     script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """jobs/evaluate.py would stand before a package `evaluate`."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr(sys, "path", [f"{PARENT}/jobs", *sys.path])
-    monkeypatch.setattr(sys, "argv", [script])
-    words = shlex.split(jobs._entrypoint(joined(), ["finetune"]))
-    assert f"PYTHONPATH={PARENT}" in words
+    monkeypatch.setattr(sys, "path", [f"{PARENT}/jobs", f"{PARENT}/bin", *sys.path])
+    monkeypatch.setattr(sys, "argv", [f"{PARENT}/{script}"])
+    line = jobs._entrypoint(joined(), ["finetune"])
+    assert f"PYTHONPATH={PARENT}" in shlex.split(line)
+    given: list[dict[str, Any]] = []
+    client: Any = SimpleNamespace(submit_job=lambda **job: given.append(job["runtime_env"]))
+    jobs._submit(client, joined(), "job", line)
+    assert given == [{}]
 
 
 def test_a_shipped_working_directory_holds_the_package() -> None:
