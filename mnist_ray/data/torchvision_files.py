@@ -25,9 +25,10 @@ import numpy as np
 from mnist_ray.data import writers
 from mnist_ray.data.images import PARTS, Images, digest
 from mnist_ray.errors import SettingsError
+from mnist_ray.settings.options import default_data_dir
+from mnist_ray.settings.text import CACHE
 
 log = logging.getLogger(__name__)
-CACHE = "~/.cache/mnist_ray"
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
 
 def root_of(data_dir: str | None) -> Path:
     """The data folder: the one given, else MNIST_RAY_DATA, else a cache of our own."""
-    chosen = data_dir or os.environ.get("MNIST_RAY_DATA") or CACHE
-    found = os.path.expanduser(chosen)
+    found = os.path.expanduser(data_dir or default_data_dir())
     if found.startswith("~"):
         raise SettingsError(
             f"--data-dir: {found}: this user has no home folder; name a folder, or set HOME"

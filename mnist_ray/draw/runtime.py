@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.settings.text import CACHE
 from mnist_ray.storage import RunStorage
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -31,7 +32,7 @@ def runtime() -> dict[str, bytes]:
         SettingsError: npm is missing, or fetches nothing.
         CorruptFileError: The files are not those of PACKAGE.
     """
-    home = os.path.expanduser("~/.cache/mnist_ray")
+    home = os.path.expanduser(CACHE)
     if home.startswith("~"):
         raise SettingsError(f"{home}: this user has no home folder for {PACKAGE}; set HOME")
     cache = RunStorage(os.path.join(home, PACKAGE.replace("@", "-")))

@@ -15,7 +15,7 @@ from tyro.conf import Fixed
 from mnist_ray.errors import SettingsError, printable
 from mnist_ray.settings import objectives
 from mnist_ray.settings.secrets import masked
-from mnist_ray.settings.text import as_meant, converted
+from mnist_ray.settings.text import CACHE, as_meant, converted
 
 # A text behind a type says how help writes its value.
 Class = Annotated[str, "NAME|module:Class"]
@@ -38,7 +38,7 @@ def default_storage() -> str:
 
 def default_data_dir() -> str:
     """The folder of torchvision's data sets."""
-    return os.environ.get("MNIST_RAY_DATA") or os.path.expanduser("~/.cache/mnist_ray")
+    return os.environ.get("MNIST_RAY_DATA") or os.path.expanduser(CACHE)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from mnist_ray.settings.yaml_files import load_yaml
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str)}
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+CACHE = "~/.cache/mnist_ray"  # of what is downloaded, and can be again
 SHIPPED = "working_dir_files"  # Ray's folder for a working directory that came from elsewhere
 WRONG = object()  # no value of the wanted type
 # What a part of a search is. Its options are given beside it: a run records them.
