@@ -102,11 +102,12 @@ class Run:
         return Best(row["number"], row["epoch"], value, self._params(row["number"]), chosen)
 
     def _params(self, number: int) -> dict[str, Any]:
-        """A trial's suggestions, from the run's own study; else from the table.
+        """A trial's suggestions, from the run's study where it can be read; else from the table.
 
         The table lacks trials that have not ended, and cannot tell a choice None from no choice.
         """
-        if self._place is None and self._storage.exists(layout.JOURNAL):
+        elsewhere = self._place not in (None, "memory")
+        if elsewhere or (self._place is None and self._storage.exists(layout.JOURNAL)):
             trials = self.study.trials
             if number < len(trials):
                 return dict(trials[number].params)
@@ -185,7 +186,7 @@ class Prediction(_Pair):
         label: The class's name; "" if nothing is drawn.
         probability: Of that class, in [0, 1].
         known: Whether the picture is one of the classes at all. Where nothing is drawn it is
-            False, but not for models of colour images, nor of one's own files.
+            False, but not for models of fashion-mnist, colour images or one's own files.
         reason: Why it is not: `nothing drawn`; `several` digits; `unsure`, as it may be one or
             another of the classes; or `foreign`, as nothing like it is among them. "" if it is.
     """
@@ -317,20 +318,22 @@ class Model:
 
     def _load(self, name: str, by_model: bool, part: str, data_dir: str | None) -> data.Images:
         """A part of a data set, read as the model's own was; `by_model`: the model names it."""
-        metadata = self.session.metadata
         if not is_stored(name):
             return data.load(name, part, data_dir)
-        sha256 = metadata.get("data_sha256", "")
-        if name != metadata.get("dataset"):  # though it may hold the same images, elsewhere
-            channels, height, width = self.session.image_shape
-            colour, padding = channels != 1, self.session.padding or "black"
-            reading = data.Reading((height, width), "colour" if colour else "grey", padding)
-            return data.load(name, part, reading=reading, trained_on=sha256)
-        reading = data.Reading.from_json(metadata.get("reading", "{}"), self.path)
+        metadata = self.session.metadata
+        sha256, how = metadata.get("data_sha256"), metadata.get("reading")
         if by_model:
+            reading = data.Reading.from_json(how or "{}", self.path)
             trained = data.load(name, "train", reading=reading)
             trust.same_data(trained.sha256, sha256, self.path, name)
-        return data.load(name, part, reading=reading)
+            return data.load(name, part, reading=reading)
+        own = name == metadata.get("dataset")
+        shape, padding = self.session.image_shape, self.session.padding
+        reading = data.Reading.of_model(shape, padding, how if own else None, self.path)
+        if own and sha256 is None:  # a file of before, of a data set on a hub
+            return data.load(name, part, reading=reading)
+        # Another name may hold the same images, elsewhere; its own name others, by now.
+        return data.load(name, part, reading=reading, trained_on=sha256 or "", own=own)
 
     @cached_property
     def _temperature(self) -> float:

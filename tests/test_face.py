@@ -155,6 +155,20 @@ def test_a_study_elsewhere_is_opened_only_where_the_person_names_it(run: Path) -
     assert mr.open_run(run, study=place).study.best_value == 3.0
 
 
+def test_the_best_trials_values_are_read_from_a_study_elsewhere(run: Path) -> None:
+    """trials.parquet cannot tell None from no choice; choices of several types are texts there."""
+    place = f"sqlite:///{run.parent}/studies.db"
+    study = optuna.create_study(study_name="first", storage=place, direction="maximize")
+    (run / layout.JOURNAL).unlink()
+    for _ in range(2):
+        trial = study.ask()
+        trial.suggest_categorical("kind", [None])
+        trial.suggest_categorical("steps", [2, "2", True])
+        study.tell(trial, 1.0)
+    assert mr.open_run(run, study=place).best.params == study.trials[1].params
+    assert mr.open_run(run, study="memory").best.params.keys() == {"lr"}
+
+
 def test_what_is_not_there_yet_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(mr.SettingsError, match=r"there is no run at .*none$"):
         mr.open_run(tmp_path / "none")
@@ -268,8 +282,9 @@ def test_new_photos_in_parts_are_judged_by_the_part(model_of: Path, new_photos: 
 
 
 def test_the_model_s_own_images_elsewhere_are_judged_by_their_test_part(
-    model_of: Path, new_photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    model_of: Path, new_photos: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """Four fifths of them are what it was trained on."""
     name = f"folder:{new_photos}"
     reading = data.Reading((28, 28), "grey", "black")
@@ -278,8 +293,34 @@ def test_the_model_s_own_images_elsewhere_are_judged_by_their_test_part(
     own = {"dataset": name, "data_sha256": data.load(name, "train", reading=reading).sha256}
     model.session.metadata.update(own)
     assert [model.evaluate(n).n for n in (name, "folder:new")] == [20, 20]
+    assert "these are not the images" not in caplog.text
     model.session.metadata.update({"data_sha256": "0"})
-    assert [model.evaluate(n).n for n in (name, "folder:new")] == [20, 100]
+    assert [model.evaluate(n).n for n in ("folder:new", name)] == [100, 100]
+    assert caplog.text.count("these are not the images that the model was made with") == 1
+    assert f"{name}: these are not" in caplog.text
+    with pytest.raises(mr.SettingsError, match="SHA-256 differs"):
+        model.evaluate()
+
+
+def test_the_model_s_own_folder_that_has_grown_is_read_at_its_size(
+    model_of: Path, new_photos: Path
+) -> None:
+    """And as it was read then: broken pictures are left out. The median is another size now."""
+    name, how = f"folder:{new_photos}", data.Reading(skip_broken=True)
+    (new_photos / "1" / "broken.png").write_bytes(b"")
+    sha256 = data.load(name, "train", reading=how).sha256
+    model = mr.load_model(model_of)
+    own = {"dataset": name, "data_sha256": sha256, "reading": how.to_json()}
+    model.session.metadata.update(own)
+    assert model.evaluate(name).n == model.evaluate().n == 19  # of 20 test images one is broken
+    for i in range(150):
+        Image.new("RGB", (40, 50), (i, 0, 255)).save(new_photos / "2" / f"large{i}.png")
+    assert model.evaluate(name).n == 250
+    (new_photos.parent / "elsewhere").mkdir()
+    new_photos.rename(new_photos.parent / "elsewhere" / "new")
+    message = r"mend or remove them \(a search can leave them out: --skip-broken\)$"
+    with pytest.raises(mr.SettingsError, match=message):  # they are no images of its own
+        model.evaluate(f"folder:{new_photos.parent / 'elsewhere' / 'new'}")
 
 
 def test_a_model_knows_where_it_comes_from(model_of: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from mnist_ray.data.images import PARTS, Images, by_names, centre_by_mass, diges
 from mnist_ray.data.leaks import check_test_part
 from mnist_ray.data.pictures import MAX_PIXELS, PADDINGS, read_picture
 from mnist_ray.data.sources import DATASETS, default_val_images, load
-from mnist_ray.data.splitting import Split, load_split, split
+from mnist_ray.data.splitting import Split, check_repeats, load_split, split
 
 __all__ = [
     "DATASETS",
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "by_names",
     "centre_by_mass",
+    "check_repeats",
     "check_test_part",
     "default_val_images",
     "digest",

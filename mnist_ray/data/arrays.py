@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.data.listing import PART_NAMES, Columns, Listing, fingerprint, listing
+from mnist_ray.data.listing import ORDER, PART_NAMES, Columns, Listing, fingerprint, listing
 from mnist_ray.data.pictures import Picture
 from mnist_ray.errors import SettingsError, first_line
 
@@ -29,6 +29,10 @@ BRIGHT = 128  # a float image with no value above it is not certainly one of [0,
 NEARLY_BLACK = (
     "whole numbers up to 1 are read as values of 0..255, nearly black; True and False are read as "
     "white and black"
+)
+FOUR_CHANNELS = (
+    "four channels are read as red, green, blue and opacity, on white; a function passes four "
+    "channels as they are"
 )
 
 
@@ -117,7 +121,7 @@ def read_npz(source: str, path: str) -> Listing:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
-            named = _by_part(source, file.files)
+            named, notes = _by_part(source, file.files)
             parts = {part: _part(source, file, names) for part, names in named.items()}
             classes = None
             if "classes" in file.files:
@@ -141,18 +145,21 @@ def read_npz(source: str, path: str) -> Listing:
         if any(kind in found for found in parts.values()):
             each = [f.get(kind, np.full(len(f["labels"]), otherwise)) for f in parts.values()]
             setattr(columns, kind, np.concatenate(each))
-    notes = dict.fromkeys(note for found in parts.values() for note in found["notes"] if note)
+    notes += [note for found in parts.values() for note in found["notes"] if note]
     images = [found["images"] for found in parts.values()]
 
     def pictures() -> Iterator[Picture]:
         for each in images:
             yield from each
 
-    return listing(source, columns, pictures, fingerprint([path]), notes)
+    return listing(source, columns, pictures, fingerprint([path]), dict.fromkeys(notes))
 
 
-def _by_part(source: str, names: list[str]) -> dict[str, dict[str, str]]:
-    """Part ("" where the names do not say) -> kind -> the array's name; parts in their order."""
+def _by_part(source: str, names: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Part ("" where the names do not say) -> kind -> the array's name; parts in their order.
+
+    Also notes of the arrays that are left out.
+    """
     found: dict[str, dict[str, str]] = {}
     for name in names:
         words = re.findall(r"[a-z]+\d?", name.lower().replace("arr_", "arr"))
@@ -166,8 +173,44 @@ def _by_part(source: str, names: list[str]) -> dict[str, dict[str, str]]:
             f"--dataset: {source} holds {', '.join(names) or 'nothing'}; expected x_train, y_train "
             "and perhaps x_val, y_val, x_test, y_test, groups_train"
         )
-    order = [part for part in ("", "train", "val", "test") if part in whole]
-    return {part: whole[part] for part in order if "train" not in whole or part}
+    if "train" in whole:
+        whole.pop("", None)
+    rest = {part: each for part, each in found.items() if part not in whole}
+    for part in {"", "train"} & set(rest):  # the only part need not be named twice
+        _add_to_part(source, whole, rest[part])
+    order = [part for part in ("", *ORDER) if part in whole]
+    return {part: whole[part] for part in order}, [
+        _left_out(each) for each in rest.values() if each
+    ]
+
+
+def _add_to_part(source: str, whole: dict[str, dict[str, str]], arrays: dict[str, str]) -> None:
+    """Moves groups and weights whose names tell no part, or the only one, to that part.
+
+    Raises:
+        SettingsError: There are several parts.
+    """
+    if "images" in arrays and "labels" in arrays:  # they may be of these
+        return
+    target = whole["train"] if "train" in whole else whole[""]
+    for kind in ("groups", "weights"):
+        if kind not in arrays or kind in target:
+            continue
+        if len(whole) > 1:
+            raise SettingsError(
+                f"--dataset: {source}: {arrays[kind]} may be of {' or '.join(whole)}; expected "
+                f"{kind}_train, as the names of the other arrays have their part"
+            )
+        target[kind] = arrays.pop(kind)
+
+
+def _left_out(arrays: dict[str, str]) -> str:
+    """A note of arrays of one part that are no images with labels."""
+    one, lacks = len(arrays) == 1, [kind for kind in ("images", "labels") if kind not in arrays]
+    why = "others name the training part"
+    if lacks:
+        why = f"{'it has' if one else 'they have'} no {lacks[0]}"
+    return f"{', '.join(arrays.values())} {'is' if one else 'are'} left out: {why}"
 
 
 def _part(source: str, file: Any, names: dict[str, str]) -> dict[str, Any]:
@@ -175,6 +218,8 @@ def _part(source: str, file: Any, names: dict[str, str]) -> dict[str, Any]:
     try:
         images, note = as_uint8(arrays["images"])
         arrays["images"], arrays["notes"] = channels_last(images), [note]
+        if arrays["images"].shape[3:] == (4,):
+            arrays["notes"].append(FOUR_CHANNELS)
         arrays["labels"] = flat_labels(arrays["labels"])
     except ValueError as error:
         raise SettingsError(f"--dataset: {source}, {names['images']}: {error}") from error

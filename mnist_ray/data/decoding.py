@@ -81,6 +81,30 @@ class Reading:
         except (ValueError, TypeError, AttributeError, SettingsError) as error:
             raise SettingsError(f"{source} does not say how images are read: {error}") from error
 
+    @classmethod
+    def of_model(
+        cls, shape: tuple[int, int, int], padding: str | None, own: str | None, source: str
+    ) -> "Reading":
+        """How images are read for a model: at its size and in its colours.
+
+        Args:
+            shape: Of its images: C, H, W.
+            padding: That of its metadata.
+            own: How its own images were read, as `to_json`; None for others. Their class weights
+                and broken pictures say nothing of others.
+            source: The model, for messages.
+
+        Raises:
+            SettingsError: `own` or `padding` does not say how images are read.
+        """
+        channels, height, width = shape
+        found = cls.from_json(own or json.dumps({"padding": padding or "black"}), source)
+        return dataclasses.replace(
+            found,
+            image_size=found.image_size or (height if height == width else (height, width)),
+            channels=found.channels or ("grey" if channels == 1 else "colour"),
+        )
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -323,8 +347,8 @@ def _refuse(listing: Listing, broken: list[str], reading: Reading, *, any_left: 
     if not reading.skip_broken:
         raise SettingsError(
             f"--dataset: {len(broken)} of {len(listing.names)} pictures of {listing.source} cannot "
-            f"be read, the first: {broken[0]}; mend or remove them, or leave them out with "
-            "--skip-broken"
+            f"be read, the first: {broken[0]}; mend or remove them (a search can leave them out: "
+            "--skip-broken)"
         )
 
 

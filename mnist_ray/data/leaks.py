@@ -65,11 +65,26 @@ def check_test_part(train: Images, test: Images) -> None:
         log.warning("%s: %d groups are in the training and in the test part", train.name, groups)
 
 
-def check_split(part: Images, train: np.ndarray, val: np.ndarray) -> None:
-    """Logs what the training and the validation images of one's own data set have in common."""
+def check_split(part: Images, train: np.ndarray, val: np.ndarray, *, brought: bool = False) -> None:
+    """Logs what the training and the validation images of one's own data set have in common.
+
+    Args:
+        part: The training part.
+        train: int64, places of the training images.
+        val: int64, places of the validation images.
+        brought: Whether the data set brings its validation images itself.
+
+    Raises:
+        SettingsError: It brings training images alone.
+    """
     if ":" not in part.name:
         return
     found = shared_images(part.images[train], part.images[val])
+    if brought and found.exact == len(val):
+        raise SettingsError(
+            f"--dataset: {part.name}: all {len(val)} validation images are training images; "
+            "give others, or --val-by class"
+        )
     _tell(
         part.name, found, len(val), "validation images", "the validation accuracy may be too high"
     )

@@ -54,8 +54,15 @@ def opened(picture: Picture, name: str = "") -> Image.Image:
     return _guarded(picture, name, in_8_bits)
 
 
-def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
-    """Height, width and whether it may be in colour, without decoding; raises as `opened`."""
+def header(picture: Picture, name: str = "", most: int | None = None) -> tuple[int, int, bool]:
+    """Height, width and whether it may be in colour, without decoding; raises as `opened`.
+
+    Args:
+        picture: See Picture.
+        name: In errors; a path names itself.
+        most: More pixels than these are refused, by the size that the file states. None: MAX_PIXELS
+            of a JPEG as it would be read, at a fraction.
+    """
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
             raise SettingsError(
@@ -67,7 +74,7 @@ def header(picture: Picture, name: str = "") -> tuple[int, int, bool]:
                 "[height, width, 3 or 4]"
             )
         return picture.shape[0], picture.shape[1], picture.ndim == 3
-    return _guarded(picture, name or str(picture)[:200], _header)
+    return _guarded(picture, name or str(picture)[:200], _header, most)
 
 
 def _header(image: Image.Image) -> tuple[int, int, bool]:
@@ -79,7 +86,12 @@ def _header(image: Image.Image) -> tuple[int, int, bool]:
     return height, width, not grey
 
 
-def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]) -> T:
+def _guarded(
+    picture: str | bytes,
+    name: str,
+    finish: Callable[[Image.Image], T],
+    most: int | None = None,
+) -> T:
     path = picture if isinstance(picture, str) else ""
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise SettingsError(f"{name} cannot be read: it is no regular file")
@@ -87,6 +99,9 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
         file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         image = Image.open(file, formats=FORMATS)
         with image:
+            # Before a fraction is asked for: a progressive JPEG takes the memory of the whole.
+            if most is not None and image.width * image.height > most:
+                refuse_size(*image.size, name, most)
             _check_size(image, name)
             return finish(image)
     except UnidentifiedImageError as error:
@@ -95,7 +110,7 @@ def _guarded(picture: str | bytes, name: str, finish: Callable[[Image.Image], T]
         ) from error
     except Image.DecompressionBombError as error:
         raise SettingsError(
-            f"{name}: the picture is too large; at most {MAX_PIXELS:,} pixels are allowed"
+            f"{name}: the picture is too large; at most {most or MAX_PIXELS:,} pixels are allowed"
         ) from error
     except SettingsError:
         raise
@@ -118,10 +133,10 @@ def _check_size(image: Image.Image, name: str) -> None:
         refuse_size(width, height, name)
 
 
-def refuse_size(width: int, height: int, name: str) -> NoReturn:
+def refuse_size(width: int, height: int, name: str, most: int = MAX_PIXELS) -> NoReturn:
     """Raises SettingsError for a picture of too many pixels, or of none."""
     raise SettingsError(
-        f"{name}: the picture has {width} x {height} pixels; at most {MAX_PIXELS:,} in all "
+        f"{name}: the picture has {width} x {height} pixels; at most {most:,} in all "
         f"and {MAX_SIDE:,} a side are allowed"
     )
 

@@ -20,6 +20,7 @@ def load(
     download: bool = True,
     reading: Reading | None = None,
     trained_on: str | None = None,
+    own: bool = False,
 ) -> Images:
     """Read one part of a data set.
 
@@ -32,6 +33,7 @@ def load(
         reading: how a folder, file or table of one's own is read.
         trained_on: SHA-256 of the training images of a model that is to be judged, "" if it is not
             known. A folder, file or table of other images counts as a whole if it has no test part.
+        own: whether that model was made with a data set of this name: the log warns of others.
 
     Raises:
         SettingsError: unknown name, files missing and out of reach, truncated or altered files.
@@ -45,7 +47,7 @@ def load(
     if name in DATASETS:
         return torchvision_files.read(name, part, data_dir, download=download)
     if text.is_stored(name):
-        return stored.read(name, part, reading or Reading(), trained_on)
+        return stored.read(name, part, reading or Reading(), trained_on, own=own)
     own = text.load(name, "--dataset", NAMES)
     if not callable(own):
         raise SettingsError(

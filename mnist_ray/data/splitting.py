@@ -3,6 +3,7 @@
 A data set may bring validation images of its own instead.
 """
 
+import hashlib
 import logging
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -48,10 +49,27 @@ class Split(NamedTuple):
         return {
             "name": self.images.name,
             "sha256": self.images.sha256,
+            "split_sha256": self._digest(),
             "train": len(self.train),
             "val": validated,
             "classes": list(self.images.classes),
         }
+
+    def _digest(self) -> str:
+        """SHA-256 of what `Images.sha256` is not of: the division, and how much each counts.
+
+        Groups and a validation part show in the division.
+        """
+        sha = hashlib.sha256()
+        weights = () if self.images.weights is None else (self.images.weights,)
+        for kind, arrays in (
+            ("<i8", (self.train, self.val, *sum(self.folds, ()))),
+            ("<f4", weights),
+        ):
+            for array in arrays:  # each with its length: no image may change sides unseen
+                sha.update(f"{kind}{len(array)}:".encode())
+                sha.update(np.ascontiguousarray(array, dtype=kind).data)
+        return sha.hexdigest()
 
 
 def load_split(  # noqa: PLR0913 (one a setting)
@@ -104,10 +122,36 @@ def load_split(  # noqa: PLR0913 (one a setting)
             seed=seed,
             groups=groups,
         )
-    leaks.check_split(part, train, val)
+    leaks.check_split(part, train, val, brought=val_by == "own")
     of_classes = reading.class_weights if reading else None
     part = replace(part, weights=weights.combined(part, train, of_classes))
     return Split(part, train, val, val_by, parts)
+
+
+def check_repeats(split: Split, data_dir: str | None, class_weights: str | None) -> None:
+    """Calls a data set's own function again, as the fine-tuning and --resume will.
+
+    Args:
+        split: of its first answer.
+        data_dir: as in `load_split`.
+        class_weights: as in its `reading`.
+
+    Raises:
+        SettingsError: it gives others than before.
+    """
+    first, again = split.images, load(split.images.name, "train", data_dir)
+    what = "images"
+    if again.sha256 == first.sha256:
+        what = "groups, weights or validation images"
+        again = replace(again, weights=weights.combined(again, split.train, class_weights))
+        keys = ("groups", "weights", "val")
+        pairs = [(getattr(first, key), getattr(again, key)) for key in keys]
+        if all(np.array_equal(one, other) for one, other in pairs):  # also two of None
+            return
+    raise SettingsError(
+        f"--dataset: {first.name} gives other {what} each time that it is called; fix its random "
+        "numbers: the fine-tuning and --resume call it again"
+    )
 
 
 def folded(
@@ -155,12 +199,17 @@ def _own(
         ("--train-images", rest, train_images),
         ("--val-images", part.val, val_images),
     ):
-        if count is not None and not 1 <= count <= len(indices):
-            raise SettingsError(f"{flag} {count}: {part.name} has {len(indices)} of its own")
+        classes = len(np.unique(part.labels[indices]))
         wanted = len(indices) if count is None else count
-        sides.append(
-            np.sort(drawn.stratified(indices, wanted, part.labels, seed)[0]).astype(np.int64)
-        )
+        if not classes <= wanted <= len(indices):
+            raise SettingsError(
+                f"{flag} {count}: allowed are {classes} to {len(indices)} ({part.name} has "
+                f"{len(indices)} of its own, at least one of each of {classes} classes)"
+            )
+        chosen, _ = drawn.stratified(indices, wanted, part.labels, seed)
+        if len(np.unique(part.labels[chosen])) < classes:
+            chosen, _ = drawn.with_each_class(indices, wanted, part.labels, seed, left=0)
+        sides.append(np.sort(chosen).astype(np.int64))
     return sides[0], sides[1]
 
 

@@ -19,7 +19,9 @@ _of_train: dict[str, Listing] = {}  # of the source whose training part was read
 _verified: set[tuple[str, str]] = set()  # sources that --verify-data has read in this process
 
 
-def read(name: str, part: str, reading: Reading, trained_on: str | None = None) -> Images:
+def read(
+    name: str, part: str, reading: Reading, trained_on: str | None = None, *, own: bool = False
+) -> Images:
     """One part of a source; the training part holds its own validation images last.
 
     A source without a test part gives a fifth of its images for it, the same ones for every seed:
@@ -32,6 +34,7 @@ def read(name: str, part: str, reading: Reading, trained_on: str | None = None) 
         trained_on: SHA-256 of the training images of a model that is to be judged, "" if nobody
             knows. A source of other images needs no training part and no second class for that,
             and counts as a whole where it has no test part.
+        own: Whether that model was made with a source of this name: the log warns of other images.
 
     Raises:
         SettingsError: names the source and the fault.
@@ -58,6 +61,12 @@ def read(name: str, part: str, reading: Reading, trained_on: str | None = None) 
     other = trained_on is not None and _digest_of_training(listing, found, parts) != trained_on
     if other:
         parts, notes = _whole(listing, part)
+    if other and own:
+        log.warning(
+            "%s: these are not the images that the model was made with: it may have been trained "
+            "on some of them",
+            name,
+        )
     for note in (*_held(listing, found), *listing.notes, *notes, *found.notes):
         if (line := f"{name}: {note}") not in _noted:
             _noted.add(line)

@@ -38,6 +38,8 @@ class _Source:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    padding: str | None = None
+    """How a picture becomes an image: see `Images.padding`."""
 
 
 _DIGITS = tuple("0123456789")
@@ -49,10 +51,13 @@ _KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Mean and standard deviation: MNIST's are computed from the training part (a test repeats it);
-# the other three are the figures in common use for those sets.
+# the other three are the figures in common use for those sets. Clothes fill all 28 pixels, so a
+# picture of them is no digit to be fitted into 20.
 SOURCES = {
     "mnist": _Source("MNIST", "MNIST/raw", _DIGITS, (0.1307,), (0.3081,)),
-    "fashion-mnist": _Source("FashionMNIST", "FashionMNIST/raw", _FASHION, (0.2860,), (0.3530,)),
+    "fashion-mnist": _Source(
+        "FashionMNIST", "FashionMNIST/raw", _FASHION, (0.2860,), (0.3530,), "black"
+    ),
     "kmnist": _Source("KMNIST", "KMNIST/raw", _KUZUSHIJI, (0.1918,), (0.3483,)),
     "cifar10": _Source(
         "CIFAR10", "cifar-10-batches-py", _CIFAR, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -117,6 +122,7 @@ def read(name: str, part: str, data_dir: str | None, *, download: bool) -> Image
         source.std,
         digest(images, labels),
         None if found is None else found.writer,
+        padding=source.padding,
     )
 
 

@@ -7,7 +7,10 @@ all of them. No writer of a training image wrote a test image.
 
 import gzip
 import hashlib
+import http.client
 import logging
+import os
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,11 +70,16 @@ def read(root: Path, labels: np.ndarray) -> Writers | None:
 def download(root: Path, datasets: Any) -> None:
     """Fetch the file from the address in torchvision's `datasets`, with its checksum.
 
-    A failure is logged: MNIST works without its writers.
+    It appears whole or not. A failure is logged: MNIST works without its writers.
     """
     url, md5 = datasets.QMNIST.resources["train"][1]
     path = root / FILE
     try:
-        datasets.utils.download_url(url, str(path.parent), path.name, md5)
-    except (RuntimeError, OSError) as error:
-        log.warning("the writers of MNIST's images cannot be downloaded: %s", error)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
+            # torchvision writes to the file's own name, and leaves a part of it there.
+            datasets.utils.download_url(url, scratch, path.name, md5)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(scratch, path.name), path)
+    except (RuntimeError, OSError, EOFError, http.client.HTTPException) as error:
+        why = str(error) or type(error).__name__
+        log.warning("the writers of MNIST's images cannot be downloaded: %s", why)

@@ -37,7 +37,7 @@ from mnist_ray.models import Committee
 from mnist_ray.run import checkpoint, layout, lease, tables
 from mnist_ray.run.publication import Manifest, publish
 from mnist_ray.run.records import checked_row
-from mnist_ray.settings import trust
+from mnist_ray.settings import is_stored, trust
 from mnist_ray.storage import RunStorage
 from mnist_ray.training.machine import use_threads
 from mnist_ray.training.trainer import load_network
@@ -82,7 +82,7 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
     )
     if described.smaller is not None:
         yield described.smaller["line"]
-    files[layout.CARD] = model_card(described, hp).encode()
+    files[layout.CARD] = model_card(described, hp, split.images.padding).encode()
     publish(storage, files, described.to_json())
     yield described
 
@@ -90,7 +90,7 @@ def run_chain(task: ChainTask, split: Split, test: Images) -> Iterator[str | Man
 def _of_own_images(task: ChainTask, images: Images) -> dict[str, str]:
     """Metadata by which pictures and images of one's own are read as they were for the training."""
     found = {} if images.padding is None else {"padding": images.padding}
-    if trust.is_data(task.dataset) and task.reading is not None:
+    if is_stored(task.dataset) and task.reading is not None:
         found |= {"reading": task.reading.to_json(), "data_sha256": images.sha256}
     return found
 

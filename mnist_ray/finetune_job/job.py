@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,7 +80,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
         with (
             signals(),
             _held(storage) as held,
-            _outcome(dataclasses.replace(about, storage=held.owned)),
+            _outcome(dataclasses.replace(about, storage=held.owned)) as begins,
             cluster.connected(settings.verbose),
             signals(),
         ):
@@ -88,6 +88,7 @@ def finetune(settings: FinetuneSettings, *, handle_signals: bool = True) -> Fini
 
             task = _with_resources(task, settings, about.settings.get("gpus_per_trial"))
             task = dataclasses.replace(task, owner=held.token)
+            begins()
             made = run_in_task(task, *inputs)
     except KeyboardInterrupt:
         if not handle_signals:
@@ -153,23 +154,24 @@ def resume_command(settings: FinetuneSettings, about: About) -> str:
 
 
 @contextlib.contextmanager
-def _outcome(about: About) -> Iterator[None]:
-    """Notes in run.json that the run is at work, and how that ends; not where it is another's."""
-    about.patch(state="finetuning")
+def _outcome(about: About) -> Iterator[Callable[[], None]]:
+    """Notes in run.json that the run is at work, once it is called, and then how that ends.
+
+    Where it is never called, the run stays what it was. A new one is at work from its first line.
+    """
+    begun = [about] if about.state == "finetuning" else []
     state = "failed"
     try:
-        yield
+        yield lambda: begun.append(about.patch(state="finetuning"))
         state = "done"
     except KeyboardInterrupt:
         state = "interrupted"
         raise
-    except SettingsError:  # nothing was started: the run is what it was
-        state = "failed" if about.state == "finetuning" else about.state
-        raise
     finally:
         # The storage may be what failed: the first error is the one to tell.
         with contextlib.suppress(*(() if state == "done" else (MnistRayError,))):
-            about.ended(state)
+            if begun:
+                about.ended(state)
 
 
 def _data_flags(settings: FinetuneSettings, about: About) -> list[str]:
@@ -285,11 +287,7 @@ def _images(settings: FinetuneSettings, about: About) -> data.Split:
     if "val_by" not in about.settings:  # then it was split by class
         splitting["val_by"] = "class"
     split = data.load_split(**place, **splitting)
-    if split.images.sha256 != about.data.sha256:
-        raise SettingsError(
-            f"--data-dir: the images in {place['data_dir']} are not those that the run was "
-            "searched on (SHA-256 differs)"
-        )
+    about.data.check_same(split.facts(), about.storage.uri, place["data_dir"])
     return split
 
 
@@ -314,7 +312,7 @@ def _committee(settings: FinetuneSettings, typed: SearchSettings) -> int:
 def _with_resources(
     task: ChainTask | OwnTask, settings: FinetuneSettings, searched_on: Any = 0
 ) -> ChainTask | OwnTask:
-    """With the CPUs and GPUs of the cluster's largest node, unless the settings say.
+    """With the CPUs that are free on one node, and a GPU if there is one; else as the settings say.
 
     Args:
         task: without them.
@@ -332,8 +330,7 @@ def _with_resources(
         gpus = float(bool(comes) or any(node.get("GPU") for node in nodes))
     cpus = settings.cpus
     if not cpus:  # a node that an autoscaler brings is not known yet, and its head has no CPUs
-        of_nodes = (node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU"))
-        cpus = max(of_nodes, default=0.0) or 1.0
+        cpus = cluster.most_cpus(gpus, cluster.with_free) or 1.0
     if scales:
         maximum = {"CPU": cpus, "GPU": gpus}
     cluster.check_fits(cpus, gpus, nodes, maximum, ("--cpus", "--gpus"))
@@ -344,12 +341,13 @@ def _new_run(settings: FinetuneSettings) -> About:
     """A run that begins with an ONNX file. It is not written yet: see _claimed."""
     if settings.onnx is None:
         raise SettingsError("--run: expected a run's directory, or --onnx with a model of ours")
-    metadata = read_start(settings.onnx).metadata
+    start = read_start(settings.onnx)
+    metadata = start.metadata
     dataset = trust.dataset(settings.dataset, metadata.get("dataset"), settings.onnx)
     searched = SearchSettings(
         dataset=dataset, data_dir=settings.data_dir or default_data_dir(), storage=settings.storage
     )
-    reading = data.Reading.from_json(metadata.get("reading", "{}"), settings.onnx)
+    reading = start.reading(settings.onnx, dataset, named=settings.dataset is not None)
     searched = dataclasses.replace(searched, **vars(reading))
     split = data.load_split(dataset, searched.data_dir, reading=reading)
     if settings.dataset is None and trust.is_data(dataset):

@@ -1,13 +1,14 @@
 """The ONNX file that a fine-tuning begins with, where it does not begin with the search's best."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from mnist_ray.data import Images
+from mnist_ray.data import Images, Reading
 from mnist_ray.errors import SettingsError
-from mnist_ray.hyperparameters import misfit
+from mnist_ray.hyperparameters import DATA_KEYS, misfit
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
-from mnist_ray.settings import FinetuneSettings
+from mnist_ray.settings import FinetuneSettings, is_stored
 from mnist_ray.settings.text import load_json
 
 
@@ -28,6 +29,29 @@ class Start(NamedTuple):
         """SettingsError if the network is for images of another shape, or other classes."""
         if found := misfit(self.hyperparameters, images.images.shape[1:], len(images.classes)):
             raise SettingsError(f"--onnx: {found}")
+
+    def reading(self, path: str, dataset: str, *, named: bool) -> Reading:
+        """How a new run reads its images: the file's own as the file says, others for its network.
+
+        Args:
+            path: The file, for messages.
+            dataset: The run's data set.
+            named: Whether a person named it: a folder of the same name may have grown.
+
+        Raises:
+            SettingsError: The file does not say how, or for what images its network is.
+        """
+        own = self.metadata.get("reading") if dataset == self.metadata.get("dataset") else None
+        if not named or not is_stored(dataset):
+            return Reading.from_json(own or "{}", path)
+        where, given = "--onnx: the file's", self.hyperparameters
+        channels, size, _ = (key.check(given.get(key.name), where) for key in DATA_KEYS)
+        if len(size) != 2:
+            raise SettingsError(f"{where} image_size is {size}; expected height and width")
+        shape, padding = (channels, *size), self.metadata.get("padding")
+        found = Reading.of_model(shape, padding, own, path)
+        # --image-size is one number: the size of images that are not square is found out.
+        return replace(found, image_size=None) if isinstance(found.image_size, tuple) else found
 
 
 def read_start(path: str) -> Start:

@@ -39,6 +39,31 @@ class DataFacts:
     train: int
     val: int
     classes: tuple[str, ...]
+    split_sha256: str | None = None  # older runs do not record it
+
+    def check_same(self, found: Mapping[str, Any], run: str, data_dir: str | None) -> None:
+        """Refuses other images, or another division of them, than the run began with.
+
+        Args:
+            found: Of the images at hand, as `data.Split.facts` has them.
+            run: Its URI, for the message.
+            data_dir: Where built-in data sets lie, for the message.
+
+        Raises:
+            SettingsError: They differ.
+        """
+        own = ":" in found["name"]
+        if found["sha256"] != self.sha256:
+            what = f"--dataset: {found['name']}: its images" if own else "--data-dir: the images"
+            where = f" in {data_dir}" if data_dir and not own else ""
+            raise SettingsError(
+                f"{what}{where} are not those that the run at {run} began with (SHA-256 differs)"
+            )
+        if self.split_sha256 not in (None, found["split_sha256"]):
+            raise SettingsError(
+                f"--dataset: {found['name']}: its groups, weights or validation part are not those "
+                f"that the run at {run} began with"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,7 @@ class About:
                 get(data, "train", int),
                 get(data, "val", int),
                 tuple(map(str, get(data, "classes", list))),
+                get(data, "split_sha256", str, type(None), default=None),
             ),
             get(raw, "start", str),
             get(raw, "end", str, type(None), default=None),

@@ -12,10 +12,9 @@ from typing import Any
 from mnist_ray import data, spaces
 from mnist_ray.cluster import check_sendable
 from mnist_ray.data import Split  # in OwnWork `data` is an attribute
-from mnist_ray.errors import SettingsError
 from mnist_ray.run.about import About
 from mnist_ray.search_job.start import Start
-from mnist_ray.settings import SearchSettings, constraints, resolved, trust
+from mnist_ray.settings import SearchSettings, constraints, is_stored, resolved, trust
 from mnist_ray.settings.functions import check_function, own_data
 from mnist_ray.settings.text import load
 from mnist_ray.training import metrics
@@ -143,7 +142,12 @@ def load_split(
         settings: of the search.
         resumed: the run that goes on.
         given: names of the options that the person gave to the command that resumes it.
+
+    Raises:
+        SettingsError: they cannot be used, are others than those of the run that goes on, or a
+            function gives others each time.
     """
+    reading = data.Reading.of(resolved(settings))
     split = data.load_split(
         settings.dataset,
         settings.data_dir,
@@ -152,15 +156,16 @@ def load_split(
         seed=settings.seed,
         val_by=settings.val_by,
         folds=settings.folds,
-        reading=data.Reading.of(resolved(settings)),
+        reading=reading,
         download=not resumed or trust.may_download(settings.data_dir, given),
     )
     if settings.train is None:
         labels = split.images.labels[split.val]
         metrics.check(settings.goal, labels, len(split.images.classes))
-    if resumed and resumed.data.sha256 != split.images.sha256:
-        begun = f"not those that the run at {resumed.storage.uri} began with"
-        raise SettingsError(f"--data-dir: the images are {begun} (SHA-256 differs)")
+    if resumed:
+        resumed.data.check_same(split.facts(), resumed.storage.uri, settings.data_dir)
+    elif trust.is_code(settings.dataset) and not is_stored(settings.dataset):
+        data.check_repeats(split, settings.data_dir, reading.class_weights)
     return split
 
 

@@ -167,8 +167,35 @@ def test_a_validation_part_of_its_own(tmp_path: Path) -> None:
     fewer = load_split(name, val_images=4, train_images=8)
     assert (len(fewer.train), len(fewer.val)) == (8, 4)
     assert set(fewer.val) <= set(val)
-    with pytest.raises(SettingsError, match="--val-images 13: .* has 12 of its own"):
+    with pytest.raises(SettingsError, match="--val-images 13: allowed are 4 to 12"):
         load_split(name, val_images=13)
+    for flag in ("train_images", "val_images"):
+        with pytest.raises(SettingsError, match=f"^--{flag.replace('_', '-')} 3: allowed are 4 to"):
+            load_split(name, **{flag: 3})  # type: ignore[arg-type]
+
+
+def test_a_part_of_its_own_training_images_keeps_each_class(tmp_path: Path) -> None:
+    """Of classes as unequal as this, a draw in their proportions takes none of the rarest."""
+    labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
+    np.savez(
+        tmp_path / "a.npz", x_train=coloured(100), y_train=labels, x_val=coloured(100, seed=1),
+        y_val=labels, x_test=coloured(9, seed=2), y_test=np.arange(9) % 3,
+    )  # fmt: skip
+    found = load_split(f"npz:{tmp_path / 'a.npz'}", train_images=12, val_images=11)
+    for side, count in ((found.train, 12), (found.val, 11)):
+        assert len(side) == count
+        assert set(found.images.labels[side]) == {0, 1, 2}
+
+
+def test_a_validation_part_that_is_the_training_part_is_refused(tmp_path: Path) -> None:
+    images, labels = coloured(40), np.arange(40) % 4
+    parts = {"x_train": images, "y_train": labels, "x_val": images[:30], "y_val": labels[:30]}
+    np.savez(tmp_path / "a.npz", **parts, x_test=coloured(8, seed=1), y_test=labels[:8])  # type: ignore[arg-type]
+    name = f"npz:{tmp_path / 'a.npz'}"
+    message = f"^--dataset: {name}: all 30 validation images are training images; give others, or "
+    with pytest.raises(SettingsError, match=f"{message}--val-by class$"):
+        load_split(name)
+    assert load_split(name, val_by="class").val_by == "class"
 
 
 def test_groups_weights_and_split_of_a_table(
@@ -263,6 +290,68 @@ def test_whole_numbers_up_to_1_are_told_of(
     assert "whole numbers up to 1 are read as values of 0..255, nearly black" in caplog.text
 
 
+def test_groups_and_weights_of_the_only_part_need_not_name_it(tmp_path: Path) -> None:
+    numbers = np.arange(200)
+    own = {"groups": numbers // 10, "weights": 1.0 + numbers % 2}
+    named = {f"{kind}_train": values for kind, values in own.items()}
+    for images, labels, beside in (
+        ("x_train", "y_train", own), ("images", "labels", own), ("images", "labels", named),
+        ("x_train", "y_train", named),
+    ):  # fmt: skip
+        np.savez(tmp_path / "a.npz", **{images: coloured(200), labels: numbers % 4, **beside})  # type: ignore[arg-type]
+        found = load_split(f"npz:{tmp_path / 'a.npz'}")
+        assert found.val_by == "group"
+        assert found.images.groups is not None
+        assert not {*found.images.groups[found.train]} & {*found.images.groups[found.val]}
+        assert found.images.weights is not None
+        assert np.unique(found.images.weights).size == 2
+
+
+@pytest.mark.parametrize("kind", ["groups", "weights"])
+def test_groups_of_several_parts_must_name_theirs(tmp_path: Path, kind: str) -> None:
+    parts = {"x_train": coloured(60), "y_train": np.arange(60) % 4}
+    tested = {"x_test": coloured(8), "y_test": np.arange(8) % 4}
+    np.savez(tmp_path / "a.npz", **parts, **tested, **{kind: np.ones(60)})  # type: ignore[arg-type]
+    message = rf"^--dataset: npz:.*a.npz: {kind} may be of train or test; expected {kind}_train"
+    with pytest.raises(SettingsError, match=message):
+        load(f"npz:{tmp_path / 'a.npz'}", "train")
+
+
+def test_arrays_that_are_left_out_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    np.savez(
+        tmp_path / "a.npz", x_train=coloured(60), y_train=np.arange(60) % 4, x_test=coloured(8),
+        y_val=np.arange(8) % 4, groups_val=np.arange(8), images=coloured(9), ids=np.arange(60),
+    )  # fmt: skip
+    load(f"npz:{tmp_path / 'a.npz'}", "train")
+    assert "x_test is left out: it has no labels" in caplog.text
+    assert "y_val, groups_val are left out: they have no images" in caplog.text
+    assert "images is left out: it has no labels" in caplog.text
+    assert "ids" not in caplog.text
+    np.savez(
+        tmp_path / "b.npz", x_train=coloured(60), y_train=np.arange(60) % 4, images=coloured(9),
+        labels=np.arange(9), groups=np.arange(9),
+    )  # fmt: skip
+    assert load(f"npz:{tmp_path / 'b.npz'}", "train").groups is None
+    assert "images, labels, groups are left out: others name the training part" in caplog.text
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_four_channels_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool
+) -> None:
+    """They may be red, green, blue and near infrared."""
+    caplog.set_level(logging.INFO)
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 4), np.uint8)
+    images = images.transpose(0, 3, 1, 2) if first else images
+    np.savez(tmp_path / "a.npz", x=images, y=np.arange(40) % 2)
+    assert load(f"npz:{tmp_path / 'a.npz'}", "train").shape == (3, 12, 12)
+    said = "four channels are read as red, green, blue and opacity, on white; a function passes"
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize("labels", [[b"cat", "hündin".encode()], [b"hund ", b"cat"]])
 def test_bytes_are_read_as_text(tmp_path: Path, labels: list[bytes]) -> None:
     parts, groups = [b"train"] * 30 + [b"test"] * 10, [b"camera 1"] * 20 + [b"camera 2"] * 20
@@ -286,6 +375,12 @@ def test_bytes_are_read_as_text(tmp_path: Path, labels: list[bytes]) -> None:
 # ---- broken pictures and other mistakes
 
 
+BROKEN = (
+    r"^--dataset: 3 of 43 pictures .*; mend or remove them \(a search can leave them out: "
+    r"--skip-broken\)$"
+)
+
+
 @pytest.fixture
 def with_broken(tmp_path: Path) -> str:
     in_folders(tmp_path / "d", {"": coloured(40)})
@@ -296,7 +391,7 @@ def with_broken(tmp_path: Path) -> str:
 
 
 def test_broken_pictures_are_named(with_broken: str, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(SettingsError, match=r"^--dataset: 3 of 43 pictures .* --skip-broken$") as e:
+    with pytest.raises(SettingsError, match=BROKEN) as e:
         load(with_broken, "train")
     assert "\n" not in str(e.value)
     lines = [record.message for record in caplog.records]

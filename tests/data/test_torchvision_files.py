@@ -61,6 +61,17 @@ def test_files_that_only_look_like_mnist_are_refused(tmp_path: Path) -> None:
         load("mnist", "train", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "padding"), [("fashion-mnist", "black"), ("kmnist", None)], ids=["fashion", "kmnist"]
+)
+def test_a_data_set_says_how_pictures_become_its_images(
+    name: str, padding: str | None, tmp_path: Path
+) -> None:
+    write_idx(tmp_path, name)
+    assert load(name, "train", str(tmp_path)).padding == padding
+    assert load("digits", "train").padding is None
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
 def test_idx_files_plain_and_packed(

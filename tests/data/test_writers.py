@@ -1,8 +1,10 @@
 """The writers of MNIST's images, from QMNIST's labels."""
 
 import gzip
+import http.client
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,14 +80,18 @@ def test_writers_are_downloaded_beside_mnist(
             write_idx(Path(root), "mnist")
 
     asked = []
+
+    def fetch(url: str, folder: str, name: str, md5: str) -> None:
+        asked.append((url, name, md5))
+        Path(folder, name).write_bytes(b"whole")
+
     monkeypatch.setattr(torchvision.datasets, "MNIST", MNIST)
-    monkeypatch.setattr(
-        "torchvision.datasets.utils.download_url", lambda *arguments: asked.append(arguments)
-    )
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
     with pytest.raises(SettingsError, match="is not MNIST's file"):  # the stand-ins
         load("mnist", "train", str(tmp_path))
     url, md5 = torchvision.datasets.QMNIST.resources["train"][1]
-    assert asked == [(url, str(tmp_path / "QMNIST/raw"), "qmnist-train-labels-idx2-int.gz", md5)]
+    assert asked == [(url, "qmnist-train-labels-idx2-int.gz", md5)]
+    assert (tmp_path / writers.FILE).read_bytes() == b"whole"
 
     def refuse(*arguments: object) -> None:
         raise OSError("Network is unreachable")
@@ -97,3 +103,30 @@ def test_writers_are_downloaded_beside_mnist(
     assert (
         "the writers of MNIST's images cannot be downloaded: Network is unreachable" in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("File not found or corrupted."), OSError("cut off"), EOFError("cut off"),
+        http.client.IncompleteRead(b"half"),
+    ],
+)  # fmt: skip
+def test_a_download_that_is_cut_off_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """MNIST works without its writers, and not with a part of their file."""
+
+    def cut(url: str, folder: str, name: str, md5: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, name).write_bytes(b"half")
+        raise error
+
+    resources = {"train": [("", ""), ("https://host/labels.gz", "md5")]}
+    utils = SimpleNamespace(download_url=cut)
+    writers.download(
+        tmp_path, SimpleNamespace(QMNIST=SimpleNamespace(resources=resources), utils=utils)
+    )
+    assert "the writers of MNIST's images cannot be downloaded" in caplog.text
+    assert writers.read(tmp_path, np.zeros(60_000, np.int64)) is None
+    assert list(tmp_path.iterdir()) == []

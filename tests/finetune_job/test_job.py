@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
-from mnist_ray import cluster, data
-from mnist_ray.errors import SettingsError
+from mnist_ray import cluster, data, load_model
+from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job import job
 from mnist_ray.finetune_job.recipe import ChainTask
+from mnist_ray.finetune_job.start import Start
 from mnist_ray.models import Committee
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About, Finished
@@ -164,6 +166,33 @@ def test_it_publishes_and_ends_as_done(
     assert manifest["recipe"] == "stages"
     assert f"{manifest['test_errors']} errors" in capsys.readouterr().out
     assert About.read(run, "--run").state == "done"
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, WorkError])
+def test_a_run_stays_what_it_is_where_no_ray_is_joined(
+    run: RunStorage, stages: str, in_task: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, ends: type[BaseException],
+) -> None:  # fmt: skip
+    """A published run stays so, with its end; a run that was just begun has failed."""
+    in_task(run_here)
+    job.finetune(FinetuneSettings(run=run.uri, stages=stages))
+    run.write_json(layout.RUN, {**run.read_json(layout.RUN), "end": "2026-01-02T03:04:05+00:00"})
+    before = run.read_json(layout.RUN)
+
+    def connected(verbose: bool) -> Any:
+        raise ends("Ray cannot be joined")
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    with pytest.raises(ends):
+        job.finetune(FinetuneSettings(run=run.uri, stages=stages), handle_signals=False)
+    assert run.read_json(layout.RUN) == before
+    new = FinetuneSettings(
+        onnx=run.join(layout.MODEL), storage=str(tmp_path), name="new", stages=stages
+    )
+    with pytest.raises(ends):
+        job.finetune(new, handle_signals=False)
+    about = About.read(RunStorage(str(tmp_path / "new")), "--run")
+    assert about.state == ("failed" if ends is WorkError else "interrupted")
 
 
 def test_what_others_change_in_run_json_meanwhile_stays(
@@ -347,7 +376,9 @@ def test_a_run_that_cannot_be_fine_tuned_is_refused(run: RunStorage, in_task: An
     settings = FinetuneSettings(run=run.uri)
     raw = run.read_json(layout.RUN)
     run.write_json(layout.RUN, {**raw, "data": {**raw["data"], "sha256": "0" * 64}})
-    with pytest.raises(SettingsError, match=r"--data-dir: .* not those that the run was searched"):
+    with pytest.raises(
+        SettingsError, match=r"--data-dir: .* not those that the run at .* began with"
+    ):
         job.finetune(settings)
     run.write_bytes(layout.RUN, json.dumps(raw).encode()[:-5])
     with pytest.raises(SettingsError, match=r"--run: .*run\.json"):
@@ -420,29 +451,155 @@ def test_wrong_settings_leave_no_new_run(
 
 
 @pytest.mark.parametrize(
-    ("classes", "shape", "message"),
+    ("changes", "message"),
     [
-        (5, (28, 28), "classes 10, but the data set has 5"),
-        (10, (28, 28, 3), "in_channels 1, but the data set has 3"),
-        (10, (20, 20), r"image_size \[28, 28\], but the data set has \[20, 20\]"),
+        ({"classes": 5}, "classes 5, but the data set has 10"),
+        (
+            {"in_channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "in_channels 3, but the data set has 1",
+        ),
+        ({"image_size": [20, 20]}, r"image_size \[20, 20\], but the data set has \[28, 28\]"),
     ],
 )
 def test_a_file_for_other_images_begins_no_run(
-    started: list[ChainTask], tmp_path: Path, classes: int, shape: tuple[int, ...], message: str
+    started: list[ChainTask], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8)
-    np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(200) % classes)
-    (tmp_path / "model.onnx").write_bytes(export(network(HP), HP, {"dataset": "digits"}))
+    hp = {**HP, **changes}
+    (tmp_path / "model.onnx").write_bytes(export(network(hp), hp, {"dataset": "digits"}))
     settings = FinetuneSettings(
-        onnx=str(tmp_path / "model.onnx"),
-        dataset=f"npz:{tmp_path / 'own.npz'}",
-        storage=str(tmp_path / "runs"),
-        name="new",
+        onnx=str(tmp_path / "model.onnx"), storage=str(tmp_path / "runs"), name="new"
     )
     with pytest.raises(SettingsError, match=f"^--onnx: its network has {message}$"):
         job.finetune(settings)
     assert started == []
     assert not (tmp_path / "runs" / "new").exists()
+
+
+def test_a_file_for_other_classes_begins_no_run(started: list[ChainTask], tmp_path: Path) -> None:
+    """Images of another size and colour are read as the file's network takes them."""
+    images = np.random.default_rng(0).integers(0, 256, (200, 20, 20, 3), np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(200) % 5)
+    (tmp_path / "model.onnx").write_bytes(export(network(HP), HP, {"dataset": "digits"}))
+    settings = FinetuneSettings(
+        onnx=str(tmp_path / "model.onnx"), dataset=f"npz:{tmp_path / 'own.npz'}",
+        storage=str(tmp_path / "runs"), name="new",
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="^--onnx: its network has classes 10, but the data se"):
+        job.finetune(settings)
+    assert started == []
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "padding", "message"),
+    [
+        ([28], "black", r"--onnx: the file's image_size is \[28\]; expected height and width"),
+        ([28, "a"], "black", "--onnx: the file's image_size is .*: expected a list, each value a"),
+        (None, "black", "--onnx: the file's image_size is None: expected a list"),
+        ([28, 28], "odd", "a.onnx does not say how images are read: padding: 'odd' is not allowed"),
+    ],
+)
+def test_a_file_that_does_not_say_for_what_images_it_is(
+    size: Any, padding: str, message: str
+) -> None:
+    start = Start(b"", {"padding": padding}, {**HP, "image_size": size})
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        start.reading("a.onnx", "folder:/new", named=True)
+
+
+def test_the_size_of_images_that_are_not_square_is_found_out() -> None:
+    start = Start(b"", {}, {**HP, "image_size": [28, 20]})
+    found = start.reading("a.onnx", "folder:/new", named=True)
+    assert found == data.Reading(channels="grey")
+
+
+def own_digits(size: tuple[int, int], part: str, count: int) -> tuple[list[np.ndarray], list[int]]:
+    """Pictures of digits, of that size in pixels."""
+    found = data.load("digits", part)
+    pictures = [Image.fromarray(image[0]).resize(size) for image in found.images[:count]]
+    return [np.asarray(picture) for picture in pictures], found.labels[:count].tolist()
+
+
+def test_other_images_are_not_read_as_the_file_s_own_were(
+    started: list[ChainTask], stages: str, tmp_path: Path
+) -> None:
+    """But at its size, and in its colours: its class weights and broken pictures are its own."""
+    pictures, labels = own_digits((40, 30), "train", 300)
+    np.savez(tmp_path / "new.npz", x_train=np.stack(pictures), y_train=labels)
+    reading = data.Reading(
+        channels="grey", padding="edge", skip_broken=True, class_weights='{"9": 2.0}'
+    )
+    facts = {"reading": reading.to_json(), "data_sha256": "0" * 64, "padding": "edge"}
+    expected = data.Reading(28, "grey", "edge")
+    for dataset, want in ((f"npz:{tmp_path / 'new.npz'}", expected), ("digits", data.Reading())):
+        file = export(network(HP), HP, {"dataset": "folder:/elsewhere", **facts})
+        (tmp_path / "model.onnx").write_bytes(file)
+        settings = FinetuneSettings(
+            onnx=str(tmp_path / "model.onnx"), dataset=dataset, stages=stages,
+            storage=str(tmp_path), name=dataset.partition(":")[0],
+        )  # fmt: skip
+        job.finetune(settings)
+        assert started[-1].reading == want
+        assert About.read(RunStorage(str(tmp_path / str(settings.name))), "").state == "interrupted"
+
+
+def test_the_file_s_own_images_are_read_as_they_were(
+    started: list[ChainTask], stages: str, tmp_path: Path
+) -> None:
+    """At its size, though the median of a folder that has grown is another."""
+    pictures, labels = own_digits((40, 30), "train", 300)
+    np.savez(tmp_path / "own.npz", x_train=np.stack(pictures), y_train=labels)
+    name = f"npz:{tmp_path / 'own.npz'}"
+    reading = data.Reading(padding="white", skip_broken=True, class_weights="balanced")
+    file = export(network(HP), HP, {"dataset": name, "reading": reading.to_json()})
+    (tmp_path / "model.onnx").write_bytes(file)
+    job.finetune(
+        FinetuneSettings(
+            onnx=str(tmp_path / "model.onnx"), dataset=name, stages=stages,
+            storage=str(tmp_path), name="new",
+        )
+    )  # fmt: skip
+    expected = dataclasses.replace(reading, image_size=28, channels="grey")
+    assert started[-1].reading == expected
+
+
+def test_a_model_of_a_hub_s_images_reads_them_again_as_it_did(
+    stages: str, best: bytes, in_task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and padding are no code: the name alone is given again."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=[*"0123456789"])
+    )
+    made = {}
+    for part, count in (("train", 300), ("test", 100)):
+        pictures, labels = own_digits((40, 30), part, count)
+        rows = {"image": [Image.fromarray(each) for each in pictures], "label": labels}
+        made[part] = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(made))
+    name = "hf:someone/digits"
+    searched = SearchSettings(dataset=name, precision="fp32", image_size=28, padding="stretch")
+    split = data.load_split(name, reading=data.Reading.of(resolved(searched)))
+    storage = RunStorage(str(tmp_path / "run"))
+    described = {
+        "name": "run", "state": "searched", "settings": resolved(searched),
+        "data": split.facts(), "start": "2026-01-02T03:04:05+00:00",
+    }  # fmt: skip
+    About.claim(storage, described, "there is one already")
+    storage.write_bytes(layout.BEST_NETWORK, best)
+    in_task(run_here)
+    job.finetune(FinetuneSettings(run=storage.uri, stages=stages, dataset=name))
+    manifest, _ = read_verified(storage)
+    model = load_model(storage.uri)
+    metadata = model.session.metadata
+    found = model.evaluate(name)
+    assert (found.n, found.accuracy) == (100, manifest["test_accuracy"])
+    with pytest.raises(SettingsError, match="a file does not choose code"):
+        model.evaluate()
+    assert metadata["data_sha256"] == split.images.sha256
+    del metadata["reading"], metadata["data_sha256"]  # as files of before
+    assert model.evaluate(name).right == found.right
 
 
 def test_a_file_for_other_images_does_not_replace_a_model(

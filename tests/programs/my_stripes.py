@@ -68,5 +68,31 @@ def grey(part, data_dir):
     return Images("", part, images, torch.arange(40) % 2, [0, 1], 0.1, np.float32(0.3))
 
 
+def shuffled(part, data_dir):
+    """Other images each time: nobody has seeded its random numbers."""
+    import dataclasses
+
+    base, order = stripes(part, data_dir), np.random.default_rng().permutation(40)
+    if part == "test":
+        return base
+    return dataclasses.replace(base, images=base.images[order], labels=base.labels[order])
+
+
+def regrouped(part, data_dir):
+    """The same images in groups that are numbered anew each time."""
+    import dataclasses
+
+    base = stripes(part, data_dir)
+    groups = np.random.default_rng().integers(0, 9, len(base.labels))
+    return dataclasses.replace(base, groups=groups)
+
+
+def reweighted(part, data_dir):
+    import dataclasses
+
+    base = stripes(part, data_dir)
+    return dataclasses.replace(base, weights=np.random.default_rng().random(len(base.labels)))
+
+
 def other(part, data_dir):
     return [1, 2]
