@@ -1,8 +1,10 @@
 """A published model handed on: a folder for the Hugging Face Hub, a model repository for Triton."""
 
+import hashlib
 import importlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save
 
-from mnist_ray.errors import SettingsError, WorkError, first_line
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError, first_line
 from mnist_ray.export.read import load_verified
 from mnist_ray.export.session import temperature_of
 from mnist_ray.results import Model, load_model
@@ -23,6 +25,12 @@ from mnist_ray.storage.folder import Folder
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NETWORK, PICTURE = "mnist_ray_network", "mnist_ray_picture"  # models of Triton's repository
 LABELS = "labels.txt"
+# A folder that was written before may hold these; a model without them has them removed.
+OF_SOME = (
+    layout.PICTURE,
+    *map(layout.smaller_model, layout.SMALLER),
+    *(f"{PICTURE}/{name}" for name in ("config.pbtxt", LABELS, f"1/{layout.MODEL}")),
+)
 LARGEST_BATCH, WAIT_MICROSECONDS = 256, 1000
 
 
@@ -37,6 +45,7 @@ def export(run: str, to: str, folder: str) -> None:
     Raises:
         SettingsError: There is no such model, or the folder holds other files or cannot be
             written.
+        CorruptFileError: A file of the run is damaged, or is another than its manifest names.
     """
     files = huggingface(run) if to == "huggingface" else triton(load_model(run))
     _write(files, Path(folder))
@@ -52,6 +61,7 @@ def push(run: str, repo: str) -> str:
     Raises:
         SettingsError: There is no such run, the repository's name is none, or the package
             huggingface_hub is missing.
+        CorruptFileError: A file of the run is damaged, or is another than its manifest names.
         WorkError: The upload failed.
     """
     try:
@@ -83,13 +93,15 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
     target = Folder(folder.absolute())
     try:
         found = set(target.names(""))
-        if others := sorted(found - files.keys()):
+        if others := sorted(found - files.keys() - set(OF_SOME)):
             raise SettingsError(
                 f"--out: {folder} holds other files, as {others[0]}; "
                 "expected a new or empty folder, or one that export wrote"
             )
         for name, content in files.items():
             target.write(name, content)  # whole, and through no link
+        for name in found - files.keys():  # of a model before
+            target.delete(name)
     except OSError as error:
         raise SettingsError(f"--out: {folder} cannot be written: {error.strerror}") from error
 
@@ -102,6 +114,7 @@ def huggingface(run: str) -> dict[str, bytes]:
 
     Raises:
         SettingsError: It is no run that has published a model.
+        CorruptFileError: A file of it is damaged, or is another than its manifest names.
     """
     model, storage = load_model(run), RunStorage(run)
     if not model.manifest or not storage.exists(layout.CARD):
@@ -125,10 +138,41 @@ def huggingface(run: str) -> dict[str, bytes]:
         layout.CARD: storage.read_bytes(layout.CARD),
         layout.MANIFEST: _json(model.manifest),
         layout.MODEL: model.content,
-        layout.PICTURE: model.picture,
+        **({layout.PICTURE: model.picture} if _takes_pictures(model) else {}),
+        **_smaller(storage, model.manifest),
         WEIGHTS: weights(proto),
         CONFIG: _json(config),
     }
+
+
+def _takes_pictures(model: Model) -> bool:
+    """Whether there is a `picture.onnx`: pictures are grey or in colour."""
+    return model.session.image_shape[0] in (1, 3)
+
+
+def _smaller(storage: RunStorage, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """The published int8 or fp16 file by its name; empty if there is none.
+
+    Raises:
+        CorruptFileError: It is missing, or is not the file that the manifest describes.
+    """
+    about = manifest.get("smaller")
+    if not isinstance(about, dict) or about.get("refused"):
+        return {}
+    name, allowed = str(about.get("file")), [*map(layout.smaller_model, layout.SMALLER)]
+    if name not in allowed:
+        raise CorruptFileError(
+            f"{storage.join(layout.MANIFEST)} names the smaller file {name!r}; expected one of "
+            f"{', '.join(allowed)}"
+        )
+    data = storage.read_bytes(name) if storage.exists(name) else b""
+    found = hashlib.sha256(data).hexdigest() if data else "missing"
+    if found != about.get("sha256"):
+        raise CorruptFileError(
+            f"{storage.join(name)} is not the file that {layout.MANIFEST} describes: "
+            f"SHA-256 {found}, expected {about.get('sha256')}"
+        )
+    return {name: data}
 
 
 def weights(proto: onnx.ModelProto) -> bytes:
@@ -144,7 +188,7 @@ def _json(value: Any) -> bytes:
 
 
 def triton(model: Model) -> dict[str, bytes]:
-    """A model repository of Triton by file name: both ONNX files, each with its configuration.
+    """A model repository of Triton by file name: each ONNX file with its configuration.
 
     Triton names a model by its folder. Triton batches the network's images; pictures of any size
     come one at a time.
@@ -161,6 +205,14 @@ output [ {{
 }} ]
 dynamic_batching {{ max_queue_delay_microseconds: {WAIT_MICROSECONDS} }}
 """
+    labels = "".join(f"{name}\n" for name in model.classes or range(classes)).encode()
+    files = {
+        f"{NETWORK}/config.pbtxt": network.encode(),
+        f"{NETWORK}/{LABELS}": labels,
+        f"{NETWORK}/1/{layout.MODEL}": model.content,
+    }
+    if not _takes_pictures(model):
+        return files
     # Triton takes no empty shape: a scalar is told by `reshape`.
     scalars = "\n".join(
         f'output [ {{ name: "{name}" data_type: {kind} dims: [ 1 ] reshape {{ shape: [ ] }} }} ]'
@@ -176,13 +228,10 @@ max_batch_size: 0
 input [ {{ name: "picture" data_type: TYPE_UINT8 dims: [ -1, -1, 4 ] }} ]
 {scalars}
 """
-    names = model.classes or tuple(map(str, range(classes)))
     return {
-        f"{NETWORK}/config.pbtxt": network.encode(),
-        f"{NETWORK}/{LABELS}": "".join(f"{name}\n" for name in names).encode(),
-        f"{NETWORK}/1/{layout.MODEL}": model.content,
+        **files,
         f"{PICTURE}/config.pbtxt": picture.encode(),
-        f"{PICTURE}/{LABELS}": "".join(f"{name}\n" for name in names).encode(),
+        f"{PICTURE}/{LABELS}": labels,
         f"{PICTURE}/1/{layout.MODEL}": model.picture,
     }
 

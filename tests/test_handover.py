@@ -1,5 +1,6 @@
 """A model handed on: its folders hold all that others need, and their code runs."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load
 
 from mnist_ray import data, handover, load_model, models
-from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.export.read import load_verified
 from mnist_ray.export.write import export, logits_of
 from mnist_ray.run import layout
@@ -224,3 +225,53 @@ def test_a_model_without_a_description_is_refused(run: Path, tmp_path: Path) -> 
         (folder / layout.CARD).write_text("# A card\n")
         with pytest.raises(SettingsError, match=f"^{folder}.*{key}"):
             handover.export(str(folder), "huggingface", str(tmp_path / "out"))
+
+
+def test_images_of_two_channels_are_handed_on_without_pictures(tmp_path: Path) -> None:
+    hp = HP | {"in_channels": 2, "mean": [0.1, 0.1], "std": [0.3, 0.3]}
+    run = tmp_path / "run"
+    files = {layout.MODEL: export(network(hp), hp, {})}
+    publish(RunStorage(str(run)), files, {"file": layout.MODEL, "picture": None})
+    (run / layout.CARD).write_text("# A card\n", encoding="utf-8")
+    handover.export(str(run), "huggingface", str(tmp_path / "hub"))
+    assert {path.name for path in (tmp_path / "hub").iterdir()} == {
+        layout.CARD, layout.MANIFEST, layout.MODEL, handover.WEIGHTS, handover.CONFIG,
+    }  # fmt: skip
+    handover.export(str(run), "triton", str(tmp_path / "triton"))
+    assert [path.name for path in (tmp_path / "triton").iterdir()] == [handover.NETWORK]
+
+
+def with_smaller(run: Path, folder: Path, **entry: Any) -> Path:
+    """A copy of the run with an int8 file, whose content does not matter here."""
+    small = (run / layout.MODEL).read_bytes()[::-1]
+    smaller = {"kind": "int8", "file": "model.int8.onnx", "refused": "", "size": 0.3}
+    smaller |= {"sha256": hashlib.sha256(small).hexdigest(), **entry}
+    files = {layout.MODEL: (run / layout.MODEL).read_bytes()}
+    if not smaller["refused"]:
+        files["model.int8.onnx"] = small
+    publish(RunStorage(str(folder)), files, {"file": layout.MODEL, "smaller": smaller})
+    (folder / layout.CARD).write_text("# A card\n", encoding="utf-8")
+    return folder
+
+
+def test_the_smaller_file_goes_to_the_hub_with_its_card(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    small = with_smaller(run, tmp_path / "small")
+    handover.export(str(small), "huggingface", str(out))
+    assert (out / "model.int8.onnx").read_bytes() == (small / "model.int8.onnx").read_bytes()
+    for other in (with_smaller(run, tmp_path / "refused", refused="size 0.9"), run):
+        handover.export(str(small), "huggingface", str(out))
+        handover.export(str(other), "huggingface", str(out))  # without one, over its own files
+        assert not (out / "model.int8.onnx").exists()
+
+
+def test_a_smaller_file_of_another_content_is_not_handed_on(run: Path, tmp_path: Path) -> None:
+    small = with_smaller(run, tmp_path / "small")
+    for spoil in (lambda file: file.write_bytes(b"another"), Path.unlink):
+        spoil(small / "model.int8.onnx")
+        with pytest.raises(CorruptFileError, match=r"model\.int8\.onnx is not the file that"):
+            handover.export(str(small), "huggingface", str(tmp_path / "out"))
+    outside = with_smaller(run, tmp_path / "outside", file="../secret")
+    with pytest.raises(CorruptFileError, match="names the smaller file '../secret'"):
+        handover.export(str(outside), "huggingface", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -71,6 +71,7 @@ def page_of(where: str) -> dict[str, bytes]:
     facts: dict[str, Any] = {
         "classes": found.classes or None,
         "channels": channels,
+        "digit": channels == 1 and session.padding is None,  # prepared as one
         "size": [height, width],
         "dataset": session.metadata.get("dataset"),
         "run": session.metadata.get("run"),

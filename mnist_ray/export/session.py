@@ -95,11 +95,11 @@ class Session:
         self.metadata = metadata_of(load_verified(data, source))
         self._session = runtime_session(data, source, threads)
         inputs = self._session.get_inputs()
-        self._input = inputs[0]
-        if len(inputs) != 1 or self._input.type != "tensor(float)" or len(self._input.shape) != 4:
+        if [each.type for each in inputs] != ["tensor(float)"] or len(inputs[0].shape) != 4:
             raise SettingsError(
                 f"{source} takes other input than one float32 tensor [batch, C, H, W]"
             )
+        self._input = inputs[0]
         self.image_shape: tuple[int, int, int] = tuple(self._input.shape[1:])
         if not all(isinstance(size, int) for size in self.image_shape):
             raise SettingsError(

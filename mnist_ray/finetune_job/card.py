@@ -9,18 +9,20 @@ from typing import Any
 import jinja2
 import yaml
 
+from mnist_ray.export.picture_model import OF_ONE_STROKE
 from mnist_ray.run.publication import Manifest
 from mnist_ray.settings import is_stored
 
 COLUMNS = ("step", "epochs", "lr", "val_accuracy", "test_accuracy")  # of the table of steps
 
 
-def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
+def model_card(manifest: Manifest, hp: Mapping[str, Any], padding: str | None = None) -> str:
     """The card's Markdown.
 
     Args:
         manifest: of the model.
         hp: hyperparameters of the network that the chain began with.
+        padding: of the training images (see `data.Images.padding`).
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -33,6 +35,9 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
     environment.filters["text"] = as_text
     low, high = manifest.test_accuracy_interval
     height, width = hp["image_size"]
+    calibration = manifest.calibration or {}
+    grey = hp["in_channels"] == 1
+    digit = grey and padding is None  # prepared as MNIST was
     # From random weights, stage 0, nothing is left of the training that the search did.
     anew = any(step["step"] == "stage-0" for step in manifest.lineage)
     trained = manifest.lineage if anew else (hp, *manifest.lineage)
@@ -41,20 +46,28 @@ def model_card(manifest: Manifest, hp: Mapping[str, Any]) -> str:
         header=_header(manifest),
         low=low,
         high=high,
+        dataset=without_folder(manifest.dataset),  # the card is uploaded
+        look="bright on black; " if digit else "as the training pictures; " if grey else "",
+        temperature=calibration.get("temperature") if calibration.get("by") != "none" else None,
         channels=hp["in_channels"],
         height=height,
         width=width,
         steps=[[_cell(step.get(key)) for key in COLUMNS] for step in manifest.lineage],
         augmentations=sorted({str(each.get("augment", "none")) for each in trained} - {"none"}),
         unseen_by=_unseen_by(manifest),
-        known=_known(manifest),
+        known=_known(manifest, digit),
     )
 
 
-def _known(manifest: Manifest) -> str:
-    """When `known` of `picture.onnx` is false. Whether an empty picture counts was tried."""
+def _known(manifest: Manifest, digit: bool) -> str:
+    """When `known` of `picture.onnx` is false. Whether an empty picture counts was tried.
+
+    digit: whether pictures are prepared as MNIST was.
+    """
+    several = digit and manifest.dataset in OF_ONE_STROKE  # as picture_file decides
     false = [
         *(["where nothing is drawn"] * bool((manifest.picture or {}).get("declines_empty"))),
+        *(["where several digits are drawn"] * several),
         *(["for a picture that is none of the classes"] * (manifest.known is not None)),
     ]
     return f"false {', and '.join(false)}" if false else "always true"

@@ -20,7 +20,14 @@ from mnist_ray.run.about import About, now
 from mnist_ray.run.records import EpochRow, epoch_row, rank, value_of
 from mnist_ray.run.tuned import Tuned, publish
 from mnist_ray.settings import FinetuneSettings, load, trust
-from mnist_ray.settings.functions import IMAGES, OF_CHAIN, check_function, own_data, started
+from mnist_ray.settings.functions import (
+    IMAGES,
+    OF_CHAIN,
+    check_function,
+    own_data,
+    started,
+    takes,
+)
 from mnist_ray.settings.objectives import function_of, goal
 from mnist_ray.storage import RunStorage
 from mnist_ray.trials.steps import Step, pack, step, unpack
@@ -210,11 +217,16 @@ class _Work:
         self.state: bytes | None = None  # the last that was yielded
         self.best: tuple[EpochRow, bytes | None] | None = None
         if storage.exists(self._file(layout.OWN_LATEST)):
-            self.rows, self.state = self._read(layout.OWN_LATEST)
-            self.rows = self.rows if self.state is not None else []
+            rows, state = self._read(layout.OWN_LATEST)
+            if state is not None and (len(rows) >= task.epochs or self._takes_state()):
+                self.rows, self.state = rows, state
         if storage.exists(self._file(layout.OWN_BEST)):
             rows, state = self._read(layout.OWN_BEST)
             self.best = (rows[0], state)
+
+    def _takes_state(self) -> bool:
+        """Whether the function can go on; else it begins anew, and so do its epochs."""
+        return takes(load(self.task.function, "--finetune-with", ()), "state")
 
     def _file(self, name: str) -> str:
         return f"{self.task.folder}/{name}"

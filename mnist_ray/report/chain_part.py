@@ -68,7 +68,7 @@ def chain_part(run: RunData, prefix: str) -> Markup:
     """The chain as a figure and tables."""
     steps = chain(run)
     if not steps:
-        return Markup("<p>No epoch has ended yet.</p>")
+        return Markup(f"<p>{_gone(run) or 'No epoch has ended yet.'}</p>")
     figure = Figure(
         "chain", "Winning trial and stages", chain_figure(run, steps), _caption(run, steps),
         _epochs(steps), "Every epoch", height=680,
@@ -121,7 +121,7 @@ def _mark_chosen(figure: go.Figure, run: RunData, steps: list[Step]) -> None:
         chosen = run.manifest.lineage[0].get("epoch")
     else:
         chosen = run.best["epoch"] if run.best else None
-    if run.confirmed:  # the weights are a retraining's
+    if run.confirmed or _anew(run):  # the weights are a retraining's, or random
         return
     if steps[0].name.startswith("trial") and chosen is not None and len(steps) > 1:
         value = next((r["val_accuracy"] for r in steps[0].rows if r["epoch"] == chosen), None)
@@ -130,6 +130,22 @@ def _mark_chosen(figure: go.Figure, run: RunData, steps: list[Step]) -> None:
             x=[chosen], y=[value], name="the chain goes on from here", mode="markers",
             marker=ring, hoverinfo="skip", row=1, col=1,
         )  # fmt: skip
+
+
+def _anew(run: RunData) -> bool:
+    """Whether the stages began from random weights: the first is stage 0 then."""
+    if run.manifest:
+        return any(entry["step"] == "stage-0" for entry in run.manifest.lineage)
+    return any(number == 0 for number, _ in run.stages)
+
+
+def _gone(run: RunData) -> str:
+    """The sentence about stages whose curves are not the model's; empty if there are none."""
+    if not run.retrained:
+        return ""
+    numbers = " and ".join(map(str, run.retrained))
+    they = "it was" if len(run.retrained) == 1 else "they were"
+    return f"The curves of stage {numbers} are gone: {they} trained again."
 
 
 def accuracy_range(steps: list[Step]) -> list[float] | None:
@@ -164,7 +180,9 @@ def _caption(run: RunData, steps: list[Step]) -> str:
         text += " The stages train on all training images, so none are left to validate on."
     if not steps[0].name.startswith("trial") and run.manifest:
         text += " The chain begins with an ONNX file, not with a trial."
-    return text
+    if _anew(run):
+        text += " Stage 0 began from random weights."
+    return f"{text} {_gone(run)}".rstrip()
 
 
 def _epochs(steps: list[Step]) -> Table:

@@ -12,7 +12,7 @@ from mnist_ray.report.page import count, percent, render, span
 from mnist_ray.report.read import RunData, known, varied
 from mnist_ray.report.search_part import pareto_figures
 from mnist_ray.run import layout
-from mnist_ray.run.records import EpochRow, value_of
+from mnist_ray.run.records import INTERRUPTED, EpochRow, value_of
 from mnist_ray.run.tuned import Tuned
 
 WINNER = 12  # most settings of the best trial; the table of all trials has the others
@@ -47,10 +47,23 @@ def header_part(run: RunData, out: str | None, prefix: str = "") -> Markup:
         files=[(name, _link(run, name, out)) for name in _files(run)],
         front=next(pareto_figures(run), None) if run.objectives else None,
         prefix=prefix,
-        limits=bool(run.limits),
+        without_best=_without_best(run),
         confirmed=bool(run.confirmed),
         damaged=run.damaged,
     )
+
+
+def _without_best(run: RunData) -> str:
+    """Why there is no best trial, where there is none."""
+    ended = [row for row in run.trials if row["reason"] != INTERRUPTED]
+    if not ended:
+        return "No trial has ended yet."
+    if all(row["state"] == "FAIL" for row in ended):
+        failed = f"All {len(ended):,} trials" if len(ended) > 1 else "The only trial"
+        return f"{failed} failed{'' if run.end else ' so far'}."
+    if run.limits and any(row.get("violation") is not None for row in ended):
+        return "No trial keeps the limits."
+    return "No trial has a finite value."
 
 
 def _cards(run: RunData) -> Iterator[tuple[str, str, str]]:

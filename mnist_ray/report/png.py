@@ -55,11 +55,21 @@ def draw_run(storage: RunStorage, folder: Path, data_dir: str | None) -> list[Pa
     # A style of its own: Optuna sets another one for the whole process.
     with quiet_optuna(), plt.style.context("default"):
         plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+        plt.rcParams["text.parse_math"] = False  # names with a $ are no formulas
         for name, figure in [*_figures(run, tested), *_contours(run)]:
+            _read_powers(figure)
             files.append(folder / f"{_file_name(name, [path.stem for path in files])}.png")
             figure.savefig(files[-1], dpi=DPI, bbox_inches="tight", metadata={"Software": None})
             plt.close(figure)
     return files
+
+
+def _read_powers(figure: Figure) -> None:
+    """Has the ticks of logarithmic axes read as formulas: they are the only texts that are one."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() == "log":
+            for label in axis.get_ticklabels(which="both"):
+                label.set_parse_math(True)
 
 
 def _file_name(name: str, taken: list[str]) -> str:

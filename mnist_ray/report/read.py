@@ -52,6 +52,7 @@ class RunData:
     onnx: bytes  # the published model, verified; empty before
     confirmed: tuple[Confirmed, ...] = ()  # the chosen one first
     damaged: str = ""  # the file that could not be read, if the tables stand in for it, and why
+    retrained: tuple[int, ...] = ()  # stages of the model whose curves a later training replaced
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ class RunData:
     @property
     def from_model(self) -> bool:
         """Whether it began with a model, not with a search."""
-        return not self.frozen and bool(self.stages)
+        return not self.frozen and bool(self.stages or self.retrained)
 
     @property
     def only_searched(self) -> bool:
@@ -234,10 +235,10 @@ def read_run(storage: RunStorage) -> RunData:
     if storage.exists(layout.MANIFEST):
         described, onnx = read_verified(storage)
         manifest = Manifest.of(storage, described)
-    stages = _stages(storage, manifest)
+    stages, retrained = _stages(storage, manifest)
     return RunData(
         storage, about, settings, start, end, trials, history, frozen, timed, stages,
-        manifest, onnx, best.read(storage), damaged,
+        manifest, onnx, best.read(storage), damaged, retrained,
     )  # fmt: skip
 
 
@@ -250,16 +251,31 @@ def _table(storage: RunStorage, name: str) -> list[Row]:
     return rows
 
 
-def _stages(storage: RunStorage, manifest: Manifest | None) -> list[tuple[int, list[Row]]]:
-    """The curves of the published model's stages, or of all stages if none is published."""
+def _stages(
+    storage: RunStorage, manifest: Manifest | None
+) -> tuple[list[tuple[int, list[Row]]], tuple[int, ...]]:
+    """The curves of the published model's stages, or of all stages if none is published.
+
+    The second value has the numbers of its stages whose curves are a later training's.
+    """
     files = [name for name in storage.list(layout.FINETUNE) if name.endswith(layout.STAGE_CURVE)]
     stages = [layout.stage_of(name) for name in files]
     numbers = sorted(stage[0] for stage in stages if stage is not None and stage[1] == 1)
-    if manifest is not None:  # another recipe's stages may lie beside those of the model
-        steps = {entry["step"] for entry in manifest.lineage}
-        numbers = [number for number in numbers if f"stage-{number}" in steps]
-    curves = {n: f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}" for n in numbers}
-    return [(number, _table(storage, name)) for number, name in curves.items()]
+    curves = {n: _table(storage, f"{layout.stage_folder(n)}/{layout.STAGE_CURVE}") for n in numbers}
+    if manifest is None:
+        return list(curves.items()), ()
+    # Another recipe's stages may lie beside those of the model.
+    entries = {entry["step"]: entry for entry in manifest.lineage}
+    own = {n: rows for n, rows in curves.items() if f"stage-{n}" in entries}
+    gone = tuple(n for n, rows in own.items() if not _fits(entries[f"stage-{n}"], rows))
+    return [(n, rows) for n, rows in own.items() if n not in gone], gone
+
+
+def _fits(entry: Mapping[str, Any], rows: list[Row]) -> bool:
+    """Whether a curve is that of the lineage's entry: a second fine-tuning writes to its place."""
+    seconds = round(sum(row["seconds"] for row in rows if known(row["seconds"])), 1)
+    found = {"epochs": len(rows), "seconds": seconds}
+    return all(entry.get(key, value) == value for key, value in found.items())
 
 
 # ---- trials as Optuna has them

@@ -19,7 +19,8 @@ CURL = "application/x-www-form-urlencoded"  # what curl --data-binary sends unle
 FILES = ("image/", CURL, "application/octet-stream")
 LARGEST = 16 * 2**20  # bytes of a request's body
 LARGEST_JSON = 4 * 2**20  # a list of numbers takes many times its text in memory
-MOST_PIXELS = 25_000_000  # of a picture: its pixels take about 300 MB while it is decoded
+# That a picture's file states: they take about 300 MB while it is decoded.
+MOST_PIXELS = 25_000_000
 PATIENCE = 10.0  # seconds for a request to arrive, and again for its answer
 SCHEMA = {
     "required": True,
@@ -103,11 +104,7 @@ def picture_of(body: bytes, kind: str) -> Image | np.ndarray:
     """
     if kind == JSON:
         return _array(body)
-    height, width, _ = header(body, "the body")
-    if height * width > MOST_PIXELS:
-        raise SettingsError(
-            f"the picture has {width} x {height} pixels; at most {MOST_PIXELS:,} are allowed"
-        )
+    header(body, "the body", MOST_PIXELS)
     return opened(body, "the body")
 
 

@@ -649,3 +649,20 @@ def test_colour_from_disk(colour_model: Path, browser: Any, opened: Opened, tmp_
     assert page.locator("#bars li span").all_inner_texts() == json.loads(ANIMALS)
     image = Preprocessor((32, 32), 3)(picture)[0].transpose(1, 2, 0)
     assert np.abs(seen(page) - 255 * image).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("padding", "made"),
+    [
+        (None, "made as MNIST was: fitted, bright on black, its centre of mass in the middle."),
+        ("black", "made as the training pictures were."),
+    ],
+)
+def test_the_page_says_how_a_picture_is_prepared(
+    padding: str | None, made: str, browser: Any, opened: Opened, tmp_path: Path
+) -> None:
+    facts = {"classes": DIGITS} | ({} if padding is None else {"padding": padding})
+    (tmp_path / "model.onnx").write_bytes(export(models.build(HP).eval(), HP, facts))
+    draw.export(str(tmp_path / "model.onnx"), str(tmp_path / "site"))
+    page = opened(f"file://{tmp_path}/site/index.html")
+    assert page.inner_text("#made") == f"28 × 28 pixels, {made}"

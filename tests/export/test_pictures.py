@@ -17,6 +17,7 @@ from mnist_ray import data
 from mnist_ray.data import read_picture
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.pictures import Preprocessor, preprocessing_graph
+from tests.support.datasets import write_idx
 
 Guise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -318,3 +319,16 @@ def test_read_picture_errors(tmp_path: Path) -> None:
             read_picture(str(tmp_path / name))
         assert "\n" not in str(caught.value)
         assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_image_of_fashion_mnist_stays_as_it_is(part: str, tmp_path: Path) -> None:
+    """Clothes fill all 28 rows. As a digit they would be fitted into 20 and moved."""
+    write_idx(tmp_path, "fashion-mnist")  # noise over all pixels
+    images = data.load("fashion-mnist", part, str(tmp_path))
+    trouser = np.zeros((28, 28), np.uint8)
+    trouser[:, 8:12] = trouser[:, 16:20] = trouser[:3, 8:20] = 200
+    prepare = Preprocessor((28, 28), 1, images.padding)
+    for image in (trouser, *images.images[:5, 0]):
+        prepared = prepare(rgba(image / 255))[0, 0]
+        assert np.abs(prepared - image / 255).max() < 0.01

@@ -34,6 +34,23 @@ def test_an_open_image_shape_is_refused(exported: bytes) -> None:
         Session(proto.SerializeToString(), "m.onnx")
 
 
+def test_a_file_without_images_or_an_answer_is_refused() -> None:
+    value = onnx.numpy_helper.from_array(np.ones((1, 3), np.float32), "w")
+    given = [helper.make_tensor_value_info("y", 1, [1, 3])]
+    nodes = [helper.make_node("Identity", ["w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [], given, [value])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(
+        SettingsError, match=r"^m\.onnx takes other input than one float32 tensor \[batch, [^\n]*$"
+    ):
+        Session(proto.SerializeToString(), "m.onnx")
+    taken = [helper.make_tensor_value_info("x", 1, ["n", 1, 2, 2])]
+    graph = helper.make_graph([], "g", taken, [])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(SettingsError, match=r"^m\.onnx [^\n]*$"):
+        Session(proto.SerializeToString(), "m.onnx")
+
+
 def broken(weight: float, name: str) -> bytes:
     """A file that fails for more than one image at a time, at a node of this name."""
     info = helper.make_tensor_value_info

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mnist_ray import data
 from mnist_ray.data import read_picture
-from mnist_ray.export.picture_model import PictureSession, picture_file
+from mnist_ray.export.picture_model import OF_ONE_STROKE, PictureSession, picture_file
 from mnist_ray.export.write import export
 from mnist_ray.finetune_job.card import as_text, model_card
 from mnist_ray.finetune_job.judging import pictured
@@ -134,7 +134,7 @@ def test_its_lines_of_python_classify_a_picture(tmp_path: Path) -> None:
         "file": "picture.onnx", "sha256": "0" * 64, "max_difference": 1e-7,
         "verified_on_pictures": 201,
     }  # fmt: skip
-    card = model_card(dataclasses.replace(MANIFEST, picture=about), HP)
+    card = model_card(dataclasses.replace(MANIFEST, picture=about, dataset="kmnist"), HP)
     assert "`known`, which is always true." in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     model = export(network(NETWORK), NETWORK, {})
@@ -159,6 +159,47 @@ def test_what_known_means_is_tried_on_an_empty_picture(padding: str | None) -> N
     metadata = {"dataset": "digits"} if padding is None else {"padding": padding}
     model = export(network(NETWORK), NETWORK, metadata)
     _, about = pictured(model, data.load("digits", "train").images[:4], None)
-    card = model_card(dataclasses.replace(MANIFEST, picture=about), HP)
+    dataset = "kmnist" if padding is None else "folder:digits"
+    card = model_card(dataclasses.replace(MANIFEST, picture=about, dataset=dataset), HP, padding)
     told = "always true" if padding else "false where nothing is drawn"
     assert f"`known`, which is {told}." in card
+
+
+@pytest.mark.parametrize("dataset", OF_ONE_STROKE)
+def test_the_card_says_that_several_digits_are_declined(dataset: str) -> None:
+    """As picture.onnx decides: for these data sets alone, and for digits as MNIST has them."""
+    about = {"max_difference": 1e-7, "verified_on_pictures": 201, "declines_empty": True}
+    manifest = dataclasses.replace(MANIFEST, picture=about, dataset=dataset)
+    told = "`known`, which is false where nothing is drawn, and where several digits are drawn."
+    assert told in model_card(manifest, HP)
+    assert "several digits" not in model_card(manifest, HP, "black")
+    assert "several digits" not in model_card(manifest, {**HP, "in_channels": 3})
+    assert "several digits" not in model_card(dataclasses.replace(manifest, dataset="kmnist"), HP)
+
+
+def test_the_card_names_the_temperature() -> None:
+    about = {"max_difference": 1e-7, "verified_on_pictures": 201}
+    calibration = {"by": "validation", "temperature": 0.473}
+    manifest = dataclasses.replace(MANIFEST, calibration=calibration, picture=about)
+    text = "Divide them by the temperature 0.473 before the softmax, as `picture.onnx` does."
+    assert text in model_card(manifest, HP)
+    alone = model_card(dataclasses.replace(manifest, picture=None), HP)
+    assert "Divide them by the temperature 0.473 before the softmax.\n" in alone
+    for none in (None, {"by": "none", "temperature": 1.0}):
+        card = model_card(dataclasses.replace(manifest, calibration=none), HP)
+        assert "temperature" not in card
+        assert "compared with those of `model.onnx`" not in card  # which gives logits
+
+
+def test_folders_of_a_person_are_not_in_the_card() -> None:
+    manifest = dataclasses.replace(MANIFEST, dataset="folder:/home/anna/Thesis/shapes")
+    card = model_card(manifest, HP, "black")
+    assert "anna" not in card
+    assert "A classifier of folder:shapes images" in card
+    assert "Trained on folder:shapes alone" in card
+
+
+def test_grey_pictures_of_ones_own_are_not_called_bright_on_black() -> None:
+    card = model_card(MANIFEST, HP, "white")
+    assert "pixels in [0, 1] (as the training pictures; normalisation is inside)" in card
+    assert "bright on black" not in card

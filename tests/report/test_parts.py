@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ from mnist_ray.export import session
 from mnist_ray.export.write import export
 from mnist_ray.models import Committee
 from mnist_ray.report import (
+    chain_part,
     compare_part,
     cost_part,
     model_part,
@@ -38,7 +40,7 @@ from mnist_ray.report import (
 )
 from mnist_ray.report.page import picture
 from mnist_ray.report.read import read_run, varied
-from mnist_ray.run import layout, predictions
+from mnist_ray.run import layout, predictions, tables
 from mnist_ray.run.records import Record
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import importance
@@ -109,6 +111,69 @@ def test_picture_holds_the_pixels(shape: tuple[int, ...]) -> None:
     png = base64.b64decode(text.source.partition("base64,")[2])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pixels)
     assert text.source.startswith("data:image/png;base64,")
+
+
+def trained_again(finished: RunStorage, folder: Path) -> RunStorage:
+    """The run while a second fine-tuning goes on, which has ended stage 1 and not published."""
+    shutil.copytree(finished.uri, folder)
+    storage = RunStorage(str(folder))
+    curve = f"{layout.stage_folder(1)}/{layout.STAGE_CURVE}"
+    table = tables.read(storage, curve)
+    other = pa.array([value.as_py() + 1 for value in table["seconds"]])
+    place = table.schema.get_field_index("seconds")
+    storage.write_bytes(curve, tables.parquet(table.set_column(place, "seconds", other)))
+    return storage
+
+
+def test_curves_of_a_later_fine_tuning_are_not_the_model_s(
+    finished: RunStorage, tmp_path: Path
+) -> None:
+    assert [number for number, _ in read_run(finished).stages] == [1, 2]
+    storage = trained_again(finished, tmp_path / "again")
+    run = read_run(storage)
+    assert [number for number, _ in run.stages] == [2]
+    page = Tables(report.build([storage])).text
+    assert "The curves of stage 1 are gone: it was trained again." in page
+    storage.write_bytes(
+        f"{layout.stage_folder(2)}/{layout.STAGE_CURVE}",
+        storage.read_bytes(f"{layout.stage_folder(1)}/{layout.STAGE_CURVE}"),
+    )  # of other epochs
+    for name in ("trials.parquet", "history.parquet", "study.journal", "best"):
+        storage.delete(name)
+    manifest = storage.read_json(layout.MANIFEST)
+    manifest["lineage"][0] = {"step": "onnx", "val_accuracy": None}
+    storage.write_json(layout.MANIFEST, manifest)
+    page = Tables(report.build([storage])).text
+    assert "The curves of stage 1 and 2 are gone: they were trained again." in page
+    assert "This run began with a model, not with a search." in page
+    assert "No epoch has ended yet" not in page
+
+
+def test_stages_from_random_weights_do_not_go_on_from_the_trial(
+    finished: RunStorage, tmp_path: Path
+) -> None:
+    """The recipe's `start: random`, whose first stage is stage 0."""
+
+    def marks(storage: RunStorage) -> list[str]:
+        run = read_run(storage)
+        return [line.name for line in chain_part.chain_figure(run, chain_part.chain(run)).data]
+
+    assert "the chain goes on from here" in marks(finished)
+    shutil.copytree(finished.uri, tmp_path / "anew")
+    storage = RunStorage(str(tmp_path / "anew"))
+    folder = tmp_path / "anew" / layout.FINETUNE
+    for number in (1, 2):
+        (folder / f"stage-{number}").rename(folder / f"stage-{number - 1}")
+    manifest = storage.read_json(layout.MANIFEST)
+    for number in (1, 2):
+        manifest["lineage"][number]["step"] = f"stage-{number - 1}"
+    storage.write_json(layout.MANIFEST, manifest)
+    for _ in range(2):  # published, and before
+        assert "the chain goes on from here" not in marks(storage)
+        page = Tables(report.build([storage])).text
+        assert "Stage 0 began from random weights." in page
+        storage.delete(layout.MANIFEST)
+    assert "random weights" not in Tables(report.build([finished])).text
 
 
 def test_committee_and_mlp(finished: RunStorage) -> None:

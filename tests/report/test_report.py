@@ -18,6 +18,10 @@ from PIL import Image
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
 from mnist_ray import data, open_run, report
 from mnist_ray.errors import CorruptFileError, SettingsError
 from mnist_ray.report.read import read_run
@@ -219,6 +223,39 @@ def test_few_trials(tmp_path: Path, n: int) -> None:
         )
     text = Tables(report.build([storage])).text
     assert ("No trial has ended yet" in text) == (n == 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "state", "limits", "sentence"),
+    [
+        (3, "FAIL", [], "All 3 trials failed."),
+        (3, "FAIL", ["parameters<=30000"], "All 3 trials failed."),
+        (1, "FAIL", [], "The only trial failed."),
+        (3, "INTERRUPTED", [], "No trial has ended yet."),
+        (3, "NaN", [], "No trial has a finite value."),
+        (3, "beyond", ["parameters<=1"], "No trial keeps the limits."),
+    ],
+)
+def test_the_head_says_why_there_is_no_best_trial(
+    tmp_path: Path, n: int, state: str, limits: list[str], sentence: str
+) -> None:
+    def edit(frozen: optuna.trial.FrozenTrial, record: Record) -> None:
+        for row in record.rows.values():
+            if state == "beyond":
+                row["violation"] = 1.0
+            else:
+                row["val_accuracy"] = row["val_loss"] = np.nan
+        if state in ("FAIL", "INTERRUPTED"):
+            frozen.state, frozen._values = optuna.trial.TrialState.FAIL, None
+            record.state, record.rows = "FAIL", {}
+            record.reason = INTERRUPTED if state == "INTERRUPTED" else "ValueError: no"
+
+    storage = write_run(tmp_path / "none", n=n, edit=edit)
+    raw = storage.read_json("run.json")
+    raw["settings"]["constraint"] = limits
+    storage.write_json("run.json", raw)
+    head = report.build([storage]).partition("<section")[0]
+    assert f"<p class=result>{sentence}</p>" in head
 
 
 def test_the_head_has_the_front_and_the_limits(tmp_path: Path) -> None:
@@ -447,6 +484,27 @@ def test_png_files_of_parameters_of_any_name(tmp_path: Path) -> None:
     contours = {path.stem.lower() for path in files if path.stem.startswith("contour")}
     assert contours == {"contour-batch_size-lr_a_b", "contour-batch_size-lr_a_b-2"}
     assert sorted(files) == sorted((tmp_path / "figures").iterdir())
+
+
+def test_names_of_classes_are_no_formulas(
+    finished: RunStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the powers of ten beside a logarithmic axis are."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    shutil.copytree(finished.uri, tmp_path / "dollars")
+    storage = RunStorage(str(tmp_path / "dollars"))
+    manifest = storage.read_json(layout.MANIFEST)
+    manifest["classes"] = ["$5", "$10", r"$\no$", "$x^$", *manifest["classes"][4:]]
+    storage.write_json(layout.MANIFEST, manifest)
+    files = report.write_png(storage, str(tmp_path / "figures"))
+    assert {"confusion", "wrong"} <= {path.stem for path in files}
+    texts = [text for figure in drawn for text in figure.findobj(Text) if text.get_visible()]
+    formulas = [text for text in texts if text.get_parse_math() and text.get_text()]
+    assert formulas
+    assert all(text.get_text().startswith(r"$\mathdefault{") for text in formulas)
+    assert not any(r"\mathdefault" in text.get_text() for text in texts if text not in formulas)
+    assert "$10" in [text.get_text() for text in texts]
 
 
 @pytest.mark.slow

@@ -137,6 +137,27 @@ def test_a_picture_of_too_many_pixels_is_refused(client: TestClient) -> None:
     assert "5001 x 5000 pixels; at most 25,000,000" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "progressive"),
+    [(6000, 5000, False), (8000, 6500, False), (13_370, 13_370, True)],
+)
+def test_a_jpeg_counts_by_the_size_that_it_states(
+    client: TestClient, width: int, height: int, progressive: bool
+) -> None:
+    """Above 50 million pixels it could be read at a fraction, but a progressive one is unpacked
+    whole. The head of a small picture is enough: nothing is decoded.
+    """
+    file = io.BytesIO()
+    Image.new("L", (16, 16)).save(file, "JPEG", progressive=progressive)
+    content = bytearray(file.getvalue())
+    frame = content.index(b"\xff\xc2" if progressive else b"\xff\xc0")  # SOF: height, width
+    content[frame + 5 : frame + 9] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    answer = client.post("/predict", content=bytes(content))
+    assert answer.status_code == 400
+    expected = f"{width} x {height} pixels; at most {body.MOST_PIXELS:,} in all"
+    assert expected in answer.json()["detail"]
+
+
 def test_other_paths_methods_and_hosts_are_refused(client: TestClient, picture: bytes) -> None:
     assert client.get("/predict").status_code == 405
     assert client.get("/etc/passwd").status_code == 404

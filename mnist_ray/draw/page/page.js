@@ -298,9 +298,9 @@ $("clear").addEventListener("click", clear);
 const digits = FACTS.classes?.every(c => /^\d$/.test(c));
 document.title = $("title").textContent = !GREY ? "Show a picture" : digits ? "Draw a digit" : "Draw";
 $("hint").textContent = GREY ? "Draw here, or drop a picture" : "Drop a picture here";
-$("made").textContent = GREY
-  ? `${WIDTH} × ${HEIGHT} pixels, made as MNIST was: fitted, bright on black, its centre of mass in the middle.`
-  : `${WIDTH} × ${HEIGHT} pixels.`;
+$("made").textContent = `${WIDTH} × ${HEIGHT} pixels` + (FACTS.digit
+  ? ", made as MNIST was: fitted, bright on black, its centre of mass in the middle."
+  : GREY ? ", made as the training pictures were." : ".");
 $("about").textContent = [FACTS.run && `Run ${FACTS.run}`, FACTS.dataset && `trained on ${FACTS.dataset}`].filter(Boolean).join(", ");
 if ($("about").textContent) $("about").textContent += ".";
 $("sha256").textContent = FACTS.sha256.slice(0, 12);
