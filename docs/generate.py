@@ -76,9 +76,14 @@ VARIABLES = (
     ("MNIST_RAY_TOKEN", "The secret that `mnist-ray serve` asks for; at least 16 characters."),
     (
         "MNIST_RAY_STORAGE_RETRY_SECONDS",
-        "So long a storage that does not answer is asked again (default: 60).",
+        "So long a storage that does not answer is asked again (default: 60). It also reaches the "
+        "workers of a Ray that is joined.",
     ),
-    ("MNIST_RAY_CUDA_GRAPHS", "`0`: a training step on a GPU is not captured as a CUDA graph."),
+    (
+        "MNIST_RAY_CUDA_GRAPHS",
+        "`0`: a training step on a GPU is not captured as a CUDA graph. It also reaches the "
+        "workers of a Ray that is joined.",
+    ),
     (
         "XDG_CACHE_HOME",
         "The folder in whose `mnist_ray` decoded pictures and compiled code are kept "
@@ -94,7 +99,11 @@ VARIABLES = (
         "The job server for `ray job` and for the second job, if it is not the one that Ray names.",
     ),
     ("RAY_AUTH_MODE", "`token`: every Ray process asks for [the token](cluster.md#the-token)."),
-    ("AWS_PROFILE, AWS_ENDPOINT_URL, …", "See [object stores](cluster.md#object-stores)."),
+    (
+        "AWS_PROFILE, AWS_ENDPOINT_URL, …",
+        "See [object stores](cluster.md#object-stores). A Ray that is joined needs them when it is "
+        "started.",
+    ),
 )
 
 

@@ -25,7 +25,14 @@ from tests.support.pages import PAGES, blocks, commands, example
 DOCS = ROOT / "docs"
 # Flags of other programs that pages name.
 OTHERS = {
-    *("working-dir", "runtime-env-json", "entrypoint-num-gpus", "head", "dashboard-host"),  # Ray
+    *(
+        "working-dir",
+        "runtime-env-json",
+        "entrypoint-num-cpus",
+        "entrypoint-num-gpus",
+        "head",
+        "dashboard-host",
+    ),  # Ray
     *("logdir", "generate", "help", "version", "watch"),
     *("instance-types", "product-descriptions"),  # aws
     "data-binary",  # curl

@@ -15,6 +15,7 @@ from mnist_ray.cluster.resources import (
     check_sendable,
     cpu_count,
     machine_resources,
+    most_cpus,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         check_shared_storage,
         nodes,
         scales,
+        with_free,
     )
 
 __all__ = [
@@ -40,11 +42,13 @@ __all__ = [
     "connected",
     "cpu_count",
     "machine_resources",
+    "most_cpus",
     "nodes",
     "quiet_ray",
     "running",
     "scales",
     "submit_and_follow",
+    "with_free",
 ]
 
 

@@ -52,13 +52,13 @@ def submit_and_follow(cluster: Cluster, command: str, arguments: Sequence[str]) 
     Raises:
         WorkError: the job does not succeed, or the job server does not answer.
     """
-    dashboard = check_job_server(cluster, command)
+    dashboard = _dashboard(cluster, command)
     with _no_proxy(dashboard):
         return _followed(cluster, dashboard, command, arguments)
 
 
-def check_job_server(cluster: Cluster, command: str, otherwise: str = "") -> str:
-    """The URL of the job server.
+def check_job_server(cluster: Cluster, command: str, otherwise: str = "") -> None:
+    """Asks the job server of a Ray that was joined for an answer; one of our own has one.
 
     Args:
         cluster: the one that this process is connected to.
@@ -66,8 +66,19 @@ def check_job_server(cluster: Cluster, command: str, otherwise: str = "") -> str
         otherwise: what else a person can do, to end the message.
 
     Raises:
-        WorkError: the cluster has none.
+        WorkError: the cluster has none, or it cannot be reached from here.
     """
+    dashboard = _dashboard(cluster, command, otherwise)
+    if cluster.started_here:
+        return
+    # Often it listens on the head's loopback address alone, and this process is on another node.
+    belongs = "; this program belongs on the head of the cluster, beside its job server"
+    with _no_proxy(dashboard):
+        _client(cluster, dashboard, f"{belongs}{otherwise}")
+
+
+def _dashboard(cluster: Cluster, command: str, otherwise: str = "") -> str:
+    """The URL of the job server. Raises WorkError if the cluster has none."""
     if cluster.dashboard is None:
         raise WorkError(
             f"the cluster has no job server (dashboard), which the {command} job is submitted to; "
@@ -120,25 +131,34 @@ def _stop(client: JobSubmissionClient, job: str) -> None:
     thread.join(STOP_SECONDS)
 
 
-def _client(cluster: Cluster, dashboard: str) -> JobSubmissionClient:
-    """The cluster's job server: Ray itself would prefer RAY_ADDRESS to its argument."""
+def _client(cluster: Cluster, dashboard: str, otherwise: str = "") -> JobSubmissionClient:
+    """The cluster's job server: Ray itself would prefer RAY_ADDRESS to its argument.
+
+    Raises:
+        WorkError: none answers there; `otherwise` ends the message.
+    """
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     address = given if given and not cluster.started_here else dashboard
     try:
         with environment(RAY_API_SERVER_ADDRESS=address):
             return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # another program may answer there, and anything
+        named = "RAY_API_SERVER_ADDRESS=" if address == given else ""
+        away = isinstance(error, ConnectionError)
+        what = "does not answer" if away else f"cannot be used: {type(error).__name__}"
+        why = scrubbed(first_line(error), address).rstrip(".")
         raise WorkError(
-            f"the job server at {masked(address)} does not answer: "
-            f"{scrubbed(first_line(error), address)}"
+            f"the job server at {named}{masked(address)} {what}: {why}{otherwise}"
         ) from error
 
 
 def _entrypoint(cluster: Cluster, words: Sequence[str]) -> str:
     """The shell's line that starts `mnist_ray` with these words."""
     module = ["-m", "mnist_ray", *words]
-    if "working_dir" in cluster.runtime_env:  # it holds the package; `python` is its environment's
-        return shlex.join(["python", *module])
+    if "working_dir" in cluster.runtime_env:  # it holds the package
+        # `python` is that of the environment that Ray makes; without one PATH may have another.
+        makes = any(key in cluster.runtime_env for key in ("pip", "uv", "conda"))
+        return shlex.join(["python" if makes else sys.executable, *module])
     names = {"PYTHONPATH": path} if (path := _python_path()) else {}
     if cluster.started_here:
         # Ray tells a job the address of any Ray among this machine's processes.
@@ -187,7 +207,7 @@ def _submit(client: JobSubmissionClient, cluster: Cluster, job: str, entrypoint:
         try:
             client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=job)
             return
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # requests' are OSErrors
             # After a short search, on a slow machine, the node's agent may not have started yet.
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise WorkError(

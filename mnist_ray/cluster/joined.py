@@ -1,12 +1,13 @@
 """The part that needs Ray itself, whose environment must be set before it is imported."""
 
 import contextlib
+import json
 import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import ray
 from ray._private.authentication import authentication_token_setup
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.patches import any_agent_port, same_sigterm, shutdown
@@ -28,6 +31,10 @@ from mnist_ray.settings import masked
 from mnist_ray.storage import RunStorage
 
 HEAD_SECONDS = 20.0  # in which a head must answer, though it may be busy
+CHECK_SECONDS = 10.0  # in which a worker tries again to read from the storage
+# Variables of ours that count in workers too. Those of a Ray that runs already have the environment
+# of `ray start`.
+CARRIED = ("MNIST_RAY_STORAGE_RETRY_SECONDS", "MNIST_RAY_CUDA_GRAPHS")
 
 
 @contextlib.contextmanager
@@ -54,6 +61,8 @@ def join(
                 setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             if address:
                 _check_head(address)
+            if not keep and (variables := _carried()):
+                options = {**options, "runtime_env": {"env_vars": variables}}
             with same_sigterm():
                 context = ray.init(address=address or "auto", ignore_reinit_error=True, **options)
         except WorkError:
@@ -70,6 +79,16 @@ def join(
     finally:
         if not keep:
             shutdown()
+
+
+def _carried() -> dict[str, str]:
+    """The variables of CARRIED for the workers, and for the second job's.
+
+    A submitted job's environment may have them already, and Ray refuses to be told twice.
+    """
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    known = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: os.environ[name] for name in CARRIED if name in os.environ and name not in known}
 
 
 def _check_head(address: str) -> None:
@@ -137,6 +156,13 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def with_free() -> list[tuple[dict[str, float], dict[str, float]]]:
+    """The resources of each living node, and those of them that are free now."""
+    free = state.available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [(node["Resources"], free.get(node["NodeID"], {})) for node in alive]
+
+
 def autoscaler_maximum() -> dict[str, float]:
     """The most that an autoscaler may bring; empty if there is none."""
     return state.get_max_resources_from_cluster_config() or {}
@@ -173,29 +199,66 @@ class Slots:
         return self.number
 
 
-def check_shared_storage(storage: RunStorage) -> None:
-    """Raises SettingsError if a node does not see the files that this process writes."""
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(alive) < 2:
+def check_shared_storage(cluster: Cluster, storage: RunStorage) -> None:
+    """Has each node read a file that this process writes.
+
+    On the Ray that runs already also a single one: it has the environment of `ray start`, in which
+    the keys of an object store may be missing.
+
+    Raises:
+        SettingsError: a node does not see the file.
+        WorkError: a node cannot run this package.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2 and (storage.is_local or cluster.started_here):
         return
     # Beside the run, not in it: nothing may be left behind if the storage is refused.
     name, token = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
     storage.write_bytes(name, token)
 
-    def sees(uri: str) -> bool:
+    def seen(uri: str) -> str:
+        """Why a worker does not see it; empty if it does."""
+        run = RunStorage(uri)
         try:
-            return RunStorage(uri).read_bytes(name) == token
-        except (OSError, WorkError):
-            return False
+            found = run.read_bytes(name, at_most=CHECK_SECONDS)
+        except FileNotFoundError:
+            return "what was just written is not there"
+        except (OSError, WorkError) as error:
+            return first_line(error).removeprefix(f"cannot read {run.join(name)}: ")
+        return "" if found == token else "another file is there"
 
-    task = ray.remote(num_cpus=0, max_retries=0)(sees)
-    on = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
+    task = ray.remote(num_cpus=0, max_retries=0)(seen)
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
     try:
-        results = ray.get([task.options(scheduling_strategy=s).remote(storage.uri) for s in on])
+        asked = [task.options(scheduling_strategy=each).remote(storage.uri) for each in on]
+        said = [_answer(node, each) for node, each in zip(alive, asked, strict=True)]
     finally:
         storage.delete(name)
-    if not all(results):
+    if not (why := [each for each in said if each]):
+        return
+    if storage.is_local:
         raise SettingsError(
-            f"--storage: {storage.uri} is not seen by {results.count(False)} of {len(alive)} "
+            f"--storage: {storage.uri} is not seen by {len(why)} of {len(alive)} "
             "nodes; expected a shared file system or an object store as s3://bucket/path"
         )
+    raise SettingsError(
+        f"--storage: {storage.uri} is not seen by {len(why)} of {len(alive)} nodes: {why[0]}; "
+        "keys and AWS_ENDPOINT_URL of this shell do not reach a Ray that was started before: set "
+        """them for `ray start`, or --runtime-env-json '{"env_vars": …}' of `ray job submit`"""
+    )
+
+
+def _answer(node: Mapping[str, Any], reference: Any) -> str | None:
+    """What a node's task says; None if the node has gone meanwhile. Raises WorkError."""
+    name = node.get("NodeManagerAddress") or node["NodeID"]
+    try:
+        return str(ray.get(reference))
+    except (NodeDiedError, TaskUnschedulableError):
+        return None
+    except RayTaskError as error:
+        # Of a function that cannot be imported there, Ray tells the cause in the last line.
+        text = str(error.cause).strip()
+        why = text.splitlines()[-1] if "\nTraceback " in text else first_line(error.cause)
+        raise WorkError(f"node {name} cannot run mnist_ray: {why}") from error
+    except RayError as error:
+        raise WorkError(f"node {name}: {first_line(error)}") from error

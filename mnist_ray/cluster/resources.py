@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from mnist_ray.errors import SettingsError, described
 
 Resources = Mapping[str, float]  # as Ray counts them: "CPU", "GPU"
 ROUNDING = 1e-6  # Ray counts resources in ten-thousandths
+FREE_SECONDS = 10.0  # for which CPUs are waited for: what trials have held comes free after them
 LEAST_SECONDS = 0.3  # the system counts CPU time in hundredths
 
 
@@ -127,6 +128,31 @@ def capacity(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resou
         return _whole(min(node.get("CPU", 0) / cpus, by_gpu))
 
     return max(1, sum(map(hold, each)), hold(maximum))
+
+
+def most_cpus(gpus: float, with_free: Callable[[], Sequence[tuple[Resources, Resources]]]) -> float:
+    """The CPUs for one task that uses all it gets: the largest node's, or the most that are free.
+
+    A submitted job may hold some itself (`--entrypoint-num-cpus`), for as long as the task runs.
+
+    Args:
+        gpus: that the task needs on its node.
+        with_free: gives what each living node has, and what of it is free now.
+
+    Returns:
+        0 if no node has any. All of the largest node's, if nothing is free in FREE_SECONDS.
+    """
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        nodes = [(has, free) for has, free in with_free() if not gpus or has.get("GPU")]
+        largest = max((has.get("CPU", 0.0) for has, _ in nodes), default=0.0)
+        usable = (free.get("CPU", 0.0) for _, free in nodes if free.get("GPU", 0) >= gpus)
+        most = max(usable, default=0.0)
+        if most + ROUNDING >= largest:
+            return largest
+        if time.monotonic() > deadline:
+            return float(_whole(most)) or largest
+        time.sleep(min(0.5, FREE_SECONDS))
 
 
 def _whole(number: float) -> int:

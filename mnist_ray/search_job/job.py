@@ -93,7 +93,7 @@ def _on_cluster(
 
     if plan.finetune:  # else its lack would be found when all trials are done
         cluster.check_job_server(joined, "finetune", "; or give --no-finetune")
-    cluster.check_shared_storage(RunStorage(plan.settings.storage))
+    cluster.check_shared_storage(joined, RunStorage(plan.settings.storage))
     plan = _held(placement.complete(plan), held)
     print(placement.found(plan, cluster.nodes()), flush=True)
     with _outcome(plan.storage, held):

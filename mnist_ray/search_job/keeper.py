@@ -108,8 +108,11 @@ class Keeper:
     ) -> None:
         self.storage, self.records, self.best_files = storage, records, best_files
         self.journal, self.resumed = journal, resumed
-        # Settled trials whose checkpoints are still there.
-        self._unswept = {r.number for r in records.trials.values() if r.state != "RUNNING"}
+        # Settled trials whose checkpoints are still there. One listing tells those of a run that
+        # goes on: a removal for each of thousands of trials takes minutes in an object store.
+        left = set(map(layout.trial_of, storage.list(layout.CHECKPOINTS))) if resumed else set()
+        settled = {r.number for r in records.trials.values() if r.state != "RUNNING"}
+        self._unswept = settled & left
         self._saved_at = -SAVE_EVERY
         self._uploaded: tuple[int, int] | None = None  # the journal's file and its size, last time
         self._upload_ended, self._upload_took = 0.0, 0.0

@@ -4,6 +4,19 @@ One interface (RunStorage) with two classes behind it (Folder, Bucket); retries 
 """
 
 from mnist_ray.storage.address import refuse_credentials
-from mnist_ray.storage.run_storage import OwnedStorage, RunStorage, check_writable, open_run
+from mnist_ray.storage.run_storage import (
+    OwnedStorage,
+    RunStorage,
+    check_writable,
+    open_run,
+    tried_again,
+)
 
-__all__ = ["OwnedStorage", "RunStorage", "check_writable", "open_run", "refuse_credentials"]
+__all__ = [
+    "OwnedStorage",
+    "RunStorage",
+    "check_writable",
+    "open_run",
+    "refuse_credentials",
+    "tried_again",
+]

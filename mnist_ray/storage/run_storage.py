@@ -1,11 +1,11 @@
 """A run's directory, local or not: names are checked, and failures are tried again."""
 
 import errno
+import functools
 import json
 import os
 import time
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +63,7 @@ class RunStorage:
     def __repr__(self) -> str:
         return f"RunStorage({self.uri!r})"
 
-    @cached_property
+    @functools.cached_property
     def _place(self) -> Folder | Bucket:
         return Folder(Path(self._address.path)) if self.is_local else Bucket(self._address)
 
@@ -100,14 +100,19 @@ class RunStorage:
         """Whether there is a file or directory of this name."""
         return self._retry("look at", name, lambda: self._place.exists(name))
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, *, at_most: float = float("inf")) -> bytes:
         """The whole content.
+
+        Args:
+            name: the file.
+            at_most: seconds in which it is tried again, if RETRY_SECONDS are too long.
 
         Raises:
             FileNotFoundError: it is missing.
             WorkError: it cannot be read.
         """
-        return self._retry("read", name, lambda: self._place.read(name), missing_raises=True)
+        read = functools.partial(self._place.read, name)
+        return self._retry("read", name, read, missing_raises=True, at_most=at_most)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole; a reader meanwhile gets the old or the new one."""
@@ -196,21 +201,15 @@ class RunStorage:
         at_most: float = float("inf"),
     ) -> T:
         is_inside(name)
-        deadline = time.monotonic() + min(_retry_seconds(), at_most)
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return action()
-            except OSError as error:
-                if missing_raises and isinstance(error, FileNotFoundError):
-                    raise FileNotFoundError(
-                        errno.ENOENT, "there is no such file", self.join(name)
-                    ) from error
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
-                    reason = error.strerror or str(error) or type(error).__name__
-                    raise WorkError(f"cannot {doing} {self.join(name)}: {reason}") from error
-            time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+        try:
+            return tried_again(action, at_most)
+        except OSError as error:
+            if missing_raises and isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(
+                    errno.ENOENT, "there is no such file", self.join(name)
+                ) from error
+            reason = error.strerror or str(error) or type(error).__name__
+            raise WorkError(f"cannot {doing} {self.join(name)}: {reason}") from error
 
 
 class OwnedStorage(RunStorage):
@@ -278,6 +277,28 @@ class OwnedStorage(RunStorage):
         """Replace a file only while it holds `expected`."""
         self.check()
         return super().replace_exclusive(name, expected, data)
+
+
+def tried_again(action: Callable[[], T], at_most: float = float("inf")) -> T:
+    """What the action gives; it is repeated, with pauses, on errors that may pass.
+
+    Args:
+        action: one that may be repeated.
+        at_most: seconds in which it is, if RETRY_SECONDS are too long.
+
+    Raises:
+        OSError: it does not pass, or not in time.
+    """
+    deadline = time.monotonic() + min(_retry_seconds(), at_most)
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not _may_pass(error) or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
 
 
 def open_run(storage: str, name: str) -> RunStorage:

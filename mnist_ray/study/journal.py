@@ -6,6 +6,8 @@ appended behind it.
 """
 
 import contextlib
+import functools
+import io
 import json
 import math
 import os
@@ -19,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileOpenLock
 
 from mnist_ray.errors import CorruptFileError, MnistRayError, WorkError, first_line
-from mnist_ray.storage import RunStorage
+from mnist_ray.storage import RunStorage, tried_again
 from mnist_ray.study.optuna_private import FIELDS, LATER, storage_of
 
 BEGINNING = b'{"op_code"'  # of every record that Optuna writes
@@ -149,8 +151,8 @@ def journal_file(path: Path, check: Callable[[], None] | None = None) -> "Journa
         OSError: it can be neither read nor made.
     """
     log = FileLog(path, check or (lambda: None))
-    path.touch()
-    content = path.read_bytes()
+    tried_again(path.touch)
+    content = tried_again(path.read_bytes)
     if whole(content) != content:
         with log.locked(), path.open("r+b") as file:  # nobody writes now
             file.truncate(len(whole(file.read())))
@@ -200,18 +202,24 @@ class FileLog(BaseJournalBackend):
         if held is not None:
             yield from map(_record, held)
             return
-        with self._named_errors(), self.path.open("rb") as file:
-            size, at = os.fstat(file.fileno()).st_size, self._begins[log_number_from]
-            file.seek(at)
-            for number, line in enumerate(file, log_number_from + 1):
-                at += len(line)
-                if at > size or not line.endswith(b"\n"):
-                    return  # another process is writing it
-                self.line = number
-                record = _record(line)
-                if number == len(self._begins):
-                    self._begins.append(at)
-                yield record
+        at = self._begins[log_number_from]
+        with self._named_errors():
+            content = tried_again(functools.partial(self._read, at))
+        for number, line in enumerate(io.BytesIO(content), log_number_from + 1):
+            at += len(line)
+            if not line.endswith(b"\n"):
+                return  # another process is writing it
+            self.line = number
+            record = _record(line)
+            if number == len(self._begins):
+                self._begins.append(at)
+            yield record
+
+    def _read(self, begin: int) -> bytes:
+        """The file's content from that byte on."""
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            return file.read()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends a line for each; waits for the disk if one of them is not of LATER."""
@@ -229,19 +237,41 @@ class FileLog(BaseJournalBackend):
 
     def _write(self, lines: list[bytes], sync: bool = False, known: bool = False) -> None:
         """Appends lines; `known` ones were given by `read_logs` before."""
-        with self._named_errors(), self.locked(), self._opened() as file:
-            self.check()
-            at = end = self._begins[-1]
-            alone = self._cut(file.fileno(), end) == end
-            file.write(b"".join(lines))
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+        at = end = self._begins[-1]
+        place: int | None = None  # of ours in the file, once that is known
+        alone = False  # whether no other process's lines are before or among ours
+
+        def write() -> None:
+            nonlocal place, alone
+            with self.locked(), self._opened() as file:
+                self.check()
+                size = self._cut(file.fileno(), end)
+                place = size if place is None else place
+                there = self._held_at(file.fileno(), place, lines)  # where this is tried again
+                alone = place == end and size == place + sum(map(len, lines[:there]))
+                file.write(b"".join(lines[there:]))
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+
+        with self._named_errors():
+            tried_again(write)
         for line in lines if known else ():
             # Behind another process's lines, as of a dashboard: those come next, then these again,
             # which does no harm.
             at += len(line)
             self._begins.append(at if alone else end)
+
+    @staticmethod
+    def _held_at(file: int, place: int, lines: list[bytes]) -> int:
+        """How many of the lines the file holds from a place on: an earlier try wrote them."""
+        content = os.pread(file, sum(map(len, lines)), place)
+        there = 0
+        for line in lines:
+            if not content.startswith(line):
+                break
+            content, there = content[len(line) :], there + 1
+        return there
 
     @staticmethod
     def _cut(file: int, end: int) -> int:
@@ -263,8 +293,13 @@ class FileLog(BaseJournalBackend):
 
     def sync(self) -> None:
         """Waits for the disk."""
-        with self._named_errors(), self._opened() as file:
-            os.fsync(file.fileno())
+
+        def wait() -> None:
+            with self._opened() as file:
+                os.fsync(file.fileno())
+
+        with self._named_errors():
+            tried_again(wait)
 
     def _opened(self) -> Any:
         """To append. A file that is gone is not made again: it would lack its beginning."""

@@ -9,7 +9,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.errors import CorruptFileError, SettingsError
+from mnist_ray.errors import CorruptFileError, SettingsError, WorkError
 from mnist_ray.run import layout
 from mnist_ray.run.about import About
 from mnist_ray.settings import masked
@@ -18,7 +18,7 @@ from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
 from mnist_ray.study.paused import pruned_if_paused
-from mnist_ray.study.storages import ALLOWED, SCHEMES, opened
+from mnist_ray.study.storages import ALLOWED, SCHEMES, expanded, opened
 from mnist_ray.study.studies import PURPOSE, check_study, differing, existing
 from mnist_ray.study.suggestions import Space
 from mnist_ray.study.trials import SOURCE, record_of
@@ -97,8 +97,15 @@ def _beyond(
 def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
     scheme = place.partition("://")[0].partition("+")[0]
     if scheme in SCHEMES or place.endswith(".journal") or place.startswith("${"):
-        if place.endswith(".journal") and "://" not in place and not Path(place).is_file():
+        url = expanded(place, FLAG)
+        if (file := _file_of(url)) is not None and not file.is_file():
             raise SettingsError(f"{FLAG}: {masked(place)}: there is no such file")
+        if file is not None and "://" not in url:  # read only: it may be another person's
+            file = file.resolve()
+            with _named_flag(CorruptFileError, WorkError):
+                kept = journal.read(RunStorage(str(file.parent)), file.name)
+            yield _named(kept, name, masked(place))
+            return
         with opened(place, FLAG) as storage:
             yield _named(storage, name, masked(place))
         return
@@ -115,11 +122,27 @@ def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
             f"{FLAG}: the run's study is at {masked(str(settings['study']))}: "
             "give that, with #STUDY_NAME behind it"
         )
-    try:
+    with _named_flag(CorruptFileError):
         kept = journal.read(run, layout.JOURNAL)
-    except CorruptFileError as error:
-        raise SettingsError(f"{FLAG}: {error}") from error
     yield _named(kept, name or settings.get("study_name") or about.name, place)
+
+
+def _file_of(place: str) -> Path | None:
+    """The file of a journal or an SQLite database, which would make a missing one; else None."""
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return Path(place) if place.endswith(".journal") else None
+    path = rest.partition("?")[0].removeprefix("/")
+    is_path = scheme.partition("+")[0] == "sqlite" and path and not path.startswith("file:")
+    return Path(path) if is_path else None
+
+
+@contextlib.contextmanager
+def _named_flag(*errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise SettingsError(f"{FLAG}: {error}") from error
 
 
 def _named(storage: BaseStorage, name: str, shown: str) -> optuna.Study:

@@ -17,7 +17,7 @@ from mnist_ray.run.records import EpochRow, Record, Records, value_of
 from mnist_ray.settings import masked, scrubbed
 from mnist_ray.storage import RunStorage
 from mnist_ray.study.storages import expanded
-from mnist_ray.trackers.tracker import mlflow_ui, with_driver
+from mnist_ray.trackers.tracker import mlflow_ui, quoted, with_driver
 
 # Read by mlflow when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,6 +33,7 @@ from mlflow.exceptions import MlflowException
 EXPERIMENT = "mnist_ray"  # MLflow's name for the group of all searches
 # The same states as in MLflow's own storage for Optuna.
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+ACTIVE = "active"  # the `lifecycle_stage` of what is not deleted
 PARAMS_PER_REQUEST = 100  # MLflow's limit
 
 
@@ -59,6 +60,12 @@ class MLflow:
             raise SettingsError(
                 f"{self.flag}: {self.shown} cannot be opened: {self.reason(error)}"
             ) from None
+        if found and found.lifecycle_stage != ACTIVE:
+            restore = f"mlflow experiments restore -x {self.experiment}"
+            raise SettingsError(
+                f"{self.flag}: the experiment {EXPERIMENT} at {self.shown} is deleted; "
+                f"restore it: MLFLOW_TRACKING_URI={quoted(self.shown)} {restore}"
+            )
         self.viewer = self.shown if self.url.startswith("http") else mlflow_ui(self.shown)
         self.search = ""  # MLflow's id of the search
         self.runs: dict[int, str] = {}  # trial number -> MLflow's id
@@ -75,7 +82,7 @@ class MLflow:
     def begin(
         self, name: str, settings: Mapping[str, Any], folder: RunStorage, earlier: str | None
     ) -> str:
-        """See Tracker. If the `earlier` search is gone, a new one begins."""
+        """See Tracker. If the `earlier` search is gone or deleted, a new one begins."""
         tags = {
             "objective": settings["metric"],
             "n_trials": str(settings["trials"]),
@@ -102,7 +109,8 @@ class MLflow:
     def _find(self, search: str) -> bool:
         """Whether the search is there; remembers its trials."""
         try:
-            self.client.get_run(search)
+            if self.client.get_run(search).info.lifecycle_stage != ACTIVE:
+                return False  # MLflow still tells of it, and refuses to change it
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

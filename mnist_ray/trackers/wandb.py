@@ -16,6 +16,12 @@ from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import quoted
 
+# For which W&B's own end of this process waits for its server; without a limit, it waits for ever.
+FINISH_SECONDS = 30.0
+LIMITS: dict[str, Any] = (  # older versions have no such limit
+    {"finish_timeout": FINISH_SECONDS} if "finish_timeout" in wandb.Settings.model_fields else {}
+)
+
 
 class WandB:
     """A Tracker; see mnist_ray.trackers."""
@@ -104,7 +110,7 @@ class WandB:
             resume="allow",  # a trial that goes on in another process
             reinit="create_new",
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, x_disable_stats=True
+                silent=True, console="off", disable_git=True, x_disable_stats=True, **LIMITS
             ),
         )
 

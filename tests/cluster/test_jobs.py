@@ -9,6 +9,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -203,9 +204,14 @@ def test_the_folder_of_our_own_scripts_hides_no_package(
     assert given == [{}]
 
 
-def test_a_shipped_working_directory_holds_the_package() -> None:
-    line = jobs._entrypoint(joined(working_dir="gcs://x.zip"), ["finetune", "--run", "a b"])
-    assert shlex.split(line) == ["python", "-m", "mnist_ray", "finetune", "--run", "a b"]
+@pytest.mark.parametrize("makes", [None, "pip", "uv", "conda"])
+def test_a_shipped_working_directory_holds_the_package(makes: str | None) -> None:
+    """The `python` of PATH is the job's own only in an environment that Ray makes for it."""
+    made: dict[str, Any] = {makes: ["mnist_ray"]} if makes else {}
+    cluster = joined(working_dir="gcs://x.zip", **made)
+    line = jobs._entrypoint(cluster, ["finetune", "--run", "a b"])
+    python = "python" if makes else sys.executable
+    assert shlex.split(line) == [python, "-m", "mnist_ray", "finetune", "--run", "a b"]
 
 
 def test_ones_own_job_server_is_asked_whatever_the_environment_says(
@@ -248,7 +254,7 @@ def test_a_missing_job_server_is_told_before_the_search(
     class Began(Exception):
         pass
 
-    def began(storage: object) -> None:
+    def began(*_: object) -> None:
         raise Began
 
     monkeypatch.setattr(cluster, "check_shared_storage", began)
@@ -261,4 +267,58 @@ def test_a_missing_job_server_is_told_before_the_search(
     with pytest.raises(Began):
         job._on_cluster(dataclasses.replace(plan, finetune=False), bare, [], held)
     with pytest.raises(Began):
+        job._on_cluster(plan, joined(started_here=True), [], held)
+
+
+def test_a_job_server_out_of_reach_is_told_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a driver on another node: the dashboard listens on the head's own address alone."""
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    held, place = cast(lease.Lease, None), "http://127.0.0.1:9"
+    plan = prepare(SearchSettings(dataset="digits", storage=str(tmp_path / "runs"), name="a"))
+    away = dataclasses.replace(joined(), dashboard=place)
+    message = (
+        f"^the job server at {place} does not answer: Failed to connect .*:9; this program "
+        "belongs on the head of the cluster, beside its job server; or give --no-finetune$"
+    )
+    with pytest.raises(WorkError, match=message):
+        job._on_cluster(plan, away, [], held)
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", place)
+    with pytest.raises(WorkError, match=f"^the job server at RAY_API_SERVER_ADDRESS={place} does"):
         job._on_cluster(plan, joined(), [], held)
+    cluster.check_job_server(joined(started_here=True), "finetune")  # asks nobody
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (502, b"", "HTTPError: 502 Server Error: Bad Gateway"),
+        (200, b"<html>", "JSONDecodeError: "),
+        (200, b"{}", "KeyError: 'ray_version'"),
+        (404, b"", "RuntimeError: Version check returned 404"),
+    ],
+)
+def test_another_program_in_the_job_servers_place_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, said: str
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        away = dataclasses.replace(joined(), dashboard=place)
+        with pytest.raises(WorkError, match=f"^the job server at {place} cannot be used: {said}"):
+            cluster.check_job_server(away, "finetune")
+        server.shutdown()

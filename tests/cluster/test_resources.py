@@ -95,3 +95,35 @@ def test_the_cpu_seconds_of_this_machine_go_on() -> None:
     assert after[0] > before[0]
     assert after[2] > before[2]
     assert after[1] >= before[1]
+
+
+BIG, SMALL, WITH_GPU = {"CPU": 8.0}, {"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "expected"),
+    [
+        (0, [], 0.0),
+        (0, [({"memory": 1.0}, {})], 0.0),
+        (0, [(BIG, BIG), (SMALL, SMALL)], 8.0),
+        (0, [(BIG, {"CPU": 7.0}), (SMALL, SMALL)], 7.0),  # its own job holds one
+        (0, [(BIG, {"CPU": 1.5}), (SMALL, SMALL)], 4.0),
+        (0, [(BIG, {"CPU": 2.5}), (SMALL, {"CPU": 0.5})], 2.0),
+        (0, [(BIG, {"CPU": 0.5}), (SMALL, {})], 8.0),  # nothing is free: it is waited for
+        (1, [(BIG, BIG), (WITH_GPU, WITH_GPU)], 2.0),
+        (1, [(BIG, BIG), (WITH_GPU, {"CPU": 1.0, "GPU": 1.0})], 1.0),
+        (1, [(BIG, BIG), (WITH_GPU, {"CPU": 1.0})], 2.0),
+    ],
+)
+def test_a_task_takes_the_cpus_that_are_free(
+    gpus: float, nodes: list, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "FREE_SECONDS", 0.0)
+    assert cluster.most_cpus(gpus, lambda: nodes) == expected
+
+
+def test_cpus_that_come_free_soon_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actors of the trials end a moment after the search."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    free = iter([{}, {"CPU": 1.0}, BIG])
+    assert cluster.most_cpus(0, lambda: [(BIG, next(free))]) == 8.0

@@ -25,6 +25,7 @@ def in_task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     monkeypatch.setattr(cluster, "connected", connected)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr(cluster, "with_free", lambda: [(node, node) for node in cluster.nodes()])
     monkeypatch.setattr(cluster, "autoscaler_maximum", dict)
     monkeypatch.setattr(cluster, "scales", lambda: False)
     monkeypatch.setattr(report, "write_or_warn", lambda storage, test=None: "report: none")

@@ -262,6 +262,20 @@ def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
     assert lines[-1] == "begun"
 
 
+@pytest.mark.slow
+def test_it_does_not_wait_for_a_cpu_that_its_own_job_holds(ray_head: dict[str, str]) -> None:
+    """As the supervisor of a job that was submitted with `--entrypoint-num-cpus 1`."""
+    out = subprocess.run(
+        [sys.executable, str(PROGRAMS / "finetune_of_what_is_free.py")],
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert out.stdout.splitlines() == ["1 CPUs begun"], out.stdout + out.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

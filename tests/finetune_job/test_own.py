@@ -152,6 +152,23 @@ def test_interrupted_it_goes_on_from_its_last_state(
     assert open_run(run.uri).tuned.manifest["epochs"] == 3
 
 
+def test_one_that_takes_no_state_begins_anew(own: Any, run: RunStorage, in_task: Any) -> None:
+    """One that has had all its epochs is not run again."""
+    calls: list[int] = []
+
+    def untaken(hp: dict) -> Iterator[Any]:
+        calls.append(0)
+        for number in range(1, 9):
+            yield {"score": number}, str(number).encode()
+
+    own.tune = untaken
+    for epochs, times in ((2, 1), (2, 1), (3, 2)):
+        job.finetune(settings(run, finetune_epochs=epochs))
+        tuned = open_run(run.uri).tuned
+        assert (tuned.state, tuned.manifest["epochs"]) == (str(epochs).encode(), epochs)
+        assert len(calls) == times
+
+
 def test_a_worse_epoch_does_not_replace_a_better_one(
     own: Any, run: RunStorage, in_task: Any
 ) -> None:

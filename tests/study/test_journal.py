@@ -1,9 +1,14 @@
 """A study's journal: what is cut off, what is named, and that a lost file is not begun again."""
 
 import contextlib
+import errno
+import io
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -12,6 +17,7 @@ from mnist_ray.errors import CorruptFileError, WorkError
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
 from mnist_ray.study.journal import journal_file
+from mnist_ray.study.optuna_private import storage_of
 
 
 @pytest.fixture
@@ -223,3 +229,104 @@ def test_another_thread_may_read_and_write_meanwhile(path: Path) -> None:
     thread.join()
     assert errors == []
     assert [len(t.params) for t in trials(path)[2:]] == [3] * 40
+
+
+class Failing:
+    """Fails as a network disk does, `times` times; then it does what the real one does."""
+
+    def __init__(self, plain: Callable[..., Any], code: int, times: int = 1) -> None:
+        self.plain, self.code, self.left = plain, code, times
+
+    def __call__(self, *of: Any, **options: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise OSError(self.code, os.strerror(self.code))
+        return self.plain(*of, **options)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_ray.storage.run_storage.FIRST_PAUSE", 0.01)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("where", ["os.open", "os.fsync", "os.pread", "pathlib.Path.open"])
+def test_a_passing_error_of_a_network_disk_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None, where: str, code: int
+) -> None:
+    """No line is lost, and none is written twice."""
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    before = path.read_bytes()
+    module, _, name = where.rpartition(".")
+    plain = Path.open if module == "pathlib.Path" else getattr(os, name)
+    failing = Failing(plain, code)
+    with monkeypatch.context() as patch:
+        if module == "pathlib.Path":
+            patch.setattr(Path, "open", lambda self, *of, **more: failing(self, *of, **more))
+        else:
+            patch.setattr(where, failing)
+        study.tell(1, 0.75)
+        journal.on_disk(study)
+        assert study.trials[1].value == 0.75
+    assert failing.left == 0
+    assert path.read_bytes().count(b"\n") == before.count(b"\n") + 1
+    assert [t.value for t in trials(path)] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("written", [0, 1, 60, 100_000])
+@pytest.mark.parametrize("other_writes", [False, True])
+def test_lines_of_which_a_part_was_written_are_completed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None, written: int, other_writes: bool
+) -> None:
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    other = optuna.load_study(study_name="s", storage=journal_file(path))
+    trial = study.ask()
+    before = path.read_bytes().count(b"\n")
+
+    class Part(io.FileIO):
+        """Takes a part of what it is given, and fails."""
+
+        def write(self, data: Any) -> int:
+            super().write(bytes(data)[:written])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    storage = storage_of(study)
+    assert isinstance(storage, journal.Journal)
+    log, opened, tries = storage.log, journal.FileLog._opened, list[int]()
+
+    def once(self: journal.FileLog) -> Any:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            return Part(os.open(path, os.O_RDWR | os.O_APPEND), "ab")
+        if len(tries) == 2 and other_writes:
+            log.lock.release()  # as if it had come between the two tries
+            other.set_user_attr("note", 1)
+            log.lock.acquire()
+        return opened(self)
+
+    with monkeypatch.context() as patch, journal.together(study):
+        names = [trial.suggest_float(name, 0, 1) for name in "xyz"]
+        patch.setattr(log, "_opened", lambda: once(log))
+    study.tell(trial, 0.5)
+    assert path.read_bytes().count(b"\n") == before + 3 + other_writes + 1
+    for each in (study, optuna.load_study(study_name="s", storage=journal_file(path))):
+        assert list(each.trials[-1].params.values()) == names
+        assert each.trials[-1].value == 0.5
+        assert each.user_attrs == ({"note": 1} if other_writes else {})
+
+
+def test_a_full_disk_is_told_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    failing = Failing(os.fsync, errno.ENOSPC, 9)
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(WorkError, match=r"^cannot write .*study\.journal: No space left on device"):
+        study.tell(1, 0.75)
+    assert failing.left == 8
+
+
+def test_a_disk_that_stays_away_ends_the_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_RAY_STORAGE_RETRY_SECONDS", "0.3")
+    study = optuna.load_study(study_name="s", storage=journal_file(path))
+    monkeypatch.setattr("os.fsync", Failing(os.fsync, errno.EIO, 99))
+    with pytest.raises(WorkError, match=r"^cannot write .*study\.journal: Input/output error"):
+        study.tell(1, 0.75)

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -396,6 +397,30 @@ def test_mlflow_begins_anew_where_the_earlier_search_is_gone(place: str, tmp_pat
     assert tracker.client.get_run(known["--mlflow"]).info.status == "RUNNING"
 
 
+def test_mlflow_begins_anew_where_the_earlier_search_was_deleted(
+    place: str, tmp_path: Path
+) -> None:
+    """As in MLflow's pages: the server still tells of it."""
+    tracker = mlflow_class()(place)
+    folder = RunStorage(str(tmp_path / "run"))
+    known = trackers.begin([tracker], "mine", SETTINGS, folder, {})
+    tracker.sync(some_records())
+    tracker.client.delete_run(known["--mlflow"])
+    tracker = mlflow_class()(place)
+    again = trackers.begin([tracker], "mine", SETTINGS, folder, known)
+    assert again["--mlflow"] != known["--mlflow"]
+    tracker.sync(some_records())
+    assert set(children(tracker)) == {0, 1, 2, 3}
+
+
+def test_a_deleted_experiment_of_mlflow_is_refused_before_the_search(place: str) -> None:
+    tracker = mlflow_class()(place)
+    tracker.client.delete_experiment(tracker.experiment)
+    restore = rf"MLFLOW_TRACKING_URI={re.escape(place)} mlflow experiments restore -x \d+"
+    with pytest.raises(SettingsError, match=rf"^--mlflow: .* is deleted; restore it: {restore}$"):
+        trackers.opened(SearchSettings(dataset="digits", mlflow=place))
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
@@ -444,6 +469,8 @@ def test_wandb_offline_has_a_run_for_each_trial(
     tracker.sync(records)
     assert tracker.closed == {0, 1, 2}
     assert set(tracker.runs) == {3}
+    # Else the end of the process would wait for a server that has gone away for ever.
+    assert tracker.runs[3].settings.finish_timeout == 30
     tracker.end("FINISHED")
     names = [
         folder.name.rpartition("-mine-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")
