@@ -193,13 +193,15 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _list_part(command: str, flags: Sequence[str]) -> None:
-    """Answers `search --help-space NAME` and its like, and exits."""
+    """Answers `search … --help-space NAME` and its like, and exits."""
     known = {f"--help-{part}": part for part in help.PARTS}
-    flag, _, name = " ".join(flags[:2]).replace("=", " ", 1).partition(" ")
-    if command != "search" or flag not in known:
+    place = next((n for n, word in enumerate(flags) if word.partition("=")[0] in known), None)
+    if command != "search" or place is None:
         return
     from mnist_ray.search_job.part_options import part_options  # noqa: PLC0415 (seconds at start)
 
+    flag, equals, name = flags[place].partition("=")
+    name = name if equals else "".join(flags[place + 1 : place + 2])
     part = known[flag]
     try:
         print(help.part_text(part, name, part_options(part, name)))

@@ -1,8 +1,11 @@
 """The errors a person can cause. Each prints as one line; anything else keeps its traceback."""
 
+import contextlib
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from types import FrameType
 
 LONGEST = 400  # characters of a message of several lines
 ANNOUNCING = (":", ",", "\\")  # ends of a line that goes on in the next
@@ -90,6 +93,36 @@ def reason(error: BaseException) -> str:
     )
 
 
+def is_of_own_code(error: BaseException, below: str = "") -> bool:
+    """Whether an error's traceback passes through a person's own code, no installed package.
+
+    Args:
+        error: The error, caught.
+        below: A module's name: only code that it calls, perhaps by others, counts.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames]
+    first = names.index(below) if below in names else len(names) if below else 0
+    return any(map(_is_own, frames[first:]))
+
+
+@contextlib.contextmanager
+def own_code(called: str) -> Iterator[None]:
+    """Any error of a person's own code in the block as a SettingsError of one line.
+
+    Args:
+        called: The beginning of that line: the flag, what it names, and what failed.
+    """
+    try:
+        yield
+    except MnistRayError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_of_own_code(error):
+            raise
+        raise SettingsError(f"{called}: {described(error)}") from error
+
+
 def raise_if_ended(error: BaseException) -> None:
     """Raises an error again by which Ray ends this process, as after a SIGTERM.
 
@@ -111,10 +144,15 @@ def _own_frames(error: BaseException) -> list[tuple[str, int]]:
     own = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith("mnist_ray.")
-        and not frame.f_code.co_filename.startswith(("<", STANDARD_LIBRARY))
-        and "site-packages" not in frame.f_code.co_filename
+        if _is_own(frame)
     ]
     if isinstance(error, SyntaxError) and error.filename:
         own.append((error.filename, error.lineno or 0))
     return own
+
+
+def _is_own(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    ours = frame.f_globals.get("__name__", "").startswith("mnist_ray.")
+    installed = file.startswith(("<", STANDARD_LIBRARY)) or "site-packages" in file
+    return not (ours or installed)

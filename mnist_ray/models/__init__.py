@@ -5,6 +5,7 @@ Every network takes float images [batch, C, H, W] with pixels in [0, 1] and retu
 The dict names the family in `model`; `hyperparameters.NETWORK_KEYS` lists the keys of each family.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ def build(hp: Hyperparameters | Sequence[Hyperparameters]) -> nn.Module:
 
     Args:
         hp: The dict; of a committee, a list with one for each network. `hp["model"]` is one of
-            FAMILIES, or "module:function" for a function of your own, which gets the dict as it
-            is.
+            FAMILIES, or "module:function" for a function of your own, which gets a copy of the
+            dict as it is.
 
     Raises:
         SettingsError: The family is unknown, or a value is missing or not allowed.
@@ -55,7 +56,10 @@ def build(hp: Hyperparameters | Sequence[Hyperparameters]) -> nn.Module:
     if not isinstance(hp, Mapping):
         return Committee([build(each) for each in hp])
     builder = resolve(hp.get("model"))
-    return builder(hyperparameters.network(hp) if hp["model"] in FAMILIES else hp)
+    if hp["model"] in FAMILIES:
+        return builder(hyperparameters.network(hp))
+    # It may change a list in it, and the dict is built from again and written to files.
+    return builder(copy.deepcopy(hp))
 
 
 def check_size(hp: Mapping[str, Any], held: int, source: str) -> None:

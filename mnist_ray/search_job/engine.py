@@ -23,7 +23,6 @@ from mnist_ray.run import layout
 from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Records
 from mnist_ray.search_job import confirm, summary
-from mnist_ray.search_job.confirm import further_seed
 from mnist_ray.search_job.keeper import Keeper
 from mnist_ray.search_job.plan import Plan
 from mnist_ray.search_job.progress import Progress
@@ -232,15 +231,17 @@ def _kept_at_interrupt(keeper: Keeper) -> Iterator[None]:
 
 
 def _check_end(plan: Plan, searcher: StudySearch, lost: Callable[[], bool]) -> None:
-    """WorkError if the search had to end: the run is another's, or the storage failed."""
+    """WorkError if the search had to end: the run is another's, or storage or own code failed."""
+    uri, why = plan.storage.uri, ""
     if searcher.taken_over or lost():
-        raise WorkError(
-            f"the search at {plan.storage.uri} ends: another process has taken over its run"
-        )
-    if searcher.storage_error:
-        raise WorkError(
-            f"storage failed: {searcher.storage_error}; when it works again: {plan.resume_command}"
-        )
+        raise WorkError(f"the search at {uri} ends: another process has taken over its run")
+    if searcher.own_error:
+        part, error = searcher.own_error
+        why = f"--{part}: {getattr(plan.settings, part)} failed: {error}; to go on"
+    elif searcher.storage_error:
+        why = f"storage failed: {searcher.storage_error}; when it works again"
+    if why:
+        raise WorkError(f"{why}: {plan.resume_command}")
 
 
 def _is_population(plan: Plan) -> bool:
@@ -287,7 +288,8 @@ def _searcher(
         rungs = plan.scheduler.rungs(maximize=direction(s.goal) == "maximize")
         options |= {"rungs": rungs, "past": restored.past, "on_paused": keeper.save_if_due}
     if s.deterministic:
-        seeds = functools.partial(further_seed, s.seed)  # of a trial's suggestion, by its place
+        # Of a trial's suggestion, by its place.
+        seeds = functools.partial(confirm.further_seed, s.seed)
         ordered = OrderedPromotion if promotes else OrderedSearch
         return ordered(
             *parts, **options, window=placed.slots, sampler=lambda place: plan.sampler(seeds(place))

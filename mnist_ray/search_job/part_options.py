@@ -16,7 +16,8 @@ def part_options(part: str, name: str) -> tuple[help.Option, ...]:
         SettingsError: There is none of that name.
     """
     if part == "space":
-        return help.part_options(spaces.find(name), {})
+        # One's own may be for --train, and take the trial alone.
+        return help.part_options(spaces.find(name, of_images=name in spaces.SPACES), {})
     if part == "sampler":
         return help.part_options(*samplers.found(name))
     return help.part_options(pruners.factory(name), {})

@@ -156,6 +156,7 @@ def prepare(settings: SearchSettings) -> Plan:
     storage = open_run(settings.storage, name)
     resumed = About.read(storage, "--resume") if settings.resume else None
     if resumed:
+        _check_same_name(resumed, name)
         check_trust(settings, resumed)
         settings = resumed_settings(settings, resumed.settings)
         check_search(settings, merged=True)
@@ -196,6 +197,15 @@ def prepare(settings: SearchSettings) -> Plan:
         _check_study(plan)
         _check_place(plan)
     return plan
+
+
+def _check_same_name(resumed: About, name: str) -> None:
+    """SettingsError if the run's folder was renamed or copied: its study knows the old name."""
+    if resumed.name != name:
+        raise SettingsError(
+            f"--name: the run at {resumed.storage.uri} is {resumed.name!r} by its run.json and its "
+            "study; to go on, call its folder that again"
+        )
 
 
 def _sampling(settings: SearchSettings) -> Sampler:

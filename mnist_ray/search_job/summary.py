@@ -9,7 +9,7 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
-from mnist_ray.errors import shortened
+from mnist_ray.errors import own_code, shortened
 from mnist_ray.hyperparameters import plain
 from mnist_ray.run import tables
 from mnist_ray.run.records import Records, value_of
@@ -121,10 +121,11 @@ def describe(plan: Plan) -> str:
     study = optuna.create_study(sampler=plan.sampler(plan.settings.seed))
     for point in plan.points:
         study.enqueue_trial(point)
-    suggestions = [
-        f"suggestion {i}: {_shown(suggested(plan.space, study.ask()))}"
-        for i in range(min(3, plan.settings.trials))
-    ]
+    with own_code(f"--sampler: {plan.settings.sampler} failed"):
+        suggestions = [
+            f"suggestion {i}: {_shown(suggested(plan.space, study.ask()))}"
+            for i in range(min(3, plan.settings.trials))
+        ]
     return yaml.safe_dump(plan.recorded_settings(), sort_keys=False) + "\n".join(suggestions)
 
 

@@ -1,5 +1,6 @@
 """A person's own functions for training: which arguments they take, and a call for the data."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,7 +62,11 @@ def started(function: Callable[..., Any], hp: dict[str, Any], **given: Any) -> I
         hp: The hyperparameters; the function gets a copy.
         given: A value for each of ARGUMENTS.
     """
+    wanted = {name: value for name, value in given.items() if takes(function, name)}
+    return iter(function(copy.deepcopy(hp), **wanted))
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a training function takes an argument of that name, perhaps by its `**kwargs`."""
     parameters = inspect.signature(function).parameters
-    everything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    wanted = {k: v for k, v in given.items() if everything or k in parameters}
-    return iter(function(dict(hp), **wanted))
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

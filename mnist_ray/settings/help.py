@@ -291,6 +291,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _named(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return ""
     if value is None or value == ():
         return "none"
     return {False: "no", True: "yes"}[value] if isinstance(value, bool) else str(value)

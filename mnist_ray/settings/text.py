@@ -277,19 +277,24 @@ def arguments(
         SettingsError: The function has no such option, or the text is not of its type.
     """
     kinds = {name: kind for name, (kind, _) in keywords(function, reserved).items()}
+    parameters = inspect.signature(function).parameters
     result: dict[str, Any] = {}
     for key, text in given.items():
         if key not in kinds:
             raise SettingsError(
                 f"{flag}: {owner} has no option {key!r}; it has {', '.join(kinds) or 'none'}"
             )
-        kind = kinds[key]
+        kind, wanted = kinds[key], parameters[key]
+        if text == "None" and (wanted.default is None or "None" in _types(wanted)):
+            result[key] = None
+            continue
         try:
             value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-            if value != value:  # NaN compares with nothing
+            if value != value or value == "None":  # NaN compares with nothing
                 raise ValueError(text)
         except (ValueError, KeyError) as error:
             expected = "true or false" if kind is bool else f"a value of type {kind.__name__}"
+            expected += ", not None" if text == "None" else ""
             raise SettingsError(
                 f"{flag}: {key}={text!r} is not allowed; expected {expected}"
             ) from error
@@ -300,20 +305,31 @@ def arguments(
 def keywords(
     function: Callable[..., Any], reserved: Collection[str] = ()
 ) -> dict[str, tuple[type, Any]]:
-    """Type and default of each keyword of a function that a text can give."""
+    """Type and default of each keyword of a function that a text can give.
+
+    The default is Parameter.empty of one that must be given.
+    """
     return {
         p.name: (kind, p.default)
         for p in inspect.signature(function).parameters.values()
-        if p.default is not p.empty and p.name not in reserved and (kind := _kind(p)) is not None
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in reserved
+        if (kind := _kind(p)) is not None
     }
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:
-    """The annotation's type ("int | None" is int), else the default's; None if not plain."""
-    annotation = parameter.annotation
+    """The annotation's first type beside None, else the default's; None if not plain."""
+    kinds = [name for name in _types(parameter) if name != "None"]
+    return KINDS.get(kinds[0] if kinds else "") or KINDS.get(type(parameter.default).__name__)
+
+
+def _types(parameter: inspect.Parameter) -> list[str]:
+    """The annotation's types as texts, also of Optional[int]; None alone if it has none."""
+    annotation = None if parameter.annotation is parameter.empty else parameter.annotation
     name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    kind = KINDS.get(name.split(" | ")[0])
-    return kind or KINDS.get(type(parameter.default).__name__)
+    union = re.fullmatch(r"(?:typing\.)?(Optional|Union)\[(.*)\]", name.replace("NoneType", "None"))
+    types = re.split(r" \| |, ", union[2] if union else name)
+    return [*types, "None"] if union and union[1] == "Optional" else types
 
 
 def class_weights(text: str) -> str:

@@ -19,7 +19,7 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial
 
-from mnist_ray.errors import SettingsError, first_line
+from mnist_ray.errors import SettingsError, first_line, own_code
 from mnist_ray.run.records import checked
 from mnist_ray.settings.objectives import DIRECTIONS, OF_METRIC, Direction, direction
 
@@ -64,17 +64,16 @@ def check_parts(
             "which takes none with several --objectives; give asha or none"
         )
     study = optuna.create_study(directions=directions(objectives), sampler=make_sampler())
+    failed = f"--sampler: {sampler_name!r} cannot do several --objectives"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), own_code(failed):
             warnings.simplefilter("ignore")
             for i in range(3):
                 trial = study.ask()
                 trial.suggest_int("x", 0, 9)
                 study.tell(trial, [float(i)] * len(objectives))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        raise SettingsError(
-            f"--sampler: {sampler_name!r} cannot do several --objectives: {first_line(error)}"
-        ) from error
+        raise SettingsError(f"{failed}: {first_line(error)}") from error
 
 
 def curve(trial: FrozenTrial) -> dict[int, float]:

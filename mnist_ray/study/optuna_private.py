@@ -101,7 +101,7 @@ def suggest_anew(trial: optuna.Trial) -> None:
     known.params, known.distributions = {}, {}
 
 
-def is_lacking(error: Exception | None) -> bool:
+def is_lacking(error: BaseException | None) -> bool:
     """Whether a FixedTrial has raised this since it has no value for a parameter."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
     return bool(frames) and frames[-1].f_code is optuna.trial.FixedTrial._suggest.__code__
@@ -112,7 +112,7 @@ def set_note(study: optuna.Study, trial: optuna.Trial, key: str, value: Any) -> 
     storage_of(study).set_trial_system_attr(trial_id_of(trial), key, value)
 
 
-def is_contradiction(error: Exception) -> bool:
+def is_contradiction(error: BaseException) -> bool:
     """Whether Optuna refuses a suggestion since the study has another distribution of that name.
 
     It raises a plain ValueError, and the message does not tell which of several.

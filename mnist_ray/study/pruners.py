@@ -15,7 +15,7 @@ from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, own_code
 from mnist_ray.settings import SearchSettings, constraints, key_values
 from mnist_ray.settings.text import arguments, load
 from mnist_ray.study.front import FrontHalving
@@ -52,8 +52,9 @@ class Scheduler:
         """
         if self.name in RAY:
             return None
+        failed = f"--scheduler: {self.name!r} cannot be made with {dict(self.options)}"
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), own_code(failed):
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 if self.wrapped:
                     return pruners.PatientPruner(self.wrapped.pruner(), **self.options)
@@ -61,9 +62,7 @@ class Scheduler:
                     return PRUNERS[self.name](self, **self.options)
                 made = load(self.name, "--scheduler", NAMES)(**self.options)
         except (TypeError, ValueError) as error:
-            raise SettingsError(
-                f"--scheduler: {self.name!r} cannot be made with {dict(self.options)}: {error}"
-            ) from error
+            raise SettingsError(f"{failed}: {error}") from error
         if not isinstance(made, BasePruner):
             raise SettingsError(
                 f"--scheduler: {self.name!r} is a {type(made).__name__}; "

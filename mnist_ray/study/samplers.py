@@ -1,5 +1,6 @@
 """--sampler: Optuna's samplers by name, each with a seed, and whether the grid is exhausted."""
 
+import contextlib
 import heapq
 import inspect
 import math
@@ -19,7 +20,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_ray.errors import SettingsError
+from mnist_ray.errors import SettingsError, own_code
 from mnist_ray.settings.text import arguments, load
 from mnist_ray.study.near import ANY, near
 from mnist_ray.study.optuna_private import (
@@ -273,24 +274,41 @@ class Sampler:
             SettingsError: the options contradict each other, or it is no sampler.
         """
         options = dict(self.options)
+        failed = f"--sampler: {self.name!r} cannot be made with {options}"
+        own = seed % 2**32  # the largest that NumPy's generators take
         try:
-            if "seed" in inspect.signature(self.factory).parameters:
-                options["seed"] = seed % 2**32  # the largest that NumPy's generators take
-            with warnings.catch_warnings():
+            takes = inspect.signature(self.factory).parameters
+            with warnings.catch_warnings(), own_code(failed):
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 if self.name in PARTIAL:
-                    options["independent_sampler"] = TPE(**TPE_OPTIONS, seed=options["seed"])
-                sampler = self.factory(**options)
+                    options["independent_sampler"] = TPE(**TPE_OPTIONS, seed=own)
+                if "seed" in takes:
+                    options["seed"] = own
+                sampler = _seeded_by_base(self.factory, options, own) or self.factory(**options)
         except (TypeError, ValueError) as error:
-            raise SettingsError(
-                f"--sampler: {self.name!r} cannot be made with {dict(self.options)}: {error}"
-            ) from error
+            raise SettingsError(f"{failed}: {error}") from error
         if not isinstance(sampler, BaseSampler):
             raise SettingsError(
                 f"--sampler: {self.name!r} is a {type(sampler).__name__}; "
                 "expected an optuna.samplers.BaseSampler"
             )
         return sampler
+
+
+def _seeded_by_base(
+    factory: Callable[..., BaseSampler], options: Mapping[str, Any], seed: int
+) -> BaseSampler | None:
+    """A sampler of a class whose `**kwargs` hand the seed to a base class; None if they do not."""
+    bases = inspect.getmro(factory)[:-1] if isinstance(factory, type) else ()
+    made = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    takes = [inspect.signature(each).parameters for each in made]
+    if not takes or "seed" in takes[0] or not any("seed" in each for each in takes):
+        return None
+    if not any(p.kind is p.VAR_KEYWORD for p in takes[0].values()):
+        return None
+    with contextlib.suppress(TypeError):  # it gives the base class another seed, or none
+        return factory(**options, seed=seed)
+    return None
 
 
 def found(name: str) -> tuple[Callable[..., BaseSampler], dict[str, Any]]:

@@ -34,7 +34,7 @@ class Refusal:
 
     reason: str
     pruned: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def suggested(space: Space, trial: BaseTrial) -> dict[str, Any] | Refusal:
@@ -43,16 +43,19 @@ def suggested(space: Space, trial: BaseTrial) -> dict[str, Any] | Refusal:
     Raises:
         SettingsError: the study has other distributions of a parameter.
         MnistRayError: the space, the sampler or the study's storage raises it.
+        Exception: a sampler of one's own raises it.
     """
     try:
         found = space(trial)
     except optuna.TrialPruned as pruned:
         return Refusal(f"pruned by the space{f': {pruned}' if str(pruned) else ''}", pruned=True)
-    except (MnistRayError, OSError):
+    except MnistRayError:  # of the study's storage too: an OSError is the space's own
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_contradiction(error):
             raise SettingsError(f"--space: the study contradicts the space: {error}") from error
+        if errors.is_of_own_code(error, below=optuna.Trial.__module__):
+            raise  # of a sampler of one's own, which the trial calls
         return Refusal(errors.reason(error), error=error)
     if not isinstance(found, Mapping):
         return Refusal(f"the space returned a {type(found).__name__}; expected a dict")

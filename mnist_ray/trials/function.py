@@ -22,11 +22,12 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, ClassVar, cast
 
+from mnist_ray import hyperparameters
 from mnist_ray.errors import WorkError, raise_if_ended
 from mnist_ray.run import layout
 from mnist_ray.run.records import EpochRow, rank, value_of
 from mnist_ray.settings import constraints
-from mnist_ray.settings.functions import started
+from mnist_ray.settings.functions import started, takes
 from mnist_ray.settings.objectives import function_of
 from mnist_ray.settings.text import load
 from mnist_ray.trials.steps import pack, step, unpack
@@ -116,6 +117,9 @@ class FunctionTrial(EpochTrial):
     def epoch(self) -> Result:
         """Runs the function to its next yield, or reports the last epoch of the checkpoint."""
         if self.steps is None:
+            # As the files hold them: the second job gives the function the same values. An error
+            # here is the trial's, and in `begin` would be its worker's.
+            self.hp = hyperparameters.plain(self.hp, "the dict of the space")
             loaded = self._load()
             self.steps = self._started()
             if loaded:
@@ -165,14 +169,16 @@ class FunctionTrial(EpochTrial):
     # ---- files
 
     def _load(self) -> bool:
-        """Takes up the checkpoint; whether there is one with a state."""
+        """Takes up the checkpoint; whether there is one with a state that the function takes."""
         name = f"{layout.trial_folder(self.number)}/{self.LATEST}"
         if not self.storage.exists(name):
             return False
-        rows, self.state, kept = unpack(self.storage.read_bytes(name), self.storage.join(name))
-        if self.state is not None:
-            self.rows, self.n_parameters, self.best_parameters = rows, kept, kept
-        return self.state is not None
+        rows, state, kept = unpack(self.storage.read_bytes(name), self.storage.join(name))
+        if state is None or not takes(self.function, "state"):
+            return False  # it begins anew, and so do its epochs
+        self.rows, self.state = rows, state
+        self.n_parameters = self.best_parameters = kept
+        return True
 
     def _save(self, row: EpochRow, state: bytes | None) -> None:
         """Keeps the best epoch. The checkpoint stays that of the last epoch with a state."""

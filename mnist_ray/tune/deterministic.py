@@ -131,7 +131,9 @@ class OrderedSearch(StudySearch):
             sampler=study.sampler,
             pruner=study.pruner,
         )
-        return study.pruner.prune(view, frozen)
+        with self._errors("scheduler"):
+            return study.pruner.prune(view, frozen)
+        return False
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether the pruner stops the trial after this result."""

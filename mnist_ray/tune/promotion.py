@@ -155,5 +155,5 @@ class PromotingSearch(StudySearch):
         """Ends the trials that are paused, and those that were suggested ahead."""
         super().close()
         while self.paused and not self.silent:
-            with self._storage_errors():
+            with self._errors():
                 super()._ended(self._opened(min(self.paused)), error=False)

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from mnist_ray.errors import WorkError
+from mnist_ray.errors import MnistRayError, WorkError, described, is_of_own_code
 from mnist_ray.run.records import EpochRow, Record, Records, epoch_row, rank
 from mnist_ray.settings.constraints import Constraint
 from mnist_ray.settings.objectives import column, direction
@@ -45,12 +45,48 @@ class _OfStudy(NotPickled, OptunaSearch):
         return True
 
 
-class StudySearch(_OfStudy):
+class _Failing(_OfStudy):
+    """A searcher that notes what ends the search: Tune would log it and go on, or end in it."""
+
+    storage_error: str | None = None  # how the study's or a trial's storage failed
+    # "sampler" or "scheduler", and the error that a person's own one has raised.
+    own_error: tuple[str, str] | None = None
+    taken_over = False  # whether the run is another process's by now
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self.taken_over or self.storage_error is not None or self.own_error is not None
+
+    @contextlib.contextmanager
+    def _errors(self, part: str = "sampler") -> Iterator[None]:
+        """Notes an error of the study's storage, or of a person's own sampler or scheduler.
+
+        Args:
+            part: The one of the two that the block calls. (The space's errors end its trial.)
+        """
+        try:
+            yield
+        except WorkError as error:
+            self.storage_error = str(error)
+        except MnistRayError:
+            raise
+        except (Exception, SystemExit) as error:
+            if is_of_own_code(error):
+                self.own_error = (part, described(error))
+            elif isinstance(error, OSError):
+                self.storage_error = str(error)
+            else:
+                raise
+
+
+class StudySearch(_Failing):
     """Suggests from a study and reports to it how each trial ended; keeps `records` for the reader.
 
-    If the study's storage fails (`storage_error` says how) or another process has taken over
-    the run (`taken_over`), nothing more is suggested or written. Trials stay RUNNING in the study,
-    to be continued by --resume: the search must end.
+    If the study's storage fails (`storage_error` says how), a person's own sampler or scheduler
+    does (`own_error`) or another process has taken over the run (`taken_over`), nothing more is
+    suggested or written. Trials stay RUNNING in the study, to be continued by --resume: the search
+    must end.
 
     Args:
         study, space, records, run, continued, retried, points, keep: as Suggestions takes them.
@@ -90,23 +126,8 @@ class StudySearch(_OfStudy):
         )
         self._starting: set[str] = set()  # handed out, but not begun yet
         self.ending: str | None = None  # why the search as a whole is being ended
-        self.storage_error: str | None = None
-        self.taken_over = False
         # Trial number -> how its last worker was lost, and its traceback if it could not begin.
         self.lost: dict[int, tuple[str, str]] = {}
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing may be written any more."""
-        return self.taken_over or self.storage_error is not None
-
-    @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
-        """Notes an error of the study's storage: Tune would log it and go on, or end in it."""
-        try:
-            yield
-        except (WorkError, OSError) as error:
-            self.storage_error = str(error)
 
     # ---- suggestions
 
@@ -117,7 +138,7 @@ class StudySearch(_OfStudy):
         """
         if self.silent or self.ending:
             return None
-        with self._storage_errors():
+        with self._errors():
             if len(self.trials) < self.slots():
                 return self._next(trial_id)
             if not self._starting:  # earlier suggestions come first
@@ -158,7 +179,7 @@ class StudySearch(_OfStudy):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes a result; one that was reported already, before a restart, changes nothing."""
-        with self._storage_errors():
+        with self._errors():
             self._take(self.trials[trial_id], self._rows(trial_id, result))
 
     def _rows(self, trial_id: str, result: dict[str, Any]) -> list[EpochRow]:
@@ -182,7 +203,7 @@ class StudySearch(_OfStudy):
 
     def exploited(self, trial_id: str, exploit: dict[str, Any]) -> None:
         """Notes after which epoch a trial continues with whose weights (see population.py)."""
-        with self._storage_errors():
+        with self._errors():
             self.outcomes.exploited(self.trials[trial_id], exploit)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -193,7 +214,7 @@ class StudySearch(_OfStudy):
             return False
         if self.front:
             return self.front.stops(record, result["epoch"], self.outcomes.fit())
-        with self._storage_errors():
+        with self._errors("scheduler"):
             return self.trials[trial_id].should_prune()
         return False
 
@@ -219,7 +240,7 @@ class StudySearch(_OfStudy):
         trial = self.trials.pop(trial_id)
         self._starting.discard(trial_id)
         if not self.silent:  # else it stays RUNNING in the study, to be continued by --resume
-            with self._storage_errors():
+            with self._errors():
                 if not result:
                     self._take(trial, self.outcomes.unreported(trial.number))
                 self._ended(trial, error)
@@ -241,10 +262,11 @@ class StudySearch(_OfStudy):
                 self.on_trial_complete(trial_id)
         while self.suggestions.ahead and not self.silent:
             found = self.suggestions.ahead.pop(0)
-            if isinstance(found.hp, Refusal):
-                self._refused(found.trial, found.hp)
-            elif found.trial.number not in unread:
-                self._ended(found.trial, error=False)
+            with self._errors():
+                if isinstance(found.hp, Refusal):
+                    self._refused(found.trial, found.hp)
+                elif found.trial.number not in unread:
+                    self._ended(found.trial, error=False)
 
 
 def _note(record: Record, result: dict[str, Any], metric: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from ray import tune
 
-from mnist_ray.errors import CaptureError, WorkError, raise_if_ended, reason
+from mnist_ray.errors import CaptureError, WorkError, is_of_own_code, raise_if_ended, reason
 from mnist_ray.run import layout, lease
 from mnist_ray.run.records import EpochRow, checked_row
 from mnist_ray.storage import RunStorage
@@ -104,6 +104,9 @@ class EpochTrial(tune.Trainable):
         except CaptureError as error:
             return self._failed(error)
         except (WorkError, OSError) as error:
+            # Of a person's network it may be a download that failed: of no concern to other trials.
+            if isinstance(error, OSError) and is_of_own_code(error):
+                return self._failed(error)
             # The whole search must stop: no trial's checkpoint could be kept.
             return ended(storage_error=str(error) or repr(error))
         except (Exception, SystemExit) as error:  # any error of a person's code or values

@@ -15,7 +15,7 @@ from mnist_ray.errors import SettingsError, WorkError
 from mnist_ray.run import layout, lease
 from mnist_ray.run.about import About
 from mnist_ray.run.records import Record, Records
-from mnist_ray.search_job import job, summary
+from mnist_ray.search_job import engine, job, summary
 from mnist_ray.search_job.keeper import Keeper, claim
 from mnist_ray.search_job.plan import Placement, prepare
 from mnist_ray.search_job.summary import describe
@@ -164,6 +164,33 @@ def test_only_a_run_that_exists_can_be_resumed(tmp_path: Path) -> None:
     assert job._to_go_on(dataclasses.replace(plan, settings=in_memory)) == ""
 
 
+@pytest.mark.parametrize("study", [None, "sqlite:///FOLDER/studies.db"])
+def test_a_run_whose_folder_was_renamed_is_left_as_it_is(tmp_path: Path, study: str | None) -> None:
+    place = study and study.replace("FOLDER", str(tmp_path))
+    plan = prepare(settings(tmp_path / "runs", study=place, study_name=place and "s"))
+    claim(plan)
+    with engine.opened_study(plan) as (made, _):
+        made.ask()
+    folder = (tmp_path / "runs" / "a").rename(tmp_path / "runs" / "b")
+    before = content(folder)
+    again = {"storage": str(tmp_path / "runs"), "name": "b", "resume": True}
+    with pytest.raises(SettingsError) as caught:
+        prepare(SearchSettings.of(**again, study=place, study_name=place and "s"))
+    assert str(caught.value).startswith(f"--name: the run at {folder} is 'a' by its run.json and")
+    assert content(folder) == before
+
+
+class Slip(optuna.samplers.RandomSampler):
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        raise KeyError("nothing")
+
+
+def test_a_dry_run_names_an_error_in_ones_own_sampler(tmp_path: Path) -> None:
+    plan = prepare(settings(tmp_path, sampler=f"{__name__}:Slip", dry_run=True))
+    with pytest.raises(SettingsError, match=rf"^--sampler: {__name__}:Slip failed: .*KeyError"):
+        describe(plan)
+
+
 def test_a_dry_run_shows_what_the_space_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +315,31 @@ def test_the_keeper_keeps_the_best_and_sweeps_the_others(tmp_path: Path) -> None
     assert storage.read_bytes("best/model.bin") == b"\x01"
     assert storage.list(layout.CHECKPOINTS) == []
     assert {layout.TRIALS, layout.HISTORY} <= set(storage.list())
+
+
+def test_a_resume_removes_only_the_checkpoints_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an object store a removal is two requests, and a run may have thousands of trials."""
+    storage = prepare(settings(tmp_path)).storage
+    records = Records("val_accuracy", 1000)
+    for number in range(1000):
+        records.add(Record(number, {}, state="RUNNING" if number == 2 else "PRUNED"))
+    for number in (1, 2):
+        storage.write_bytes(f"{layout.trial_folder(number)}/latest", b"cut off")
+    removed, delete = [], RunStorage.delete
+
+    def noted(self: RunStorage, name: str) -> None:
+        removed.append(name)
+        delete(self, name)
+
+    monkeypatch.setattr(RunStorage, "delete", noted)
+    keeper = Keeper(storage, records, {}, None, resumed=True)
+    keeper.save()
+    assert removed == [layout.trial_folder(1)]
+    assert storage.list(layout.CHECKPOINTS) == [f"{layout.trial_folder(2)}/latest"]
+    keeper.save()
+    assert len(removed) == 1
 
 
 def test_who_has_lost_the_run_writes_nothing(tmp_path: Path) -> None:

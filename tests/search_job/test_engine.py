@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,3 +104,18 @@ def test_trials_that_have_begun_go_on_however_few_are_wanted(
     with pytest.raises(Begun):
         train(plan, monkeypatch, (0.5,), begin)
     assert asked == [remaining, 0, 1]
+
+
+def test_an_error_in_ones_own_part_names_it_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(plan: Plan, searcher: Any, *_: Any) -> Any:
+        searcher.own_error = ("scheduler", "mine.py:4: KeyError: 'x'")
+        return SimpleNamespace(fit=lambda: None)
+
+    plan = plan_of(tmp_path, trials=5)
+    with pytest.raises(WorkError) as caught:
+        train(plan, monkeypatch, begin=begin)
+    said = str(caught.value)
+    assert said.startswith("--scheduler: asha failed: mine.py:4: KeyError: 'x'; to go on: ")
+    assert said.endswith(plan.resume_command)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,16 @@ def test_the_options_of_each_part_fit_and_have_a_meaning(part: str, name: str) -
         assert f"\n  {option.name}=" in text
 
 
+def of_a_function(trial: Any, most: int) -> dict[str, Any]:
+    """A space for --train.
+
+    Args:
+        trial: Optuna's.
+        most: The most.
+    """
+    return {}
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
@@ -70,6 +81,8 @@ def test_the_options_of_each_part_fit_and_have_a_meaning(part: str, name: str) -
         (["--help-sampler", "tpe"], 0, "n_startup_trials=N"),
         (["--help-scheduler", "patient"], 0, "wraps=TEXT"),
         (["--help-scheduler", "asha"], 0, "The scheduler asha has no options of its own."),
+        (["--trials", "3", "--help-space", "convnet"], 0, "max_width=N"),
+        (["--train", "x:y", f"--help-space={__name__}:of_a_function"], 0, "most=N  The most."),
         (["--help-scheduler"], 2, "--scheduler: '' is unknown; expected one of asha, "),
     ],
 )

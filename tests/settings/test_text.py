@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from mnist_ray.settings import (
     packaged,
     read_yaml,
 )
-from mnist_ray.settings.text import class_weights, load_json
+from mnist_ray.settings.text import arguments, class_weights, load_json
 from mnist_ray.settings.yaml_files import Written
 
 
@@ -156,3 +157,38 @@ def test_a_packaged_recipe_means_what_other_programs_read_in_it(path: Path) -> N
 def test_a_name_too_long_for_a_file_is_no_file() -> None:
     assert packaged("a" * 5000) == "a" * 5000
     assert load_json('{"a":' * 50_000) is None
+
+
+def has_options(  # type: ignore[no-untyped-def]
+    trial: Any,
+    data: Any,
+    most: int,
+    least: Optional[int] = 3,  # noqa: UP045 (as people write it)
+    rate: "typing.Union[float, None]" = 0.5,  # noqa: UP007
+    name: str = "x",
+    bare: str | None = "y",
+    unknown="z",
+    *others: int,
+    **more: int,
+) -> None:
+    """A space."""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"most": "4"}, {"most": 4}),
+        ({"least": "4", "rate": "1"}, {"least": 4, "rate": 1.0}),
+        (dict.fromkeys(["least", "rate", "bare", "unknown"], "None"), None),
+        ({"bare": "none", "name": "none"}, {"bare": "none", "name": "none"}),
+    ],
+)
+def test_options_of_ones_own_parts(given: dict[str, str], expected: dict[str, Any] | None) -> None:
+    wanted = dict.fromkeys(given) if expected is None else expected
+    assert arguments(has_options, given, "--space-args", "space") == wanted
+
+
+@pytest.mark.parametrize("given", [{"name": "None"}, {"most": "None"}, {"more": "1"}, {"data": ""}])
+def test_what_is_no_option_or_no_value_of_it_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"^--space-args: "):
+        arguments(has_options, given, "--space-args", "space")

@@ -145,12 +145,25 @@ def test_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert curve_is_stopped(made("my_pruner:Odd", "every=3"), [1.0] * 5, []) == 3
 
 
+class Unmade(optuna.pruners.NopPruner):
+    def __init__(self) -> None:
+        raise KeyError("nothing")
+
+
+def test_an_option_that_must_be_given_can_be_given() -> None:
+    pruner = made("optuna.pruners:PercentilePruner", "percentile=30")
+    assert isinstance(pruner, optuna.pruners.PercentilePruner)
+    assert pruner._percentile == 30
+
+
 @pytest.mark.parametrize(
     ("scheduler", "args", "others", "named"),
     [
         ("nothing", (), {}, "--scheduler: 'nothing' is unknown"),
         ("no.module:Class", (), {}, "--scheduler: 'no.module:Class' cannot be imported"),
         ("pathlib:Path", (), {}, "--scheduler: 'pathlib:Path' is a PosixPath"),
+        (f"{__name__}:Unmade", (), {}, "cannot be made with {}: "),
+        (f"{__name__}:Unmade", (), {}, "test_pruners.py:"),
         ("asha", ("a=1",), {}, "--scheduler-args: scheduler 'asha' has no options"),
         ("none", ("a=1",), {}, "--scheduler-args"),
         ("median", ("nothing=1",), {}, "has no option 'nothing'; it has n_startup_trials"),

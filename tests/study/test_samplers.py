@@ -240,6 +240,8 @@ def test_options_reach_the_sampler() -> None:
             {"population_size": "1"},
             "--sampler: 'nsga2' cannot be made with {'population_size': 1}",
         ),
+        (f"{__name__}:Unmade", {}, "cannot be made with {}: "),
+        (f"{__name__}:Unmade", {}, "test_samplers.py:"),
     ],
 )
 def test_what_is_wrong_is_one_line(name: str, args: dict[str, str], message: str) -> None:
@@ -378,3 +380,34 @@ def test_a_long_study_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> N
         value(t) for t in done if t.state == TrialState.COMPLETE
     )
     assert {t.number for t in ordered[:2]} <= set(chosen)
+
+
+class Unmade(optuna.samplers.RandomSampler):
+    def __init__(self) -> None:
+        raise KeyError("nothing")
+
+
+class Handing(optuna.samplers.RandomSampler):
+    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class OfHanding(Handing):
+    """Has the constructor of its base class."""
+
+
+class Fixed(optuna.samplers.RandomSampler):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(seed=5, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "differ"), [("Handing", True), ("OfHanding", True), ("Fixed", False)]
+)
+def test_ones_own_gets_the_seed_by_its_keywords(name: str, differ: bool) -> None:
+    def first(seed: int) -> float:
+        sampler = make_sampler(f"{__name__}:{name}", seed)
+        return optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1)
+
+    assert first(3) == first(3)
+    assert (first(3) != first(4)) is differ

@@ -1,7 +1,9 @@
 """A space that prunes or fails: in its ranges, in points, and where it has no suggestion at all."""
 
+import json
 import math
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ def test_errors_of_ours_end_the_search() -> None:
 
     with pytest.raises(WorkError):
         suggested(away, optuna.create_study().ask())
+
+
+def test_a_file_that_a_space_lacks_is_one_line_with_its_place() -> None:
+    def away(trial: optuna.Trial) -> dict[str, Any]:
+        return json.loads(Path("no-such-file.json").read_text())
+
+    with pytest.raises(SettingsError) as caught:
+        check_suggests(away, "mine:away")
+    assert "FileNotFoundError: [Errno 2] No such file" in one_line(caught)
+    assert "test_suggestions.py:" in one_line(caught)
+
+
+def test_one_that_leaves_ends_its_trial() -> None:
+    refusal = suggested(lambda trial: sys.exit(3), optuna.create_study().ask())
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason.startswith("the code called sys.exit(3) (study/test_suggestions.py:")
 
 
 def test_ranges_are_those_of_all_branches() -> None:

@@ -122,6 +122,43 @@ def test_an_unsuitable_older_study_is_refused(
     assert named in one_line(caught)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_older_journal_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    """It may be another person's, and lie in a folder that is not to be written."""
+    (tmp_path / "theirs").mkdir()
+    place = older(tmp_path / "theirs", "old")
+    before = Path(place).stat()
+    if linked:
+        (tmp_path / "link.journal").symlink_to(place)
+    monkeypatch.setenv("OLD", str(tmp_path / "link.journal") if linked else place)
+    monkeypatch.setattr(Path, "touch", None)
+    assert len(older_trials("${OLD}", "val_accuracy", PURPOSE, space)) == 2
+    assert Path(place).stat().st_mtime_ns == before.st_mtime_ns
+    assert [each.name for each in Path(place).parent.iterdir()] == ["old.journal"]
+
+
+@pytest.mark.parametrize("text", ["sqlite:///{}", "sqlite+pysqlite:///{}?timeout=5", "${{URL}}"])
+def test_a_mistyped_database_is_refused_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("URL", f"sqlite:///{tmp_path}/typo.db")
+    with pytest.raises(SettingsError) as caught:
+        older_trials(text.format(tmp_path / "typo.db"), "val_accuracy", PURPOSE, space)
+    assert one_line(caught).startswith("--warm-start: ")
+    assert one_line(caught).endswith(": there is no such file")
+    assert list(tmp_path.iterdir()) == []
+    with storages.opened(f"sqlite:///{tmp_path}/there.db") as storage:
+        study = new_study(storage, "old")
+        trial = study.ask()
+        space(trial)
+        study.tell(trial, 0.5)
+    monkeypatch.setenv("URL", f"sqlite:///{tmp_path}/there.db")
+    place = text.format(tmp_path / "there.db")
+    assert len(older_trials(place, "val_accuracy", PURPOSE, space)) == 1
+
+
 @pytest.mark.parametrize("place", ["/does/not/exist", "/does/not/exist.journal", "nothing#s"])
 def test_a_missing_older_study_is_refused(place: str) -> None:
     with pytest.raises(SettingsError) as caught:

@@ -1,10 +1,12 @@
 """Training: resumption to the bit, the average, evaluation, and that it learns."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mnist_ray.errors import SettingsError
 from mnist_ray.run import checkpoint
@@ -86,6 +88,27 @@ def test_a_file_does_not_choose_what_code_runs(tmp_path) -> None:  # type: ignor
     with pytest.raises(SettingsError, match="--network"):
         load_network(data, "best/model.safetensors")
     assert not (tmp_path / "executed").exists()
+
+
+def deepening(hp: dict[str, Any]) -> nn.Module:
+    """A network of a person's own, which changes its dict."""
+    sizes = hp["layers"]
+    sizes.insert(0, hp.pop("in_channels") * 12 * 12)
+    sizes.append(hp["classes"])
+    pairs = itertools.pairwise(sizes)
+    return nn.Sequential(nn.Flatten(), *(nn.Linear(a, b) for a, b in pairs))
+
+
+def test_ones_own_network_may_change_its_dict(quarters: Quarters) -> None:
+    """The dict is built from again, and written to files."""
+    hp = {**HP, "model": f"{__name__}:deepening", "layers": [8], "ema": 0.9}
+    trainer = Trainer(hp, epochs=1, seed=0)
+    trainer.run_epoch(*quarters, TRAIN, VAL)
+    assert trainer.hp["layers"] == hp["layers"] == [8]
+    assert trainer.hp["in_channels"] == 1
+    network, metadata = load_network(trainer.weights_bytes({}), "best", str(hp["model"]))
+    assert len(network) == 3  # type: ignore[arg-type]
+    assert metadata["hyperparameters"]["layers"] == [8]
 
 
 def test_without_an_average_the_weights_are_the_networks(quarters: Quarters) -> None:

@@ -123,6 +123,57 @@ def test_without_a_state_it_begins_anew(own: types.ModuleType, tmp_path: Path) -
     second.stop()
 
 
+def test_a_state_that_it_cannot_take_is_none(own: types.ModuleType, tmp_path: Path) -> None:
+    """It begins anew, and so do its epochs."""
+
+    def untaken(hp: dict) -> Iterator[Any]:
+        for epoch in range(1, 9):
+            yield {"score": epoch}, str(epoch).encode()
+
+    def by_keywords(hp: dict, **given: Any) -> Iterator[Any]:
+        return counting(hp, given["state"], given["data"])
+
+    for train, epochs in ((untaken, [1]), (by_keywords, [1, 2])):
+        folder = tmp_path / train.__name__
+        folder.mkdir()
+        first = trial_of(folder, train, {"epochs": 9})
+        for _ in range(2):
+            first.train()
+        first.stop()
+        second = trial_of(folder, train, {"epochs": 9})
+        result = second.train()
+        second.stop()
+        assert [row["epoch"] for row in result.get("rows", [result])] == epochs
+
+
+def test_its_hyperparameters_are_plain_and_a_copy(own: types.ModuleType, tmp_path: Path) -> None:
+    """The second job, which reads them from a file, gets the same."""
+    found: list[Any] = []
+
+    def changing(hp: dict) -> Iterator[dict]:
+        found.append(type(hp["n"]))
+        hp["layers"].append(7)
+        yield {"score": hp["n"] / 100}
+
+    values = {"n": np.int64(3), "rate": np.float32(0.5), "on": np.bool_(1), "layers": [1]}
+    trial = trial_of(tmp_path, changing, values)
+    assert trial.train()["val_metric"] == 0.03
+    trial.stop()
+    best = json.loads((tmp_path / trial_folder(3) / "best.json").read_text())
+    assert best["hyperparameters"] == {"n": 3, "rate": 0.5, "on": True, "layers": [1]}
+    assert found == [int]
+    assert values["layers"] == [1]
+
+
+def test_a_hyperparameter_that_no_file_holds_ends_its_trial(
+    own: types.ModuleType, tmp_path: Path
+) -> None:
+    """One branch of a space may give it. Its worker lives."""
+    trial = trial_of(tmp_path, counting, {"epochs": 9, "it": {1}})
+    assert trial.train()["reason"].startswith("the dict of the space is {1}: expected numbers")
+    trial.stop()
+
+
 def test_an_epoch_without_a_state_keeps_the_one_before(
     own: types.ModuleType, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,26 @@ def test_an_error_ends_the_trial_with_a_reason_and_leaves_its_traceback(
     text = (tmp_path / error_file(1)).read_text()
     assert text.startswith("Traceback (most recent call last)")
     assert 'hp["channels"]' in text
+
+
+def unreachable(*_: Any) -> Any:
+    """A network, an augmentation and a metric of a person's own."""
+    raise urllib.error.URLError("no route to the weights")
+
+
+@pytest.mark.parametrize("part", ["model", "augment", "metric"])
+def test_a_download_that_fails_is_not_the_storages_fault(tmp_path: Path, part: str) -> None:
+    """URLError is an OSError, and one of the storage ends the whole search."""
+    own = f"{__name__}:unreachable"
+    metric = f"{own}@max" if part == "metric" else "val_accuracy"
+    context = TrialContext(str(tmp_path), metric, 3, 0, "fp32", 1, 0)
+    trial = type("Away", (Here,), {"context_of_test": context})(
+        {**HP, **({} if part == "metric" else {part: own}), NUMBER: 1}
+    )
+    result = trial.train()
+    trial.stop()
+    assert result["reason"].startswith("URLError: <urlopen error no route to the weights>")
+    assert "storage_error" not in result
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ trial's end.
 """
 
 import math
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from mnist_ray.study.trials import (
     to_try_again,
 )
 from mnist_ray.tune import suggestions
+from mnist_ray.tune.deterministic import OrderedSearch
 from mnist_ray.tune.searcher import StudySearch
 from mnist_ray.tune.trial import NUMBER
 from tests.support.tune_loop import result
@@ -338,6 +340,81 @@ def test_a_failing_storage_ends_the_search_and_leaves_the_trial_to_be_continued(
     third.trials["a"] = optuna.Trial(study, 0)
     third.on_trial_result("a", {**result(1), "storage_error": "the disk is full"})
     assert third.storage_error == "the disk is full"
+
+
+class Slip(optuna.pruners.BasePruner):
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.nothing  # type: ignore[attr-defined,no-any-return]
+
+
+class SlipAt(optuna.samplers.RandomSampler):
+    """A person's own sampler that fails in the method that it is given."""
+
+    def __init__(self, method: str, error: BaseException) -> None:
+        super().__init__(seed=0)
+
+        def fails(*args: Any) -> Any:
+            raise error
+
+        setattr(self, method, fails)
+
+
+def test_an_error_in_ones_own_pruner_ends_the_search_in_one_line() -> None:
+    search = searcher(a_study())
+    search.study.pruner = Slip()
+    search.suggest("a")
+    assert not search.should_stop("a", result(1))
+    assert search.own_error is not None
+    part, why = search.own_error
+    assert part == "scheduler"
+    assert re.search(r"test_searcher\.py:\d+: AttributeError: .*'nothing'$", why)
+    assert search.silent
+    assert search.storage_error is None
+    search.on_trial_complete("a", result(2))
+    assert search.study.trials[0].state == TrialState.RUNNING
+
+
+@pytest.mark.parametrize(
+    "method", ["before_trial", "infer_relative_search_space", "sample_independent", "after_trial"]
+)
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("its file"), SystemExit(3)])
+def test_an_error_in_ones_own_sampler_ends_the_search_in_one_line(
+    method: str, error: BaseException
+) -> None:
+    search = searcher(a_study())
+    search.study.sampler = SlipAt(method, error)
+    assert bool(search.suggest("a")) is (method == "after_trial")
+    if method == "after_trial":
+        finish(search, "a")
+    assert search.own_error is not None
+    assert search.own_error[0] == "sampler"
+    assert "test_searcher.py:" in search.own_error[1]
+    assert search.suggest("b") is None
+
+
+def test_so_does_one_with_deterministic() -> None:
+    search = OrderedSearch(
+        a_study(),
+        space,
+        Records("val_accuracy", 5),
+        run="r",
+        max_epochs=3,
+        on_settled=lambda number: None,
+        window=1,
+        sampler=lambda place: make_sampler("random", place),
+    )
+    search.study.pruner = Slip()
+    search.suggest("a")
+    assert not search.should_stop("a", result(1))
+    assert search.own_error is not None
+    assert search.own_error[0] == "scheduler"
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searcher(a_study())
+    monkeypatch.setattr(search.suggestions, "retried", 3)
+    with pytest.raises((TypeError, AttributeError)):
+        search.suggest("a")
 
 
 def test_no_more_are_handed_out_than_there_are_slots() -> None:
