@@ -154,5 +154,6 @@ def _own_frames(error: BaseException) -> list[tuple[str, int]]:
 def _is_own(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
     ours = frame.f_globals.get("__name__", "").startswith("mnist_ray.")
-    installed = file.startswith(("<", STANDARD_LIBRARY)) or "site-packages" in file
+    installed = any(name in file for name in ("site-packages", "dist-packages"))  # Debian's
+    installed = installed or file.startswith(("<", STANDARD_LIBRARY))
     return not (ours or installed)

@@ -93,7 +93,11 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
     target = Folder(folder.absolute())
     try:
         found = set(target.names(""))
-        if others := sorted(found - files.keys() - set(OF_SOME)):
+        hub = CONFIG in files
+        written = CONFIG if hub else f"{NETWORK}/config.pbtxt"  # of each model
+        # Else a person has put them there.
+        before = {name for name in OF_SOME if hub != name.startswith(f"{PICTURE}/")}
+        if others := sorted(found - files.keys() - (before if written in found else set())):
             raise SettingsError(
                 f"--out: {folder} holds other files, as {others[0]}; "
                 "expected a new or empty folder, or one that export wrote"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
@@ -108,9 +108,10 @@ class Run:
         """
         elsewhere = self._place not in (None, "memory")
         if elsewhere or (self._place is None and self._storage.exists(layout.JOURNAL)):
-            trials = self.study.trials
-            if number < len(trials):
-                return dict(trials[number].params)
+            with suppress(SettingsError, WorkError) if elsewhere else nullcontext():
+                trials = self.study.trials
+                if number < len(trials):
+                    return dict(trials[number].params)
         return best.params_of(self._table(layout.TRIALS).to_pylist(), number)
 
     @cached_property
@@ -128,18 +129,17 @@ class Run:
         settings = self._about.settings
         name = settings.get("study_name") or self.name
         with ExitStack() as stack:
-            place = self._place
-            if place is None and settings.get("study"):
+            if self._place is None and settings.get("study"):
                 raise SettingsError(
                     f"study: that of the run at {self.uri} is kept at {settings['study']}; "
                     "name it: open_run(uri, study=…)"
                 )
-            source = place or self._storage.join(layout.JOURNAL)
+            source = self._place or self._storage.join(layout.JOURNAL)
             kept: optuna.storages.BaseStorage
-            if place is None:
+            if self._place is None:
                 kept = journal.read(self._storage, layout.JOURNAL)
             else:
-                kept = stack.enter_context(storages.opened(place, "study"))
+                kept = stack.enter_context(storages.opened(self._place, "study", new=False))
             memory = optuna.storages.InMemoryStorage()
             try:
                 optuna.copy_study(from_study_name=name, from_storage=kept, to_storage=memory)

@@ -10,6 +10,7 @@ from mnist_ray.errors import (
     SettingsError,
     WorkError,
     first_line,
+    is_of_own_code,
     reason,
     shortened,
 )
@@ -64,3 +65,19 @@ def test_what_a_person_can_cause_is_one_line_whatever_it_quotes(kind: type[Excep
     assert str(error) == "model.json: expected a b"
     again = pickle.loads(pickle.dumps(error))  # as Ray hands it on
     assert (type(again), str(again)) == (kind, str(error))
+
+
+@pytest.mark.parametrize(
+    ("file", "own"),
+    [
+        ("/home/me/mine.py", True),
+        ("/usr/local/lib/python3.12/site-packages/optuna/x.py", False),
+        ("/usr/local/lib/python3.12/dist-packages/optuna/x.py", False),  # Debian's, Colab's
+    ],
+)
+def test_whose_code_failed(file: str, own: bool) -> None:
+    with pytest.raises(KeyError) as caught:
+        exec(compile("{}['key']", file, "exec"), {"__name__": "x"})
+    error = caught.value
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # less this test
+    assert is_of_own_code(error) is own

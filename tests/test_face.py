@@ -147,6 +147,9 @@ def test_a_study_elsewhere_is_opened_only_where_the_person_names_it(run: Path) -
     (run / layout.RUN).write_text(json.dumps(raw))
     with pytest.raises(mr.SettingsError, match=r"^study: .* name it: open_run\(uri, study=…\)$"):
         mr.open_run(run).study  # noqa: B018
+    with pytest.raises(mr.SettingsError, match="there is no such file$"):
+        mr.open_run(run, study=place).study  # noqa: B018
+    optuna.create_study(study_name="second", storage=place)
     with pytest.raises(mr.SettingsError, match="no study 'first'"):
         mr.open_run(run, study=place).study  # noqa: B018
     optuna.create_study(study_name="first", storage=place).add_trial(
@@ -167,6 +170,12 @@ def test_the_best_trials_values_are_read_from_a_study_elsewhere(run: Path) -> No
         study.tell(trial, 1.0)
     assert mr.open_run(run, study=place).best.params == study.trials[1].params
     assert mr.open_run(run, study="memory").best.params.keys() == {"lr"}
+    for gone in ("sqlite:///" + str(run.parent / "gone.db"), str(run.parent / "gone.journal")):
+        moved = mr.open_run(run, study=gone)
+        assert moved.best.params.keys() == {"lr"}  # of the table
+        with pytest.raises(mr.SettingsError, match=r"^study: .*gone\.\w+: there is no such file$"):
+            moved.study  # noqa: B018
+    assert not [*run.parent.glob("gone*")]
 
 
 def test_what_is_not_there_yet_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -139,6 +139,22 @@ def test_a_folder_of_other_files_is_left_alone(run: Path, tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("to", ["huggingface", "triton"])
+@pytest.mark.parametrize(
+    "name", ["picture.onnx", "model.int8.onnx", "mnist_ray_picture/1/model.onnx"]
+)
+def test_what_a_person_put_there_is_left_alone(
+    to: str, name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a folder that export wrote may hold them of a model before."""
+    monkeypatch.setattr(handover, "_takes_pictures", lambda model: False)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(SettingsError, match=f"^--out: .* holds other files, as {name}; "):
+        handover.export(str(run), to, str(tmp_path))
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
 def test_a_file_without_a_card_goes_to_triton_alone(run: Path, tmp_path: Path) -> None:
     file = str(run / "model.onnx")
     with pytest.raises(SettingsError, match="no card lies there; expected the directory of a run"):

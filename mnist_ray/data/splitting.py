@@ -83,6 +83,7 @@ def load_split(  # noqa: PLR0913 (one a setting)
     folds: int | None = None,
     reading: Reading | None = None,
     download: bool = True,
+    each_class: bool = True,
 ) -> Split:
     """Load a training part and split it.
 
@@ -95,6 +96,7 @@ def load_split(  # noqa: PLR0913 (one a setting)
         val_by: `class`; `group`; `own`, those that it brings; or None: the last that it has.
         folds: divide all images into so many parts, each of which validates once.
         download: see `load`.
+        each_class: with `own`, whether either side keeps each class. Older runs did not ask for it.
         reading: see `load`; the weights of the result's images have those of the classes in.
     """
     part = load(dataset, "train", data_dir, reading=reading, download=download)
@@ -113,7 +115,8 @@ def load_split(  # noqa: PLR0913 (one a setting)
     groups = part.groups if val_by == "group" else None
     parts = folded(part.labels, folds, seed, groups) if folds else ()
     if parts or val_by == "own":
-        train, val = parts[0] if parts else _own(part, train_images, val_images, seed)
+        counts = train_images, val_images
+        train, val = parts[0] if parts else _own(part, *counts, seed, each_class=each_class)
     else:
         train, val = split(
             part.labels,
@@ -188,9 +191,17 @@ def folded(
 
 
 def _own(
-    part: Images, train_images: int | None, val_images: int | None, seed: int
+    part: Images,
+    train_images: int | None,
+    val_images: int | None,
+    seed: int,
+    *,
+    each_class: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The split that the data set brings, or as many images of either side as are requested."""
+    """The split that the data set brings, or as many images of either side as are requested.
+
+    each_class: whether either side must have each class that it could have.
+    """
     if part.val is None:
         raise SettingsError(f"--val-by own: {part.name} has no validation images of its own")
     rest = np.setdiff1d(np.arange(len(part.labels)), part.val)
@@ -199,7 +210,7 @@ def _own(
         ("--train-images", rest, train_images),
         ("--val-images", part.val, val_images),
     ):
-        classes = len(np.unique(part.labels[indices]))
+        classes = len(np.unique(part.labels[indices])) if each_class else 1
         wanted = len(indices) if count is None else count
         if not classes <= wanted <= len(indices):
             raise SettingsError(

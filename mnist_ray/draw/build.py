@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from mnist_ray.data import MAX_PIXELS
+from mnist_ray.data import DATASETS, MAX_PIXELS
 from mnist_ray.draw.runtime import runtime
 from mnist_ray.errors import SettingsError
 from mnist_ray.export.picture_model import with_inner_values
@@ -68,12 +68,15 @@ def page_of(where: str) -> dict[str, bytes]:
         "worker.js": (folder / "worker.js").read_bytes(),
         "picture.onnx": with_inner_values(picture),
     }
+    dataset = session.metadata.get("dataset")
     facts: dict[str, Any] = {
         "classes": found.classes or None,
         "channels": channels,
         "digit": channels == 1 and session.padding is None,  # prepared as one
+        # Drawn as images of a built-in data set are, bright on black: nothing inverts it later.
+        "dark": channels == 1 and session.padding is not None and dataset in DATASETS,
         "size": [height, width],
-        "dataset": session.metadata.get("dataset"),
+        "dataset": dataset,
         "run": session.metadata.get("run"),
         "sha256": hashlib.sha256(found.content).hexdigest(),
         "maxPixels": MAX_PIXELS,

@@ -286,7 +286,8 @@ def _images(settings: FinetuneSettings, about: About) -> data.Split:
     splitting = {key: getattr(typed, key) for key in SPLIT}
     if "val_by" not in about.settings:  # then it was split by class
         splitting["val_by"] = "class"
-    split = data.load_split(**place, **splitting)
+    each_class = about.data.split_sha256 is not None
+    split = data.load_split(**place, **splitting, each_class=each_class)
     about.data.check_same(split.facts(), about.storage.uri, place["data_dir"])
     return split
 
@@ -331,6 +332,10 @@ def _with_resources(
     cpus = settings.cpus
     if not cpus:  # a node that an autoscaler brings is not known yet, and its head has no CPUs
         cpus = cluster.most_cpus(gpus, cluster.with_free) or 1.0
+        most = max((node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU")), default=0)
+        if cpus < most:
+            taken = f"takes {cpus:g} CPUs, as others of the {most:g} are taken"
+            print(f"finetune: {taken}; --cpus N waits for N", flush=True)
     if scales:
         maximum = {"CPU": cpus, "GPU": gpus}
     cluster.check_fits(cpus, gpus, nodes, maximum, ("--cpus", "--gpus"))

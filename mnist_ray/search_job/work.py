@@ -158,6 +158,7 @@ def load_split(
         folds=settings.folds,
         reading=reading,
         download=not resumed or trust.may_download(settings.data_dir, given),
+        each_class=not resumed or resumed.data.split_sha256 is not None,
     )
     if settings.train is None:
         labels = split.images.labels[split.val]

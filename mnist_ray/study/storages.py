@@ -28,15 +28,17 @@ Refuse = Callable[[str], NoReturn]
 
 
 @contextlib.contextmanager
-def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
+def opened(place: str, flag: str = "--study", *, new: bool = True) -> Iterator[BaseStorage]:
     """Optuna's storage at a URL, a FILE.journal or "memory".
 
     Args:
         place: ${VAR} in it stands for an environment variable's value.
         flag: the option that named the place, for the messages.
+        new: whether a file that is missing is made.
 
     Raises:
-        SettingsError: the place is unknown, its driver is missing, or nothing answers there.
+        SettingsError: the place is unknown, its driver or file is missing, or nothing answers
+            there.
     """
     url = expanded(place, flag)
     shown = masked(url)
@@ -47,6 +49,8 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
     def refuse(why: str) -> NoReturn:
         raise SettingsError(f"{flag}: {shown} cannot be opened: {scrubbed(why, url)}")
 
+    if not new and (file := file_of(url)) is not None and not file.is_file():
+        raise SettingsError(f"{flag}: {shown}: there is no such file")
     if url == "memory":
         yield InMemoryStorage()
     elif url.endswith(".journal") and not separator:
@@ -62,6 +66,16 @@ def opened(place: str, flag: str = "--study") -> Iterator[BaseStorage]:
             url = f"{kind}+{driver or DRIVERS[kind]}://{rest}"
         with servers.opened(url, shown, refuse) as storage:
             yield storage
+
+
+def file_of(place: str) -> Path | None:
+    """The file of a journal or an SQLite database, which would make a missing one; else None."""
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return Path(place) if place.endswith(".journal") else None
+    path = rest.partition("?")[0].removeprefix("/")
+    is_path = scheme.partition("+")[0] == "sqlite" and path and not path.startswith("file:")
+    return Path(path) if is_path else None
 
 
 def expanded(place: str, flag: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,7 +17,7 @@ from mnist_ray.settings.secrets import check_unambiguous
 from mnist_ray.storage import RunStorage
 from mnist_ray.study import journal
 from mnist_ray.study.paused import pruned_if_paused
-from mnist_ray.study.storages import ALLOWED, SCHEMES, expanded, opened
+from mnist_ray.study.storages import ALLOWED, SCHEMES, expanded, file_of, opened
 from mnist_ray.study.studies import PURPOSE, check_study, differing, existing
 from mnist_ray.study.suggestions import Space
 from mnist_ray.study.trials import SOURCE, record_of
@@ -98,15 +97,14 @@ def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
     scheme = place.partition("://")[0].partition("+")[0]
     if scheme in SCHEMES or place.endswith(".journal") or place.startswith("${"):
         url = expanded(place, FLAG)
-        if (file := _file_of(url)) is not None and not file.is_file():
-            raise SettingsError(f"{FLAG}: {masked(place)}: there is no such file")
-        if file is not None and "://" not in url:  # read only: it may be another person's
-            file = file.resolve()
+        file = file_of(url)
+        if file is not None and "://" not in url and file.is_file():
+            file = file.resolve()  # read only: it may be another person's
             with _named_flag(CorruptFileError, WorkError):
                 kept = journal.read(RunStorage(str(file.parent)), file.name)
             yield _named(kept, name, masked(place))
             return
-        with opened(place, FLAG) as storage:
+        with opened(place, FLAG, new=False) as storage:
             yield _named(storage, name, masked(place))
         return
     run = RunStorage(place)
@@ -125,16 +123,6 @@ def _older_study(place: str, name: str) -> Iterator[optuna.Study]:
     with _named_flag(CorruptFileError):
         kept = journal.read(run, layout.JOURNAL)
     yield _named(kept, name or settings.get("study_name") or about.name, place)
-
-
-def _file_of(place: str) -> Path | None:
-    """The file of a journal or an SQLite database, which would make a missing one; else None."""
-    scheme, separator, rest = place.partition("://")
-    if not separator:
-        return Path(place) if place.endswith(".journal") else None
-    path = rest.partition("?")[0].removeprefix("/")
-    is_path = scheme.partition("+")[0] == "sqlite" and path and not path.startswith("file:")
-    return Path(path) if is_path else None
 
 
 @contextlib.contextmanager

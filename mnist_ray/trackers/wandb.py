@@ -1,5 +1,6 @@
 """Weights & Biases: a run for each trial, in a group named like the search's run."""
 
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,16 @@ from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
 from mnist_ray.trackers.tracker import quoted
 
-# For which W&B's own end of this process waits for its server; without a limit, it waits for ever.
-FINISH_SECONDS = 30.0
-LIMITS: dict[str, Any] = (  # older versions have no such limit
-    {"finish_timeout": FINISH_SECONDS} if "finish_timeout" in wandb.Settings.model_fields else {}
-)
+log = logging.getLogger(__name__)
+
+# For which a trial's end, and W&B's own end of this process, wait for its server; without a limit
+# they wait for ever.
+FINISH_SECONDS = 60.0
+LIMITS: dict[str, Any] = {  # older versions have none
+    name: value
+    for name, value in (("finish_timeout", FINISH_SECONDS), ("finish_timeout_raises", True))
+    if name in wandb.Settings.model_fields
+}
 
 
 class WandB:
@@ -95,7 +101,7 @@ class WandB:
         if state != "RUNNING":
             ended = {"state": state, "reason": record.reason, "n_parameters": record.n_parameters}
             run.summary.update(ended)
-            run.finish(exit_code=1 if state == "FAIL" else 0)
+            self._finish(run, number, 1 if state == "FAIL" else 0)
             del self.runs[number]
             self.closed.add(number)
 
@@ -116,8 +122,19 @@ class WandB:
 
     def end(self, status: str) -> None:
         """See Tracker: open trials can be continued later."""
-        for run in self.runs.values():
-            run.finish(exit_code=0 if status == "FINISHED" else 1)
+        for number, run in self.runs.items():
+            self._finish(run, number, 0 if status == "FINISHED" else 1)
+
+    def _finish(self, run: Any, number: int, exit_code: int) -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except TimeoutError:
+            place = quoted(self.folder or os.environ.get("WANDB_DIR") or ".")
+            log.warning(
+                "--wandb: the server did not take trial %d whole in %g s; the rest is on disk: "
+                "wandb sync %s/wandb/run-*",
+                *(number, FINISH_SECONDS, place),
+            )
 
     def confirmed(self, found: Sequence[Confirmed]) -> None:
         """See Tracker. Each trial's run is opened again and has mean, spread and `chosen`."""

@@ -117,9 +117,8 @@ class FunctionTrial(EpochTrial):
     def epoch(self) -> Result:
         """Runs the function to its next yield, or reports the last epoch of the checkpoint."""
         if self.steps is None:
-            # As the files hold them: the second job gives the function the same values. An error
-            # here is the trial's, and in `begin` would be its worker's.
-            self.hp = hyperparameters.plain(self.hp, "the dict of the space")
+            # An error here is the trial's, and in `begin` would be its worker's.
+            self.kept_hp = hyperparameters.plain(self.hp, "the dict of the space")
             loaded = self._load()
             self.steps = self._started()
             if loaded:
@@ -187,7 +186,7 @@ class FunctionTrial(EpochTrial):
             metadata = {
                 "number": self.shown,
                 "row": {k: v for k, v in row.items() if math.isfinite(cast(float, v))},  # for JSON
-                "hyperparameters": self.hp,
+                "hyperparameters": self.kept_hp,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
             self.best_parameters = self.n_parameters

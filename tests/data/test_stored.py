@@ -185,6 +185,10 @@ def test_a_part_of_its_own_training_images_keeps_each_class(tmp_path: Path) -> N
     for side, count in ((found.train, 12), (found.val, 11)):
         assert len(side) == count
         assert set(found.images.labels[side]) == {0, 1, 2}
+    with pytest.raises(SettingsError, match="^--val-images 2: allowed are 3 to 100 "):
+        load_split(f"npz:{tmp_path / 'a.npz'}", val_images=2)
+    older = load_split(f"npz:{tmp_path / 'a.npz'}", val_images=2, each_class=False)
+    assert len(older.val) == 2
 
 
 def test_a_validation_part_that_is_the_training_part_is_refused(tmp_path: Path) -> None:

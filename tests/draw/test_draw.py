@@ -666,3 +666,24 @@ def test_the_page_says_how_a_picture_is_prepared(
     draw.export(str(tmp_path / "model.onnx"), str(tmp_path / "site"))
     page = opened(f"file://{tmp_path}/site/index.html")
     assert page.inner_text("#made") == f"28 × 28 pixels, {made}"
+
+
+def test_one_draws_bright_on_black_where_nothing_inverts_it(
+    browser: Any, opened: Opened, tmp_path: Path
+) -> None:
+    facts = {"dataset": "fashion-mnist", "padding": "black", "classes": DIGITS}
+    (tmp_path / "model.onnx").write_bytes(export(models.build(HP).eval(), HP, facts))
+    draw.export(str(tmp_path / "model.onnx"), str(tmp_path / "site"))
+    page = opened(f"file://{tmp_path}/site/index.html")
+    assert page.inner_text("#best") == "Nothing drawn"
+    assert not seen(page).any()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.8 * box["height"], steps=9)
+    page.mouse.up()
+    settle(page)
+    assert page.inner_text("#best") != "Nothing drawn"
+    image = seen(page)[..., 0]
+    assert image[14, 14] > 200
+    assert not image[:, :5].any()

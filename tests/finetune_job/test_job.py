@@ -677,3 +677,28 @@ def test_resources_that_would_not_be_used_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=f"^{flag}: .* is not allowed; expected "):
         job.finetune(FinetuneSettings(run=run.uri, **options))  # type: ignore[arg-type]
+
+
+def test_fewer_cpus_than_a_node_has_are_told_of(
+    in_task: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stage on one of eight CPUs takes hours, and nothing else says why."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Task:
+        cpus: float = 0.0
+        gpus: float = 0.0
+
+    in_task(None)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 8.0}])
+    settings = FinetuneSettings(run="run", gpus=0.0)
+    for free, line in (
+        (8.0, ""),
+        (1.0, "finetune: takes 1 CPUs, as others of the 8 are taken; --cpus N waits for N\n"),
+    ):
+        monkeypatch.setattr(cluster, "most_cpus", lambda gpus, nodes, n=free: n)
+        task: Any = Task()
+        assert job._with_resources(task, settings).cpus == free
+        assert capsys.readouterr().out == line

@@ -142,6 +142,21 @@ def test_a_run_of_before_records_no_split(tmp_path: Path) -> None:
     resumes(settings, About.read(about.storage, "--resume"))
 
 
+def test_a_run_of_before_may_lack_classes_in_its_validation_part(tmp_path: Path) -> None:
+    """It cannot be divided otherwise any more."""
+    parts = ["train" if i % 3 else "val" for i in range(len(GROUPS))]
+    settings = SearchSettings(dataset=table(GROUPS, WEIGHTS, parts), val_by="own", val_images=1)
+    with pytest.raises(SettingsError, match="^--val-images 1: allowed are "):
+        work.load_split(settings, None)
+    about = begun(dataclasses.replace(settings, val_images=None))
+    raw = about.storage.read_json(layout.RUN)
+    del raw["data"]["split_sha256"]
+    raw["settings"]["val_images"] = 1
+    about.storage.write_json(layout.RUN, raw)
+    resumed = About.read(about.storage, "--resume")
+    assert len(work.load_split(settings, resumed).val) == 1
+
+
 def test_the_split_s_digest_is_of_its_values_alone() -> None:
     split = data.load_split(
         "digits", val_images=200, reading=data.Reading(class_weights="balanced")

@@ -455,7 +455,7 @@ def test_a_failing_begin_is_one_line(tmp_path: Path) -> None:
 
 
 def test_wandb_offline_has_a_run_for_each_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
@@ -470,8 +470,16 @@ def test_wandb_offline_has_a_run_for_each_trial(
     assert tracker.closed == {0, 1, 2}
     assert set(tracker.runs) == {3}
     # Else the end of the process would wait for a server that has gone away for ever.
-    assert tracker.runs[3].settings.finish_timeout == 30
+    assert tracker.runs[3].settings.finish_timeout == 60
+    finish = tracker.runs[3].finish
+
+    def late(**options: Any) -> None:
+        finish(**options)
+        raise TimeoutError
+
+    monkeypatch.setattr(tracker.runs[3], "finish", late)
     tracker.end("FINISHED")
+    assert "did not take trial 3 whole in 60 s; the rest is on disk: wandb sync " in caplog.text
     names = [
         folder.name.rpartition("-mine-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")
     ]

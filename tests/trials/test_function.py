@@ -146,22 +146,31 @@ def test_a_state_that_it_cannot_take_is_none(own: types.ModuleType, tmp_path: Pa
         assert [row["epoch"] for row in result.get("rows", [result])] == epochs
 
 
-def test_its_hyperparameters_are_plain_and_a_copy(own: types.ModuleType, tmp_path: Path) -> None:
-    """The second job, which reads them from a file, gets the same."""
+def test_its_hyperparameters_are_a_copy_and_kept_plain(
+    own: types.ModuleType, tmp_path: Path
+) -> None:
+    """It gets what the space gave, as a tuple; the second job gets what the file holds."""
     found: list[Any] = []
 
     def changing(hp: dict) -> Iterator[dict]:
-        found.append(type(hp["n"]))
+        found.append(hp["sizes"])
         hp["layers"].append(7)
         yield {"score": hp["n"] / 100}
 
-    values = {"n": np.int64(3), "rate": np.float32(0.5), "on": np.bool_(1), "layers": [1]}
+    values: dict[str, Any] = {
+        "n": np.int64(3),
+        "rate": np.float32(0.5),
+        "on": np.bool_(1),
+        "layers": [1],
+    }
+    values["sizes"] = (2, 3)
     trial = trial_of(tmp_path, changing, values)
     assert trial.train()["val_metric"] == 0.03
     trial.stop()
     best = json.loads((tmp_path / trial_folder(3) / "best.json").read_text())
-    assert best["hyperparameters"] == {"n": 3, "rate": 0.5, "on": True, "layers": [1]}
-    assert found == [int]
+    plain = {"n": 3, "rate": 0.5, "on": True, "layers": [1], "sizes": [2, 3]}
+    assert best["hyperparameters"] == plain
+    assert found == [(2, 3)]
     assert values["layers"] == [1]
 
 
@@ -469,7 +478,8 @@ def test_a_hyperparameter_that_json_cannot_hold_is_refused_before_the_start(
             {"train_data": "own:failing"},
             r"--train-data: 'own:failing' failed: .*test_function\.py:\d+: ValueError: no file",
         ),
-        ({"train_data": "own:leaving"}, r"--train-data: .* the code called sys.exit\(\)$"),
+        # W&B, once loaded, puts an exit of its own in place of Python's, which gives 0.
+        ({"train_data": "own:leaving"}, r"--train-data: .* the code called sys.exit\(0?\)$"),
         ({"space": "convnet"}, "--space: 'convnet' is for images"),
         ({"augment": "shift"}, "--augment: is for networks, and --train own:train"),
         ({"objectives": "accuracy,parameters", "metric": "val_accuracy"}, "--objectives: is for"),

@@ -72,6 +72,7 @@ let bars = [];
 let later = 0;
 
 function present({ image, p, known, several, maps }, source) { // p: a probability a class, null where nothing is drawn
+  if (!$("hint").hidden) p = null; // of an empty sheet too, a network has an opinion
   paint($("seen"), image, GREY ? 1 : 3, 0, 1);
   const best = p ? p.indexOf(Math.max(...p)) : -1;
   makeBars(p ? p.length : FACTS.classes?.length ?? 0);
@@ -139,7 +140,7 @@ let at = null; // the pen's place
 let keyPen = { x: SIZE / 2, y: SIZE / 2, down: false };
 
 function wipe() {
-  paper.fillStyle = "#fff";
+  paper.fillStyle = FACTS.dark ? "#000" : "#fff";
   paper.fillRect(0, 0, SIZE, SIZE);
   sheet.classList.remove("photo");
   $("hint").hidden = false;
@@ -161,7 +162,7 @@ function drawing() {
 function stroke(from, to) {
   if (sheet.classList.contains("photo")) wipe();
   $("hint").hidden = true;
-  paper.strokeStyle = "#000";
+  paper.strokeStyle = FACTS.dark ? "#fff" : "#000";
   paper.lineWidth = PEN;
   paper.lineCap = "round";
   paper.beginPath();
@@ -270,7 +271,8 @@ async function openFile(file) {
   const scale = SIZE / Math.max(width, height);
   const box = [(SIZE - width * scale) / 2, (SIZE - height * scale) / 2, width * scale, height * scale];
   paper.clearRect(0, 0, SIZE, SIZE);
-  paper.fillRect(...box); // white, where the picture is transparent
+  paper.fillStyle = "#fff"; // where the picture is transparent
+  paper.fillRect(...box);
   paper.imageSmoothingEnabled = scale < 1;
   paper.imageSmoothingQuality = "high";
   paper.drawImage(bitmap, ...box);
@@ -315,6 +317,7 @@ if (!GREY) {
   canvas.setAttribute("aria-label", "The picture");
   $("keys").hidden = true;
 }
+sheet.classList.toggle("dark", FACTS.dark);
 wipe();
 makeBars(FACTS.classes?.length ?? 0);
 $("best").textContent = "Starting…";
