@@ -16,7 +16,6 @@ import ray
 from ray._private.authentication import authentication_token_setup
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
@@ -28,6 +27,7 @@ from mnist_ray.cluster.patches import any_agent_port, same_sigterm, shutdown
 from mnist_ray.cluster.resources import Cluster, Resources, capacity, environment
 from mnist_ray.errors import SettingsError, WorkError, first_line, printable
 from mnist_ray.settings import masked
+from mnist_ray.settings.checks import JOB_CONFIG
 from mnist_ray.storage import RunStorage
 
 HEAD_SECONDS = 20.0  # in which a head must answer, though it may be busy
@@ -86,7 +86,7 @@ def _carried() -> dict[str, str]:
 
     A submitted job's environment may have them already, and Ray refuses to be told twice.
     """
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    submitted = json.loads(os.environ.get(JOB_CONFIG) or "{}")
     known = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     return {name: os.environ[name] for name in CARRIED if name in os.environ and name not in known}
 

@@ -130,7 +130,9 @@ def capacity(cpus: float, gpus: float, each: Sequence[Resources], maximum: Resou
     return max(1, sum(map(hold, each)), hold(maximum))
 
 
-def most_cpus(gpus: float, with_free: Callable[[], Sequence[tuple[Resources, Resources]]]) -> float:
+def most_cpus(
+    gpus: float, with_free: Callable[[], Sequence[tuple[Resources, Resources]]]
+) -> tuple[float, float]:
     """The CPUs for one task that uses all it gets: the largest node's, or the most that are free.
 
     A submitted job may hold some itself (`--entrypoint-num-cpus`), for as long as the task runs.
@@ -140,7 +142,8 @@ def most_cpus(gpus: float, with_free: Callable[[], Sequence[tuple[Resources, Res
         with_free: gives what each living node has, and what of it is free now.
 
     Returns:
-        0 if no node has any. All of the largest node's, if nothing is free in FREE_SECONDS.
+        These, and all of the largest node's. Both are 0 if no node has any, and equal if nothing is
+        free in FREE_SECONDS.
     """
     deadline = time.monotonic() + FREE_SECONDS
     while True:
@@ -149,9 +152,9 @@ def most_cpus(gpus: float, with_free: Callable[[], Sequence[tuple[Resources, Res
         usable = (free.get("CPU", 0.0) for _, free in nodes if free.get("GPU", 0) >= gpus)
         most = max(usable, default=0.0)
         if most + ROUNDING >= largest:
-            return largest
+            return largest, largest
         if time.monotonic() > deadline:
-            return float(_whole(most)) or largest
+            return float(_whole(most)) or largest, largest
         time.sleep(min(0.5, FREE_SECONDS))
 
 

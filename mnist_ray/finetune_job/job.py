@@ -331,8 +331,8 @@ def _with_resources(
         gpus = float(bool(comes) or any(node.get("GPU") for node in nodes))
     cpus = settings.cpus
     if not cpus:  # a node that an autoscaler brings is not known yet, and its head has no CPUs
-        cpus = cluster.most_cpus(gpus, cluster.with_free) or 1.0
-        most = max((node.get("CPU", 0) for node in nodes if not gpus or node.get("GPU")), default=0)
+        cpus, most = cluster.most_cpus(gpus, cluster.with_free)
+        cpus = cpus or 1.0
         if cpus < most:
             taken = f"takes {cpus:g} CPUs, as others of the {most:g} are taken"
             print(f"finetune: {taken}; --cpus N waits for N", flush=True)

@@ -3,6 +3,7 @@
 Nothing is started and, but for a probe of the storage, nothing is written.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -180,7 +181,7 @@ def prepare(settings: SearchSettings) -> Plan:
         storage=storage,
         resumed=resumed,
         work=work,
-        space=functools.partial(found, **options),
+        space=lambda trial: found(trial, **copy.deepcopy(options)),  # it may change a list in them
         objective_names=names,
         sampling=_sampling(settings),
         scheduler=read_scheduler(settings),

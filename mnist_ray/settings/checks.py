@@ -11,6 +11,7 @@ from mnist_ray.settings import constraints, objectives
 from mnist_ray.settings.options import SearchSettings
 from mnist_ray.settings.text import duration, is_stored, key_values
 
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a submitted job: its settings as JSON
 COPY = "/runtime_resources/working_dir_files/"  # in the path of a submitted job's directory
 LEAST = {
     "trials": 1,
@@ -91,7 +92,7 @@ def check_lasting(flag: str, place: str) -> None:
     is_path = not mark or scheme == "sqlite"
     if not is_path or path.startswith(("/", "~", "$")) or not path:
         return
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and COPY in f"{os.getcwd()}/":
+    if JOB_CONFIG in os.environ and COPY in f"{os.getcwd()}/":
         raise SettingsError(
             f"{flag}: {place} is relative to Ray's temporary copy of the working directory, and "
             f"would be lost with it; give an absolute path that every node has, or s3://…"
@@ -100,7 +101,7 @@ def check_lasting(flag: str, place: str) -> None:
 
 def _check_lasting_data(dataset: str) -> None:
     """Raises SettingsError for images in the copy: a later job has another, and no --resume."""
-    if is_stored(dataset) and COPY in dataset and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if is_stored(dataset) and COPY in dataset and JOB_CONFIG in os.environ:
         raise SettingsError(
             f"--dataset: {dataset} is in Ray's temporary copy of the working directory, and would "
             "be lost with it; give an absolute path that this cluster's head will have again, "

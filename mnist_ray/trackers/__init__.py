@@ -25,7 +25,7 @@ from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings, load, masked
 from mnist_ray.settings.options import TRACKERS
 from mnist_ray.storage import RunStorage
-from mnist_ray.trackers.tracker import Tracker, commands
+from mnist_ray.trackers.tracker import PATIENCE, Tracker, commands
 
 __all__ = [
     "Tracker", "begin", "check", "commands", "confirmed", "following", "forget_unknown", "opened",
@@ -35,7 +35,6 @@ __all__ = [
 EVERY = 1.0  # seconds between two updates
 TRIES = 3  # of the last update
 LACK = "it does not have the search's end"
-PATIENCE = 60.0  # seconds that the end of a search waits for a tracker
 IN_A_HURRY = 1.5  # the same for a search that is interrupted
 
 

@@ -13,6 +13,8 @@ from mnist_ray.run.records import Records
 from mnist_ray.settings import SearchSettings, masked
 from mnist_ray.storage import RunStorage
 
+PATIENCE = 60.0  # seconds that the end of a search waits for a tracker
+
 
 class Tracker(Protocol):
     """A service that a search is written to. Only one thread at a time calls it."""

@@ -15,16 +15,15 @@ from mnist_ray.run.best import Confirmed
 from mnist_ray.run.records import Record, Records
 from mnist_ray.settings import scrubbed
 from mnist_ray.storage import RunStorage
-from mnist_ray.trackers.tracker import quoted
+from mnist_ray.trackers.tracker import PATIENCE, quoted
 
 log = logging.getLogger(__name__)
 
 # For which a trial's end, and W&B's own end of this process, wait for its server; without a limit
 # they wait for ever.
-FINISH_SECONDS = 60.0
 LIMITS: dict[str, Any] = {  # older versions have none
     name: value
-    for name, value in (("finish_timeout", FINISH_SECONDS), ("finish_timeout_raises", True))
+    for name, value in (("finish_timeout", PATIENCE), ("finish_timeout_raises", True))
     if name in wandb.Settings.model_fields
 }
 
@@ -133,7 +132,7 @@ class WandB:
             log.warning(
                 "--wandb: the server did not take trial %d whole in %g s; the rest is on disk: "
                 "wandb sync %s/wandb/run-*",
-                *(number, FINISH_SECONDS, place),
+                *(number, PATIENCE, place),
             )
 
     def confirmed(self, found: Sequence[Confirmed]) -> None:
@@ -142,4 +141,4 @@ class WandB:
             run = self._run(each.number)
             values = {"confirmed_mean": each.mean, "confirmed_spread": each.spread}
             run.summary.update({**values, "chosen": each is found[0]})
-            run.finish()
+            self._finish(run, each.number, 0)

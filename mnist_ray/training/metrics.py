@@ -54,7 +54,8 @@ def score_of(metric: str) -> Score | None:
         )
 
     def score(labels: np.ndarray, probabilities: np.ndarray) -> float:
-        return float(own(labels, probabilities))
+        # It may sort them in place, and the labels judge the next epoch too.
+        return float(own(labels.copy(), probabilities.copy()))
 
     return score
 

@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from ray import exceptions
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from mnist_ray.cluster import Cluster, joined
 from mnist_ray.errors import SettingsError, WorkError
+from mnist_ray.settings.checks import JOB_CONFIG
 from mnist_ray.storage import RunStorage
 from mnist_ray.training import step
 from tests.support.runs import SMALL, finish, search
@@ -74,9 +74,9 @@ def test_variables_of_ours_reach_the_workers(monkeypatch: pytest.MonkeyPatch, ke
         assert cluster.runtime_env == ({} if keep else {"env_vars": both})
     # What a submitted job's environment has already: Ray refuses to be told twice.
     submitted = {"runtime_env": {"env_vars": {step.SWITCH: "0"}}, "metadata": {}}
-    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps(submitted))
+    monkeypatch.setenv(JOB_CONFIG, json.dumps(submitted))
     assert joined._carried() == {"MNIST_RAY_STORAGE_RETRY_SECONDS": "300"}
-    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, '{"runtime_env": null}')
+    monkeypatch.setenv(JOB_CONFIG, '{"runtime_env": null}')
     assert joined._carried() == both
 
 

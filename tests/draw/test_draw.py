@@ -510,16 +510,22 @@ def browser_pixels(page: Any, file: Path) -> np.ndarray:
     )
 
 
+def draw_line(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """With the mouse, from one place to another: shares of the sheet's width and height."""
+    box = page.locator("#canvas").bounding_box()
+    (x, y), (to_x, to_y) = start, end
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + to_x * box["width"], box["y"] + to_y * box["height"], steps=15)
+    page.mouse.up()
+    settle(page)
+
+
 def test_a_stroke_of_the_mouse(predicted: Predictor, address: str, opened: Opened) -> None:
     page = opened(address)
     assert page.inner_text("#best") == "Nothing drawn"
     assert not seen(page).any()
-    box = page.locator("#canvas").bounding_box()
-    page.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + 0.2 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.48 * box["width"], box["y"] + 0.8 * box["height"], steps=15)
-    page.mouse.up()
-    settle(page)
+    draw_line(page, (0.55, 0.2), (0.48, 0.8))
     assert_drawn(page, predicted)
     assert page.inner_text("#best") == "1"
     page.get_by_role("button", name="Clear").click()
@@ -677,12 +683,7 @@ def test_one_draws_bright_on_black_where_nothing_inverts_it(
     page = opened(f"file://{tmp_path}/site/index.html")
     assert page.inner_text("#best") == "Nothing drawn"
     assert not seen(page).any()
-    box = page.locator("#canvas").bounding_box()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.8 * box["height"], steps=9)
-    page.mouse.up()
-    settle(page)
+    draw_line(page, (0.5, 0.2), (0.5, 0.8))
     assert page.inner_text("#best") != "Nothing drawn"
     image = seen(page)[..., 0]
     assert image[14, 14] > 200

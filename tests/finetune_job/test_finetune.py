@@ -244,16 +244,15 @@ def test_from_an_onnx_file(
     assert manifest["lineage"][0]["test_accuracy"] == before["test_accuracy"]
 
 
+def on_ray(program: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A program of tests/programs, which joins a Ray that runs."""
+    command = [sys.executable, str(PROGRAMS / program)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=90)
+
+
 def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
     """Where other work has the CPUs, for hours perhaps."""
-    out = subprocess.run(
-        [sys.executable, str(PROGRAMS / "finetune_waits.py")],
-        cwd=ROOT,
-        env=ray_head,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    out = on_ray("finetune_waits.py", ray_head)
     lines = out.stdout.splitlines()
     assert lines[0] == (
         "the fine-tuning has not begun; it waits for a worker on one node with "
@@ -265,14 +264,7 @@ def test_it_says_what_it_waits_for(ray_head: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_it_does_not_wait_for_a_cpu_that_its_own_job_holds(ray_head: dict[str, str]) -> None:
     """As the supervisor of a job that was submitted with `--entrypoint-num-cpus 1`."""
-    out = subprocess.run(
-        [sys.executable, str(PROGRAMS / "finetune_of_what_is_free.py")],
-        cwd=ROOT,
-        env=ray_head,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    out = on_ray("finetune_of_what_is_free.py", ray_head)
     assert out.stdout.splitlines() == ["1 CPUs begun"], out.stdout + out.stderr
 
 

@@ -692,13 +692,13 @@ def test_fewer_cpus_than_a_node_has_are_told_of(
         gpus: float = 0.0
 
     in_task(None)
-    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 8.0}])
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 8.0}])  # for check_fits
     settings = FinetuneSettings(run="run", gpus=0.0)
     for free, line in (
         (8.0, ""),
         (1.0, "finetune: takes 1 CPUs, as others of the 8 are taken; --cpus N waits for N\n"),
     ):
-        monkeypatch.setattr(cluster, "most_cpus", lambda gpus, nodes, n=free: n)
+        monkeypatch.setattr(cluster, "most_cpus", lambda gpus, nodes, n=free: (n, 8.0))
         task: Any = Task()
         assert job._with_resources(task, settings).cpus == free
         assert capsys.readouterr().out == line

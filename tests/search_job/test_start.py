@@ -23,6 +23,7 @@ from mnist_ray.run.about import About, now
 from mnist_ray.run.checkpoint import unpack
 from mnist_ray.run.layout import START
 from mnist_ray.run.publication import read_verified
+from mnist_ray.search_job.plan import prepare
 from mnist_ray.search_job.start import Start, read_start
 from mnist_ray.settings import SearchSettings, resolved
 from mnist_ray.storage import RunStorage
@@ -269,3 +270,21 @@ def test_from_a_model_to_a_better_one(
     }
     assert manifest["lineage"][1]["lr"] == story["hyperparameters"]["lr"]
     assert manifest["test_accuracy"] > 0.8
+
+
+def test_a_space_of_ones_own_gets_the_start_anew_each_time(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_start.py").write_text(
+        "def space(trial, data, start):\n"
+        "    trial.suggest_float('lr', 0.01, 0.1)\n"
+        "    start['image_size'].append(1)\n"
+        "    sides = start['image_size']\n"
+        "    return start | {'image_size': sides[:2], 'n': len(sides)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = dataclasses.replace(settings(model, "own_start:space"), storage=str(tmp_path))
+    plan = prepare(given)
+    trial = optuna.create_study().ask
+    assert [plan.space(trial())["n"] for _ in range(2)] == [3, 3]

@@ -492,9 +492,9 @@ def test_wandb_offline_has_a_run_for_each_trial(
         run = opened(number)
         finish = run.finish
 
-        def finished() -> None:
+        def finished(exit_code: int) -> None:
             summaries.append(dict(run.summary))
-            finish()
+            finish(exit_code=exit_code)
 
         run.finish = finished
         return run

@@ -124,6 +124,8 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "def broken(labels, probabilities):\n    return labels.nothing\n"
         "def nan(labels, probabilities):\n    return float('nan')\nnumber = 3\n"
         "def leaves(labels, probabilities):\n    raise SystemExit\n"
+        "def sorts(labels, probabilities):\n    labels.sort()\n    probabilities.sort()\n"
+        "    return 1\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -132,9 +134,15 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     score = score_of("own_metric:cost@min")
     assert score is not None
     assert score(labels, np.eye(4)[labels]) == 0
+    given = labels.copy(), np.eye(4)[labels]
+    sorting = score_of("own_metric:sorts")
+    assert sorting is not None
+    sorting(*given)
+    for each, before in zip(given, (labels, np.eye(4)[labels]), strict=True):
+        np.testing.assert_array_equal(each, before)
     for name, said in {
         "own_metric:broken": r"failed: .*own_metric.py:4: AttributeError",
-        "own_metric:leaves": r"failed: .*own_metric.py:9: the code called sys.exit\(0?\)",
+        "own_metric:leaves": r"failed: .*own_metric.py:9: the code called sys.exit\(\)",
         "own_metric:nan": "gives nan for random answers",
         "own_metric:number": "is of type int",
         "own_metric:gone": "cannot be imported",
